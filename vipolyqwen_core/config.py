@@ -1,0 +1,331 @@
+"""Settings of a run, as frozen dataclasses that check themselves; one section a component.
+
+A recipe (`vipolyqwen_core.recipes`) is a function that returns one complete `Recipe`. Its JSON lies beside
+every checkpoint and in the MLflow run: `Recipe` -> `to_json` -> `from_json` gives an equal object, and a key
+that is unknown or a value that is out of range is refused with its place.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from vipolyqwen_core.contract import EMBEDDING_DIM, Task
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+T = TypeVar("T")
+
+
+class Pooling(StrEnum):
+    """How the hidden states of a segment become one vector."""
+
+    ATTENTION = "attention"
+    MULTI_HEAD_ATTENTION = "multi_head_attention"
+    MEAN = "mean"
+    LAST = "last"
+
+
+class Negatives(StrEnum):
+    """Where the candidates of an anchor come from."""
+
+    CHUNK = "chunk"  # one chunk, over all ranks
+    STEP = "step"  # the whole optimizer step, by cached gradients
+
+
+class TaskBatching(StrEnum):
+    """Which tasks share a step."""
+
+    MIXED = "mixed"
+    HOMOGENEOUS = "homogeneous"
+    SUB_BATCHES = "sub_batches"
+
+
+class Precision(StrEnum):
+    """Type of the backbone's arithmetic. Losses are float32 at least."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Distribution(StrEnum):
+    """How processes share the model."""
+
+    NONE = "none"
+    DATA_PARALLEL = "data_parallel"
+    FSDP2 = "fsdp2"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelSettings:
+    """The head on the backbone."""
+
+    pooling: Pooling = Pooling.ATTENTION
+    """How hidden states become one vector."""
+    pooling_heads: Positive = 8
+    """Context vectors of `multi_head_attention`."""
+    embedding_dim: Positive = EMBEDDING_DIM
+    """Dimension of the embedding."""
+    matryoshka_dims: tuple[Positive, ...] = ()
+    """Shorter slices that are trained as embeddings too; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProcessingSettings:
+    """From text and pictures to tokens and patches. Part of the model's contract."""
+
+    min_pixels: Positive = 56 * 56
+    """Smaller pictures are enlarged to this area."""
+    max_pixels: Positive = 1024 * 28 * 28
+    """Larger pictures are reduced to this area: at most 1,024 visual tokens."""
+    max_tokens: Positive = 8192
+    """Longest side of a pair; text beyond it is cut, a picture never."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ProcessingSettings":
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CurationSettings:
+    """Which rows are kept."""
+
+    min_chars: Positive = 1
+    """Shortest text of a side without pictures."""
+    max_chars: Positive = 100_000
+    """Longest text of a side."""
+    max_repetition: Share = 0.9
+    """Largest share of a side of 100 characters or more that one repeated line or word may fill."""
+    max_image_pixels: Positive = 100_000_000
+    """Larger pictures are rejected before they are decoded."""
+    near_duplicate_threshold: Share = 0.85
+    """Jaccard similarity of character 5-grams from which a side counts as a near duplicate."""
+    min_linking_chars: Positive = 32
+    """Shorter text-only sides link nothing."""
+    dialogue_turns: Annotated[str, Field(pattern="^(last|each)$")] = "last"
+    """Which assistant turns of a dialogue become pairs."""
+    seed: int = 0
+    """Seed of the signatures."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitSettings:
+    """Which rows train and which evaluate."""
+
+    eval_share: Share = 0.05
+    """Expected share of new components that evaluate."""
+    max_eval_pairs: Positive = 5000
+    """Evaluation rows at most; components beyond it train."""
+    max_component_share: Share = 0.05
+    """A larger component is a blocking error: the links are wrong."""
+    seed: int = 0
+    """Seed of the hash that assigns new components."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ObjectiveSettings:
+    """Losses. Terms by task are fixed in `vipolyqwen_core.objectives.routing`."""
+
+    temperature: PositiveFloat = 0.07
+    """Divides the similarities in `info_nce`."""
+    margin: NonNegativeFloat = 0.2
+    """Of `triplet_margin`, in cosine units."""
+    positive_score: Share = 0.5
+    """A scored pair is a positive of `info_nce` from here on; below it, it only regresses."""
+    term_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Weight of a term (`info_nce`, `score_mse`, `cosine`, `triplet_margin`); 1.0 where absent."""
+    task_weights: dict[Task, NonNegativeFloat] = Field(default_factory=dict)
+    """Weight of a task; 1.0 where absent."""
+    cross_task_negatives: bool = False
+    """Let candidates come from other tasks too."""
+    uniformity_weight: NonNegativeFloat = 0.0
+    """Weight of the uniformity term (Wang and Isola 2020)."""
+    dynamic_task_weights: bool = False
+    """Weigh each task by the inverse of its running loss."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BatchSettings:
+    """The plan of batches."""
+
+    pairs_per_step: Positive = 768
+    """Pairs of an optimizer step, over all ranks."""
+    chunk_tokens: Positive = 16_384
+    """Tokens of one forward and backward on one rank."""
+    chunk_patches: Positive = 65_536
+    """Picture patches of one forward and backward on one rank."""
+    chunk_pairs: Positive | None = None
+    """Pairs of a chunk at most; none: only the budgets count."""
+    negatives: Negatives = Negatives.CHUNK
+    """Where candidates come from."""
+    task_batching: TaskBatching = TaskBatching.MIXED
+    """Which tasks share a step."""
+    sub_batch_pairs: Positive = 64
+    """Size of a sub-batch of one task."""
+    prefix_dropout: Share = 0.1
+    """Share of the uses of a row without prefix, by hash(seed, epoch, sample_id)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerSettings:
+    """AdamW and its schedule. Norms, biases and the pooling context do not decay."""
+
+    learning_rate: PositiveFloat = 1e-4
+    """Peak."""
+    warmup_share: Share = 0.05
+    """Share of the steps that warm up linearly; the rest decays as a cosine to zero."""
+    weight_decay: NonNegativeFloat = 0.001
+    """Decoupled."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    beta1: Share = 0.9
+    """Decay of the first moment."""
+    beta2: Share = 0.999
+    """Decay of the second moment."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingSettings:
+    """The training process."""
+
+    epochs: Positive = 2
+    """Passes over the training set."""
+    max_steps: Positive | None = None
+    """Stop here; none: after the epochs."""
+    seed: int = 0
+    """Of the plan, the prefix dropout and everything random; a step's numbers derive from (seed, step)."""
+    precision: Precision = Precision.BFLOAT16
+    """Type of the backbone's arithmetic."""
+    distribution: Distribution = Distribution.FSDP2
+    """How processes share the model."""
+    processes: Positive = 4
+    """Processes on this machine, one a GPU."""
+    loader_workers: NonNegative = 8
+    """Processes that decode and tokenise, on each rank; 0: in the main process."""
+    activation_checkpointing: bool = True
+    """Compute activations twice to hold them once."""
+    log_steps: Positive = 10
+    """Steps between two lines of metrics."""
+    save_steps: Positive = 200
+    """Steps between two checkpoints: what a killed machine costs."""
+    eval_steps: Positive | None = None
+    """Steps between two quick evaluations, which choose the best checkpoint; none: only the last counts."""
+    keep_checkpoints: Positive = 3
+    """Newest checkpoints that are kept, besides the best."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationSettings:
+    """The judge of a model."""
+
+    batch_tokens: Positive = 16_384
+    """Tokens encoded at once; no score depends on it."""
+    bootstrap_samples: Positive = 1000
+    """Resamples of a paired bootstrap."""
+    confidence: Share = 0.95
+    """Of its interval."""
+    min_distinct_targets: Positive = 50
+    """A pool needs so many distinct targets to count in the primary metric..."""
+    min_pairs: Positive = 150
+    """... and so many pairs."""
+    gallery_queries: NonNegative = 4
+    """Queries of each task shown with their hits in the report."""
+    seed: int = 0
+    """Of the resamples and the gallery."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RegistrySettings:
+    """When a version becomes champion."""
+
+    min_gain: NonNegativeFloat = 0.0
+    """Lower bound of the gain in the mean primary metric must exceed this."""
+    max_task_loss: NonNegativeFloat = 0.05
+    """No task's primary metric may fall by more."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportSettings:
+    """Vectors of the corpus."""
+
+    batch_tokens: Positive = 16_384
+    """Tokens encoded at once."""
+    index_min_rows: Positive = 10_000
+    """From here on the LanceDB table gets a vector index; below it a scan is exact and quick."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """All settings of a run."""
+
+    name: str
+    """Name of the recipe."""
+    backbone: str
+    """A hub id, a directory of that shape, or `tiny`: the built-in one."""
+    model: ModelSettings = ModelSettings()
+    processing: ProcessingSettings = ProcessingSettings()
+    curation: CurationSettings = CurationSettings()
+    split: SplitSettings = SplitSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    batches: BatchSettings = BatchSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    registry: RegistrySettings = RegistrySettings()
+    export: ExportSettings = ExportSettings()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingRun:
+    """What `python -m vipolyqwen_core.training --config run.json` is told."""
+
+    recipe: Recipe
+    """All settings."""
+    backbone: Path
+    """Directory of the backbone, or a hub id."""
+    training_set: Path
+    """Directory of the training set."""
+    output: Path
+    """Directory of this run: checkpoints, final model, tracebacks."""
+    source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Expected uses of a row an epoch, by source; 1.0 where absent."""
+    run_name: str = "training"
+    """Name of the MLflow run."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of the MLflow run: data digest, Dagster run id, git commit."""
+
+
+def to_json(settings: Any) -> str:
+    """The settings as indented JSON."""
+    return TypeAdapter(type(settings)).dump_json(settings, indent=2).decode()
+
+
+def from_json(kind: type[T], text: str | bytes, origin: str = "settings") -> T:
+    """Settings of the given kind out of JSON.
+
+    Raises:
+        ValueError: names `origin`, the key and what was expected
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence for each mistake: where it is, what is wrong, what was given."""
+    sentences = []
+    for mistake in error.errors():
+        place = ".".join(str(part) for part in mistake["loc"]) or "the whole"
+        given = "" if mistake["type"] == "missing" else f" (given: {str(mistake['input'])[:80]!r})"
+        sentences.append(f"{place}: {mistake['msg']}{given}")
+    return "; ".join(sentences)

@@ -1,0 +1,213 @@
+"""The manifest: a YAML file that describes the sources of a corpus.
+
+    sources:
+      - name: receipts                    # letters, digits, _ : partition key and folder name
+        task: ocr                         # text_pair, instr, ocr, vqa_single, vqa_multi
+        format: image_qa                  # see Format
+        paths: [receipts/*.jsonl]         # globs, relative to this file, or any fsspec URL
+        image_root: receipts/images       # pictures lie below it; nothing above it is ever read
+        languages: [vi, en]               # what is expected; the language itself is detected
+        license: CC BY 4.0
+        weight: 2.0                       # expected uses of a row an epoch
+        columns: {images: picture, query: question, target: answer}
+
+A manifest that is wrong is refused with the file, the source, the key and what was expected.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from vipolyqwen_core.config import STRICT, Positive, PositiveFloat
+from vipolyqwen_core.contract import Task
+
+
+class Format(StrEnum):
+    """Formats that are read."""
+
+    OWNER_JSONL = "owner_jsonl"  # one sample a line, `data_type` naming the kind; several tasks in a file
+    STS_TABLE = "sts_table"  # two texts and a score: CSV, TSV, JSONL, Parquet
+    ALPACA = "alpaca"  # instruction, input, output: JSON or JSONL
+    MESSAGES = "messages"  # ShareGPT-like dialogues with pictures, as LLaMA-Factory and ms-swift write them
+    IMAGE_QA = "image_qa"  # picture(s), question, answer: CSV, TSV, JSON, JSONL, Parquet
+    PARALLEL_LINES = "parallel_lines"  # line i of each file belongs together
+    ADAPTER = "adapter"  # a function of one's own
+
+
+TASKS_OF_FORMAT: dict[Format, frozenset[Task]] = {
+    Format.OWNER_JSONL: frozenset(Task),
+    Format.STS_TABLE: frozenset({Task.TEXT_PAIR}),
+    Format.ALPACA: frozenset({Task.INSTR}),
+    Format.MESSAGES: frozenset({Task.INSTR, Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
+    Format.IMAGE_QA: frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
+    Format.PARALLEL_LINES: frozenset({Task.TEXT_PAIR}),
+    Format.ADAPTER: frozenset(Task),
+}
+
+COLUMNS_OF_FORMAT: dict[Format, frozenset[str]] = {
+    Format.OWNER_JSONL: frozenset({"group_id", "positive_key", "negatives"}),
+    Format.STS_TABLE: frozenset({"query", "target", "score", "group_id", "positive_key", "negatives"}),
+    Format.ALPACA: frozenset({"instruction", "input", "target", "history", "group_id", "positive_key"}),
+    Format.MESSAGES: frozenset({"messages", "images", "role", "content", "group_id", "positive_key"}),
+    Format.IMAGE_QA: frozenset({"images", "query", "target", "group_id", "positive_key", "negatives"}),
+    Format.PARALLEL_LINES: frozenset({"query", "target", "score"}),
+    Format.ADAPTER: frozenset(),
+}
+"""Keys that `columns` may map to a field of the file (`a.b` reaches into nested objects), a 0-based column
+number of a table without header, or, for parallel lines, a file."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Source:
+    """One source of the manifest. Paths are absolute, or URLs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+    """Partition key and folder name."""
+    format: Format
+    """How to read it."""
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Globs or URLs of the files."""
+    task: Task | None = None
+    """The task; left out only for `owner_jsonl` and `adapter`, whose rows name their own."""
+    image_root: str | None = None
+    """Folder or URL that all pictures lie below."""
+    languages: tuple[str, ...] = ()
+    """Languages that are expected; for reports and checks, never believed."""
+    license: str = "unknown"
+    """For the model card."""
+    weight: PositiveFloat = 1.0
+    """Expected uses of a row an epoch."""
+    columns: dict[str, str | int] = Field(default_factory=dict)
+    """Our name -> field of the file."""
+    header: bool = True
+    """Whether a CSV or TSV begins with a line of names."""
+    score_range: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest score in the file; scaled to [0, 1]."""
+    query_text: str | None = None
+    """A fixed question, for pictures that come with an answer only: `image_qa` without a query column."""
+    adapter: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """`package.module:function`, for format `adapter`: called with the source and a file, yields records."""
+    max_rows: Positive | None = None
+    """Read so many records of each file at most."""
+    off_limits: bool = False
+    """A benchmark: its rows never train, and rows linked to them do not either."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Source":
+        if self.format is Format.ADAPTER and self.adapter is None:
+            raise ValueError("format adapter needs the key adapter: package.module:function")
+        if self.format is not Format.ADAPTER and self.adapter is not None:
+            raise ValueError(f"adapter is given, but format is {self.format.value}")
+        if self.task is None and self.format not in (Format.OWNER_JSONL, Format.ADAPTER):
+            raise ValueError(f"task is missing: format {self.format.value} does not name it by row")
+        if self.task is not None and self.task not in TASKS_OF_FORMAT[self.format]:
+            allowed = ", ".join(sorted(task.value for task in TASKS_OF_FORMAT[self.format]))
+            raise ValueError(f"format {self.format.value} holds {allowed}, not {self.task.value}")
+        for key in self.columns:
+            if key not in COLUMNS_OF_FORMAT[self.format]:
+                allowed = ", ".join(sorted(COLUMNS_OF_FORMAT[self.format])) or "no columns"
+                raise ValueError(f"columns.{key}: format {self.format.value} maps {allowed}")
+        if self.score_range[0] >= self.score_range[1]:
+            raise ValueError(f"score_range {list(self.score_range)}: the first must be below the second")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Manifest:
+    """All sources of a corpus, in the order of the file."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """The sources."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Manifest":
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sources: name {twice[0]!r} is used twice")
+        return self
+
+    def source(self, name: str) -> Source:
+        """The source of that name.
+
+        Raises:
+            ValueError: there is none
+        """
+        for source in self.sources:
+            if source.name == name:
+                return source
+        raise ValueError(f"no source {name!r} in the manifest: it has {', '.join(self.names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources, in order."""
+        return tuple(source.name for source in self.sources)
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """The manifest of a YAML file; its relative paths are taken from the file's folder.
+
+    Raises:
+        ValueError: names the file, the source, the key and what was expected
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"manifest {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
+        raise ValueError(f"manifest {path}: expected a mapping with a list `sources`")
+    folder = path.resolve().parent
+    anchored = {
+        **content,
+        "sources": [
+            _anchor(source, folder) if isinstance(source, dict) else source for source in content["sources"]
+        ],
+    }
+    try:
+        return TypeAdapter(Manifest).validate_python(anchored)
+    except ValidationError as error:
+        raise ValueError(f"manifest {path}: " + "; ".join(_mistakes(error, content["sources"]))) from error
+
+
+def _anchor(source: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The source with its relative paths made absolute. A lone string in `paths` is a list of one."""
+    anchored = dict(source)
+    if isinstance(paths := source.get("paths"), str):
+        anchored["paths"] = [paths]
+    if isinstance(anchored.get("paths"), list):
+        anchored["paths"] = [anchor_path(p, folder) if isinstance(p, str) else p for p in anchored["paths"]]
+    if isinstance(root := source.get("image_root"), str):
+        anchored["image_root"] = anchor_path(root, folder)
+    return anchored
+
+
+def anchor_path(path: str, folder: Path) -> str:
+    """The path as it is where it is a URL or absolute, else below the folder."""
+    return path if "://" in path else str(folder / Path(path).expanduser())
+
+
+def _mistakes(error: ValidationError, sources: list[Any]) -> Iterator[str]:
+    """One sentence for each mistake, with the name of the source where it has one."""
+    mistakes = error.errors()
+    if len(mistakes) > 1:  # pydantic counts the list that is left after refusing entries as too short
+        mistakes = [mistake for mistake in mistakes if mistake["type"] != "too_short"]
+    for mistake in mistakes:
+        place = [str(part) for part in mistake["loc"]]
+        if len(place) >= 2 and place[0] == "sources" and place[1].isdigit():
+            entry = sources[int(place[1])]
+            name = entry.get("name") if isinstance(entry, dict) else None
+            where = f"source {name!r}" if name else f"source number {int(place[1]) + 1}"
+            key = ".".join(place[2:])
+        else:
+            where, key = "the manifest", ".".join(place)
+        given = "" if mistake["type"] in ("missing", "value_error") else f", given {mistake['input']!r:.80}"
+        message = mistake["msg"].removeprefix("Value error, ")
+        yield f"{where}, {f'key {key!r}: ' if key else ''}{message}{given}"

@@ -1,0 +1,131 @@
+"""Tables between stages: schemas of the contract's columns, and files that appear whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vipolyqwen_core.contract import Column
+
+SCALARS: dict[str, pa.DataType] = {
+    "string": pa.large_string(),
+    "binary": pa.large_binary(),
+    "bool": pa.bool_(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint64": pa.uint64(),
+    "float32": pa.float32(),
+}
+
+
+def arrow_type(dtype: str) -> pa.DataType:
+    """The Arrow type that a `Column.dtype` spells.
+
+    Raises:
+        ValueError: the spelling is none of the contract's
+    """
+    if dtype in SCALARS:
+        return SCALARS[dtype]
+    if match := re.fullmatch(r"fixed_size_list<(.+)>\[(\d+)\]", dtype):
+        return pa.list_(arrow_type(match[1]), int(match[2]))
+    if match := re.fullmatch(r"list<(.+)>", dtype):
+        return pa.large_list(arrow_type(match[1]))
+    if match := re.fullmatch(r"struct<(.+)>", dtype):
+        members = re.findall(r"(\w+): ((?:[^,<]|<[^>]*>)+)", match[1])
+        return pa.struct([(name, arrow_type(kind.strip())) for name, kind in members])
+    raise ValueError(f"unknown column type {dtype!r}")
+
+
+def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
+    """The Arrow schema of a table of the contract."""
+    return pa.schema([(column.name, arrow_type(column.dtype)) for column in columns])
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A new path beside `path`, file or folder; moved over it when the block ends well, else removed.
+
+    A reader sees the old content or the new, never a half. A killed process leaves only a hidden
+    `.NAME.*.partial`, which the next writer of the same path removes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.partial"):
+        _remove(left_over)
+    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        yield aside
+        if path.is_dir():  # os.replace does not move over a folder that is not empty
+            old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+            os.replace(path, old)
+            os.replace(aside, path)
+            _remove(old)
+        else:
+            os.replace(aside, path)
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What a stage did: the file `stage.json` beside its tables."""
+
+    stage: str
+    """Name of the stage: curated, tagged, validated, training_set ..."""
+    fingerprint: str
+    """Hash of everything the result depends on: inputs, settings, version of the code."""
+    data_version: str
+    """Hash of the tables' content: equal content, equal version."""
+    pairs_in: int
+    """Pairs that came in; for `curated`: pairs that were read."""
+    pairs_out: int
+    """Pairs that went out."""
+    rejected: dict[str, int]
+    """Pairs in this stage's ledger, by rule."""
+    records: int = 0
+    """Only `curated`: records of the source files."""
+    records_with_pairs: int = 0
+    """Only `curated`: records that gave at least one pair."""
+    records_rejected: dict[str, int] = field(default_factory=dict)
+    """Only `curated`: records in the ledger under stage `read`, by rule."""
+    seconds: float = 0.0
+    """How long the stage took."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """More for a person: counts by language, number of pictures, outcome of expectations."""
+    reused: bool = False
+    """True where nothing had changed and the tables of an earlier run stand; never written."""
+
+    def write(self, folder: Path) -> None:
+        """Write `stage.json` into a folder."""
+        content = {key: value for key, value in asdict(self).items() if key != "reused"}
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        with written_aside(folder / "stage.json") as aside:
+            aside.write_text(text, encoding="utf-8")
+
+
+def read_stage(folder: Path) -> StageSummary | None:
+    """The summary in a folder; None where the stage has not run."""
+    path = folder / "stage.json"
+    return StageSummary(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def unchanged_stage(folder: Path, fingerprint: str) -> StageSummary | None:
+    """The summary of an earlier run with the same fingerprint, marked as reused; None: run the stage."""
+    summary = read_stage(folder)
+    if summary is None or summary.fingerprint != fingerprint:
+        return None
+    return replace(summary, reused=True)

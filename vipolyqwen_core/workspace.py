@@ -1,0 +1,141 @@
+"""The workspace: where everything the factory writes lies. The one file that reads environment variables.
+
+VIPOLYQWEN_HOME      the workspace; default `.vipolyqwen/` in the current folder
+VIPOLYQWEN_SOURCES   the manifest; default: the built-in demo corpus
+VIPOLYQWEN_RECIPE    name of the recipe; default `demo`
+MLFLOW_TRACKING_URI  default: SQLite in the workspace
+DAGSTER_HOME         default: a folder in the workspace
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "DAGSTER_DISABLE_TELEMETRY": "yes",
+    "GX_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""No library phones home, unless the user said otherwise."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one folder. Nothing is created by asking for a path."""
+
+    home: Path
+
+    @property
+    def demo_corpus(self) -> Path:
+        """Source files of the built-in corpus."""
+        return self.home / "demo_corpus"
+
+    @property
+    def backbones(self) -> Path:
+        """Backbone directories that were made here (the tiny one)."""
+        return self.home / "backbones"
+
+    def images(self, source: str) -> Path:
+        """Lance dataset of a source's pictures."""
+        return self.home / "images" / f"{source}.lance"
+
+    def curated(self, source: str) -> Path:
+        """`pairs.parquet`, `ledger.parquet`, `stage.json`."""
+        return self.home / "curated" / source
+
+    def tagged(self, source: str) -> Path:
+        """`pairs.parquet`, `ledger.parquet`, `stage.json`."""
+        return self.home / "tagged" / source
+
+    def validated(self, source: str) -> Path:
+        """One folder a version, and `accepted.json` naming the last version whose checks passed."""
+        return self.home / "validated" / source
+
+    @property
+    def data_docs(self) -> Path:
+        """Great Expectations' HTML."""
+        return self.home / "data_docs"
+
+    @property
+    def training_set(self) -> Path:
+        """`train.arrow`, `eval.arrow`, `index.parquet`, `images.json`, `ledger.parquet`, `stage.json`."""
+        return self.home / "training_set"
+
+    @property
+    def assignments(self) -> Path:
+        """The sticky split, kept over all training sets."""
+        return self.home / "split" / "assignments.parquet"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a training run: `run.json`, `checkpoints/`, `model/`."""
+        return self.home / "runs"
+
+    @property
+    def evaluations(self) -> Path:
+        """One folder an evaluated run: `report.html`, `evaluation.json`."""
+        return self.home / "evaluations"
+
+    @property
+    def models(self) -> Path:
+        """Model directories of registered versions: `v3/`."""
+        return self.home / "models"
+
+    @property
+    def exports(self) -> Path:
+        """One folder a model version with its Parquet; `lancedb/`; `current.json` names the version in use."""
+        return self.home / "exports"
+
+    @property
+    def lancedb(self) -> Path:
+        """The LanceDB folder with the table `embeddings`."""
+        return self.exports / "lancedb"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Tracking and registry."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Artifacts, where the tracking store is the workspace's own."""
+        return self.home / "mlartifacts"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's instance."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.home / "dagster")
+
+
+def current_workspace() -> Workspace:
+    """The workspace of this process."""
+    return Workspace(Path(os.environ.get("VIPOLYQWEN_HOME") or ".vipolyqwen").expanduser().resolve())
+
+
+def manifest_setting() -> str | None:
+    """Path of the manifest that the environment asks for; None: the built-in demo corpus."""
+    return os.environ.get("VIPOLYQWEN_SOURCES") or None
+
+
+def recipe_setting() -> str:
+    """Name of the recipe that the environment asks for."""
+    return os.environ.get("VIPOLYQWEN_RECIPE") or "demo"
+
+
+def configure(workspace: Workspace, sources: str | None = None, recipe: str | None = None) -> None:
+    """Settle workspace, manifest and recipe for this process and its children, and silence telemetry.
+
+    Libraries read several of these when they are imported: call this first.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["VIPOLYQWEN_HOME"] = str(workspace.home)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", workspace.mlflow_uri)
+    os.environ.setdefault("DAGSTER_HOME", str(workspace.dagster_home))
+    if sources is not None:
+        os.environ["VIPOLYQWEN_SOURCES"] = str(Path(sources).resolve())
+    if recipe is not None:
+        os.environ["VIPOLYQWEN_RECIPE"] = recipe
