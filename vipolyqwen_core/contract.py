@@ -183,7 +183,7 @@ MODEL_FILES: Final = {
     "model.safetensors": "all weights (an index beside it where they are sharded); safetensors only",
     "tokenizer.json": "the backbone's tokenizer with the five prefixes added as special tokens",
     "tokenizer_config.json": "its settings",
-    "preprocessor_config.json": "picture processing: patch size, merge size, pixel budget, mean and deviation",
+    "preprocessor_config.json": "picture processing: patch and merge size, pixel budget, mean, deviation",
     "modules.json": "makes the folder loadable by sentence-transformers",
     "README.md": "model card",
 }

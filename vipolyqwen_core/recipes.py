@@ -91,7 +91,7 @@ def load_recipe(name: str) -> Recipe:
     module, separator, function = name.partition(":")
     if not separator:
         raise ValueError(
-            f"unknown recipe {name!r}: give one of {', '.join(RECIPES)}, a .json file or package.module:function"
+            f"unknown recipe {name!r}: give {', '.join(RECIPES)}, a .json file or package.module:function"
         )
     try:
         recipe = getattr(importlib.import_module(module), function)()

@@ -86,7 +86,7 @@ class Workspace:
 
     @property
     def exports(self) -> Path:
-        """One folder a model version with its Parquet; `lancedb/`; `current.json` names the version in use."""
+        """A folder a model version with its Parquet; `lancedb/`; `current.json` names the version in use."""
         return self.home / "exports"
 
     @property
