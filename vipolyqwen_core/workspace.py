@@ -120,13 +120,21 @@ def manifest_setting() -> str | None:
     return os.environ.get("VIPOLYQWEN_SOURCES") or None
 
 
+def data_root_setting() -> Path | None:
+    """Folder that the relative paths of a manifest start from; None: the manifest's own."""
+    root = os.environ.get("VIPOLYQWEN_DATA_ROOT")
+    return Path(root).expanduser().resolve() if root else None
+
+
 def recipe_setting() -> str:
     """Name of the recipe that the environment asks for."""
     return os.environ.get("VIPOLYQWEN_RECIPE") or "demo"
 
 
-def configure(workspace: Workspace, sources: str | None = None, recipe: str | None = None) -> None:
-    """Settle workspace, manifest and recipe for this process and its children, and silence telemetry.
+def configure(
+    workspace: Workspace, sources: str | None = None, recipe: str | None = None, data_root: str | None = None
+) -> None:
+    """Settle workspace, manifest, recipe and data root for this process and its children; no telemetry.
 
     Libraries read several of these when they are imported: call this first.
     """
@@ -137,5 +145,7 @@ def configure(workspace: Workspace, sources: str | None = None, recipe: str | No
     os.environ.setdefault("DAGSTER_HOME", str(workspace.dagster_home))
     if sources is not None:
         os.environ["VIPOLYQWEN_SOURCES"] = str(Path(sources).resolve())
+    if data_root is not None:
+        os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(data_root).resolve())
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe

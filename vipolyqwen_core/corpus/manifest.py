@@ -25,6 +25,7 @@ from pydantic.dataclasses import dataclass
 
 from vipolyqwen_core.config import STRICT, Positive, PositiveFloat
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.workspace import data_root_setting
 
 
 class Format(StrEnum):
@@ -149,8 +150,11 @@ class Manifest:
         return tuple(source.name for source in self.sources)
 
 
-def load_manifest(path: str | Path) -> Manifest:
-    """The manifest of a YAML file; its relative paths are taken from the file's folder.
+def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
+    """The manifest of a YAML file.
+
+    Relative paths are taken from `root`, else from `VIPOLYQWEN_DATA_ROOT`, else from the file's own folder:
+    one manifest serves every machine, wherever the corpora lie there.
 
     Raises:
         ValueError: names the file, the source, the key and what was expected
@@ -164,7 +168,7 @@ def load_manifest(path: str | Path) -> Manifest:
         raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
         raise ValueError(f"manifest {path}: expected a mapping with a list `sources`")
-    folder = path.resolve().parent
+    folder = root or data_root_setting() or path.resolve().parent
     anchored = {
         **content,
         "sources": [

@@ -1,0 +1,83 @@
+"""A manifest is read as it stands, or refused with the file, the source, the key and what was expected."""
+
+from pathlib import Path
+
+import pytest
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format, load_manifest
+
+GOOD = """
+sources:
+  - name: receipts
+    task: ocr
+    format: image_qa
+    paths: receipts/*.jsonl
+    image_root: receipts/images
+    columns: {images: picture, target: answer}
+    query_text: What does it say?
+  - {name: sts, task: text_pair, format: sts_table, paths: [/data/a.csv, "s3://b/b.csv"], score_range: [0, 5]}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "manifest.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_relative_paths_start_at_the_manifest(tmp_path: Path) -> None:
+    manifest = load_manifest(write(tmp_path, GOOD))
+    receipts, sts = manifest.sources
+    assert receipts.paths == (str(tmp_path / "receipts/*.jsonl"),)
+    assert receipts.image_root == str(tmp_path / "receipts/images")
+    assert (receipts.task, receipts.format) == (Task.OCR, Format.IMAGE_QA)
+    assert sts.paths == ("/data/a.csv", "s3://b/b.csv")
+    assert manifest.names == ("receipts", "sts")
+
+
+def test_relative_paths_start_at_the_data_root_where_one_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIPOLYQWEN_DATA_ROOT", "/corpora")
+    path = write(tmp_path, GOOD)
+    assert load_manifest(path).source("receipts").paths == ("/corpora/receipts/*.jsonl",)
+    assert load_manifest(path, root=Path("/else")).source("receipts").image_root == "/else/receipts/images"
+
+
+SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.csv]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sources: [", ["is not YAML"]),
+        ("souces: []", ["expected a mapping with a list `sources`"]),
+        ("sources: []", ["at least 1 item"]),
+        (SOURCE + ", colums: {}}", ["source 'a'", "'colums'", "Unexpected keyword"]),
+        (SOURCE + ", weight: 0}", ["source 'a'", "'weight'", "greater than 0"]),
+        (SOURCE + ", columns: {foo: 1}}", ["source 'a'", "columns.foo", "sts_table maps"]),
+        (SOURCE + ", score_range: [5, 0]}", ["source 'a'", "score_range"]),
+        (SOURCE + "}\n  - {name: a, task: instr, format: alpaca, paths: [y]}", ["'a' is used twice"]),
+        ("sources:\n  - {task: ocr, format: alpaca, paths: [x]}", ["source number 1", "'name'", "required"]),
+        ("sources:\n  - {name: b, task: ocr, format: alpaca, paths: [x]}", ["source 'b'", "instr, not ocr"]),
+        ("sources:\n  - {name: b, format: alpaca, paths: [x]}", ["source 'b'", "task is missing"]),
+        (
+            "sources:\n  - {name: b, task: ocr, format: csv, paths: [x]}",
+            ["source 'b'", "'image_qa'", "'csv'"],
+        ),
+        ("sources:\n  - {name: b, format: adapter, paths: [x]}", ["source 'b'", "adapter: package.module"]),
+        ("sources:\n  - nonsense", ["source number 1"]),
+    ],
+)
+def test_a_wrong_manifest_is_refused_with_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the message is looked at below
+        load_manifest(path)
+    for part in [str(path), *expected]:
+        assert part in str(refused.value)
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
+        load_manifest(tmp_path / "nowhere.yaml")

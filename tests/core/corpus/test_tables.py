@@ -1,0 +1,75 @@
+"""Files appear whole or not at all, and every column of the contract has an Arrow type."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from vipolyqwen_core import contract
+from vipolyqwen_core.corpus.tables import (
+    StageSummary,
+    arrow_schema,
+    arrow_type,
+    read_stage,
+    unchanged_stage,
+    written_aside,
+)
+
+TABLES = ("PAIR", "TAGGED", "TRAINING", "PLAN_INDEX", "LEDGER", "IMAGE_STORE", "ASSIGNMENTS", "EXPORT")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_of_the_contract_has_a_schema(table: str) -> None:
+    columns = getattr(contract, table)
+    schema = arrow_schema(columns)
+    assert schema.names == [column.name for column in columns]
+    assert len(set(schema.names)) == len(schema.names)
+
+
+def test_nested_types_are_spelled_out() -> None:
+    text = pa.large_string()
+    assert arrow_type("list<struct<text: string, images: list<string>>>") == pa.large_list(
+        pa.struct([("text", text), ("images", pa.large_list(text))])
+    )
+    assert arrow_type("fixed_size_list<float32>[1024]") == pa.list_(pa.float32(), 1024)
+    with pytest.raises(ValueError, match="unknown column type 'text'"):
+        arrow_type("text")
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_is_written_aside_replaces_the_old_only_at_the_end(tmp_path: Path, is_folder: bool) -> None:
+    def write(path: Path, text: str) -> None:
+        if is_folder:
+            path.mkdir()
+            path = path / "inside"
+        path.write_text(text)
+
+    def read() -> str:
+        return (target / "inside" if is_folder else target).read_text()
+
+    target = tmp_path / "target"
+    with written_aside(target) as aside:
+        write(aside, "old")
+        assert not target.exists()
+    with pytest.raises(RuntimeError), written_aside(target) as aside:  # noqa: PT012
+        write(aside, "half")
+        raise RuntimeError
+    assert read() == "old"
+    (tmp_path / ".target.1234.partial").write_text("left by a killed process")
+    with written_aside(target) as aside:
+        write(aside, "new")
+        assert read() == "old"
+    assert read() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_stage_is_reused_only_with_an_equal_fingerprint(tmp_path: Path) -> None:
+    summary = StageSummary("curated", "f1", "d1", pairs_in=3, pairs_out=2, rejected={"empty_side": 1})
+    assert read_stage(tmp_path) is None
+    summary.write(tmp_path)
+    assert read_stage(tmp_path) == summary
+    assert unchanged_stage(tmp_path, "f2") is None
+    reused = unchanged_stage(tmp_path, "f1")
+    assert reused is not None
+    assert reused.reused
+    assert reused.data_version == "d1"

@@ -1,0 +1,65 @@
+"""Settings survive JSON, refuse what is wrong, and the seed's recipe holds the seed's numbers."""
+
+import pytest
+
+from vipolyqwen_core.config import Negatives, Precision, Recipe, from_json, to_json
+from vipolyqwen_core.recipes import RECIPES, load_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert from_json(Recipe, to_json(recipe)) == recipe
+
+
+def test_the_seed_recipe_holds_the_numbers_of_the_seed() -> None:
+    recipe = load_recipe("qwen2vl_2b_h100x4")
+    assert recipe.backbone == "Qwen/Qwen2-VL-2B-Instruct"
+    assert recipe.model.embedding_dim == 1024
+    assert (recipe.objective.temperature, recipe.objective.margin) == (0.07, 0.2)
+    assert recipe.batches.pairs_per_step == 24 * 4 * 8
+    assert recipe.batches.prefix_dropout == 0.0
+    assert recipe.batches.negatives is Negatives.CHUNK
+    assert recipe.processing.max_tokens == 8192
+    optimizer = recipe.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_share) == (1e-4, 0.05)
+    assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.001, 1.0)
+    assert (recipe.training.epochs, recipe.training.processes) == (2, 4)
+    assert recipe.training.precision is Precision.BFLOAT16
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"name": "x"}', "backbone: "),
+        ('{"name": "x", "backbone": "b", "optimiser": {}}', "optimiser: Unexpected keyword"),
+        ('{"name": "x", "backbone": "b", "training": {"epochs": 0}}', "training.epochs: .*greater than 0"),
+        ('{"name": "x", "backbone": "b", "model": {"pooling": "max"}}', "model.pooling: .*'attention'"),
+        (
+            '{"name": "x", "backbone": "b", "processing": {"min_pixels": 9, "max_pixels": 4}}',
+            "min_pixels 9 is above max_pixels 4",
+        ),
+        (
+            '{"name": "x", "backbone": "b", "objective": {"task_weights": {"orc": 1}}}',
+            "objective.task_weights.orc",
+        ),
+        ("not json", "Invalid JSON"),
+    ],
+)
+def test_wrong_settings_are_refused_with_their_place(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=rf"^run\.json: .*{expected}"):
+        from_json(Recipe, text, origin="run.json")
+
+
+def test_a_recipe_of_ones_own_is_a_file_or_a_function(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "mine.json"
+    path.write_text(to_json(RECIPES["demo"]()), encoding="utf-8")
+    assert load_recipe(str(path)) == RECIPES["demo"]()
+    assert load_recipe("vipolyqwen_core.recipes:demo") == RECIPES["demo"]()
+
+
+@pytest.mark.parametrize("name", ["dmeo", "nowhere.json", "no.such:recipe", "vipolyqwen_core.recipes:load"])
+def test_an_unknown_recipe_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        load_recipe(name)
