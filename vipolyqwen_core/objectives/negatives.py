@@ -1,0 +1,145 @@
+"""Who is a negative of whom: known false negatives leave, and candidates come from all ranks.
+
+The collectives of a loss happen here, once and for all tasks together, before anything is routed by task: no
+collective depends on which tasks, scores or hard negatives a rank has.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vipolyqwen_core.objectives.pairs import NO_KEY, PairKeys, PairVectors, join_keys
+
+KEYS_OF_PAIR = ("task", "score", "query_hash", "target_hash", "positive_hash")
+KEYS_OF_NEGATIVE = ("negative_hash", "negative_pair")
+
+
+def excluded_targets(anchors: PairKeys, candidates: PairKeys, *, cross_task: bool = False) -> Tensor:
+    """Which candidate targets and hard negatives are no negatives of which query.
+
+    A target leaves when it is the anchor's own target, the target of the same query or of the same
+    `positive_key`, or the query itself; a hard negative when it is the anchor's target or the query itself.
+    The anchor's own pair leaves by the first rule.
+
+    Shapes:
+        returns: [B, C + M] bool, true: excluded; B pairs of anchors, C pairs and M negatives of candidates
+    """
+    targets = _excluded_pairs(anchors, candidates, cross_task)
+    targets |= _equal(anchors.query_hash, candidates.target_hash)
+    negatives = _equal(anchors.target_hash, candidates.negative_hash)
+    negatives |= _equal(anchors.query_hash, candidates.negative_hash)
+    if not cross_task:
+        negatives |= ~_equal(anchors.task, candidates.task[candidates.negative_pair])
+    return torch.cat([targets, negatives], dim=1)
+
+
+def excluded_queries(anchors: PairKeys, candidates: PairKeys, *, cross_task: bool = False) -> Tensor:
+    """Which candidate queries are no negatives of which target: the mirror of `excluded_targets`.
+
+    Shapes:
+        returns: [B, C] bool, true: excluded
+    """
+    return _excluded_pairs(anchors, candidates, cross_task) | _equal(
+        anchors.target_hash, candidates.query_hash
+    )
+
+
+def _excluded_pairs(anchors: PairKeys, candidates: PairKeys, cross_task: bool) -> Tensor:
+    """[B, C] bool: the candidate pair has an equal side, the same positive key, or another task."""
+    excluded = _equal(anchors.target_hash, candidates.target_hash)
+    excluded |= _equal(anchors.query_hash, candidates.query_hash)
+    excluded |= _equal(anchors.positive_hash, candidates.positive_hash) & (
+        anchors.positive_hash[:, None] != NO_KEY
+    )
+    if not cross_task:
+        excluded |= ~_equal(anchors.task, candidates.task)
+    return excluded
+
+
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    return left[:, None] == right[None, :]
+
+
+def gather(pairs: PairVectors, group: dist.ProcessGroup | None = None) -> PairVectors:
+    """The pairs of all ranks in rank order, with gradients that reach the rank they belong to.
+
+    Ranks may bring different numbers of pairs and of hard negatives, also none. Backward sums the gradients
+    of all ranks, so the gradient of a rank's vectors is that of the sum of all ranks' losses. Every rank must
+    call it, and must run backward through it, equally often.
+
+    One process, or none initialised: the pairs themselves.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return pairs
+    rank = dist.get_rank(group)
+    sizes = _gather_sizes(pairs.keys, group)
+    keys = [
+        _unpack(packed, *size)
+        for packed, size in zip(_gather_packed(pairs.keys, sizes, group), sizes, strict=True)
+    ]
+    counts = [2 * num_pairs + num_negatives for num_pairs, num_negatives in sizes]
+    vectors = _GatherRows.apply(pairs.stacked(), counts, rank, group)
+    parts = [
+        part.split([num_pairs, num_pairs, num_negatives])
+        for part, (num_pairs, num_negatives) in zip(vectors.split(counts), sizes, strict=True)
+    ]
+    queries, targets, negatives = (torch.cat(blocks) for blocks in zip(*parts, strict=True))
+    return PairVectors(queries, targets, negatives, join_keys(keys))
+
+
+def _gather_sizes(keys: PairKeys, group: dist.ProcessGroup | None) -> list[tuple[int, int]]:
+    """Pairs and hard negatives of each rank."""
+    own = torch.tensor([keys.num_pairs, keys.num_negatives], device=keys.task.device)
+    return [(pairs, negatives) for pairs, negatives in _gather_blocks(own[None], group).tolist()]
+
+
+def _gather_packed(
+    keys: PairKeys, sizes: list[tuple[int, int]], group: dist.ProcessGroup | None
+) -> list[Tensor]:
+    """The keys of each rank as one row of int64; scores travel as their bits."""
+    packed = torch.cat([vars(keys)[name].view(torch.int64) for name in (*KEYS_OF_PAIR, *KEYS_OF_NEGATIVE)])
+    longest = max(_packed_length(*size) for size in sizes)
+    padded = torch.nn.functional.pad(packed, (0, longest - len(packed)))
+    rows = _gather_blocks(padded[None], group)
+    return [row[: _packed_length(*size)] for row, size in zip(rows, sizes, strict=True)]
+
+
+def _packed_length(num_pairs: int, num_negatives: int) -> int:
+    return len(KEYS_OF_PAIR) * num_pairs + len(KEYS_OF_NEGATIVE) * num_negatives
+
+
+def _unpack(packed: Tensor, num_pairs: int, num_negatives: int) -> PairKeys:
+    lengths = [num_pairs] * len(KEYS_OF_PAIR) + [num_negatives] * len(KEYS_OF_NEGATIVE)
+    columns = dict(zip((*KEYS_OF_PAIR, *KEYS_OF_NEGATIVE), packed.split(lengths), strict=True))
+    return PairKeys(**{**columns, "score": columns["score"].view(torch.float64)})
+
+
+def _gather_blocks(block: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[n, ...] of each rank -> [ranks * n, ...]; all ranks bring the same shape."""
+    gathered = block.new_empty((dist.get_world_size(group) * block.shape[0], *block.shape[1:]))
+    dist.all_gather_into_tensor(gathered, block.contiguous(), group=group)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; backward sums over ranks what each of them owes to the own rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        ctx.first, ctx.count, ctx.group = sum(counts[:rank]), counts[rank], group
+        longest = max(counts)
+        padded = torch.nn.functional.pad(rows, (0, 0, 0, longest - len(rows)))
+        blocks = _gather_blocks(padded, group).split(longest)
+        return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.first : ctx.first + ctx.count], None, None, None

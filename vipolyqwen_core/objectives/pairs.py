@@ -1,0 +1,193 @@
+"""Pairs as the losses see them: unit vectors, and the keys that say which vectors belong to which pair.
+
+The keys are known before the model runs: a loader worker builds them from rows of the training set. The
+vectors come from the model. Neither knows the model, the rank or the chunk.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vipolyqwen_core.contract import Task
+
+TASKS: tuple[Task, ...] = tuple(Task)
+"""`PairKeys.task` is a position in this tuple."""
+
+NO_KEY = 0
+"""`positive_hash` of a pair that declares none, as in the tagged table."""
+
+
+@dataclass(frozen=True)
+class PairKeys:
+    """What the losses know of B pairs and of their M explicit hard negatives.
+
+    A hash is the 64-bit identity of a side's normalised content, without prefix; equal hashes are equal
+    content. The table's uint64 is carried as int64 with the same bits: it is only ever compared.
+    """
+
+    task: Tensor
+    """[B] int64, position in `TASKS`."""
+    score: Tensor
+    """[B] float64, NaN where the pair has no score."""
+    query_hash: Tensor
+    """[B] int64."""
+    target_hash: Tensor
+    """[B] int64."""
+    positive_hash: Tensor
+    """[B] int64, hash of `positive_key`; `NO_KEY` where there is none."""
+    negative_hash: Tensor
+    """[M] int64."""
+    negative_pair: Tensor
+    """[M] int64, the pair in [0, B) that the negative belongs to; ascending."""
+
+    @property
+    def num_pairs(self) -> int:
+        """B."""
+        return self.task.shape[0]
+
+    @property
+    def num_negatives(self) -> int:
+        """M."""
+        return self.negative_hash.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PairKeys":
+        """The same keys on another device."""
+        return PairKeys(
+            **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in vars(self).items()}
+        )
+
+    def pin_memory(self) -> "PairKeys":
+        """The same keys in page-locked memory."""
+        return PairKeys(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+
+
+def pair_keys(
+    tasks: Sequence[Task | str],
+    query_hashes: Sequence[int],
+    target_hashes: Sequence[int],
+    *,
+    scores: Sequence[float | None] | None = None,
+    positive_hashes: Sequence[int] | None = None,
+    negative_hashes: Sequence[Sequence[int]] | None = None,
+) -> PairKeys:
+    """Keys of pairs as they stand in the tagged table: unsigned hashes, a score or None.
+
+    Shapes:
+        each sequence has one entry a pair; `negative_hashes` has a sequence of hashes a pair
+    Raises:
+        ValueError: the sequences differ in length, or a task is none
+    """
+    num_pairs = len(tasks)
+    scores = [None] * num_pairs if scores is None else scores
+    positive_hashes = [NO_KEY] * num_pairs if positive_hashes is None else positive_hashes
+    negative_hashes = [()] * num_pairs if negative_hashes is None else negative_hashes
+    for name, given in (
+        ("query_hashes", query_hashes),
+        ("target_hashes", target_hashes),
+        ("scores", scores),
+        ("positive_hashes", positive_hashes),
+        ("negative_hashes", negative_hashes),
+    ):
+        if len(given) != num_pairs:
+            raise ValueError(f"{name} has {len(given)} entries for {num_pairs} pairs")
+    return PairKeys(
+        task=torch.tensor([TASKS.index(Task(task)) for task in tasks], dtype=torch.int64),
+        score=torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float64),
+        query_hash=_signed(query_hashes),
+        target_hash=_signed(target_hashes),
+        positive_hash=_signed(positive_hashes),
+        negative_hash=_signed([value for of_pair in negative_hashes for value in of_pair]),
+        negative_pair=torch.tensor(
+            [pair for pair, of_pair in enumerate(negative_hashes) for _ in of_pair], dtype=torch.int64
+        ),
+    )
+
+
+def _signed(hashes: Sequence[int]) -> Tensor:
+    """Unsigned 64-bit numbers as int64 of the same bits. Signed ones pass unchanged."""
+    return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in hashes], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class PairVectors:
+    """Unit vectors of B pairs and of their M explicit hard negatives, with the keys of both."""
+
+    query: Tensor
+    """[B, D] unit rows."""
+    target: Tensor
+    """[B, D] unit rows."""
+    negatives: Tensor
+    """[M, D] unit rows; M may be 0."""
+    keys: PairKeys
+    """Keys of the same pairs, in the same order, on the same device."""
+
+    def __post_init__(self) -> None:
+        pairs, negatives = self.keys.num_pairs, self.keys.num_negatives
+        assert self.query.shape == self.target.shape, (self.query.shape, self.target.shape)
+        assert self.query.shape[0] == pairs, (self.query.shape, pairs)
+        assert self.negatives.shape == (negatives, self.query.shape[1]), (self.negatives.shape, negatives)
+
+    @property
+    def num_pairs(self) -> int:
+        """B."""
+        return self.keys.num_pairs
+
+    def stacked(self) -> Tensor:
+        """[2B + M, D]: queries, then targets, then hard negatives; `split_vectors` undoes it."""
+        return torch.cat([self.query, self.target, self.negatives])
+
+    def slice(self, start: int, stop: int) -> "PairVectors":
+        """Pairs [start, stop) with the hard negatives that are theirs."""
+        keys = self.keys
+        theirs = (keys.negative_pair >= start) & (keys.negative_pair < stop)
+        return PairVectors(
+            self.query[start:stop],
+            self.target[start:stop],
+            self.negatives[theirs],
+            PairKeys(
+                task=keys.task[start:stop],
+                score=keys.score[start:stop],
+                query_hash=keys.query_hash[start:stop],
+                target_hash=keys.target_hash[start:stop],
+                positive_hash=keys.positive_hash[start:stop],
+                negative_hash=keys.negative_hash[theirs],
+                negative_pair=keys.negative_pair[theirs] - start,
+            ),
+        )
+
+
+def split_vectors(vectors: Tensor, keys: PairKeys) -> PairVectors:
+    """Pairs out of one tensor of vectors: queries, then targets, then hard negatives.
+
+    Shapes:
+        vectors: [2B + M, D]
+    """
+    pairs, negatives = keys.num_pairs, keys.num_negatives
+    assert vectors.shape[0] == 2 * pairs + negatives, (vectors.shape, pairs, negatives)
+    query, target, hard = vectors.split([pairs, pairs, negatives])
+    return PairVectors(query, target, hard, keys)
+
+
+def join_keys(parts: Sequence[PairKeys]) -> PairKeys:
+    """The keys of several groups of pairs (chunks, ranks) as those of one group, in order."""
+    offsets = [0]
+    for part in parts:
+        offsets.append(offsets[-1] + part.num_pairs)
+    shifted = [
+        replace(part, negative_pair=part.negative_pair + offset)
+        for part, offset in zip(parts, offsets, strict=False)
+    ]
+    return PairKeys(**{name: torch.cat([vars(part)[name] for part in shifted]) for name in vars(parts[0])})
+
+
+def join_pairs(parts: Sequence[PairVectors]) -> PairVectors:
+    """Several groups of pairs as one, in order; gradients flow back into the parts."""
+    return PairVectors(
+        torch.cat([part.query for part in parts]),
+        torch.cat([part.target for part in parts]),
+        torch.cat([part.negatives for part in parts]),
+        join_keys([part.keys for part in parts]),
+    )
