@@ -1,0 +1,122 @@
+"""Metrics of a ranking against closed forms and an independent reference."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import comb
+
+from vipolyqwen_core.evaluation.metrics import (
+    chance_mrr,
+    chance_recall,
+    correlation,
+    hits,
+    query_scores,
+    rank,
+    rank_similarity,
+)
+
+
+def scores_of(similarity: list[list[float]], relevant: list[list[int]]) -> dict[str, np.ndarray]:
+    mask = np.array(relevant, dtype=bool)
+    nearest = rank_similarity(np.array(similarity), mask)
+    return query_scores(hits(nearest, mask), mask.sum(axis=1))
+
+
+def test_the_only_right_answer_on_rank_three_has_the_known_scores() -> None:
+    scores = scores_of([[0.9, 0.8, 0.7, 0.1]], [[0, 0, 1, 0]])
+    assert scores["recall@1"][0] == 0
+    assert scores["recall@5"][0] == 1
+    assert scores["mrr@10"][0] == pytest.approx(1 / 3)
+    assert scores["ndcg@10"][0] == pytest.approx(1 / math.log2(4))
+
+
+def test_ndcg_of_two_right_answers_counts_both() -> None:
+    scores = scores_of([[0.9, 0.8, 0.7]], [[1, 0, 1]])
+    assert scores["ndcg@10"][0] == pytest.approx((1 + 1 / 2) / (1 + 1 / math.log2(3)))
+    assert scores["mrr@10"][0] == 1
+
+
+def test_a_right_answer_beyond_rank_ten_scores_nothing() -> None:
+    similarity = [[1 - i / 100 for i in range(12)]]
+    scores = scores_of(similarity, [[0] * 10 + [1, 0]])
+    assert all(values[0] == 0 for values in scores.values())
+
+
+def test_a_tie_counts_against_the_right_answer() -> None:
+    for column in range(3):
+        relevant = [[int(i == column) for i in range(3)]]
+        assert scores_of([[0.5, 0.5, 0.5]], relevant)["mrr@10"][0] == pytest.approx(1 / 3)
+
+
+def test_a_collapsed_model_scores_below_chance_whatever_the_rounding() -> None:
+    rng = np.random.default_rng(0)
+    similarity = 1 - rng.random((40, 100)) * 1e-7
+    relevant = np.eye(40, 100, dtype=bool)
+    nearest = rank_similarity(similarity, relevant)
+    assert not hits(nearest, relevant).any()
+
+
+def test_rounding_noise_between_near_ties_moves_no_score() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.choice([0.1, 0.3, 0.5], size=(50, 30))
+    relevant = rng.random((50, 30)) < 0.1
+    scores = [
+        query_scores(hits(rank_similarity(base + noise, relevant), relevant), relevant.sum(axis=1))
+        for noise in (0.0, rng.normal(scale=2e-7, size=base.shape))
+    ]
+    for metric in scores[0]:
+        assert np.array_equal(scores[0][metric], scores[1][metric])
+
+
+def test_excluded_candidates_are_never_ranked() -> None:
+    relevant = np.array([[False, True, False]])
+    excluded = np.array([[True, False, False]])
+    nearest = rank_similarity(np.array([[0.9, 0.5, 0.1]]), relevant, excluded)
+    assert nearest.tolist() == [[1, 2, -1]]
+    assert hits(nearest, relevant).tolist() == [[True, False, False]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), queries=st.integers(1, 6), candidates=st.integers(1, 15))
+def test_rank_equals_a_sort_written_out(seed: int, queries: int, candidates: int) -> None:
+    rng = np.random.default_rng(seed)
+    query = rng.normal(size=(queries, 4)).astype(np.float32)
+    target = rng.normal(size=(candidates, 4)).astype(np.float32)
+    relevant = rng.random((queries, candidates)) < 0.3
+    nearest = rank(query, target, relevant)
+    for row in range(queries):
+        similarity = [float(np.dot(query[row], target[column])) for column in range(candidates)]
+        assert nearest[row].tolist() == sorted(range(candidates), key=lambda c: -similarity[c])[:10]
+
+
+def test_chance_of_recall_at_1_is_right_answers_over_candidates() -> None:
+    assert chance_recall(np.array([1, 3]), np.array([10, 10]), 1) == pytest.approx(0.2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 60), r=st.integers(1, 60), k=st.integers(1, 10))
+def test_chance_equals_the_hypergeometric_count(n: int, r: int, k: int) -> None:
+    r = min(r, n)
+    expected = 1 - comb(n - r, min(k, n), exact=True) / comb(n, min(k, n), exact=True)
+    assert chance_recall(np.array([r]), np.array([n]), k) == pytest.approx(expected, abs=1e-9)
+
+
+def test_chance_equals_the_mean_over_random_orders() -> None:
+    rng = np.random.default_rng(2)
+    relevant = np.zeros((4000, 30), dtype=bool)
+    relevant[:, :2] = True
+    scores = query_scores(
+        hits(rank_similarity(rng.random((4000, 30)), relevant), relevant), relevant.sum(axis=1)
+    )
+    counts = (np.array([2]), np.array([30]))
+    assert scores["recall@5"].mean() == pytest.approx(chance_recall(*counts, 5), abs=0.03)
+    assert scores["mrr@10"].mean() == pytest.approx(chance_mrr(*counts), abs=0.03)
+
+
+def test_correlation_is_one_for_a_monotone_relation_and_left_out_for_a_constant() -> None:
+    predicted = np.array([0.1, 0.2, 0.9])
+    assert correlation(predicted, np.array([0.0, 0.5, 0.6]))["spearman"] == pytest.approx(1)
+    assert correlation(predicted, np.array([0.5, 0.5, 0.5])) == {}

@@ -1,0 +1,50 @@
+"""What a model must be better than: the same model before training, and a search by words alone."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.model.processing import ViPolyQwenProcessor
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+WORD: Final = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af]|[^\W_]+")
+"""A run of letters and digits; a Chinese, Japanese or Korean character is a word of its own."""
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower case."""
+    return WORD.findall(text.lower())
+
+
+def bm25_similarity(queries: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
+    """BM25 of each target for each query, [Q, N]; 0 where they share no word.
+
+    Reference:
+        Robertson and Zaragoza 2009, in the variant of Lucene (k1 = 1.5, b = 0.75) as bm25s computes it
+    """
+    scores = np.zeros((len(queries), len(targets)), dtype=np.float32)
+    corpus = [words(text) for text in targets]
+    if not any(corpus):
+        return scores
+    index = bm25s.BM25(method="lucene")
+    index.index(corpus, show_progress=False)
+    for row, text in enumerate(queries):
+        known = [word for word in words(text) if word in index.vocab_dict]
+        if known:
+            scores[row] = index.get_scores(known)
+    return scores
+
+
+def untrained_embedder(run: TrainingRun, device: str | None = None) -> ViPolyQwenEmbedder:
+    """The model of a run as it was before its first step: the backbone and a fresh head of the same seed."""
+    recipe = run.recipe
+    model = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, recipe.training.seed)
+    processor = ViPolyQwenProcessor.from_backbone(Path(run.backbone), recipe.processing)
+    return ViPolyQwenEmbedder(model, processor, device)

@@ -1,0 +1,232 @@
+"""Pools: what is searched when a model is judged. One pool is one task in one language.
+
+The candidates of a pool are its distinct targets, its queries the distinct queries of pairs that are
+positives. Every target of a pair with the same query, or with the same declared `positive_key`, is a right
+answer. A candidate that is the query itself is left out, as in training. Scored pairs below the positive
+score ask nothing, but their targets stay candidates.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.evaluation.metrics import (
+    CUTOFFS,
+    PRIMARY,
+    Floats,
+    Mask,
+    Vectors,
+    chance_mrr,
+    chance_recall,
+    hits,
+    query_scores,
+    rank,
+    rank_similarity,
+)
+
+ALL_LANGUAGES: Final = "all"
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What pools are made of: columns of `eval.arrow`, each [R]."""
+
+    task: NDArray[np.object_]
+    language: NDArray[np.object_]
+    query: NDArray[np.uint64]
+    """Identity of the query side."""
+    target: NDArray[np.uint64]
+    """Identity of the target side."""
+    positive: NDArray[np.uint64]
+    """Identity of the declared equivalence, 0: none."""
+    score: Floats
+    """NaN where the pair has none."""
+    component: Ints
+    """Numbered; rows of one component are linked."""
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+
+def read_rows(table: pa.Table) -> Rows:
+    """The columns that pools need, from a table of the training set."""
+    _, component = np.unique(
+        np.asarray(table.column("component").to_pylist(), dtype=object).astype(str), return_inverse=True
+    )
+    score = table.column("score").to_numpy(zero_copy_only=False)
+    return Rows(
+        task=np.asarray(table.column("task").to_pylist(), dtype=object),
+        language=np.asarray(table.column("language").to_pylist(), dtype=object),
+        query=table.column("query_hash").to_numpy(),
+        target=table.column("target_hash").to_numpy(),
+        positive=table.column("positive_hash").to_numpy(),
+        score=np.asarray(score, dtype=np.float64),
+        component=component.astype(np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Queries, candidates and right answers. Queries and candidates are named by a row that has them."""
+
+    task: Task
+    language: str
+    """A language; `vi>en` across two."""
+    num_pairs: int
+    """Pairs of the pool that are positives."""
+    queries: Ints
+    """[Q] rows"""
+    targets: Ints
+    """[N] rows"""
+    relevant: Mask
+    """[Q, N]"""
+    excluded: Mask
+    """[Q, N] candidates that are the query itself"""
+    clusters: Ints
+    """[Q] component of each query"""
+
+    @property
+    def name(self) -> str:
+        """`ocr/vi`"""
+        return f"{self.task.value}/{self.language}"
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether all questions have the same two answers: judged by accuracy, outside the mean."""
+        return len(self.targets) <= 2
+
+    @cached_property
+    def num_relevant(self) -> Ints:
+        """[Q] right answers of each query."""
+        return self.relevant.sum(axis=1).astype(np.int64)
+
+    @cached_property
+    def num_candidates(self) -> Ints:
+        """[Q] candidates of each query."""
+        return (len(self.targets) - self.excluded.sum(axis=1)).astype(np.int64)
+
+    def chance(self) -> dict[str, float]:
+        """What a random order scores."""
+        return {
+            **{f"recall@{k}": chance_recall(self.num_relevant, self.num_candidates, k) for k in CUTOFFS},
+            PRIMARY: chance_mrr(self.num_relevant, self.num_candidates),
+        }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What one system made of one pool."""
+
+    nearest: Ints
+    """[Q, 10] columns of the pool's targets, best first; -1: none left"""
+    by_query: dict[str, Floats]
+    """Metric -> [Q]"""
+    means: dict[str, float] = field(init=False)
+    """Metric -> mean over queries"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "means", {name: float(v.mean()) for name, v in self.by_query.items()})
+
+
+def rank_pool(pool: Pool, queries: Vectors, targets: Vectors) -> Ranking:
+    """Rank a pool by vectors of all rows.
+
+    Shapes:
+        queries, targets: [R, D], the vectors of each row's sides
+    """
+    return _judge(pool, rank(queries[pool.queries], targets[pool.targets], pool.relevant, pool.excluded))
+
+
+def rank_pool_by(pool: Pool, similarity: NDArray[np.floating]) -> Ranking:
+    """Rank a pool by given similarities [Q, N]."""
+    return _judge(pool, rank_similarity(similarity, pool.relevant, pool.excluded))
+
+
+def _judge(pool: Pool, nearest: Ints) -> Ranking:
+    return Ranking(nearest, query_scores(hits(nearest, pool.relevant), pool.num_relevant))
+
+
+def build_pools(rows: Rows, positive_score: float) -> list[Pool]:
+    """One pool for each task and language that has a positive pair, in the order of tasks and languages."""
+    pools = []
+    for task in Task:
+        for language in sorted(set(rows.language[rows.task == task.value])):
+            members = np.flatnonzero((rows.task == task.value) & (rows.language == language))
+            pool = _pool(rows, task, language, members, members, positive_score)
+            if pool is not None:
+                pools.append(pool)
+    return pools
+
+
+def build_cross_lingual_pools(rows: Rows, positive_score: float) -> list[Pool]:
+    """Pools that ask in one language and answer in another, where a `positive_key` joins the two."""
+    return list(_cross_lingual(rows, positive_score))
+
+
+def _cross_lingual(rows: Rows, positive_score: float) -> Iterator[Pool]:
+    for task in Task:
+        of_task = rows.task == task.value
+        for asked in sorted(set(rows.language[of_task])):
+            for answered in sorted(set(rows.language[of_task]) - {asked}):
+                askers = np.flatnonzero(of_task & (rows.language == asked))
+                answerers = np.flatnonzero(of_task & (rows.language == answered))
+                shared = np.intersect1d(rows.positive[askers], rows.positive[answerers])
+                askers = askers[np.isin(rows.positive[askers], shared[shared != 0])]
+                pool = _pool(rows, task, f"{asked}>{answered}", askers, answerers, positive_score)
+                if pool is not None:
+                    yield pool
+
+
+def _pool(
+    rows: Rows, task: Task, language: str, askers: Ints, answerers: Ints, positive_score: float
+) -> Pool | None:
+    """The pool of some rows that ask and some that answer; None where nothing can be asked."""
+
+    def positives(members: Ints) -> Ints:
+        score = rows.score[members]
+        return members[np.isnan(score) | (score >= positive_score)]
+
+    asking, answering = positives(askers), positives(answerers)
+    query_ids, first_query, query_of = np.unique(rows.query[asking], return_index=True, return_inverse=True)
+    target_ids, first_target = np.unique(rows.target[answerers], return_index=True)
+    if len(query_ids) == 0 or len(target_ids) < 2:
+        return None
+    right = np.zeros((len(query_ids), len(target_ids)), dtype=bool)
+    column = np.searchsorted(target_ids, rows.target[answering])
+    # the pair itself, and every pair that asks the same
+    same = np.searchsorted(query_ids, rows.query[answering])
+    same = np.minimum(same, len(query_ids) - 1)
+    equal = query_ids[same] == rows.query[answering]
+    right[same[equal], column[equal]] = True
+    # pairs that a declared key makes equivalent
+    keys, key_of = np.unique(rows.positive[answering], return_inverse=True)
+    key_targets = np.zeros((len(keys), len(target_ids)), dtype=bool)
+    key_targets[key_of, column] = True
+    key_targets[keys == 0] = False
+    asked_key = np.minimum(np.searchsorted(keys, rows.positive[asking]), max(len(keys) - 1, 0))
+    for query, key, row in zip(query_of, asked_key, asking, strict=True):
+        if len(keys) and keys[key] == rows.positive[row]:
+            right[query] |= key_targets[key]
+    excluded = query_ids[:, None] == target_ids[None, :]
+    right &= ~excluded
+    answerable = right.any(axis=1)
+    if not answerable.any():
+        return None
+    return Pool(
+        task=task,
+        language=language,
+        num_pairs=len(asking),
+        queries=asking[first_query][answerable],
+        targets=answerers[first_target],
+        relevant=right[answerable],
+        excluded=excluded[answerable],
+        clusters=rows.component[asking[first_query]][answerable],
+    )
