@@ -1,0 +1,231 @@
+"""The plan uses every pair as often as planned, the same on any number of ranks, within the budgets."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vipolyqwen_core.config import BatchSettings, TaskBatching
+from vipolyqwen_core.contract import PLAN_INDEX
+from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.training.plan import (
+    PlanIndex,
+    count_uses,
+    drops_prefix,
+    plan_chunks,
+    plan_epoch,
+    plan_training,
+    read_plan_index,
+)
+
+
+def make_index(num_rows: int, seed: int = 0, num_sources: int = 2) -> PlanIndex:
+    """An index of random rows; only the tasks with pictures have patches."""
+    random = np.random.default_rng(seed)
+    tasks = random.integers(0, len(TASKS), num_rows).astype(np.int8)
+    patches = np.where(tasks >= 2, random.integers(4, 400, num_rows) * 4, 0).astype(np.int32)
+    return PlanIndex(
+        keys=random.integers(0, 2**64, num_rows, dtype=np.uint64),
+        tasks=tasks,
+        sources=random.integers(0, num_sources, num_rows).astype(np.int32),
+        source_names=tuple(f"source{number}" for number in range(num_sources)),
+        tokens=random.integers(4, 200, num_rows).astype(np.int32) + patches // 4,
+        patches=patches,
+        images=(patches > 0).astype(np.int32),
+    )
+
+
+batch_settings = st.builds(
+    BatchSettings,
+    pairs_per_step=st.integers(4, 40),
+    sub_batch_pairs=st.integers(1, 4),
+    chunk_tokens=st.integers(50, 2000),
+    chunk_patches=st.integers(100, 8000),
+    chunk_pairs=st.one_of(st.none(), st.integers(1, 12)),
+    task_batching=st.sampled_from(TaskBatching),
+)
+indices = st.builds(make_index, st.integers(1, 120), st.integers(0, 99))
+weights = st.dictionaries(
+    st.sampled_from(["source0", "source1"]), st.floats(0.3, 3.5, allow_nan=False), max_size=2
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(indices, batch_settings, weights, st.integers(0, 3), st.integers(0, 3))
+def test_every_row_is_used_as_often_as_planned(index, batches, source_weights, seed, epoch):
+    uses = count_uses(index, source_weights, seed, epoch)
+    if not uses.any():
+        return
+    plan = plan_epoch(index, batches, source_weights, seed, epoch)
+    assert np.array_equal(np.bincount(plan.rows, minlength=len(index)), uses)
+    assert np.array_equal(np.concatenate([plan.step(k) for k in range(len(plan))]), plan.rows)
+    weight_of_row = np.array([source_weights.get(name, 1.0) for name in index.source_names])[index.sources]
+    assert np.all((uses == np.floor(weight_of_row)) | (uses == np.ceil(weight_of_row)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(indices, batch_settings, st.integers(0, 3))
+def test_steps_are_full_and_equally_large(index, batches, seed):
+    plan = plan_epoch(index, batches, {}, seed, 0)
+    sizes = np.diff(plan.offsets)
+    assert sizes.min() > 0
+    assert sizes.max() <= batches.pairs_per_step
+    if batches.task_batching is TaskBatching.MIXED:
+        assert len(plan) == -(-len(index) // batches.pairs_per_step)
+        assert sizes.max() - sizes.min() <= 1
+    if batches.task_batching is TaskBatching.HOMOGENEOUS:
+        assert all(len(np.unique(index.tasks[plan.step(k)])) == 1 for k in range(len(plan)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(indices, batch_settings, st.integers(1, 5))
+def test_chunks_hold_the_step_within_the_budgets_on_any_number_of_ranks(index, batches, num_ranks):
+    plan = plan_epoch(index, batches, {}, 0, 0)
+    for number in range(len(plan)):
+        rows = plan.step(number)
+        chunks = plan_chunks(index, rows, batches, num_ranks)
+        cells = [cell for chunk in chunks for cell in chunk.rows]
+        assert all(len(chunk.rows) == num_ranks for chunk in chunks)
+        assert sorted(np.concatenate(cells).tolist()) == sorted(rows.tolist())
+        for chunk in chunks:
+            assert chunk.has_pictures == any(index.images[cell].any() for cell in chunk.rows)
+        for cell in cells:
+            if len(cell) > 1:
+                assert index.tokens[cell].sum() <= batches.chunk_tokens
+                assert index.patches[cell].sum() <= batches.chunk_patches
+                assert batches.chunk_pairs is None or len(cell) <= batches.chunk_pairs
+        if len(rows) >= len(cells):
+            assert all(len(cell) for cell in cells)
+
+
+def test_the_seed_recipe_gives_eight_chunks_of_24_pairs_on_each_of_4_ranks():
+    index = make_index(768)
+    short = replace(index, tokens=np.full(768, 80, np.int32), patches=np.zeros(768, np.int32))
+    chunks = plan_chunks(short, np.arange(768), BatchSettings(pairs_per_step=768, chunk_pairs=24), 4)
+    assert len(chunks) == 8
+    assert {len(cell) for chunk in chunks for cell in chunk.rows} == {24}
+
+
+def test_a_chunk_is_filled_evenly_rather_than_leaving_a_rest():
+    index = replace(make_index(100), tokens=np.full(100, 10, np.int32), patches=np.zeros(100, np.int32))
+    chunks = plan_chunks(index, np.arange(100), BatchSettings(chunk_tokens=600), 1)
+    assert [len(chunk.rows[0]) for chunk in chunks] == [50, 50]
+
+
+def test_the_plan_does_not_depend_on_the_order_of_the_index():
+    index = make_index(200)
+    shuffled = np.random.default_rng(1).permutation(200)
+    moved = PlanIndex(
+        index.keys[shuffled],
+        index.tasks[shuffled],
+        index.sources[shuffled],
+        index.source_names,
+        index.tokens[shuffled],
+        index.patches[shuffled],
+        index.images[shuffled],
+    )
+    for batching in TaskBatching:
+        batches = BatchSettings(pairs_per_step=16, sub_batch_pairs=4, task_batching=batching)
+        one = plan_epoch(index, batches, {"source0": 1.5}, 0, 1)
+        other = plan_epoch(moved, batches, {"source0": 1.5}, 0, 1)
+        assert np.array_equal(index.keys[one.rows], moved.keys[other.rows])
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    index = make_index(300)
+    batches = BatchSettings(pairs_per_step=32)
+    first = plan_epoch(index, batches, {}, 0, 0).rows
+    assert np.array_equal(first, plan_epoch(index, batches, {}, 0, 0).rows)
+    assert not np.array_equal(first, plan_epoch(index, batches, {}, 0, 1).rows)
+    assert not np.array_equal(first, plan_epoch(index, batches, {}, 1, 0).rows)
+
+
+def test_several_uses_of_a_row_spread_over_the_epoch():
+    index = make_index(400, num_sources=1)
+    plan = plan_epoch(index, BatchSettings(pairs_per_step=20), {"source0": 2.0}, 0, 0)
+    halves = plan.rows[:400], plan.rows[400:]
+    assert all(len(np.unique(half)) > 380 for half in halves)
+
+
+def test_sub_batches_keep_pairs_of_one_task_together():
+    index = make_index(500)
+    batches = BatchSettings(pairs_per_step=32, sub_batch_pairs=8, task_batching=TaskBatching.SUB_BATCHES)
+    plan = plan_epoch(index, batches, {}, 0, 0)
+    tasks_of_a_step = [len(np.unique(index.tasks[plan.step(k)])) for k in range(len(plan))]
+    assert max(tasks_of_a_step) <= 4
+    assert np.mean(tasks_of_a_step) > 1.5
+
+
+def test_the_plan_of_a_run_counts_its_steps_without_ordering_them():
+    index = make_index(333)
+    for batching in TaskBatching:
+        batches = BatchSettings(pairs_per_step=30, sub_batch_pairs=7, task_batching=batching)
+        plan = plan_training(index, batches, {"source1": 0.5}, seed=3, epochs=3)
+        sizes = [len(plan_epoch(index, batches, {"source1": 0.5}, 3, epoch)) for epoch in range(3)]
+        assert plan.num_steps == sum(sizes)
+        assert [plan.locate(first) for first in plan.first_steps[:-1]] == [(0, 0), (1, 0), (2, 0)]
+        assert len(list(plan.steps(first=2))) == plan.num_steps - 2
+    assert plan_training(index, batches, {}, seed=3, epochs=3, max_steps=5).num_steps == 5
+
+
+def test_prefix_dropout_is_a_share_that_changes_by_epoch():
+    keys = make_index(20_000).keys
+    dropped = drops_prefix(keys, 0.1, seed=0, epoch=0)
+    assert 0.09 < dropped.mean() < 0.11
+    assert not np.array_equal(dropped, drops_prefix(keys, 0.1, seed=0, epoch=1))
+    assert not drops_prefix(keys, 0.0, 0, 0).any()
+    assert drops_prefix(keys, 1.0, 0, 0).all()
+
+
+def test_wrong_settings_are_named():
+    index = make_index(10)
+    with pytest.raises(ValueError, match="sub_batch_pairs 64 is above pairs_per_step 8"):
+        plan_training(
+            index, BatchSettings(pairs_per_step=8, task_batching=TaskBatching.SUB_BATCHES), {}, 0, epochs=1
+        )
+    with pytest.raises(ValueError, match="source weights"):
+        plan_training(index, BatchSettings(), {"source0": 1e-9, "source1": 1e-9}, 0, epochs=1)
+
+
+def test_the_index_is_read_as_it_was_written(tmp_path):
+    table = pa.table(
+        {
+            "sample_id": [f"{row:032x}" for row in (2**100, 17, 5)],
+            "task": ["ocr", "text_pair", "ocr"],
+            "source": ["b", "a", "b"],
+            "tokens": [5, 6, 7],
+            "patches": [16, 0, 32],
+            "images": [1, 0, 2],
+        },
+        schema=arrow_schema(PLAN_INDEX),
+    )
+    pq.write_table(table, tmp_path / "index.parquet")
+    index = read_plan_index(tmp_path / "index.parquet")
+    assert index.keys.tolist() == [2**36, 0, 0]
+    assert [TASKS[code] for code in index.tasks] == ["ocr", "text_pair", "ocr"]
+    assert [index.source_names[code] for code in index.sources] == ["b", "a", "b"]
+    assert (index.tokens.tolist(), index.patches.tolist(), index.images.tolist()) == (
+        [5, 6, 7],
+        [16, 0, 32],
+        [1, 0, 2],
+    )
+    with pytest.raises(ValueError, match="no plan index"):
+        read_plan_index(tmp_path / "missing.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="no rows"):
+        read_plan_index(tmp_path / "empty.parquet")
+
+
+@pytest.mark.slow
+def test_eleven_million_pairs_are_planned_in_seconds():
+    index = make_index(11_000_000)
+    started = time.perf_counter()
+    plan = plan_training(index, BatchSettings(), {}, seed=0, epochs=2)
+    assert len(plan.rows(plan.num_steps - 1)) in (767, 768)
+    assert time.perf_counter() - started < 60
