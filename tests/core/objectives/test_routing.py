@@ -1,0 +1,235 @@
+"""Routing and the step's loss: equal to the plain reference, additive over chunks, reported by task."""
+
+import math
+
+import pytest
+import torch
+
+from tests.core.objectives import reference
+from tests.core.objectives.examples import gradients, leaves, mixed_pairs, unit_rows
+from vipolyqwen_core.config import ObjectiveSettings
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, pair_keys, split_vectors
+from vipolyqwen_core.objectives.routing import TERMS, compute_losses
+
+DEFAULT = ObjectiveSettings()
+WEIGHTED = ObjectiveSettings(
+    temperature=0.2,
+    margin=0.5,
+    positive_score=0.75,
+    term_weights={"info_nce": 0.5, "score_mse": 3.0},
+    task_weights={Task.OCR: 2.0, Task.INSTR: 0.0},
+)
+
+
+def whole(pairs, settings=DEFAULT, **options):
+    return compute_losses(pairs, pairs, settings, num_step_pairs=pairs.num_pairs, **options)
+
+
+def simple_pairs(tasks, scores=None, dim=6, seed=0, negative_hashes=None):
+    """Pairs without equal contents."""
+    generator = torch.Generator().manual_seed(seed)
+    number = len(tasks)
+    keys = pair_keys(
+        tasks,
+        range(1, number + 1),
+        range(101, number + 101),
+        scores=scores,
+        negative_hashes=negative_hashes,
+    )
+    rows = unit_rows(2 * number + keys.num_negatives, dim, generator)
+    return split_vectors(rows, keys)
+
+
+@pytest.mark.parametrize("cross_task", [False, True])
+@pytest.mark.parametrize("settings", [DEFAULT, WEIGHTED], ids=["default", "weighted"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_total_equals_the_plain_reference(seed, settings, cross_task):
+    settings = ObjectiveSettings(**{**vars(settings), "cross_task_negatives": cross_task})
+    pairs = mixed_pairs(30, seed=seed)
+    plain = reference.plain_pairs(pairs)
+    expected = reference.total(plain, plain, settings, num_step_pairs=768)
+    total = compute_losses(pairs, pairs, settings, num_step_pairs=768).total
+    assert total.dtype == torch.float64
+    assert total.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_term_is_reported_by_task_with_its_count():
+    pairs = mixed_pairs(30, seed=7)
+    plain = reference.plain_pairs(pairs)
+    collected: dict[tuple[Task, str], list[float]] = {}
+    for anchor in plain:
+        for term, value in reference.terms_of(anchor, plain, DEFAULT).items():
+            collected.setdefault((anchor.task, term), []).append(value)
+    reported = whole(pairs).terms.means()
+    assert reported.keys() == collected.keys()
+    for key, values in collected.items():
+        assert reported[key].num_pairs == len(values)
+        assert reported[key].mean == pytest.approx(sum(values) / len(values), rel=1e-12)
+
+
+def test_each_task_has_the_terms_of_the_design():
+    assert {task: set(terms) for task, terms in TERMS.items()} == {
+        task: set(terms) for task, terms in reference.TERMS.items()
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"matryoshka_dims": (4, 2)}], ids=["plain", "matryoshka"])
+def test_chunks_of_anchors_add_up_to_the_whole_in_loss_gradient_and_terms(options):
+    settings = ObjectiveSettings(uniformity_weight=0.1)
+    once, piecewise = leaves(mixed_pairs(25, seed=3)), leaves(mixed_pairs(25, seed=3))
+    expected = whole(once, settings, **options)
+    expected.total.backward()
+    parts = [
+        compute_losses(piecewise.slice(start, stop), piecewise, settings, num_step_pairs=25, **options)
+        for start, stop in ((0, 4), (4, 5), (5, 25))
+    ]
+    sum(part.total for part in parts).backward()
+    assert sum(part.total for part in parts).item() == pytest.approx(expected.total.item(), rel=1e-12)
+    assert torch.allclose(gradients(piecewise), gradients(once), rtol=0, atol=1e-12)
+    terms = parts[0].terms + parts[1].terms + parts[2].terms
+    assert torch.allclose(terms.sums, expected.terms.sums)
+    assert torch.equal(terms.counts, expected.terms.counts)
+
+
+def test_groups_of_candidates_join_with_their_hard_negatives():
+    first, second = mixed_pairs(5, seed=1), mixed_pairs(7, seed=2)
+    joined = join_pairs([first, second])
+    assert joined.num_pairs == 12
+    for original, part in ((first, joined.slice(0, 5)), (second, joined.slice(5, 12))):
+        assert torch.equal(part.stacked(), original.stacked())
+        for name, column in vars(original.keys).items():
+            assert torch.equal(vars(part.keys)[name].nan_to_num(9), column.nan_to_num(9)), name
+
+
+def test_gradients_agree_with_finite_differences():
+    pairs = mixed_pairs(12, dim=4, seed=11)
+    settings = ObjectiveSettings(temperature=0.3, margin=0.9, uniformity_weight=0.2)
+
+    def total(vectors):
+        return whole(split_vectors(vectors, pairs.keys), settings, matryoshka_dims=(2,)).total
+
+    assert torch.autograd.gradcheck(total, pairs.stacked().requires_grad_(), eps=1e-7, atol=1e-6)
+
+
+def test_a_masked_duplicate_gets_no_gradient_as_a_negative():
+    tasks = [Task.OCR] * 3
+    rows = unit_rows(6, 5, torch.Generator().manual_seed(0))
+    settings = ObjectiveSettings(margin=2.0)
+
+    def gradient_of_target_1(target_hashes):
+        candidates = leaves(split_vectors(rows, pair_keys(tasks, [1, 2, 3], target_hashes)))
+        compute_losses(candidates.slice(0, 1), candidates, settings, num_step_pairs=1).total.backward()
+        return candidates.target.grad[1], candidates.query.grad[1]
+
+    assert all(gradient.abs().sum() > 0 for gradient in gradient_of_target_1([11, 12, 13]))
+    assert all(not gradient.any() for gradient in gradient_of_target_1([11, 11, 13]))
+
+
+def test_a_scored_pair_under_the_threshold_is_no_positive_but_stays_a_candidate():
+    low = simple_pairs([Task.TEXT_PAIR] * 2, scores=[0.1, 0.9])
+    losses = whole(low)
+    assert losses.terms.means()[Task.TEXT_PAIR, "info_nce"].num_pairs == 1
+    assert losses.terms.means()[Task.TEXT_PAIR, "score_mse"].num_pairs == 2
+
+    anchors = leaves(low)
+    only_info_nce = ObjectiveSettings(term_weights={"score_mse": 0.0})
+    compute_losses(anchors.slice(0, 1), anchors, only_info_nce, num_step_pairs=2).total.backward()
+    assert not gradients(anchors).any()  # as an anchor it says nothing
+
+    anchors = leaves(low)
+    compute_losses(anchors.slice(1, 2), anchors, only_info_nce, num_step_pairs=2).total.backward()
+    assert anchors.target.grad[0].any()  # as a candidate it is pushed away
+    assert anchors.query.grad[0].any()
+
+
+def test_a_score_at_the_threshold_is_a_positive_in_the_precision_of_the_table():
+    stored = torch.tensor(0.7, dtype=torch.float32).item()  # below 0.7 as a double
+    pairs = simple_pairs([Task.TEXT_PAIR] * 2, scores=[stored, stored])
+    means = whole(pairs, ObjectiveSettings(positive_score=0.7)).terms.means()
+    assert means[Task.TEXT_PAIR, "info_nce"].num_pairs == 2
+
+
+def test_an_unscored_pair_is_a_positive_and_does_not_regress():
+    means = whole(simple_pairs([Task.TEXT_PAIR] * 3)).terms.means()
+    assert means[Task.TEXT_PAIR, "info_nce"].num_pairs == 3
+    assert (Task.TEXT_PAIR, "score_mse") not in means
+
+
+def test_every_hard_negative_of_a_pair_is_seen_by_the_anchors_of_its_task_alone():
+    pairs = leaves(
+        simple_pairs([Task.OCR, Task.OCR, Task.INSTR], negative_hashes=[[201, 202], [], [203]], seed=5)
+    )
+    compute_losses(pairs.slice(1, 2), pairs, DEFAULT, num_step_pairs=3).total.backward()
+    assert pairs.negatives.grad.abs().sum(dim=1).gt(0).tolist() == [True, True, False]
+
+
+def test_equal_similarities_give_the_log_of_the_number_of_candidates():
+    tasks = [Task.INSTR] * 4 + [Task.OCR] * 3
+    pairs = simple_pairs(tasks, negative_hashes=[[301], [302], [], [], [], [], []])
+    zeros = PairVectors(
+        *(torch.zeros_like(v) for v in (pairs.query, pairs.target, pairs.negatives)), pairs.keys
+    )
+    means = whole(zeros).terms.means()
+    assert means[Task.INSTR, "info_nce"].mean == pytest.approx((math.log(4 + 2) + math.log(4)) / 2)
+    assert means[Task.OCR, "info_nce"].mean == pytest.approx(math.log(3))
+    assert means[Task.OCR, "triplet_margin"].mean == pytest.approx(DEFAULT.margin)
+    assert means[Task.INSTR, "cosine"].mean == 1.0
+
+
+def test_matryoshka_calls_the_losses_again_on_slices_and_takes_their_mean():
+    pairs = mixed_pairs(20, seed=9)
+    sliced = [
+        PairVectors(
+            *(
+                torch.nn.functional.normalize(vectors[:, :dim], dim=1)
+                for vectors in (pairs.query, pairs.target, pairs.negatives)
+            ),
+            pairs.keys,
+        )
+        for dim in (8, 4, 2)
+    ]
+    expected = sum(whole(part).total for part in sliced) / 3
+    losses = whole(pairs, matryoshka_dims=(2, 4))
+    assert losses.total.item() == pytest.approx(expected.item(), rel=1e-12)
+    at_four = losses.terms.means()[Task.OCR, "info_nce@4"]
+    assert at_four.mean == pytest.approx(whole(sliced[1]).terms.means()[Task.OCR, "info_nce"].mean)
+
+
+def test_uniformity_is_off_by_default_and_added_with_its_weight():
+    pairs = simple_pairs([Task.INSTR] * 5)
+    plain, with_it = whole(pairs), whole(pairs, ObjectiveSettings(uniformity_weight=0.5))
+    assert "uniformity" not in plain.terms.names
+    value = with_it.terms.means()[Task.INSTR, "uniformity"].mean
+    assert with_it.total.item() == pytest.approx(plain.total.item() + 0.5 * value)
+
+
+def test_weights_of_the_moment_multiply_those_of_the_settings():
+    pairs = mixed_pairs(20, seed=4)
+    fixed = whole(pairs, ObjectiveSettings(task_weights={Task.OCR: 3.0}))
+    momentary = whole(pairs, ObjectiveSettings(task_weights={Task.OCR: 2.0}), task_weights={Task.OCR: 1.5})
+    assert momentary.total.item() == pytest.approx(fixed.total.item(), rel=1e-12)
+
+
+def test_an_unknown_term_in_the_weights_is_refused_by_name():
+    with pytest.raises(ValueError, match="'info_nec'"):
+        whole(simple_pairs([Task.OCR]), ObjectiveSettings(term_weights={"info_nec": 1.0}))
+
+
+def test_no_pairs_at_all_give_a_zero_loss_with_gradients_for_the_candidates():
+    pairs = leaves(mixed_pairs(6, seed=2))
+    losses = compute_losses(pairs.slice(0, 0), pairs, DEFAULT, num_step_pairs=6)
+    losses.total.backward()
+    assert losses.total.item() == 0.0
+    assert not gradients(pairs).any()
+    assert losses.terms.means() == {}
+
+
+def test_the_loss_is_computed_in_float32_under_autocast():
+    pairs = mixed_pairs(12, seed=6)
+    single = PairVectors(
+        *(vectors.float() for vectors in (pairs.query, pairs.target, pairs.negatives)), pairs.keys
+    )
+    expected = whole(single).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(whole(single).total, expected)
