@@ -1,0 +1,239 @@
+"""Checkpoints: sharded, written aside and renamed, so that a folder `step_N` is whole or not there at all.
+
+Each rank writes its shard (torch.distributed.checkpoint); `state.json` comes last and lists every file with
+its size, so that a truncated copy is recognised. They load onto any number of ranks.
+
+    checkpoints/step_200/   state.json   .metadata   __0_0.distcp ...
+"""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"
+PARTIAL = ".partial"
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read. What had been saved before is untouched."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: all that a resumed run needs besides model and optimizer."""
+
+    step: int = 0
+    """Steps that are done, which is the number of the next one."""
+    refused_steps: int = 0
+    """Steps whose gradient was not finite and that changed nothing."""
+    refused_in_a_row: int = 0
+    """Such steps since the last good one."""
+    pairs: int = 0
+    """Pairs seen."""
+    seconds: float = 0.0
+    """Time spent in steps, over all resumed parts of the run."""
+    mlflow_run_id: str | None = None
+    """The run that a resumed training continues."""
+    running_losses: Mapping[str, float] = field(default_factory=dict)
+    """State of the dynamic task weights."""
+    best_loss: float | None = None
+    """Lowest loss of the quick evaluations so far ..."""
+    best_step: int | None = None
+    """... and the checkpoint that had it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. All ranks call `save`, `latest` and `load` together."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint after so many steps."""
+        return self.folder / f"step_{step}"
+
+    def save(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+        """Write a checkpoint aside, rename it, and remove the ones beyond the newest `keep` and the best.
+
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full
+        """
+        path = self.path(progress.step)
+        aside = path.with_name(f".{path.name}{PARTIAL}")
+        try:
+            if _is_first():
+                for left_over in self.folder.glob(f".*{PARTIAL}"):
+                    shutil.rmtree(left_over)
+                aside.mkdir(parents=True)
+            _barrier()
+            with _in_our_words():
+                save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
+            if _is_first():
+                _write_state(aside, progress)
+                if path.exists():  # left by a run that was resumed from an earlier step
+                    shutil.rmtree(path)
+                os.replace(aside, path)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            kept = ", ".join(whole.name for whole in self._whole()) or "none"
+            free = shutil.disk_usage(self.folder).free / 1e9
+            raise CheckpointError(
+                f"checkpoint {path} could not be written ({free:.1f} GB are free there): {error}; "
+                f"saved before: {kept}"
+            ) from error
+        _barrier()
+        if _is_first():
+            self._prune(progress)
+        return path
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint; None where the run has none yet.
+
+        A damaged one is passed over with a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints, and each is damaged
+        """
+        found = [self._newest_whole() if _is_first() else None]
+        if dist.is_initialized():
+            dist.broadcast_object_list(found)
+        if isinstance(found[0], CheckpointError):
+            raise found[0]
+        return found[0]
+
+    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
+        """Fill model and optimizer from a checkpoint, whatever number of ranks wrote it.
+
+        Raises:
+            CheckpointError: a file is damaged, or the model is another one
+        """
+        state = _state(model, optimizer)
+        with _in_our_words():
+            load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        set_state_dict(
+            model,
+            [] if optimizer is None else optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state.get("optimizer", {}),
+        )
+        return read_progress(path)
+
+    def _newest_whole(self) -> Path | CheckpointError | None:
+        whole = self._whole(warn=True)
+        if whole:
+            return whole[0]
+        if self._all():
+            names = ", ".join(path.name for path in self._all())
+            return CheckpointError(
+                f"every checkpoint in {self.folder} is damaged ({names}): remove the folder to begin anew"
+            )
+        return None
+
+    def _all(self) -> list[Path]:
+        """Checkpoints, the newest first."""
+        return sorted(self.folder.glob("step_*"), key=lambda path: -int(path.name.removeprefix("step_")))
+
+    def _whole(self, warn: bool = False) -> list[Path]:
+        whole = []
+        for path in self._all():
+            damage = damage_of(path)
+            if damage is None:
+                whole.append(path)
+            elif warn:
+                logger.warning("passed over checkpoint %s: %s", path, damage)
+        return whole
+
+    def _prune(self, progress: Progress) -> None:
+        spared = {self.path(step) for step in (progress.step, progress.best_step) if step is not None}
+        for number, path in enumerate(self._all()):
+            newer = int(path.name.removeprefix("step_")) > progress.step
+            if path not in spared and (number >= self.keep or newer):
+                shutil.rmtree(path)
+
+
+def read_progress(path: Path) -> Progress:
+    """The progress that a checkpoint holds."""
+    return Progress(**json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["progress"])
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None: it is whole."""
+    try:
+        files = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE_FILE} cannot be read ({error})"
+    for name, size in files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
+    return None
+
+
+def initialise_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter its AdamW state now.
+
+    torch makes it at a parameter's first gradient. A checkpoint before that would lack it, and the memory of
+    a run would grow with the first picture.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            assert not state, "the optimizer has made steps already"
+            device = parameter.device if group.get("fused") else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """What is saved; names do not depend on how the model is wrapped."""
+    of_model, of_optimizer = get_state_dict(model, [] if optimizer is None else optimizer)
+    return {"model": of_model} if optimizer is None else {"model": of_model, "optimizer": of_optimizer}
+
+
+def _write_state(folder: Path, progress: Progress) -> None:
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    with (folder / STATE_FILE).open("w", encoding="utf-8") as file:
+        json.dump({"progress": asdict(progress), "files": files}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """torch raises a BaseException of its own where a shard fails; and it warns of a single process."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        causes = [f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items()]
+        raise CheckpointError("; ".join(causes)) from error
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
