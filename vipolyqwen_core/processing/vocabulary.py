@@ -1,0 +1,156 @@
+"""The tokenizer of a backbone: its files read, the prefixes added, and a twin that knows no special token.
+
+Text that people wrote is tokenised by the twin, whose list of added tokens is empty: whatever is spelled
+there (`<|im_end|>`, `<ocr>`) comes out as ordinary text. Special tokens enter inputs as ids only.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from vipolyqwen_core.contract import PREFIX_TOKENS, Task
+
+PRETOKENIZER_PATTERN: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 splits text before the merges."""
+
+QWEN2_VL_SPECIAL_TOKENS: Final = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""In the order of their ids, right after the vocabulary."""
+
+
+def byte_level_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Qwen2's byte-level BPE without any added token."""
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZER_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def special(token: str) -> AddedToken:
+    """A special token that is matched exactly as it is spelled."""
+    return AddedToken(token, special=True, normalized=False)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer with its prefixes, as files and as ids."""
+
+    tokenizer_json: str
+    """Content of tokenizer.json, prefixes included."""
+    tokenizer_config: Mapping[str, Any]
+    """Content of tokenizer_config.json, prefixes included."""
+    special_ids: Mapping[str, int]
+    """Id of every added token by its spelling."""
+
+    @property
+    def prefix_ids(self) -> dict[Task, int]:
+        """Id of each prefix."""
+        return {task: self.special_ids[token] for task, token in PREFIX_TOKENS.items()}
+
+    @cached_property
+    def text_tokenizer(self) -> Tokenizer:
+        """The twin for text: no added tokens, nothing put around a text, nothing cut or padded."""
+        content = json.loads(self.tokenizer_json)
+        content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
+        (directory / "tokenizer.json").write_text(self.tokenizer_json, encoding="utf-8")
+        _write_json(directory / "tokenizer_config.json", self.tokenizer_config)
+
+
+def read_vocabulary(directory: Path) -> Vocabulary:
+    """The vocabulary of a backbone or of a saved model; prefixes that are missing are added at the end.
+
+    Read from tokenizer.json, or, where that is absent, from vocab.json and merges.txt with the added tokens
+    of tokenizer_config.json.
+
+    Raises:
+        ValueError: no tokenizer there, or one that lacks a token of Qwen2-VL
+    """
+    config = _read_json(directory / "tokenizer_config.json")
+    if (directory / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        tokenizer = byte_level_tokenizer(
+            _read_json(directory / "vocab.json"), _read_merges(directory / "merges.txt")
+        )
+        added = sorted((int(key), token) for key, token in config.get("added_tokens_decoder", {}).items())
+        tokenizer.add_tokens([AddedToken(**token) for _, token in added])
+    else:
+        raise ValueError(f"no tokenizer in {directory}: neither tokenizer.json nor vocab.json and merges.txt")
+    tokenizer.add_special_tokens([special(token) for token in PREFIX_TOKENS.values()])
+    ids = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    missing = [token for token in QWEN2_VL_SPECIAL_TOKENS if token not in ids]
+    if missing:
+        raise ValueError(f"the tokenizer in {directory} is not Qwen2-VL's: it lacks {missing[0]}")
+    return Vocabulary(tokenizer.to_str(), _with_prefixes(config, ids), ids)
+
+
+def _with_prefixes(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+    """tokenizer_config.json with the prefixes among its added tokens."""
+    decoder = dict(config.get("added_tokens_decoder", {}))
+    for token in PREFIX_TOKENS.values():
+        decoder[str(ids[token])] = {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+    extra = list(config.get("additional_special_tokens") or QWEN2_VL_SPECIAL_TOKENS[1:])
+    extra += [token for token in PREFIX_TOKENS.values() if token not in extra]
+    return {**config, "added_tokens_decoder": decoder, "additional_special_tokens": extra}
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    """Pairs of merges.txt. Line ends of either kind are stripped: a stray CR would spoil every merge."""
+    lines: Iterable[str] = path.read_text(encoding="utf-8").split("\n")
+    pairs = (line.rstrip("\r") for line in lines)
+    return [
+        (first, second)
+        for first, _, second in (line.partition(" ") for line in pairs if not line.startswith("#version"))
+        if second
+    ]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file is absent."""
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
