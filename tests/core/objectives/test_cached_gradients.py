@@ -1,0 +1,82 @@
+"""Cached gradients: those of the plain loss, in blocks, over ranks, and through a model chunk by chunk."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.core.distributed import run_on_ranks
+from tests.core.objectives.examples import gradients, leaves, mixed_pairs
+from vipolyqwen_core.config import ObjectiveSettings
+from vipolyqwen_core.objectives.cached_gradients import cached_gradients
+from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
+from vipolyqwen_core.objectives.routing import compute_losses
+
+SETTINGS = ObjectiveSettings(temperature=0.2)
+
+
+def plain(pairs: PairVectors):
+    pairs = leaves(pairs)
+    losses = compute_losses(pairs, pairs, SETTINGS, num_step_pairs=pairs.num_pairs)
+    losses.total.backward()
+    return losses, pairs
+
+
+@pytest.mark.parametrize("block_pairs", [1, 7, 20, 256])
+def test_any_block_size_gives_the_plain_loss_and_gradients(block_pairs):
+    pairs = mixed_pairs(20, seed=1)
+    expected, with_gradients = plain(pairs)
+    losses, gradient = cached_gradients(pairs, SETTINGS, num_step_pairs=20, block_pairs=block_pairs)
+    assert losses.total.item() == pytest.approx(expected.total.item(), rel=1e-12)
+    assert torch.allclose(gradient, gradients(with_gradients), rtol=0, atol=1e-12)
+    assert torch.allclose(losses.terms.sums, expected.terms.sums)
+    assert torch.equal(losses.terms.counts, expected.terms.counts)
+
+
+def test_chunks_through_a_model_give_the_gradients_of_the_whole_step():
+    pairs = mixed_pairs(12, seed=2)
+    inputs = pairs.stacked()
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 6).double()
+
+    def embed(rows):
+        return torch.nn.functional.normalize(model(rows), dim=1)
+
+    whole = split_vectors(embed(inputs), pairs.keys)
+    compute_losses(whole, whole, SETTINGS, num_step_pairs=12).total.backward()
+    expected = model.weight.grad.clone()
+    model.zero_grad()
+
+    with torch.no_grad():
+        vectors = embed(inputs)
+    _, gradient = cached_gradients(split_vectors(vectors, pairs.keys), SETTINGS, num_step_pairs=12)
+    for rows, of_rows in zip(inputs.split(5), gradient.split(5), strict=True):
+        (embed(rows) * of_rows).sum().backward()
+    assert torch.allclose(model.weight.grad, expected, rtol=0, atol=1e-12)
+
+
+def cached_on_a_rank(parts: list[PairVectors]):
+    with torch.no_grad():
+        losses, gradient = cached_gradients(
+            parts[dist.get_rank()],
+            SETTINGS,
+            num_step_pairs=sum(part.num_pairs for part in parts),
+            block_pairs=4,
+        )
+    return losses.total, gradient
+
+
+def test_two_ranks_with_different_numbers_of_blocks_equal_one_process():
+    parts = [mixed_pairs(13, seed=3), mixed_pairs(3, seed=4)]
+    expected, with_gradients = plain(join_pairs(parts))
+    (first_total, first), (second_total, second) = run_on_ranks(cached_on_a_rank, 2, parts)
+    assert abs(first_total + second_total - expected.total) < 1e-9
+    query, target, negatives = (
+        torch.cat(blocks)
+        for blocks in zip(
+            first.split([13, 13, parts[0].keys.num_negatives]),
+            second.split([3, 3, parts[1].keys.num_negatives]),
+            strict=True,
+        )
+    )
+    gradient = torch.cat([query, target, negatives])
+    assert torch.allclose(gradient, gradients(with_gradients), rtol=0, atol=1e-9)

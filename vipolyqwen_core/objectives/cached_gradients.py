@@ -1,0 +1,79 @@
+"""The loss of a whole step and its gradient by vector, for back-propagation chunk by chunk (GradCache).
+
+Reference:
+    Gao et al. 2021, arXiv 2101.06983
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vipolyqwen_core.config import ObjectiveSettings
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.objectives.negatives import gather
+from vipolyqwen_core.objectives.pairs import PairVectors
+from vipolyqwen_core.objectives.routing import Losses, compute_losses
+
+
+def cached_gradients(
+    pairs: PairVectors,
+    settings: ObjectiveSettings,
+    *,
+    num_step_pairs: int,
+    matryoshka_dims: Sequence[int] = (),
+    task_weights: Mapping[Task, float] | None = None,
+    block_pairs: int = 256,
+) -> tuple[Losses, Tensor]:
+    """The losses of this rank's pairs of a step against those of all ranks, and the gradient of its vectors.
+
+    A chunk is then embedded again and `(vectors * its gradient).sum()` is its surrogate loss. Anchors go in
+    blocks, so that memory grows with the pairs of the step and not with their square; all ranks meet once
+    before the blocks and once after them.
+
+    Shapes:
+        pairs: this rank's B pairs of the step with their M hard negatives; gradients of theirs are ignored
+        returns: losses with a detached total; [2B + M, D] gradient of the sum of all ranks' totals, ordered
+            as `pairs.stacked()`
+    """
+    with torch.enable_grad():
+        own = _leaves(pairs)
+        gathered = gather(own)
+        candidates = _leaves(gathered)
+        # without pairs one empty block still gives zeros
+        starts = range(0, max(own.num_pairs, 1), block_pairs)
+        blocks = []
+        for start in starts:
+            anchors = own.slice(start, min(start + block_pairs, own.num_pairs))
+            block = compute_losses(
+                anchors,
+                candidates,
+                settings,
+                num_step_pairs=num_step_pairs,
+                matryoshka_dims=matryoshka_dims,
+                task_weights=task_weights,
+            )
+            block.total.backward()
+            blocks.append(replace(block, total=block.total.detach()))
+        torch.autograd.backward(
+            [gathered.query, gathered.target, gathered.negatives],
+            [_gradient(vectors) for vectors in (candidates.query, candidates.target, candidates.negatives)],
+        )
+    losses = blocks[0]
+    for block in blocks[1:]:
+        losses = Losses(losses.total + block.total, losses.terms + block.terms)
+    return losses, torch.cat([_gradient(vectors) for vectors in (own.query, own.target, own.negatives)])
+
+
+def _leaves(pairs: PairVectors) -> PairVectors:
+    """The same vectors, cut off from what made them, ready to collect gradients."""
+    query, target, negatives = (
+        vectors.detach().requires_grad_() for vectors in (pairs.query, pairs.target, pairs.negatives)
+    )
+    return PairVectors(query, target, negatives, pairs.keys)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
