@@ -142,7 +142,7 @@ def _values(
         anchors.keys, candidates.keys, cross_task=settings.cross_task_negatives
     )
     query_excluded = excluded_queries(anchors.keys, candidates.keys, cross_task=settings.cross_task_negatives)
-    positive = _positive(anchors.keys, settings)
+    positive = positives(anchors.keys, settings)
     columns: dict[str, Tensor] = {}
     for dim in (None, *sorted(set(matryoshka_dims), reverse=True)):
         query, target, queries, targets, negatives = (
@@ -180,7 +180,7 @@ def _values(
     return torch.stack(list(columns.values()), dim=1), tuple(columns)
 
 
-def _positive(keys: PairKeys, settings: ObjectiveSettings) -> Tensor:
+def positives(keys: PairKeys, settings: ObjectiveSettings) -> Tensor:
     """[B] bool: the target is a right answer, which a scored pair is only from `positive_score` on."""
     # compared as float32, the table's type: else a score of 0.7 would lie below a threshold of 0.7
     threshold = torch.tensor(settings.positive_score, dtype=torch.float32)
@@ -191,7 +191,7 @@ def _applies(keys: PairKeys, settings: ObjectiveSettings, names: Sequence[str]) 
     """[B, terms] bool: the task has the term, and the pair can take part in it."""
     bare = [name.partition("@")[0] for name in names]
     of_task = torch.tensor([[name in (*TERMS[task], UNIFORMITY) for name in bare] for task in TASKS])
-    positive, scored = _positive(keys, settings), ~keys.score.isnan()
+    positive, scored = positives(keys, settings), ~keys.score.isnan()
     everyone = torch.ones_like(positive)
     able = {"score_mse": scored, UNIFORMITY: everyone}
     return of_task.to(keys.task.device)[keys.task] & torch.stack(

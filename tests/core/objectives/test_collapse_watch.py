@@ -1,0 +1,58 @@
+"""The collapse watch: known figures for a point, a sphere and orthogonal pairs."""
+
+import pytest
+import torch
+
+from tests.core.objectives.examples import mixed_pairs, unit_rows
+from vipolyqwen_core.config import ObjectiveSettings
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.objectives.collapse_watch import collapse_watch
+from vipolyqwen_core.objectives.pairs import PairVectors, pair_keys
+
+DEFAULT = ObjectiveSettings()
+
+
+def pairs_of(query, target, scores=None):
+    number = len(query)
+    keys = pair_keys([Task.TEXT_PAIR] * number, range(1, number + 1), range(101, number + 101), scores=scores)
+    return PairVectors(query, target, query.new_zeros(0, query.shape[1]), keys)
+
+
+def test_one_point_shows_as_collapse():
+    point = torch.eye(1, 8, dtype=torch.float64).repeat(5, 1)
+    figures = collapse_watch(pairs_of(point, point), DEFAULT)
+    assert figures["uniformity"] == pytest.approx(0.0)
+    assert figures["effective_rank"] == pytest.approx(1.0)
+    assert figures["deviation"] == pytest.approx(0.0)
+    assert figures["gap"] == pytest.approx(0.0)
+    assert figures["negative_similarity@0.5"] == pytest.approx(1.0)
+
+
+def test_orthogonal_pairs_have_full_rank_and_perfect_alignment():
+    rows = torch.eye(6, dtype=torch.float64)
+    figures = collapse_watch(pairs_of(rows, rows), DEFAULT)
+    assert figures["effective_rank"] == pytest.approx(6.0)
+    assert figures["alignment"] == pytest.approx(0.0)
+    assert figures["gap"] == pytest.approx(1.0)
+
+
+def test_random_vectors_on_a_sphere_are_spread():
+    generator = torch.Generator().manual_seed(0)
+    figures = collapse_watch(pairs_of(unit_rows(400, 64, generator), unit_rows(400, 64, generator)), DEFAULT)
+    assert figures["deviation"] == pytest.approx(1.0, abs=0.01)
+    assert figures["uniformity"] == pytest.approx(-4 + 8 / 64, abs=0.02)  # E exp(4 x·y), x·y of variance 1/64
+    assert figures["effective_rank"] > 50
+
+
+def test_a_pair_under_the_threshold_is_no_positive():
+    rows = torch.eye(2, dtype=torch.float64)
+    figures = collapse_watch(pairs_of(rows, rows.flip(0), scores=[0.1, 0.2]), DEFAULT)
+    assert "alignment" not in figures
+    assert "negative_similarity@0.5" in figures
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 30])
+def test_any_number_of_pairs_gives_finite_figures(number):
+    figures = collapse_watch(mixed_pairs(30).slice(0, number), DEFAULT)
+    assert all(torch.tensor(value).isfinite() for value in figures.values())
+    assert bool(figures) == (number > 0)
