@@ -1,0 +1,112 @@
+"""Components: rows that must stand on the same side of the split, because they share something.
+
+Rows are linked by keys: a picture, a text-only side, a declared group, an earlier component. Keys that mean
+the same (near pictures, near sides) are linked to each other. Linked rows form a component: union-find over
+the graph of rows and keys.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from quality.duplicates import comparable, near_pairs, whole_query
+
+SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
+
+
+def picture_key(image_id: pl.Expr) -> pl.Expr:
+    """Key of a picture, by its id."""
+    return ("picture:" + image_id).hash(seed=0)
+
+
+def link_keys(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
+    """What rows can be linked by: `row`, `key`, one line for each picture, text-only side and group of a row.
+
+    A picture links wherever it stands. A text links only where its side has no picture and where it has
+    `min_linking_chars` characters, since `Yes` and `What is the total?` say nothing about where rows come
+    from. Hard negatives link nothing: they are other rows' targets.
+
+    Args:
+        rows: `row` and the columns of a pair
+    """
+    pictures = pl.concat_list("query_images", "target_images")
+    by_picture = rows.select("row", picture=pictures).explode("picture").drop_nulls("picture")
+    by_group = rows.select("row", "group_id").drop_nulls("group_id")
+    return pl.concat(
+        [
+            by_picture.select("row", key=picture_key(pl.col("picture"))),
+            by_group.select("row", key=("group:" + pl.col("group_id")).hash(seed=0)),
+            linking_sides(rows, min_linking_chars).select("row", "key"),
+        ]
+    )
+
+
+def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
+    """Text-only sides long enough to link: `row`, `side` (a number of its own), `text`, `key` of the text."""
+    query = rows.select(
+        "row",
+        side=2 * pl.col("row"),
+        images=pl.col("query_images").list.len(),
+        text=comparable(whole_query()),
+    )
+    target = rows.select(
+        "row",
+        side=2 * pl.col("row") + 1,
+        images=pl.col("target_images").list.len(),
+        text=comparable(pl.col("target")),
+    )
+    return (
+        pl.concat([query, target])
+        .filter(pl.col("images").fill_null(0) == 0, pl.col("text").str.len_chars() >= min_linking_chars)
+        .select("row", "side", "text", key=("text:" + pl.col("text")).hash(seed=0))
+    )
+
+
+def near_sides(
+    rows: pl.LazyFrame, min_linking_chars: int, threshold: float, seed: int, scratch: Path
+) -> pl.DataFrame:
+    """Keys of text-only sides that are near each other: `a`, `b`."""
+    sides = linking_sides(rows, min_linking_chars)
+    firsts = sides.group_by("key").agg(pl.col("side").min()).collect(engine="streaming")
+    distinct = sides.join(firsts.lazy(), on=["key", "side"], how="semi").select(
+        "text", row="side", block=pl.lit(0, dtype=pl.UInt64)
+    )
+    pairs = near_pairs(distinct, ["text"], threshold, seed, scratch)
+    keys = firsts.select("key", "side")
+    return (
+        pairs.join(keys.rename({"key": "key_a", "side": "a"}), on="a")
+        .join(keys.rename({"key": "key_b", "side": "b"}), on="b")
+        .select(a="key_a", b="key_b")
+    )
+
+
+def connect(num_rows: int, links: pl.DataFrame, same: pl.DataFrame) -> NDArray[np.int32]:
+    """The component of each row, as a number.
+
+    Args:
+        num_rows: rows are numbered from 0
+        links: `row`, `key`
+        same: `a`, `b`: keys that mean the same
+    Shapes:
+        returns: [num_rows]
+    """
+    keys, codes = np.unique(
+        np.concatenate([links["key"].to_numpy(), same["a"].to_numpy(), same["b"].to_numpy()]),
+        return_inverse=True,
+    )
+    own, left, right = np.split(codes, [links.height, links.height + same.height])
+    begins = np.concatenate([links["row"].to_numpy(), num_rows + left])
+    ends = np.concatenate([num_rows + own, num_rows + right])
+    size = num_rows + len(keys)
+    graph = coo_array((np.ones(len(begins), dtype=np.int8), (begins, ends)), shape=(size, size))
+    _, labels = connected_components(graph, directed=False)
+    return np.asarray(labels[:num_rows], dtype=np.int32)
+
+
+def name_components(rows: pl.DataFrame, labels: NDArray[np.int32]) -> pl.DataFrame:
+    """`rows` with a `component`: the smallest `sample_id` of it, whatever the order of rows."""
+    return rows.with_columns(component=pl.col("sample_id").min().over(pl.Series(labels)))

@@ -1,0 +1,71 @@
+"""The ledger: every row that did not make it, with rule, reason and place; and the equations that hold it.
+
+reading:  records = records that gave at least one pair + records in the ledger
+a stage:  pairs in = pairs out + pairs in the ledger
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from vipolyqwen_core.contract import LEDGER
+from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, written_aside
+
+VALUE_CHARS = 200
+READ_STAGE = "read"
+
+
+def polars_schema(columns) -> pl.Schema:
+    """The Polars schema of a table of the contract."""
+    empty = pl.from_arrow(arrow_schema(columns).empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    return empty.schema
+
+
+LEDGER_SCHEMA = polars_schema(LEDGER)
+
+
+def rejected_pairs(rows: pl.DataFrame, stage: str) -> pl.DataFrame:
+    """Ledger lines of rejected pairs.
+
+    Args:
+        rows: sample_id, source, file, line, item of the pair; rule, reason, value of the rejection
+    """
+    return rows.select(
+        stage=pl.lit(stage),
+        source="source",
+        sample_id="sample_id",
+        rule="rule",
+        reason="reason",
+        value=pl.col("value").str.slice(0, VALUE_CHARS),
+        file="file",
+        line="line",
+        item="item",
+    ).cast(dict(LEDGER_SCHEMA))
+
+
+def write_ledger(lines: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
+    """Write a ledger, sorted by stage and position."""
+    with written_aside(path) as aside:
+        lines.lazy().sort("file", "line", "item", "stage", nulls_last=False).sink_parquet(aside)
+
+
+def read_ledger(path: Path) -> pl.DataFrame:
+    """A ledger; empty where the file is absent."""
+    return pl.read_parquet(path) if path.is_file() else pl.DataFrame(schema=LEDGER_SCHEMA)
+
+
+def count_rules(ledger: pl.LazyFrame) -> dict[str, int]:
+    """Lines of a ledger by rule, the most frequent first."""
+    counts = ledger.group_by("rule").len().sort(["len", "rule"], descending=[True, False]).collect()
+    return dict(counts.iter_rows())
+
+
+def missing_records(summary: StageSummary) -> int:
+    """Records that neither gave a pair nor stand in the ledger: 0, or the stage has a defect."""
+    return summary.records - summary.records_with_pairs - sum(summary.records_rejected.values())
+
+
+def missing_pairs(summary: StageSummary) -> int:
+    """Pairs that neither went on nor stand in the ledger: 0, or the stage has a defect."""
+    return summary.pairs_in - summary.pairs_out - sum(summary.rejected.values())

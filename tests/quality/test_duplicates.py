@@ -1,0 +1,147 @@
+"""Duplicates: signatures against the true similarity, and which row stays."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quality.duplicates import (
+    BAND_ROWS,
+    NUM_BANDS,
+    band_hashes,
+    exact_duplicates,
+    jaccard,
+    near_duplicates,
+    near_pairs,
+    shingles,
+)
+
+
+def true_jaccard(a: str, b: str) -> float:
+    first = {a[i : i + 5] for i in range(len(a) - 4)}
+    second = {b[i : i + 5] for i in range(len(b) - 4)}
+    return len(first & second) / len(first | second)
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("aăâbcdđeêghikl", k=rng.randint(2, 7))) for _ in range(2000)]
+    return [" ".join(rng.choices(words, k=rng.randint(8, 30))) for _ in range(count)]
+
+
+def table(texts: list[str | None], blocks: list[int] | None = None) -> pl.LazyFrame:
+    return pl.LazyFrame(
+        {"row": range(len(texts)), "text": texts, "block": blocks or [0] * len(texts)},
+        schema={"row": pl.Int64, "text": pl.String, "block": pl.UInt64},
+    )
+
+
+@given(st.lists(st.text(max_size=30), max_size=8))
+def test_shingles_are_the_distinct_5_grams_of_each_text(texts: list[str]) -> None:
+    hashes, offsets = shingles(texts)
+    assert len(offsets) == len(texts) + 1
+    for number, text in enumerate(texts):
+        grams = [text[i : i + 5] for i in range(max(len(text) - 4, 0))]
+        own = hashes[offsets[number] : offsets[number + 1]]
+        assert len(own) == len(grams)
+        assert len(set(own.tolist())) == len(set(grams))
+
+
+@given(st.text(min_size=5, max_size=40), st.text(min_size=5, max_size=40))
+def test_jaccard_of_hashes_is_jaccard_of_5_grams(a: str, b: str) -> None:
+    hashes, offsets = shingles([a, b])
+    sets = [np.unique(hashes[offsets[i] : offsets[i + 1]]) for i in range(2)]
+    assert jaccard(*sets) == pytest.approx(true_jaccard(a, b))
+
+
+def test_bands_are_the_same_in_any_batch() -> None:
+    texts = sentences(50, seed=1)
+    together = band_hashes(*shingles(texts), seed=3)
+    assert together.shape == (50, NUM_BANDS)
+    alone = np.concatenate([band_hashes(*shingles([text]), seed=3) for text in texts])
+    assert (together == alone).all()
+    assert (band_hashes(*shingles(texts), seed=4) != together).mean() > 0.99
+    assert NUM_BANDS * BAND_ROWS <= 128
+
+
+def test_near_pairs_are_those_above_the_threshold(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    base = sentences(400, seed=2)
+    changed = []
+    for text in base[::4]:
+        place = rng.randrange(len(text))
+        changed.append(text[:place] + "#" * rng.randint(1, 4) + text[place + rng.randint(0, 3) :])
+    texts = base + changed
+    found = near_pairs(table(texts), ["text"], 0.85, 0, tmp_path / "bands")
+    pairs = {(a, b) for a, b in found.select("a", "b").iter_rows()}
+    expected = {(4 * i, 400 + i) for i in range(100) if true_jaccard(texts[4 * i], texts[400 + i]) >= 0.85}
+    assert len(expected) > 50
+    assert len(pairs & expected) >= 0.98 * len(expected)
+    assert all(true_jaccard(texts[a], texts[b]) >= 0.85 for a, b in pairs)
+    assert not (tmp_path / "bands").exists()
+
+
+def test_rows_of_different_blocks_are_not_compared(tmp_path: Path) -> None:
+    text = sentences(1, seed=3)[0]
+    found = near_pairs(table([text, text, text], [1, 2, 1]), ["text"], 0.85, 0, tmp_path / "bands")
+    assert found.select("a", "b").rows() == [(0, 2)]
+
+
+def test_every_text_of_a_row_must_be_near(tmp_path: Path) -> None:
+    one, two, three = sentences(3, seed=4)
+    rows = pl.LazyFrame(
+        {
+            "row": [0, 1, 2, 3, 4],
+            "block": pl.Series([0] * 5, dtype=pl.UInt64),
+            "query": [one, one + "!", one, one, None],
+            "target": [two, two, three, None, two],
+        }
+    )
+    found = near_pairs(rows, ["query", "target"], 0.85, 0, tmp_path / "bands")
+    assert found.select("a", "b").rows() == [(0, 1)]
+
+
+def test_a_crowd_of_near_rows_costs_pairs_linear_in_its_size(tmp_path: Path) -> None:
+    text = sentences(1, seed=6)[0] * 3
+    crowd = [f"{text}{'abcdefgh'[i % 8]}{'ijklmnop'[i // 8 % 8]}{'qrstuvwx'[i // 64]}" for i in range(300)]
+    found = near_pairs(table(crowd), ["text"], 0.85, 0, tmp_path / "bands")
+    assert 299 <= found.height < 300 * 40
+    ranks = pl.DataFrame({"row": range(300), "rank": range(300)})
+    assert near_duplicates(found, ranks).height == 299
+
+
+def test_the_row_of_the_best_rank_stays() -> None:
+    rows = pl.LazyFrame({"row": [0, 1, 2, 3], "key": ["a", "b", "a", "a"], "rank": [2, 0, 1, 3]})
+    assert exact_duplicates(rows, ["key"]).rows() == [(0, 2), (3, 2)]
+
+
+def test_a_chain_does_not_remove_a_row_that_is_far_from_all_that_stay() -> None:
+    pairs = pl.DataFrame({"a": [0, 1, 2], "b": [1, 2, 3], "similarity": [0.9, 0.9, 0.9]})
+    ranks = pl.DataFrame({"row": [0, 1, 2, 3], "rank": [0, 1, 2, 3]})
+    assert near_duplicates(pairs, ranks)["row"].to_list() == [1, 3]
+
+
+@settings(max_examples=50)
+@given(st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda p: p[0] < p[1])), st.randoms())
+def test_a_dropped_row_is_near_a_better_row_that_stays(
+    edges: set[tuple[int, int]], rng: random.Random
+) -> None:
+    order = list(range(13))
+    rng.shuffle(order)
+    pairs = pl.DataFrame(
+        [(a, b, 0.9) for a, b in sorted(edges)],
+        schema={"a": pl.Int64, "b": pl.Int64, "similarity": pl.Float64},
+        orient="row",
+    )
+    dropped = near_duplicates(pairs, pl.DataFrame({"row": range(13), "rank": order}))
+    gone = set(dropped["row"])
+    for row, kept, _ in dropped.iter_rows():
+        assert kept not in gone
+        assert (min(row, kept), max(row, kept)) in edges
+        assert order[kept] < order[row]
+    stay = set(range(13)) - gone
+    assert not any(a in stay and b in stay for a, b in edges)

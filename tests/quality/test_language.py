@@ -1,0 +1,56 @@
+"""Detection of languages."""
+
+import unicodedata
+
+import pytest
+
+from quality.language import detect_language, detect_languages
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Hà Nội là thủ đô của nước Việt Nam.", "vi"),
+        ("Đúng", "vi"),
+        ("toi muon mua mot chiec xe may mau do", "vi"),
+        ("Which colour is the largest bar?", "en"),
+        ("The poet Nguyễn Du wrote the Tale of Kieu, which is known to every reader in the country.", "en"),
+        ("hello", "en"),
+        ("图中最大的柱子是什么颜色？", "zh"),
+        ("请介绍一下 Python 语言", "zh"),
+        ("没有", "zh"),
+        ("これは日本語の文章です", "other"),
+        ("안녕하세요 세계", "other"),
+        ("Привет, как дела?", "other"),
+        ("Bonjour tout le monde, comment allez-vous aujourd'hui ?", "other"),
+        ("12.50 + 3 = 15.50", "other"),
+        (r"$\frac{a}{b} + \sqrt{x^2}$", "other"),
+        ("x = 2y + z", "other"),
+        ("<image>", "other"),
+        ("", "other"),
+    ],
+)
+def test_language_of_a_text(text: str, language: str) -> None:
+    assert detect_language(text) == language
+
+
+def test_vietnamese_is_known_with_and_without_its_marks(shared_data) -> None:
+    import json
+
+    lines = (
+        (shared_data / "alpaca_vi" / "vi_alpaca_reduced_11.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    texts = [f"{row['prompt']} {row['response']}" for row in map(json.loads, lines[:300])]
+    plain = [
+        "".join(
+            c for c in unicodedata.normalize("NFD", text.replace("đ", "d")) if not unicodedata.combining(c)
+        )
+        for text in texts
+    ]
+    assert detect_languages(texts).count("vi") >= 297
+    assert detect_languages(plain).count("vi") >= 285
+
+
+def test_the_picture_placeholder_is_no_word() -> None:
+    assert detect_language("<image> 3 + 4") == "other"
+    assert detect_language("<image><image> Bức tranh nào có nhiều hình tròn hơn?") == "vi"
