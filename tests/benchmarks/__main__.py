@@ -1,8 +1,8 @@
 """Runs the benchmarks: `make bench`, or `python -m tests.benchmarks [name ...]` for some of them.
 
-A benchmark is a module `bench_NAME.py` here with a function `run() -> list[str]` that measures and returns the
-lines of a Markdown table. What is compared is compared side by side in one run: these figures are ratios first.
-The last figures, with machine and commit, stand in RESULTS.md beside this file.
+A benchmark is a module `bench_NAME.py` here with a function `run() -> list[str]` that measures and returns
+the lines of a Markdown table. What is compared is compared side by side in one run: ratios first. The last
+figures, with machine and commit, stand in RESULTS.md beside this file.
 """
 
 import importlib
@@ -39,7 +39,7 @@ def commit() -> str:
 
 def record(name: str, lines: list[str], seconds: float) -> None:
     """Put a benchmark's section into RESULTS.md in place of its last one."""
-    head = "# Last figures of the benchmarks\n\nWritten by `make bench`; what each measures stands in its module.\n"
+    head = "# Last figures of the benchmarks\n\nWritten by `make bench`; each module says what it measures.\n"
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else head
     section = "\n".join(
         [
