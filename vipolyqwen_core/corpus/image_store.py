@@ -1,0 +1,89 @@
+"""The pictures of a source: a Lance dataset whose versions are written whole and stay readable.
+
+Lance is not fork-safe: use spawned processes. An `ImageStore` pickles as path and version.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vipolyqwen_core.contract import IMAGE_STORE
+from vipolyqwen_core.corpus.tables import arrow_schema
+
+ROWS_PER_BATCH = 64
+"""Pictures held in memory at once while writing."""
+
+
+def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows of `IMAGE_STORE` as a new version of the dataset and return the version.
+
+    The new version appears when the last row is written; a reader of an older version is not disturbed.
+    """
+    schema = arrow_schema(IMAGE_STORE)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        remaining = iter(rows)
+        while group := list(islice(remaining, ROWS_PER_BATCH)):
+            yield pa.RecordBatch.from_pylist(group, schema=schema)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    mode = "overwrite" if path.exists() else "create"
+    return int(lance.write_dataset(reader, str(path), schema=schema, mode=mode).version)
+
+
+class ImageStore:
+    """One version of a source's pictures, read only."""
+
+    def __init__(self, path: str | Path, version: int | None = None) -> None:
+        """Open a version, the newest where none is named.
+
+        Raises:
+            ValueError: there is no such dataset, or no such version
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"image store {self.path} does not exist")
+        try:
+            self._dataset = lance.dataset(str(self.path), version=version)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"image store {self.path} has no version {version}") from error
+        self.version = int(self._dataset.version)
+
+    def __reduce__(self) -> tuple[type["ImageStore"], tuple[Path, int]]:
+        return type(self), (self.path, self.version)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return int(self._dataset.count_rows())
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """Row of each picture; the key is its id. One scan over the ids of the store a call.
+
+        Raises:
+            ValueError: a picture is not in the store
+        """
+        wanted = pa.array(list(dict.fromkeys(ids)), type=pa.large_string())
+        rows = pc.index_in(wanted, value_set=self.table(["image_id"])["image_id"])
+        if rows.null_count:
+            missing = wanted.filter(pc.is_null(rows))[0].as_py()
+            raise ValueError(f"image {missing!r} is not in {self.path}, version {self.version}")
+        return dict(zip(wanted.to_pylist(), rows.to_pylist(), strict=True))
+
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        """Bytes of the pictures at these rows, in this order; rows may repeat."""
+        if len(rows) == 0:
+            return []
+        distinct, places = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        column = self._dataset.take(distinct.tolist(), columns=["bytes"])["bytes"].to_pylist()
+        return [column[place] for place in places]
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Columns of all pictures, in the order of the rows."""
+        return self._dataset.to_table(columns=list(columns), scan_in_order=True)

@@ -1,0 +1,244 @@
+"""Pictures: from any bytes to upright RGB without metadata, the same for training and for `encode`."""
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+"""Formats that are opened, whatever a file is called. PostScript, PDF and the like run programs: never."""
+
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on broken bytes, by experience with mutated files."""
+
+_PLAIN_MODES = frozenset({"RGB", "L", "1", "P"})
+"""Modes that `convert("RGB")` turns into the normalised pixels, where there is no transparency."""
+
+
+_HARMLESS_INFO = frozenset(
+    {"dpi", "gamma", "interlace", "compression", "aspect", "srgb", "chromaticity", "background"}
+    | {"loop", "version", "duration", "timestamp", "extension", "sizes"}
+)
+"""What Pillow reports about a file that is no metadata in the sense of a photographer's name or place."""
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
+        """Name of the rule, as the ledger counts it: `truncated_image`."""
+
+    def __reduce__(self) -> tuple[type["PictureError"], tuple[str, str]]:
+        return type(self), (self.rule, str(self))
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture that was read whole."""
+
+    image: Image.Image
+    """Upright RGB, without metadata."""
+    format: str
+    """What the bytes really are: JPEG, PNG, WEBP ..."""
+    width: int
+    """Pixels, upright."""
+    height: int
+    """Pixels, upright."""
+    needs_reencoding: bool
+    """Whether the bytes, opened and converted to RGB, give other pixels than `image`."""
+    has_metadata: bool = False
+    """Whether the file carries more than pixels and what their size and colours need."""
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture as the image store keeps it: `Image.open(bytes).convert("RGB")` is the normalised picture."""
+
+    bytes: bytes
+    """The original bytes, the original without its metadata segments, or PNG."""
+    format: str
+    """What `bytes` are."""
+    reencoded: bool
+    """Whether the pixels had to be written anew."""
+
+
+def decode_picture(data: bytes, max_image_pixels: int) -> DecodedPicture:
+    """The picture that the bytes hold, whole and normalised; the first frame of an animation.
+
+    Raises:
+        PictureError: with rule `empty_image`, `not_an_image`, `too_many_pixels`, `truncated_image` or
+            `broken_image`
+    """
+    if not data:
+        raise PictureError("empty_image", "the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes, which are checked here, and of odd metadata, which goes
+        try:
+            image = Image.open(io.BytesIO(data), formats=DECODERS)
+        except Image.DecompressionBombError as error:
+            raise PictureError("too_many_pixels", str(error)) from error
+        except UnidentifiedImageError as error:
+            raise PictureError("not_an_image", f"{len(data)} bytes of no known picture format") from error
+        except DECODING_ERRORS as error:
+            raise PictureError("broken_image", _sentence(error)) from error
+        with image:
+            if image.width * image.height > max_image_pixels:
+                raise PictureError(
+                    "too_many_pixels", f"{image.width} x {image.height} pixels, limit {max_image_pixels}"
+                )
+            try:
+                image.load()
+                upright = normalise_picture(image)
+                needs_reencoding = not _opens_as(image, upright)
+                has_metadata = bool(set(image.info) - _HARMLESS_INFO) or getattr(image, "is_animated", False)
+            except Image.DecompressionBombError as error:
+                raise PictureError("too_many_pixels", str(error)) from error
+            except DECODING_ERRORS as error:
+                rule = "truncated_image" if "truncated" in str(error).lower() else "broken_image"
+                raise PictureError(rule, _sentence(error)) from error
+            return DecodedPicture(
+                image=upright,
+                format="JPEG" if image.format == "MPO" else str(image.format),
+                width=upright.width,
+                height=upright.height,
+                needs_reencoding=needs_reencoding,
+                has_metadata=has_metadata,
+            )
+
+
+def normalise_picture(image: Image.Image) -> Image.Image:
+    """The picture upright, in RGB, alpha over white, first frame, without metadata; a new object.
+
+    A normalised picture stays as it is. `encode` applies this to the pictures it is given.
+
+    Raises:
+        TypeError: not a Pillow image
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"expected a PIL image, not {type(image).__name__}")
+    if getattr(image, "is_animated", False) and image.tell() != 0:
+        image.seek(0)
+    rgb = _to_rgb(_upright(image))
+    if rgb is image:
+        rgb = image.copy()
+    rgb.info.clear()
+    return rgb
+
+
+def store_picture(data: bytes, picture: DecodedPicture) -> StoredPicture:
+    """The bytes to keep of a picture: no metadata, and the same pixels to the bit.
+
+    A JPEG only loses its metadata segments; where pixels had to change, or where another format carries
+    metadata, the picture becomes PNG.
+    """
+    if not picture.needs_reencoding:
+        if picture.format == "JPEG":
+            stripped = _strip_jpeg(data)
+            if stripped is not None:
+                return StoredPicture(stripped, "JPEG", reencoded=False)
+        elif not picture.has_metadata:
+            return StoredPicture(data, picture.format, reencoded=False)
+    buffer = io.BytesIO()
+    picture.image.save(buffer, format="PNG")
+    return StoredPicture(buffer.getvalue(), "PNG", reencoded=True)
+
+
+def image_id(image: Image.Image) -> str:
+    """32 hex digits: hash of size and RGB pixels of a normalised picture."""
+    assert image.mode == "RGB", f"normalise first: mode {image.mode}"
+    digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODING_ERRORS:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep_grey(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """16-bit greys by their high byte; 32-bit and float values from their lowest to their highest.
+
+    Pillow's own conversion cuts every grey above 255 to white.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode != "F" and low >= 0 and high <= 65_535:
+        grey = values if high <= 255 and image.mode == "I" else values // 256
+    else:
+        grey = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _opens_as(image: Image.Image, upright: Image.Image) -> bool:
+    """Whether a plain `convert("RGB")` of the opened file gives the normalised picture."""
+    if image.mode not in _PLAIN_MODES or "transparency" in image.info or image.size != upright.size:
+        return False
+    try:
+        return int(image.getexif().get(0x0112, 1)) == 1
+    except DECODING_ERRORS:
+        return False  # PNG keeps the pixels and drops the block that cannot be read
+
+
+def _strip_jpeg(data: bytes) -> bytes | None:
+    """The JPEG without application segments and comments; None where its segments cannot be followed.
+
+    JFIF (APP0) and Adobe (APP14) stay: they decide how the pixels decode.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    kept, place = [data[:2]], 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD9:
+            return None
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if end < place + 4 or end > len(data):
+            return None
+        if marker == 0xDA:  # start of scan: pixels up to the end of the image
+            kept.append(data[place:])
+            return b"".join(kept)
+        if not (marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)):
+            kept.append(data[place:end])
+        place = end
+    return None
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,154 @@
+"""Normalisation of text, the same for training and for `encode`, and the repair of picture placeholders.
+
+Special tokens of the tokenizer that stand in a text stay as they are: they are text, and the processor never
+turns text into special tokens.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+from html.entities import html5
+
+import ftfy
+from ftfy.fixes import fix_c1_controls, fix_surrogates
+
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Turn
+
+# What a byte 0x80-0xBF of UTF-8 looks like after it was read as Latin-1 or Windows-1252. The strict set
+# leaves out what stands behind a capital in sound text too: closing quotes, an ellipsis, a dash, a space.
+_CONTINUATION = "\x80-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+_STRICT = "\x80-\x9f¡-ª¬-º¼-¿€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ"
+_RUN = (
+    f"(?:â€[{_CONTINUATION}]"
+    f"|[à-ï][{_STRICT}»][{_STRICT}«»]"
+    f"|[ð-ô][{_STRICT}][{_CONTINUATION}][{_CONTINUATION}]"
+    f"|[Â-ß][{_STRICT}])"
+)
+_MOJIBAKE = re.compile(_RUN)
+_HINT = re.compile(f"[{_STRICT}»]")  # a quick scan: without one of these there is no _RUN
+_MOJIBAKE_RUN = re.compile(_RUN + f"(?:{_RUN}|[Â-ß][{_CONTINUATION}])*")
+# Letters that no text has which was read as Windows-1252 by mistake: they show that most of it is sound.
+_SOUND = re.compile("[ăĂđĐĩĨũŨơƠưƯ\u0370-\u1fff\u2460-\uffff]")
+_C1 = re.compile("[\x80-\x9f]")
+
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+# Control and invisible format characters; U+200C and U+200D join emoji and letters, so they stay.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc]"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SPACES = re.compile("[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
+_SPACE_AT_BREAK = re.compile(" ?\n ?")
+_BREAKS = re.compile("\n{3,}")
+
+
+def normalise_text(text: str) -> str:
+    """The text in the form that is trained on and encoded; `normalise_text` of it is itself.
+
+    Mojibake is repaired where it is suspected (ftfy), HTML entities are resolved, Unicode is composed (NFC),
+    control and invisible characters go, spaces fold into one, line breaks are kept (`\\n`, at most one empty
+    line in a row), and nothing but text stands at either end. Clean text costs about a microsecond.
+
+    Raises:
+        TypeError: not a string
+    """
+    if _is_clean(text):
+        return text
+    while (normalised := _normalise_once(text)) != text:  # entities and mojibake may be wrapped twice
+        text = normalised
+    return text
+
+
+def _is_clean(text: str) -> bool:
+    """Whether nothing has to be done, by scans that run in C; False where a closer look is needed."""
+    if "\n" in text:
+        if "\n\n\n" in text or " \n" in text or "\n " in text or text[0] == "\n" or text[-1] == "\n":
+            return False
+        printable = text.replace("\n", "").isprintable()
+    else:
+        printable = text.isprintable()
+    if not printable or "&" in text or "  " in text:
+        return False
+    if text.startswith(" ") or text.endswith(" "):
+        return False
+    return text.isascii() or (
+        (_HINT.search(text) is None or _MOJIBAKE.search(text) is None)
+        and unicodedata.is_normalized("NFC", text)
+        and "\ufffc" not in text  # the one character of _CONTROL that counts as printable
+    )
+
+
+def _normalise_once(text: str) -> str:
+    if _SURROGATE.search(text):
+        text = fix_surrogates(text)  # lone ones become U+FFFD: they cannot be written as UTF-8
+    if _MOJIBAKE.search(text):
+        text = _repair_mojibake(text)
+    if _C1.search(text):
+        text = fix_c1_controls(text)
+    if "&" in text:
+        text = _ENTITY.sub(_resolve, text)
+    text = _LINE_BREAK.sub("\n", text)
+    text = _CONTROL.sub("", text)
+    text = unicodedata.normalize("NFC", text)
+    text = _SPACES.sub(" ", text)
+    text = _SPACE_AT_BREAK.sub("\n", text)
+    return _BREAKS.sub("\n\n", text).strip(" \n")
+
+
+def _repair_mojibake(text: str) -> str:
+    """ftfy's repair; within sound text only of the runs that cannot be meant.
+
+    Left alone, ftfy reads the sound Vietnamese capitals of `ĐÃ”` as mojibake of `ĐÔ`.
+    """
+    if _SOUND.search(text):
+        return _MOJIBAKE_RUN.sub(lambda run: ftfy.fix_encoding(run[0]), text)
+    return ftfy.fix_encoding(text)
+
+
+def _resolve(entity: re.Match[str]) -> str:
+    """The characters of one whole entity. `html.unescape` would take `&notit;` for `&not` and `it;`."""
+    if entity[0][1] == "#":
+        return html.unescape(entity[0])
+    return html5.get(entity[0][1:], entity[0])
+
+
+def repair_placeholders(texts: Sequence[str], num_images: int, first_user: int = 0) -> list[str]:
+    """The texts with as many `<image>` as there are pictures; missing ones go in front of one of them.
+
+    Without pictures `<image>` is plain text and nothing changes.
+
+    Args:
+        texts: the turns of one side, in order
+        num_images: pictures of the side
+        first_user: which of the texts is the first of the user
+    Raises:
+        ValueError: more placeholders than pictures, or pictures without a text
+    """
+    if num_images == 0:
+        return list(texts)
+    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
+    if num_placeholders > num_images:
+        raise ValueError(f"{num_placeholders} placeholders {IMAGE_PLACEHOLDER} for {num_images} pictures")
+    if not 0 <= first_user < len(texts):
+        raise ValueError(f"no text number {first_user} to put {IMAGE_PLACEHOLDER} in front of")
+    repaired = list(texts)
+    repaired[first_user] = IMAGE_PLACEHOLDER * (num_images - num_placeholders) + repaired[first_user]
+    return repaired
+
+
+def repair_dialogue(
+    text: str, num_images: int, history: Sequence[Turn] | None = None
+) -> tuple[str, tuple[Turn, ...] | None]:
+    """A side's text and history with as many `<image>` as pictures, in front of the first user text.
+
+    Raises:
+        ValueError: more placeholders than pictures
+    """
+    if not history:
+        return repair_placeholders([text], num_images)[0], None
+    users = [place for place, turn in enumerate(history) if turn.role == "user"]
+    first_user = users[0] if users else len(history)
+    *earlier, last = repair_placeholders([*(turn.text for turn in history), text], num_images, first_user)
+    return last, tuple(Turn(turn.role, new) for turn, new in zip(history, earlier, strict=True))
