@@ -87,7 +87,8 @@ def test_environment_variables_are_read_in_one_file() -> None:
     [
         ("import vipolyqwen_core", ("torch", "transformers", "numpy")),
         ("import vipolyqwen_core.contract, vipolyqwen_core.recipes", ("torch", "transformers", "yaml")),
-        ("import vipolyqwen_core.model.processing", ("transformers.models.qwen2_vl.modeling_qwen2_vl",)),
+        ("import vipolyqwen_core.processing.processor", ("torch", "transformers")),
+        ("import vipolyqwen_core.processing.packing", ("transformers",)),
         ("import orchestration.definitions", tuple(sorted(HEAVY - {"pandas", "scipy"}))),
     ],
 )

@@ -21,14 +21,22 @@ BUCKET_GROWTH: Final = 1.25
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Segments of about the same length, to be attended to as one dense batch on a device without kernels for
-    segments. The shorter ones are filled at their end."""
+class Buckets:
+    """Segments sorted into dense batches of about one length, for devices without kernels for segments.
 
+    A segment that is shorter than its batch repeats its last row; laid end to end the batches have R rows.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    """Segments and length of each batch."""
+    masks: tuple[Tensor | None, ...]
+    """[n, 1, 1, l] bool for each batch: rows before the end of their segment; None where all are."""
     rows: Tensor
-    """[n, l] int64: packed row at each place; a segment that has ended repeats its last row."""
-    keys: Tensor | None
-    """[n, 1, 1, l] bool: places before the end of the segment; None where all are."""
+    """[R] int64 packed row that stands in each place."""
+    places: Tensor
+    """[T] int64 place of each packed row."""
+    fill: Tensor
+    """[F] int64 places beyond the end of their segment."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +71,33 @@ class Segments:
         return len(set(self.lengths)) == 1
 
     @cached_property
-    def buckets(self) -> tuple[Bucket, ...]:
-        """Segments by length, within `BUCKET_GROWTH` of each other."""
+    def buckets(self) -> Buckets:
+        """The segments by length, within `BUCKET_GROWTH` of each other."""
         lengths = np.asarray(self.lengths)
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(lengths, kind="stable")
-        buckets, begin = [], 0
+        rows, holds, begin = [], [], 0
         for end in range(1, len(order) + 1):
             if end == len(order) or lengths[order[end]] > BUCKET_GROWTH * lengths[order[begin]]:
-                buckets.append(self._bucket(starts[order[begin:end]], lengths[order[begin:end]]))
+                members = order[begin:end]
+                place = np.arange(lengths[members].max())
+                rows.append(starts[members, None] + np.minimum(place, lengths[members, None] - 1))
+                holds.append(place < lengths[members, None])
                 begin = end
-        return tuple(buckets)
-
-    def _bucket(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Bucket:
-        place = np.arange(lengths.max())
-        rows = starts[:, None] + np.minimum(place, lengths[:, None] - 1)
-        holds = place < lengths[:, None]
         device = self.cu_seqlens.device
-        keys = None if holds.all() else torch.from_numpy(holds[:, None, None]).to(device)
-        return Bucket(torch.from_numpy(rows).to(device), keys)
-
-    @cached_property
-    def places(self) -> Tensor:
-        """[T] int64: where each packed row stands in the buckets laid end to end."""
-        holds = [
-            torch.ones_like(bucket.rows, dtype=torch.bool) if bucket.keys is None else bucket.keys[:, 0, 0]
-            for bucket in self.buckets
-        ]
-        kept = torch.cat([mask.flatten() for mask in holds]).nonzero().squeeze(1)
-        rows = torch.cat([bucket.rows.flatten() for bucket in self.buckets])[kept]
-        return torch.empty_like(kept).index_copy_(0, rows, kept)
+        flat_rows = np.concatenate([batch.ravel() for batch in rows])
+        held = np.concatenate([batch.ravel() for batch in holds])
+        places = np.empty(self.num_rows, dtype=np.int64)
+        places[flat_rows[held]] = held.nonzero()[0]
+        return Buckets(
+            shapes=tuple((len(batch), batch.shape[1]) for batch in rows),
+            masks=tuple(
+                None if batch.all() else torch.from_numpy(batch[:, None, None]).to(device) for batch in holds
+            ),
+            rows=torch.from_numpy(flat_rows).to(device),
+            places=torch.from_numpy(places).to(device),
+            fill=torch.from_numpy((~held).nonzero()[0]).to(device),
+        )
 
 
 @dataclass(frozen=True)

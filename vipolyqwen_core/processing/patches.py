@@ -37,10 +37,12 @@ class PatchLayout:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "PatchLayout":
         """The layout in a preprocessor_config.json, whose other keys mean nothing here."""
-        known = {key: content[key] for key in cls.__dataclass_fields__ if key in content}
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-        )
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value := content[key], list) else value
+            for key in cls.__dataclass_fields__
+            if key in content
+        }
+        return cls(**known)
 
     @property
     def factor(self) -> int:

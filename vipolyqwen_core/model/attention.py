@@ -1,0 +1,154 @@
+"""Attention by segment, behind one seam: rows of a packed sequence see only rows of their own segment.
+
+    CUDA, half precision    FlashAttention-2 where `flash_attn` is installed, else torch's varlen kernel
+    everything else         scaled dot products over buckets of segments of about the same length
+
+No T x T mask exists anywhere. transformers calls `segment_attention` under the name `SEGMENTS`; the model
+hands it the `Segments` of the language model or of the vision tower as a keyword.
+"""
+
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vipolyqwen_core.processing.packing import Segments
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:  # the extra `gpu`; torch's own kernel does the same
+    flash_attn_varlen_func = None
+
+SEGMENTS: Final = "vipolyqwen_segments"
+HALF: Final = (torch.float16, torch.bfloat16)
+FULL_WINDOW: Final = (-1, -1)
+CAUSAL_WINDOW: Final = (-1, 0)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, causal: bool, scale: float
+) -> Tensor:
+    """Attention of each row to the rows of its segment, or to those up to itself.
+
+    Shapes:
+        query: [T, heads, d]; key and value: [T, fewer or as many heads, d]
+        returns: [T, heads, d]
+    """
+    if query.is_cuda and query.dtype in HALF:
+        attended: Tensor
+        bounds, longest = segments.cu_seqlens, segments.max_length
+        if flash_attn_varlen_func is not None:
+            attended = flash_attn_varlen_func(
+                query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=causal
+            )
+            return attended
+        attended = varlen_attn(
+            query,
+            key,
+            value,
+            bounds,
+            bounds,
+            longest,
+            longest,
+            scale=scale,
+            window_size=CAUSAL_WINDOW if causal else FULL_WINDOW,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # type: ignore[assignment]  # a tuple comes only with return_aux
+        return attended
+    return _attend_in_buckets(query, key, value, segments, causal, scale)
+
+
+def _attend_in_buckets(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, causal: bool, scale: float
+) -> Tensor:
+    """One dense attention a bucket. Causal rows never look at what fills a bucket behind them."""
+    if segments.equal_length:
+        shape = (len(segments.lengths), segments.max_length)
+        batch = [rows.unflatten(0, shape) for rows in (query, key, value)]
+        return _dense(batch, None, causal, scale).flatten(0, 1)
+    buckets = segments.buckets
+    dense = [_ToBuckets.apply(rows, buckets.rows, buckets.places) for rows in (query, key, value)]
+    attended, begin = [], 0
+    for shape, mask in zip(buckets.shapes, buckets.masks, strict=True):
+        end = begin + shape[0] * shape[1]
+        batch = [rows[begin:end].unflatten(0, shape) for rows in dense]
+        attended.append(_dense(batch, None if causal else mask, causal, scale).flatten(0, 1))
+        begin = end
+    packed: Tensor = _FromBuckets.apply(torch.cat(attended), buckets.rows, buckets.places, buckets.fill)
+    return packed
+
+
+class _ToBuckets(torch.autograd.Function):
+    """Packed rows to their places in the buckets. Both ways select rows; fill gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return packed.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+class _FromBuckets(torch.autograd.Function):
+    """Rows of the buckets back to the packed sequence; what was computed for fill is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, dense: Tensor, rows: Tensor, places: Tensor, fill: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, fill)
+        return dense.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        rows, fill = ctx.saved_tensors
+        return gradient.index_select(0, rows).index_fill_(0, fill, 0), None, None, None
+
+
+def _dense(states: list[Tensor], mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """Attention of a dense batch of queries, keys and values, [n, l, heads, d] each."""
+    query, key, value = (rows.transpose(1, 2) for rows in states)
+    attended = F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return attended.transpose(1, 2)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    segments: Segments,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """`attend` in the form that transformers' attention modules call.
+
+    Shapes:
+        query, key, value: [1, heads, T, d]
+        returns: [1, T, heads, d]
+    """
+    assert attention_mask is None, "a packed sequence has no mask"
+    assert dropout == 0.0, "attention dropout is not supported in packed sequences"
+    assert isinstance(module.is_causal, bool)
+    # rotary positions may have widened query and key beyond what autocast wants
+    query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    return attend(query, key, value, segments, module.is_causal, scaling)[None], None
+
+
+def no_mask(*_: Any, **__: Any) -> None:
+    """The mask of `segment_attention`: none is ever built."""
+    return
+
+
+ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, no_mask)

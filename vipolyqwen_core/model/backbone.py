@@ -1,0 +1,39 @@
+"""Where a backbone lies: a directory, a hub id, or the tiny one, which is made when it is first asked for."""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from vipolyqwen_core.corpus.demo import demo_texts
+from vipolyqwen_core.corpus.hashing import fingerprint
+from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.model.tiny import VERSION, build_tiny_backbone
+from vipolyqwen_core.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+TINY: Final = "tiny"
+
+
+def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
+    """The directory of a backbone, or its hub id.
+
+    `tiny` has the texts of the built-in corpus for its tokenizer; it is made once a workspace, and again only
+    when those texts or the code change.
+
+    Raises:
+        ValueError: neither `tiny`, nor a directory, nor spelled like a hub id
+    """
+    if name == TINY:
+        texts = list(demo_texts())
+        directory = workspace.backbones / f"tiny-{fingerprint(VERSION, *texts)[:16]}"
+        if not directory.is_dir():
+            with written_aside(directory) as aside:
+                build_tiny_backbone(aside, texts)
+            logger.info("made the tiny backbone in %s", directory)
+        return directory
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"backbone {name!r}: neither {TINY!r}, nor a directory, nor a hub id (owner/name)")
+    return name

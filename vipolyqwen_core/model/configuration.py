@@ -1,0 +1,62 @@
+"""The configuration of a viPolyQwen model: its backbone, its head, and the contract of its inputs."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from vipolyqwen_core.config import ModelSettings, Pooling
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+
+class ViPolyQwenConfig(PreTrainedConfig):
+    """What config.json of a model directory says."""
+
+    model_type = "vipolyqwen"
+    sub_configs_defaults = {"backbone": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_vl")}  # noqa: RUF012
+
+    backbone: dict[str, Any] | PreTrainedConfig | None = None
+    """Configuration of the Qwen2-VL model inside."""
+    pooling: str = Pooling.ATTENTION.value
+    """A value of `Pooling`."""
+    pooling_heads: int = 8
+    """Context vectors of `multi_head_attention`."""
+    embedding_dim: int = 1024
+    """Dimension of the embedding."""
+    matryoshka_dims: list[int] | tuple[int, ...] = ()
+    """Shorter slices that were trained as embeddings too."""
+    image_mean: list[float] | tuple[float, ...] = ()
+    """Mean of each channel, by which the model normalises."""
+    image_std: list[float] | tuple[float, ...] = ()
+    """Deviation of each channel."""
+    contract: dict[str, Any] | None = None
+    """What the processor must do for vectors to mean what they meant in training: prompt, prefix ids, pixel
+    budget, limit of tokens."""
+
+    @classmethod
+    def of(
+        cls, backbone: PreTrainedConfig, settings: ModelSettings, processor: ViPolyQwenProcessor
+    ) -> "ViPolyQwenConfig":
+        """The configuration of a new model."""
+        return cls(
+            backbone=backbone,
+            pooling=settings.pooling.value,
+            pooling_heads=settings.pooling_heads,
+            embedding_dim=settings.embedding_dim,
+            matryoshka_dims=list(settings.matryoshka_dims),
+            image_mean=list(processor.layout.image_mean),
+            image_std=list(processor.layout.image_std),
+            contract=processor.contract,
+        )
+
+    def check_processor(self, processor: ViPolyQwenProcessor) -> None:
+        """Refuse a processor that the model was not trained with.
+
+        Raises:
+            ValueError: names the setting and both values
+        """
+        for key, expected in (self.contract or {}).items():
+            if (given := processor.contract.get(key)) != expected:
+                raise ValueError(
+                    f"the processor's {key} is {given!r}, but the model was trained with {expected!r}"
+                )

@@ -1,0 +1,150 @@
+"""The model: Qwen2-VL over a packed sequence, pooling by segment, a projection, unit vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
+from vipolyqwen_core.model.attention import SEGMENTS
+from vipolyqwen_core.model.configuration import ViPolyQwenConfig
+from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
+from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
+from vipolyqwen_core.processing.packing import PackedBatch, Pictures
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+
+class ViPolyQwenModel(PreTrainedModel):
+    """Items in, unit vectors out; an item's vector does not depend on what else is in the batch.
+
+    The backbone may be in bfloat16; pooling, projection and norm are float32.
+    """
+
+    config: ViPolyQwenConfig
+    config_class = ViPolyQwenConfig
+    base_model_prefix = "vipolyqwen"
+    main_input_name = "batch"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2VLDecoderLayer", "Qwen2VLVisionBlock"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["pooling", "projection"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ViPolyQwenConfig, backbone: PreTrainedModel | None = None):
+        config._attn_implementation = SEGMENTS  # packed sequences have no other; set before any layer asks
+        super().__init__(config)
+        shape: Any = config.backbone
+        hidden_size = shape.get_text_config().hidden_size
+        self.backbone: Any = backbone or AutoModel.from_config(shape, dtype=torch.get_default_dtype())
+        visual: Any = self.backbone.visual
+        visual.patch_embed = FramePatchEmbed(visual.patch_embed, config.image_mean, config.image_std)
+        self.pooling: Any = POOLINGS[Pooling(config.pooling)](hidden_size, config.pooling_heads)
+        self.projection = nn.Linear(hidden_size, config.embedding_dim)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path,
+        settings: ModelSettings,
+        processing: ProcessingSettings,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> "ViPolyQwenModel":
+        """A new model on a backbone: a directory or a hub id of Qwen2-VL's shape.
+
+        The prefixes get spare rows of the embedding table, or new ones, with the mean of the tokens in use.
+        The seed decides the projection, the one random part.
+
+        Raises:
+            ValueError: the tokenizer is not Qwen2-VL's, or `pooling_heads` does not divide the hidden size
+        """
+        processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
+        pretrained = AutoModel.from_pretrained(backbone, dtype=dtype, attn_implementation=SEGMENTS)
+        _add_prefix_rows(pretrained, sorted(processor.prompt.prefixes.values()))
+        pretrained.config.name_or_path = Path(backbone).name  # no path of this machine in a model directory
+        config = ViPolyQwenConfig.of(pretrained.config, settings, processor)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, pretrained)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The head. transformers asks the backbone about its own modules."""
+        if isinstance(module, AttentionPooling):
+            init.zeros_(module.context)
+        elif module is self.projection:
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            init.zeros_(module.bias)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """The embedding of each item.
+
+        Shapes:
+            batch: S items in T tokens
+            returns: [S, D] unit rows, float32
+        """
+        hidden = self.hidden_states(batch)
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            weights = self.pooling.weights(hidden, batch.segment_ids, batch.num_items)
+            pooled = pool(hidden, weights, batch.segment_ids, batch.num_items)
+            projected = self.projection(pooled.to(self.projection.weight.dtype))
+            return F.normalize(projected.float(), dim=1)
+
+    @torch.no_grad()
+    def pooling_weights(self, batch: PackedBatch) -> Tensor:
+        """How much each token weighs in the vector of its item, as the mean of the heads: for heat maps.
+
+        Shapes:
+            returns: [T] float32; each item's weights sum to one
+        """
+        hidden = self.hidden_states(batch).float()
+        weights: Tensor = self.pooling.weights(hidden, batch.segment_ids, batch.num_items)
+        return weights.mean(1)
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """Final hidden states of all tokens: [T, H]."""
+        embeddings = self.backbone.get_input_embeddings()(batch.input_ids)
+        if batch.pictures is not None:
+            embeddings = self._insert_pictures(embeddings, batch.pictures)
+        outputs = self.backbone.language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=batch.position_ids,
+            use_cache=False,  # with a cache, transformers takes the packed sequence for one item
+            segments=batch.segments,
+        )
+        hidden: Tensor = outputs.last_hidden_state[0]
+        return hidden
+
+    def _insert_pictures(self, embeddings: Tensor, pictures: Pictures) -> Tensor:
+        """The embeddings with visual tokens in their places: [T, H].
+
+        `cu_seqlens` makes transformers hand all patches to `segment_attention` at once, which knows better.
+        """
+        num_patches = len(pictures.patches)
+        visual: Tensor = self.backbone.visual(
+            pictures.patches,
+            grid_thw=pictures.grid,
+            position_ids=pictures.position_ids,
+            cu_seqlens=torch.tensor([0, num_patches], dtype=torch.int32),
+            max_seqlen=num_patches,
+            segments=pictures.segments,
+        ).pooler_output.to(embeddings.dtype)
+        num_tokens = len(pictures.tokens)
+        embeddings = embeddings.index_copy(0, pictures.tokens, visual[:num_tokens])
+        if num_tokens < len(visual):  # a dummy picture: no value, but the vision tower has its gradients
+            embeddings = embeddings + 0.0 * visual[num_tokens:].sum()
+        return embeddings
+
+
+def _add_prefix_rows(backbone: Any, prefix_ids: list[int]) -> None:
+    """Rows of the embedding table for the prefixes, with the mean of the rows before them."""
+    table = backbone.get_input_embeddings()
+    if prefix_ids[-1] >= table.num_embeddings:
+        table = backbone.resize_token_embeddings(prefix_ids[-1] + 1, mean_resizing=False)
+    with torch.no_grad():
+        table.weight[prefix_ids] = table.weight[: prefix_ids[0]].float().mean(0).to(table.weight.dtype)
