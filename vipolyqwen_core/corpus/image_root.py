@@ -1,0 +1,84 @@
+"""The folder that all pictures of a source lie below, local or an fsspec URL. Nothing above it is read."""
+
+import posixpath
+import re
+import unicodedata
+from pathlib import Path
+
+from fsspec.core import url_to_fs
+
+from vipolyqwen_core.corpus.pictures import PictureError
+
+MAX_PICTURE_BYTES = 512 * 1024 * 1024
+"""Larger files are no pictures of a corpus."""
+_ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
+
+
+class ImageRoot:
+    """Reads pictures by their paths below one folder."""
+
+    def __init__(self, root: str | None) -> None:
+        """Settle the folder; None: the source names no folder, and every path is refused.
+
+        Raises:
+            ValueError: there is no such folder
+        """
+        self.root = root
+        if root is None:
+            return
+        self._fs, path = url_to_fs(root)
+        self._local = "file" in self._fs.protocol
+        self._folder = str(Path(path).resolve()) if self._local else path.rstrip("/")
+        if not self._fs.isdir(self._folder):
+            raise ValueError(f"image root {root} is no folder")
+
+    def locate(self, path: str) -> str:
+        """The path below the root, with slashes and without `.` or inner `..`.
+
+        Raises:
+            PictureError: with rule `path_leaves_root` for an absolute path, a URL or one that climbs out of
+                the root, `missing_image` for an empty one
+        """
+        if not path.strip() or "\0" in path:
+            raise PictureError("missing_image", "the path of the picture is empty")
+        slashed = path.strip().replace("\\", "/")
+        below = posixpath.normpath(slashed)
+        if _ABSOLUTE.match(slashed) or below == ".." or below.startswith("../"):
+            raise PictureError("path_leaves_root", "the path of the picture leaves the image root")
+        return below
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a picture. Names are found in either Unicode form.
+
+        Raises:
+            PictureError: with rule `path_leaves_root`, `missing_image`, `no_image_root`, `too_many_bytes`
+                or `unreadable_image`
+        """
+        below = self.locate(path)
+        if self.root is None:
+            raise PictureError("no_image_root", "the source names no image_root that the path lies below")
+        forms = dict.fromkeys([below, *(unicodedata.normalize(form, below) for form in ("NFC", "NFD"))])
+        for form in forms:
+            try:
+                return self._read_local(form) if self._local else self._read_remote(form)
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeEncodeError) as error:  # a folder, no permission, a name too long
+                raise PictureError("unreadable_image", f"the picture cannot be read: {error}") from error
+        raise PictureError("missing_image", "there is no such file below the image root")
+
+    def _read_local(self, below: str) -> bytes:
+        place = Path(self._folder, below).resolve()
+        if not place.is_relative_to(self._folder):  # a symbolic link
+            raise PictureError("path_leaves_root", "the path of the picture leaves the image root by a link")
+        self._check_size(place.stat().st_size)
+        return place.read_bytes()
+
+    def _read_remote(self, below: str) -> bytes:
+        place = f"{self._folder}/{below}"
+        self._check_size(self._fs.size(place) or 0)
+        return bytes(self._fs.cat_file(place))
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > MAX_PICTURE_BYTES:
+            raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")

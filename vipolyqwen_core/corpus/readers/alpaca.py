@@ -1,0 +1,51 @@
+"""Instructions as Alpaca and LLaMA-Factory write them: instruction, input, output, history, system."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.dialogue import exchanges_of
+from vipolyqwen_core.corpus.readers.fields import declared, keys_of
+from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
+from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, required, text_of
+
+
+def alpaca_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
+    """The pairs of one instruction. Instruction and input are one query, the input on a line of its own.
+
+    Raises:
+        RecordError: instruction or output is missing, or the history is no list of question and answer
+    """
+    instruction = text_of(required(fields, keys_of(source, "instruction")), "the instruction")
+    added = optional_text(fields, keys_of(source, "input"), "the input")
+    target = text_of(required(fields, keys_of(source, "target", "output")), "the output")
+    query = f"{instruction}\n{added}" if added and added.strip() else instruction
+    turns = [*_earlier(fields, source), Turn("user", query), Turn("assistant", target)]
+    return [
+        RawPair(
+            task=Task.INSTR,
+            query=exchange.query,
+            target=exchange.target,
+            history=exchange.history,
+            **declared(fields, source),
+        )
+        for exchange in exchanges_of(turns, (), dialogue_turns)
+    ]
+
+
+def _earlier(fields: Mapping[Key, Any], source: Source) -> list[Turn]:
+    turns = []
+    if system := optional_text(fields, ("system",), "the system turn"):
+        turns.append(Turn("system", system))
+    history = optional(fields, keys_of(source, "history"))
+    if history is None or history == "":
+        return turns
+    if not isinstance(history, list):
+        raise RecordError("broken_dialogue", "the history is no list", history)
+    for exchange in history:
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise RecordError("broken_dialogue", "the history is no list of [question, answer]", exchange)
+        turns.append(Turn("user", text_of(exchange[0], "an earlier question")))
+        turns.append(Turn("assistant", text_of(exchange[1], "an earlier answer")))
+    return turns

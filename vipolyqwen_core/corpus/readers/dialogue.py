@@ -1,0 +1,109 @@
+"""Dialogues: from turns to pairs. The query holds nothing from its answer on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Turn
+from vipolyqwen_core.corpus.readers.fields import images_of
+from vipolyqwen_core.corpus.readers.records import RawImage, RecordError
+from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, text_of
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+"""Roles as files name them."""
+
+
+class Exchange(NamedTuple):
+    """One answer of a dialogue with all that was said before."""
+
+    query: str
+    target: str
+    history: tuple[Turn, ...] | None
+    images: tuple[RawImage, ...]
+
+
+def turns_of(
+    messages: Any, role: Sequence[Key] = ("role", "from"), content: Sequence[Key] = ("content", "value")
+) -> tuple[list[Turn], list[RawImage]]:
+    """The turns of a list of messages, and the pictures that stand inside their contents.
+
+    A content is a text, or parts as `{type: text, text}` and `{type: image, image}`.
+
+    Raises:
+        RecordError: no list of messages, an unknown role, a content that is none
+    """
+    if not isinstance(messages, list) or not messages:
+        raise RecordError("broken_dialogue", "the messages are no list, or an empty one", messages)
+    turns: list[Turn] = []
+    images: list[RawImage] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise RecordError("broken_dialogue", "a message is no object", message)
+        name = _first(message, role)
+        if not isinstance(name, str) or name.strip().lower() not in ROLES:
+            raise RecordError("unknown_role", f"the role of a message is none of {', '.join(ROLES)}", name)
+        text, inside = _content_of(_first(message, content))
+        turns.append(Turn(ROLES[name.strip().lower()], text))
+        images.extend(inside)
+    return turns, images
+
+
+def exchanges_of(turns: Sequence[Turn], images: Sequence[RawImage], dialogue_turns: str) -> list[Exchange]:
+    """The last answer of a dialogue with its question and what came before, or (`each`) every answer.
+
+    Pictures are dealt to the turns by their placeholders, missing placeholders counted in front of the first
+    user text: an earlier answer does not see later pictures. `<image>` in an answer is plain text in the pair
+    whose target it is.
+
+    Raises:
+        RecordError: no answer follows a question
+    """
+    answers = [
+        place
+        for place, turn in enumerate(turns)
+        if turn.role == "assistant" and place and turns[place - 1].role == "user"
+    ]
+    last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=None)
+    if last is None:
+        raise RecordError("no_answer", "the dialogue has no answer of the assistant", turns)
+    if not answers or (dialogue_turns == "last" and answers[-1] != last):
+        raise RecordError("no_question", "the answer does not follow a turn of the user", turns)
+    placeholders = [turn.text.count(IMAGE_PLACEHOLDER) for turn in turns]
+    missing = max(0, len(images) - (sum(placeholders) - placeholders[last]))
+    return [
+        Exchange(
+            query=turns[place - 1].text,
+            target=turns[place].text,
+            history=tuple(turns[: place - 1]) or None,
+            images=tuple(images[: missing + sum(placeholders[:place])]),
+        )
+        for place in (answers if dialogue_turns == "each" else answers[-1:])
+    ]
+
+
+def _first(message: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
+    return next((value for key in keys if (value := look_up(message, key)) is not MISSING), None)
+
+
+def _content_of(content: Any) -> tuple[str, list[RawImage]]:
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return text_of(content, "the content of a message"), []
+    texts: list[str] = []
+    images: list[RawImage] = []
+    for part in content:
+        kind = part.get("type", "text")
+        if kind == "text":
+            texts.append(text_of(part.get("text"), "a part of a message"))
+        elif kind in ("image", "image_url"):
+            texts.append(IMAGE_PLACEHOLDER)
+            images.extend(images_of(part.get(kind, part.get("image"))))
+        else:
+            raise RecordError("unknown_part", f"a part of a message is of type {kind!r}", part)
+    return "".join(texts), images

@@ -1,0 +1,69 @@
+"""Fields that several formats share: lists of pictures, hard negatives, declared keys."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.records import RawImage, RawSide, RecordError
+from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, text_of
+
+
+def keys_of(source: Source, name: str, *aliases: str) -> tuple[Key, ...]:
+    """Where to look for our field `name`: where the manifest says, else under its usual names."""
+    if name in source.columns:
+        return (source.columns[name],)
+    return (name, *aliases)
+
+
+def images_of(value: Any) -> tuple[RawImage, ...]:
+    """Pictures as files name them: a path, bytes, `{bytes, path}`, a list of these, or a list in JSON.
+
+    Raises:
+        RecordError: anything else
+    """
+    if value is None or value == "":
+        return ()
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):  # a file name may begin with a bracket
+            value = json.loads(value)
+    entries = value if isinstance(value, list) else [value]
+    return tuple(_image_of(entry) for entry in entries)
+
+
+def _image_of(entry: Any) -> RawImage:
+    if isinstance(entry, Mapping):
+        entry = next((entry[key] for key in ("bytes", "path", "url") if entry.get(key)), None)
+    if isinstance(entry, (str, bytes)):
+        return entry
+    raise RecordError("wrong_type", f"a picture is no path and no bytes but {type(entry).__name__}", entry)
+
+
+def negatives_of(value: Any) -> tuple[RawSide, ...]:
+    """Hard negatives: a text, `{text, images}`, or a list of these.
+
+    Raises:
+        RecordError: anything else
+    """
+    if value is None or value == "":
+        return ()
+    return tuple(_negative_of(entry) for entry in (value if isinstance(value, list) else [value]))
+
+
+def _negative_of(entry: Any) -> RawSide:
+    if isinstance(entry, str):
+        return RawSide(entry)
+    if isinstance(entry, Mapping) and (set(entry) & {"text", "images"}):
+        text = entry.get("text")
+        return RawSide("" if text is None else text_of(text, "a negative"), images_of(entry.get("images")))
+    raise RecordError("wrong_type", "a negative is no text and no object with `text` or `images`", entry)
+
+
+def declared(fields: Mapping[Key, Any], source: Source) -> dict[str, Any]:
+    """Arguments of `RawPair` that any format may declare: `group_id`, `positive_key`, `negatives`."""
+    return {
+        "group_id": optional_text(fields, keys_of(source, "group_id"), "group_id"),
+        "positive_key": optional_text(fields, keys_of(source, "positive_key"), "positive_key"),
+        "negatives": negatives_of(optional(fields, keys_of(source, "negatives"))),
+    }

@@ -1,0 +1,182 @@
+"""Files of a source, local or behind any fsspec URL, packed or not, and their lines whatever the encoding."""
+
+import codecs
+import io
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from fsspec.core import url_to_fs
+from fsspec.utils import infer_compression
+
+from vipolyqwen_core.corpus.hashing import fingerprint
+from vipolyqwen_core.corpus.manifest import Source
+
+_MAGIC = re.compile(r"[*?\[]")
+_TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
+_TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
+_HAN = re.compile("[\u4e00-\u9fff]")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source."""
+
+    name: str
+    """Relative to the source's root: what the ledger calls it."""
+    location: str
+    """Path or URL."""
+    size_bytes: int
+    """As it lies there, packed or not."""
+    version: str
+    """Changes when the file does: from size and time of change, or what the storage offers."""
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`."""
+        path = PurePosixPath(self.name)
+        return (path.with_suffix("") if infer_compression(self.name) else path).suffix.lower()
+
+
+class Line(NamedTuple):
+    """A line of a text file."""
+
+    number: int
+    """1-based."""
+    text: str
+    """Without its line break."""
+
+
+def list_files(source: Source) -> list[SourceFile]:
+    """The files that the paths of a source name, sorted by name; each once.
+
+    Raises:
+        ValueError: a path or glob names no file, a folder, or a storage that cannot be opened
+    """
+    files: dict[str, tuple[str, dict[str, Any]]] = {}
+    roots = []
+    for pattern in source.paths:
+        try:
+            fs, path = url_to_fs(pattern)
+            found = [path] if fs.exists(path) else fs.glob(path) if _MAGIC.search(path) else []
+            infos = {place: fs.info(place) for place in found}
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"source {source.name!r}: {pattern} cannot be opened: {error}") from error
+        folders = [place for place, info in infos.items() if info["type"] == "directory"]
+        if path in folders:
+            raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
+        infos = {place: info for place, info in infos.items() if info["type"] != "directory"}
+        if not infos:
+            what = "no file matches" if _MAGIC.search(path) else "there is no file"
+            raise ValueError(f"source {source.name!r}: {what} {pattern}")
+        prefix = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else f"{_protocol(fs)}://"
+        roots.append(_fixed_folder(prefix + path))
+        files.update({prefix + place: (_version(fs, info), info) for place, info in infos.items()})
+    root = _common_folder(roots)
+    listed = [
+        SourceFile(location.removeprefix(root).lstrip("/"), location, int(info.get("size") or 0), version)
+        for location, (version, info) in files.items()
+    ]
+    return sorted(listed, key=lambda file: file.name)
+
+
+def files_fingerprint(files: Collection[SourceFile]) -> str:
+    """Hash of names, sizes and versions: equal while no file was added, removed or changed."""
+    return fingerprint(*((file.name, file.size_bytes, file.version) for file in files))
+
+
+@contextmanager
+def open_bytes(location: str) -> Iterator[IO[bytes]]:
+    """The content of a file, unpacked where its suffix says that it is packed (`.gz`, `.bz2`, `.xz`)."""
+    fs, path = url_to_fs(location)
+    with fs.open(path, "rb", compression="infer") as stream:
+        yield stream
+
+
+def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]:
+    """Lines of a text file, streaming: UTF-8 or UTF-16 by its mark, else each line by `decode_line`.
+
+    Raises:
+        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
+    """
+    with open_bytes(location) as stream:
+        buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
+        start = buffered.peek(4)[:4]
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            wide = io.TextIOWrapper(buffered, encoding="utf-16", errors="replace", newline="\n")
+            for number, text in enumerate(wide, 1):
+                yield Line(number, text.rstrip("\r\n"))
+            return
+        for number, data in enumerate(buffered, 1):
+            if number == 1:
+                data = data.removeprefix(codecs.BOM_UTF8)
+            yield Line(number, decode_line(data.rstrip(b"\r\n"), languages))
+
+
+def decode_line(data: bytes, languages: Collection[str] = ()) -> str:
+    """The text of bytes: UTF-8, or what a line that is no UTF-8 most likely was.
+
+    A line with whole UTF-8 characters among broken bytes keeps them, and U+FFFD stands for the rest.
+    Otherwise it is GB18030 where Chinese is expected and Chinese comes out; Windows-1258 where that gives
+    tone marks, all of them on vowels, or where Vietnamese is expected and no tone mark is astray; else
+    Windows-1252.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    patched = data.decode("utf-8", "replace")
+    if any(ord(char) > 0x7F and char != "\ufffd" for char in patched):
+        return patched
+    if "zh" in languages:
+        try:
+            chinese = data.decode("gb18030")
+        except UnicodeDecodeError:
+            chinese = ""
+        if _HAN.search(chinese):
+            return chinese
+    vietnamese = data.decode("cp1258", "replace")
+    num_tones = len(_TONE.findall(vietnamese))
+    if num_tones == len(_TONE_ON_VOWEL.findall(vietnamese)) and (num_tones or "vi" in languages):
+        return unicodedata.normalize("NFC", vietnamese)
+    return "".join(
+        char if char != "\ufffd" else chr(byte)
+        for char, byte in zip(data.decode("cp1252", "replace"), data, strict=True)
+    )
+
+
+def read_text(location: str, languages: Collection[str] = ()) -> str:
+    """The whole text of a file, decoded as `read_lines` does, with `\\n` as line break."""
+    return "\n".join(line.text for line in read_lines(location, languages))
+
+
+def _protocol(fs: Any) -> str:
+    return fs.protocol if isinstance(fs.protocol, str) else str(fs.protocol[0])
+
+
+def _version(fs: Any, info: dict[str, Any]) -> str:
+    """Time of change of a local file; elsewhere what the storage knows: an ETag, a generation, a time."""
+    if "mtime" in info and "ino" in info:
+        return str(info["mtime"])
+    return str(fs.ukey(info["name"]))
+
+
+def _fixed_folder(location: str) -> str:
+    """The folder above the first part of a pattern that has a wildcard, or above the file."""
+    parts = location.split("/")[:-1]
+    fixed = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
+    return "/".join(parts[:fixed]) + "/"
+
+
+def _common_folder(folders: list[str]) -> str:
+    split = [folder.split("/")[:-1] for folder in folders]
+    common = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) != 1:
+            break
+        common.append(parts[0])
+    return "/".join(common) + "/" if common else ""

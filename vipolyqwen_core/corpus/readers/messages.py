@@ -1,0 +1,42 @@
+"""Dialogues with pictures, ShareGPT-like, as LLaMA-Factory and ms-swift write them: messages and images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vipolyqwen_core.contract import Turn
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
+from vipolyqwen_core.corpus.readers.fields import declared, images_of, keys_of
+from vipolyqwen_core.corpus.readers.owner_jsonl import IMAGE_TASKS
+from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
+from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, required
+
+
+def message_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
+    """The pairs of one dialogue.
+
+    Raises:
+        RecordError: there are no messages, or they hold no answer, or no pictures where the task needs them
+    """
+    assert source.task is not None, "the manifest demands a task for messages"
+    turns, inside = turns_of(
+        required(fields, keys_of(source, "messages", "conversations")),
+        keys_of(source, "role", "from"),
+        keys_of(source, "content", "value"),
+    )
+    if system := optional_text(fields, ("system",), "the system turn"):
+        turns.insert(0, Turn("system", system))
+    images = (*images_of(optional(fields, keys_of(source, "images", "image"))), *inside)
+    if source.task in IMAGE_TASKS and not images:
+        raise RecordError("no_images", f"a dialogue of {source.task} has no images", list(fields))
+    return [
+        RawPair(
+            task=source.task,
+            query=exchange.query,
+            target=exchange.target,
+            query_images=exchange.images,
+            history=exchange.history,
+            **declared(fields, source),
+        )
+        for exchange in exchanges_of(turns, images, dialogue_turns)
+    ]

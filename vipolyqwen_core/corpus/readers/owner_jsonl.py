@@ -1,0 +1,115 @@
+"""The owner's JSON Lines: one sample a line, `data_type` naming the kind.
+
+    contrastive_with_score   input (text1, question), output (text2, answer), similarity_score
+    instruction              input: a text or messages; output
+    ocr, ocq                 images, question, answer
+    vqa_single, vqa_multi    images, input: a text or messages; output (answer)
+
+Any of them may add `group_id`, `positive_key` and `negatives`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
+from vipolyqwen_core.corpus.readers.fields import declared, images_of
+from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
+from vipolyqwen_core.corpus.readers.rows import Key, optional, required, text_of
+
+TASKS = {
+    "contrastive_with_score": Task.TEXT_PAIR,
+    "instruction": Task.INSTR,
+    "ocr": Task.OCR,
+    "ocq": Task.OCR,
+    "vqa_single": Task.VQA_SINGLE,
+    "vqa_multi": Task.VQA_MULTI,
+}
+QUERY_KEYS = {
+    Task.TEXT_PAIR: ("input", "text1", "question"),
+    Task.INSTR: ("input", "question"),
+    Task.OCR: ("question", "input"),
+    Task.VQA_SINGLE: ("input", "question"),
+    Task.VQA_MULTI: ("input", "question"),
+}
+TARGET_KEYS = {
+    Task.TEXT_PAIR: ("output", "text2", "answer"),
+    Task.INSTR: ("output", "answer"),
+    Task.OCR: ("answer", "output"),
+    Task.VQA_SINGLE: ("output", "answer"),
+    Task.VQA_MULTI: ("output", "answer"),
+}
+IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
+
+
+def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
+    """The pairs of one sample; several only for a dialogue with `dialogue_turns` `each`.
+
+    Raises:
+        RecordError: the sample cannot become pairs
+    """
+    task = _task_of(fields, source)
+    images = images_of(optional(fields, ("images", "image")))
+    if task in IMAGE_TASKS and not images:
+        raise RecordError("no_images", f"a sample of {task} has no images", optional(fields, ("images",)))
+    question = required(fields, QUERY_KEYS[task])
+    if isinstance(question, list) and task is not Task.TEXT_PAIR:
+        return _dialogue(task, question, images, fields, source, dialogue_turns)
+    return [
+        RawPair(
+            task=task,
+            query=text_of(question, "the question"),
+            target=text_of(required(fields, TARGET_KEYS[task]), "the answer"),
+            query_images=images,
+            score=_score_of(fields, source) if task is Task.TEXT_PAIR else None,
+            **declared(fields, source),
+        )
+    ]
+
+
+def _task_of(fields: Mapping[Key, Any], source: Source) -> Task:
+    kind = optional(fields, ("data_type",))
+    if kind is None and source.task is not None:
+        return source.task
+    if not isinstance(kind, str) or kind.strip().lower() not in TASKS:
+        raise RecordError("unknown_data_type", f"data_type is none of {', '.join(TASKS)}", kind)
+    task = TASKS[kind.strip().lower()]
+    if source.task is not None and task is not source.task:
+        raise RecordError("other_task", f"the source holds {source.task} only", kind)
+    return task
+
+
+def _score_of(fields: Mapping[Key, Any], source: Source) -> float:
+    return parse_score(required(fields, ("similarity_score",)), source.score_range)
+
+
+def _dialogue(
+    task: Task,
+    messages: list[Any],
+    images: tuple[RawImage, ...],
+    fields: Mapping[Key, Any],
+    source: Source,
+    dialogue_turns: str,
+) -> list[RawPair]:
+    """Pairs of messages and the answer to them; messages that hold the answer already are cut before it."""
+    turns, inside = turns_of(messages)
+    answer = optional(fields, TARGET_KEYS[task])
+    if answer is not None:
+        target = text_of(answer, "the answer")
+        if turns[-1].role == "assistant" and turns[-1].text.strip() == target.strip():
+            turns = turns[:-1]
+        turns = [*turns, Turn("assistant", target)]
+    elif turns[-1].role != "assistant":
+        required(fields, TARGET_KEYS[task])
+    return [
+        RawPair(
+            task=task,
+            query=exchange.query,
+            target=exchange.target,
+            query_images=exchange.images,
+            history=exchange.history,
+            **declared(fields, source),
+        )
+        for exchange in exchanges_of(turns, [*images, *inside], dialogue_turns)
+    ]

@@ -1,0 +1,165 @@
+"""One source, whatever its format: its records, and the check that it can be read at all."""
+
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers.adapter import load_adapter, read_adapted
+from vipolyqwen_core.corpus.readers.alpaca import alpaca_pairs
+from vipolyqwen_core.corpus.readers.files import SourceFile, list_files
+from vipolyqwen_core.corpus.readers.image_qa import image_qa_pairs
+from vipolyqwen_core.corpus.readers.messages import message_pairs
+from vipolyqwen_core.corpus.readers.owner_jsonl import owner_pairs
+from vipolyqwen_core.corpus.readers.parallel_lines import parallel_files, read_parallel_lines
+from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, Rejection, shorten
+from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, read_rows
+from vipolyqwen_core.corpus.readers.sts_table import sts_pairs
+
+HEAD_RECORDS = 100
+"""Records of each file that `check_source` looks at."""
+
+PairsOfRow = Callable[[Mapping[Key, Any], Source, str], list[RawPair]]
+
+ROW_FORMATS: dict[Format, PairsOfRow] = {
+    Format.OWNER_JSONL: owner_pairs,
+    Format.STS_TABLE: sts_pairs,
+    Format.ALPACA: alpaca_pairs,
+    Format.MESSAGES: message_pairs,
+    Format.IMAGE_QA: image_qa_pairs,
+}
+"""Formats whose records are rows of a table; the others read files in their own way."""
+
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeError, OverflowError)
+"""What libraries raise where a file or its packing is broken."""
+
+
+def read_source(source: Source, dialogue_turns: str = "last") -> Iterator[Record]:
+    """The records of all files of a source, streaming, by name of file and line.
+
+    A file that breaks off gives what was read before and one rejection with rule `unreadable_file`.
+
+    Args:
+        dialogue_turns: `last` or `each`: which answers of a dialogue become pairs
+    Raises:
+        ValueError: there is no file, or one has a suffix that is not read: what `check_source` refuses
+    """
+    if source.format is Format.PARALLEL_LINES:
+        name = parallel_files(source)["query"].name
+        yield from islice(_whole(read_parallel_lines(source), name), source.max_rows)
+        return
+    for file in list_files(source):
+        if source.format is Format.ADAPTER:
+            records = read_adapted(source, file)
+        else:
+            records = _row_records(file, source, dialogue_turns)
+        yield from islice(_whole(records, file.name), source.max_rows)
+
+
+def _whole(records: Iterator[Record], name: str) -> Iterator[Record]:
+    """The records, and a last one for the rest of a file that cannot be read."""
+    line = 0
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except UNREADABLE as error:
+            reason = "the rest of the file cannot be read" if line else "the file cannot be read"
+            yield Record(name, line + 1, (), Rejection("unreadable_file", reason, shorten(str(error))))
+            return
+        line = record.line
+        yield record
+
+
+def _row_records(file: SourceFile, source: Source, dialogue_turns: str) -> Iterator[Record]:
+    pairs_of = ROW_FORMATS[source.format]
+    for row in read_rows(file, source):
+        try:
+            if row.error is not None:
+                raise row.error
+            yield Record(file.name, row.line, tuple(pairs_of(row.fields, source, dialogue_turns)))
+        except RecordError as error:
+            yield Record(file.name, row.line, (), error.rejection)
+
+
+def check_source(source: Source) -> list[SourceFile]:
+    """The files of a source, after a look at each; refuses before any work what cannot work.
+
+    Raises:
+        ValueError: names the source and what is wrong: no file, an empty or unreadable one, none that holds
+            what the format needs, a mapped column that no row has, an image root that is missing
+    """
+    where = f"source {source.name!r}"
+    files = list_files(source)
+    for file in files:
+        if file.size_bytes == 0:
+            raise ValueError(f"{where}: file {file.location} is empty")
+    try:
+        ImageRoot(source.image_root)
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    if source.format is Format.ADAPTER:
+        load_adapter(source)
+    heads = _heads(source, files)
+    if source.format in ROW_FORMATS:
+        _check_columns(source, files)
+    pairs = [pair for record in heads for pair in record.pairs]
+    if not pairs:
+        first = heads[0]
+        assert first.rejection is not None, "a record without pairs has a rejection"
+        raise ValueError(
+            f"{where}: none of the first {len(heads)} records can be read as {source.format};"
+            f" {first.file}, line {first.line}: {first.rejection.reason} ({first.rejection.value})"
+        )
+    if source.image_root is None and (path := next(_paths(pairs), None)) is not None:
+        raise ValueError(f"{where}: image_root is missing: below which folder does {path!r} lie?")
+    return files
+
+
+def _heads(source: Source, files: list[SourceFile]) -> list[Record]:
+    """The first records of each file."""
+    where = f"source {source.name!r}"
+    if source.format is Format.PARALLEL_LINES:
+        heads = [list(islice(read_source(source), HEAD_RECORDS))]
+        files = [parallel_files(source)["query"]]
+    elif source.format is Format.ADAPTER:
+        heads = [list(islice(_whole(read_adapted(source, file), file.name), HEAD_RECORDS)) for file in files]
+    else:
+        heads = [
+            list(islice(_whole(_row_records(file, source, "last"), file.name), HEAD_RECORDS))
+            for file in files
+        ]
+    for file, head in zip(files, heads, strict=True):
+        if not head:
+            raise ValueError(f"{where}: file {file.location} holds no records")
+        if head[0].rejection is not None and head[0].rejection.rule == "unreadable_file":
+            raise ValueError(f"{where}: file {file.location} cannot be read: {head[0].rejection.value}")
+    return [record for head in heads for record in head]
+
+
+def _check_columns(source: Source, files: list[SourceFile]) -> None:
+    """Refuse a mapped column that none of the first rows has."""
+    # `role` and `content` are keys of a message, not of a row
+    missing = {name: key for name, key in source.columns.items() if name not in ("role", "content")}
+    seen: dict[Key, None] = {}
+    for file in files:
+        for row in islice(read_rows(file, source), HEAD_RECORDS):
+            seen.update(dict.fromkeys(row.fields))
+            missing = {name: key for name, key in missing.items() if look_up(row.fields, key) is MISSING}
+        if not missing:
+            return
+    name, key = next(iter(missing.items()))
+    known = ", ".join(str(key) for key in list(seen)[:30])
+    raise ValueError(f"source {source.name!r}, columns.{name}: no row has {key!r}; the rows have {known}")
+
+
+def _paths(pairs: list[RawPair]) -> Iterator[str]:
+    for pair in pairs:
+        sides = (pair.query_images, pair.target_images, *(negative.images for negative in pair.negatives))
+        yield from (image for images in sides for image in images if isinstance(image, str))

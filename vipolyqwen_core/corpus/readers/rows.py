@@ -1,0 +1,274 @@
+"""Rows of tables: JSON, JSON Lines, CSV, TSV and Parquet files as numbered mappings, and fields out of them.
+
+JSON Lines, CSV, TSV and Parquet stream. A `.json` file is read whole, as text, and its array is decoded
+element by element, so one broken element costs only itself; corpora beyond the memory belong into JSON Lines.
+A line that is blank is no record.
+"""
+
+import csv
+import json
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.files import Line, SourceFile, open_bytes, read_lines, read_text
+from vipolyqwen_core.corpus.readers.records import RecordError
+
+MAX_QUOTED_LINES = 200
+"""A quote that stays open for more lines is taken for a plain character."""
+PARQUET_ROWS = 256
+"""Rows of a Parquet file in memory at once."""
+_NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
+
+Key = str | int
+
+
+class Row(NamedTuple):
+    """One row of a file."""
+
+    line: int
+    fields: Mapping[Key, Any]
+    """By name, and for CSV and TSV also by 0-based number."""
+    error: RecordError | None = None
+    """Why the row could not be read; then it has no fields."""
+
+
+def read_rows(file: SourceFile, source: Source) -> Iterator[Row]:
+    """Rows of a file, by its suffix.
+
+    Raises:
+        ValueError: the suffix is none that is read
+        OSError, pyarrow.ArrowInvalid: the file cannot be read
+    """
+    if file.suffix in (".csv", ".tsv", ".tab", ".txt"):
+        return _delimited_rows(file, source)
+    if file.suffix in (".jsonl", ".ndjson", ".jsonlines"):
+        return _json_lines(read_lines(file.location, source.languages))
+    if file.suffix == ".json":
+        return _json_rows(file, source)
+    if file.suffix in (".parquet", ".pq"):
+        return _parquet_rows(file)
+    raise ValueError(
+        f"source {source.name!r}: file {file.name} has suffix {file.suffix!r};"
+        " expected .csv, .tsv, .json, .jsonl or .parquet"
+    )
+
+
+def _json_lines(lines: Iterator[Line]) -> Iterator[Row]:
+    for number, text in lines:
+        if not text.strip():
+            continue
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield Row(number, {}, RecordError("broken_json", f"not JSON: {_plain(error)}", text))
+            continue
+        yield _mapping_row(number, fields)
+
+
+def _mapping_row(number: int, fields: Any) -> Row:
+    if isinstance(fields, dict):
+        return Row(number, fields)
+    kind = type(fields).__name__
+    return Row(number, {}, RecordError("not_an_object", f"expected a JSON object, got {kind}", fields))
+
+
+def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
+    """Elements of the array of a `.json` file: at the top, or the one list of objects in the top object.
+
+    Files that are named .json and hold JSON Lines are common: they are read as such.
+    """
+    text = read_text(file.location, source.languages)
+    start = text.lstrip()[:1]
+    if start == "[":
+        yield from _array_rows(text, text.index("[") + 1)
+        return
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        lines = (Line(number, line) for number, line in enumerate(text.split("\n"), 1))
+        yield from _json_lines(lines)
+        return
+    lists = [value for value in whole.values() if _holds_objects(value)] if isinstance(whole, dict) else []
+    if len(lists) == 1:
+        yield from (_mapping_row(number, fields) for number, fields in enumerate(lists[0], 1))
+    else:
+        yield _mapping_row(1, whole)
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _array_rows(text: str, place: int) -> Iterator[Row]:
+    decoder = json.JSONDecoder()
+    number = 0
+    while True:
+        while place < len(text) and (text[place] == "," or text[place].isspace()):
+            place += 1
+        if place >= len(text) or text[place] == "]":
+            return
+        number += 1
+        try:
+            fields, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            broken = text[place : place + 1000]
+            yield Row(number, {}, RecordError("broken_json", f"not JSON: {_plain(error)}", broken))
+            following = _NEXT_OBJECT.search(text, place + 1)
+            if following is None:
+                return
+            place = following.end()
+            continue
+        place = end
+        yield _mapping_row(number, fields)
+
+
+def _parquet_rows(file: SourceFile) -> Iterator[Row]:
+    with open_bytes(file.location) as stream:
+        number = 0
+        for batch in pq.ParquetFile(stream).iter_batches(PARQUET_ROWS):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(number, fields)
+
+
+def _delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
+    delimiter = "\t" if file.suffix in (".tsv", ".tab") else None
+    names: list[str] | None = None
+    lines = read_lines(file.location, source.languages)
+    first = next((line for line in lines if line.text.strip()), None)
+    if first is None:
+        return
+    if delimiter is None:
+        marks = "\t,;|" if file.suffix == ".txt" else ",;\t|"
+        delimiter = next((mark for mark in marks if mark in first.text), ",")
+    for number, cells in _cells(_chained(first, lines), delimiter):
+        if isinstance(cells, RecordError):
+            yield Row(number, {}, cells)
+        elif source.header and names is None:
+            names = [name.strip() for name in cells]
+        else:
+            fields: dict[Key, Any] = dict(enumerate(cells))
+            if names is not None:
+                fields.update(zip(names, cells, strict=False))
+            yield Row(number, fields)
+
+
+def _chained(first: Line, rest: Iterator[Line]) -> Iterator[Line]:
+    yield first
+    yield from rest
+
+
+def _cells(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str] | RecordError]]:
+    """Cells of each record. A quoted cell may hold line breaks; a quote that never closes is a character.
+
+    So a stray quote costs one line, not the rest of the file.
+    """
+    waiting: deque[Line] = deque()
+
+    def pull() -> Line | None:
+        return waiting.popleft() if waiting else next(lines, None)
+
+    while (line := pull()) is not None:
+        if not line.text.strip():
+            continue
+        if '"' not in line.text:
+            yield line.number, line.text.split(delimiter)
+            continue
+        taken = [line]
+
+        def feed(taken: list[Line] = taken) -> Iterator[str]:
+            yield taken[0].text + "\n"
+            while len(taken) <= MAX_QUOTED_LINES and (following := pull()) is not None:
+                taken.append(following)
+                yield following.text + "\n"
+
+        try:
+            cells: list[str] = next(csv.reader(feed(), delimiter=delimiter, strict=True))
+        except csv.Error:
+            waiting.extendleft(reversed(taken[1:]))
+            yield line.number, _loose_cells(line.text, delimiter)
+            continue
+        yield line.number, cells
+
+
+def _loose_cells(text: str, delimiter: str) -> list[str] | RecordError:
+    if delimiter == "\t":
+        return text.split("\t")
+    try:
+        return next(csv.reader([text], delimiter=delimiter))
+    except csv.Error as error:
+        return RecordError("broken_csv", f"not CSV: {_plain(error)}", text)
+
+
+def _plain(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+MISSING = object()
+
+
+def look_up(fields: Mapping[Key, Any], key: Key) -> Any:
+    """The value at a key; `a.b.0` reaches into objects and lists; `MISSING` where there is none."""
+    if key in fields:
+        return fields[key]
+    if not isinstance(key, str) or "." not in key:
+        return MISSING
+    value: Any = fields
+    for part in key.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value
+
+
+def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
+    """The value of the first of these keys that is there and not null; None where none is."""
+    for key in keys:
+        value = look_up(fields, key)
+        if value is not MISSING and value is not None:
+            return value
+    return None
+
+
+def required(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
+    """The value of the first of these keys that is there and not null.
+
+    Raises:
+        RecordError: none is
+    """
+    value = optional(fields, keys)
+    if value is None:
+        names = " or ".join(repr(key) for key in keys)
+        found = ", ".join(str(key) for key in list(fields)[:20])
+        raise RecordError("missing_field", f"the record has no {names}", f"fields: {found}")
+    return value
+
+
+def text_of(value: Any, what: str) -> str:
+    """A text; numbers are spelled, a list of one text is that text.
+
+    Raises:
+        RecordError: anything else
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    raise RecordError("wrong_type", f"{what} is no text but {type(value).__name__}", value)
+
+
+def optional_text(fields: Mapping[Key, Any], keys: Sequence[Key], what: str) -> str | None:
+    """As `text_of`, fit for UTF-8; None where none of the keys is there, or the text is empty."""
+    value = optional(fields, keys)
+    text = "" if value is None else text_of(value, what)
+    return text.encode("utf-8", "replace").decode("utf-8") or None

@@ -1,0 +1,45 @@
+"""Tables of two texts and a score: CSV, TSV, JSON, JSON Lines or Parquet, with a header or without."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.fields import declared, keys_of
+from vipolyqwen_core.corpus.readers.records import RawPair, parse_score
+from vipolyqwen_core.corpus.readers.rows import Key, required, text_of
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "query": ("sentence1", "text1", "s1"),
+    "target": ("sentence2", "text2", "s2"),
+    "score": ("similarity_score", "similarity", "label"),
+}
+PLACES = {"query": 0, "target": 1, "score": 2}
+"""Columns of a table without header."""
+
+
+def column_keys(source: Source, name: str) -> tuple[Key, ...]:
+    """Where a column may stand."""
+    if name not in source.columns and not source.header:
+        return (PLACES[name],)
+    return keys_of(source, name, *ALIASES[name])
+
+
+def sts_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
+    """The pair of one row. A table of two texts alone gives pairs without score.
+
+    Raises:
+        RecordError: a text is missing, or the score is no score
+    """
+    score_keys = column_keys(source, "score")
+    has_score = "score" in source.columns or any(key in fields for key in score_keys)
+    score = required(fields, score_keys) if has_score else None
+    return [
+        RawPair(
+            task=Task.TEXT_PAIR,
+            query=text_of(required(fields, column_keys(source, "query")), "the query"),
+            target=text_of(required(fields, column_keys(source, "target")), "the target"),
+            score=None if score is None else parse_score(score, source.score_range),
+            **declared(fields, source),
+        )
+    ]
