@@ -266,7 +266,7 @@ class TrainingPlan:
         return self.epoch(epoch).step(number)
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch; the last one asked for is kept."""
+        """The plan of an epoch; the last two asked for are kept."""
         return _kept_epoch(self, epoch)
 
     def steps(self, first: int = 0) -> Iterator[tuple[int, int, IntArray]]:
@@ -275,7 +275,7 @@ class TrainingPlan:
             yield step, self.locate(step)[0], self.rows(step)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # loading runs ahead into the next epoch
 def _kept_epoch(plan: TrainingPlan, epoch: int) -> EpochPlan:
     return plan_epoch(plan.index, plan.settings, plan.source_weights, plan.seed, epoch)
 

@@ -1,0 +1,77 @@
+"""How processes share the model: accelerate, set up as the settings say, and held to it."""
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.nn.parallel import DistributedDataParallel
+
+from vipolyqwen_core.config import Distribution, Precision, TrainingSettings
+
+WRAPPED_CLASSES = ("Qwen2VLDecoderLayer", "Qwen2VLVisionBlock")
+"""Layers that FSDP2 gathers one by one."""
+
+
+def start_accelerator(settings: TrainingSettings) -> Accelerator:
+    """accelerate in the mode that the settings ask for.
+
+    Raises:
+        ValueError: the processes that were launched are not those of the settings
+    """
+    plugin = None
+    if settings.distribution is Distribution.FSDP2:
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            reshard_after_forward=True,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=list(WRAPPED_CLASSES),
+            mixed_precision_policy=_precision_policy(settings.precision),
+            state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), fsdp_plugin=plugin)
+    num_processes, mode = accelerator.num_processes, _mode(accelerator)
+    expected_mode = settings.distribution
+    if settings.distribution is Distribution.DATA_PARALLEL and settings.processes == 1:
+        expected_mode = Distribution.NONE
+    if mode is not expected_mode or num_processes % settings.processes:
+        raise ValueError(
+            f"the settings ask for {settings.processes} processes with {settings.distribution.value}, but "
+            f"{num_processes} run with {mode.value if mode else accelerator.distributed_type}: use the line that "
+            "`python -m vipolyqwen_core.training.launch` prints"
+        )
+    return accelerator
+
+
+def check_wrapped(model: nn.Module, settings: TrainingSettings) -> None:
+    """Assert that the model was wrapped as asked: FSDP that is really something else must not go on."""
+    if settings.distribution is Distribution.FSDP2:
+        assert isinstance(model, FSDPModule), type(model)
+    elif settings.distribution is Distribution.DATA_PARALLEL and settings.processes > 1:
+        assert isinstance(model, DistributedDataParallel), type(model)
+    else:
+        assert not isinstance(model, FSDPModule | DistributedDataParallel), type(model)
+
+
+def autocast_type(settings: TrainingSettings) -> torch.dtype | None:
+    """Type that the engine casts to; None where FSDP2 casts by itself, or where all is float32."""
+    casts = settings.precision is Precision.BFLOAT16 and settings.distribution is not Distribution.FSDP2
+    return torch.bfloat16 if casts else None
+
+
+def _mode(accelerator: Accelerator) -> Distribution | None:
+    if accelerator.distributed_type == DistributedType.NO:
+        return Distribution.NONE
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.is_fsdp2:
+        return Distribution.FSDP2
+    if accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        return Distribution.DATA_PARALLEL
+    return None
+
+
+def _precision_policy(precision: Precision) -> MixedPrecisionPolicy:
+    """Gathered weights and activations in bfloat16; shards, gradients' sums and the optimizer in float32."""
+    if precision is Precision.BFLOAT16:
+        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy()

@@ -1,0 +1,188 @@
+"""Loading: rows of the training set become packed chunks, in worker processes or in this one.
+
+What a chunk holds is a function of its request alone, so results do not depend on the number of workers.
+This module imports neither the model nor transformers: workers are spawned, and each would pay for it.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Task, Turn
+from vipolyqwen_core.corpus.hashing import side_hash
+from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
+from vipolyqwen_core.processing.packing import PackedBatch, pack
+from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
+from vipolyqwen_core.training.plan import IntArray, drops_prefix, sample_keys
+from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
+
+CHUNKS_AHEAD = 4
+"""Chunks that each worker prepares ahead."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkRequest:
+    """What a worker needs to know to make one chunk of one rank."""
+
+    step: int
+    """Number of the step, for messages."""
+    epoch: int
+    """Decides which prefixes are left out."""
+    rows: IntArray
+    """[B] rows of this rank's pairs; may be empty."""
+    needs_picture: bool
+    """Whether the vision tower must run, because another rank has a picture."""
+
+
+@dataclass(frozen=True)
+class LoadedChunk:
+    """One rank's part of a chunk: queries, then targets, then hard negatives, packed.
+
+    A rank without pairs has one empty item, so that it can take part in the forward and the backward.
+    """
+
+    packed: PackedBatch
+    """The items."""
+    keys: PairKeys
+    """Keys of the B pairs and M hard negatives; the first 2B + M items are theirs."""
+    filler_tokens: int
+    """Tokens of the packed batch that belong to no pair."""
+    seconds: float
+    """Time it took to make."""
+
+    def pin_memory(self) -> "LoadedChunk":
+        """The chunk in pinned memory; torch's DataLoader calls this."""
+        return replace(self, packed=self.packed.pin_memory(), keys=self.keys.pin_memory())
+
+
+class ChunkLoader(Dataset[LoadedChunk]):
+    """Makes chunks. Travels to workers as paths and settings, and opens its files there."""
+
+    def __init__(
+        self,
+        training_set: Path,
+        backbone: str | Path,
+        processing: ProcessingSettings,
+        prefix_dropout: float,
+        seed: int,
+    ) -> None:
+        self.arguments = (training_set, backbone, processing, prefix_dropout, seed)
+        self.rows = TrainingRows(training_set / "train.arrow")
+        self.pictures = TrainingPictures(training_set)
+        self.prefix_dropout = prefix_dropout
+        self.seed = seed
+
+    def __reduce__(self) -> tuple[type["ChunkLoader"], tuple[Any, ...]]:
+        return ChunkLoader, self.arguments
+
+    @cached_property
+    def processor(self) -> ViPolyQwenProcessor:
+        """The processor of the model that is trained."""
+        _, backbone, processing, _, _ = self.arguments
+        return ViPolyQwenProcessor.from_backbone(backbone, processing)
+
+    def __getitem__(self, request: ChunkRequest) -> LoadedChunk:
+        """The chunk of a request.
+
+        Raises:
+            ValueError: a row, a picture or an item cannot be read; it names the sample
+        """
+        started = time.perf_counter()
+        rows = self.rows.take(request.rows)
+        keys = _keys_of(rows)
+        items = self._items(rows, request.epoch) or [Item()]
+        try:
+            encoded = self.processor.encode_batch(items)
+        except ItemError as error:
+            sample = rows[_row_of_item(error.item, rows)]["sample_id"]
+            raise ValueError(f"step {request.step}, sample {sample}: {error.reason}") from error
+        merge_size = self.processor.layout.merge_size
+        packed = pack(encoded, merge_size, dummy_picture=request.needs_picture)
+        return LoadedChunk(
+            packed=packed,
+            keys=keys,
+            filler_tokens=0 if rows else packed.num_tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _items(self, rows: list[dict[str, Any]], epoch: int) -> list[Item]:
+        """Queries, then targets, then hard negatives."""
+        pictures = self.pictures.read([key for row in rows for key in _picture_keys(row)])
+        dropped = drops_prefix(
+            sample_keys([row["sample_id"] for row in rows]), self.prefix_dropout, self.seed, epoch
+        )
+
+        def side(row: dict[str, Any], text: str, image_rows: list[int] | None, prefix: Task | None) -> Item:
+            images = tuple(pictures[row["source"], image] for image in image_rows or ())
+            return Item(text, images, prefix=prefix)
+
+        queries, targets, negatives = [], [], []
+        for row, without in zip(rows, dropped, strict=True):
+            prefix = None if without else Task(row["prefix"])
+            of_target = prefix if Side.TARGET in PREFIXED_SIDES[Task(row["task"])] else None
+            query = side(row, row["query"], row["query_image_rows"], prefix)
+            history = tuple(Turn(turn["role"], turn["text"]) for turn in row["history"] or ())
+            queries.append(replace(query, history=history))
+            targets.append(side(row, row["target"], row["target_image_rows"], of_target))
+            of_negatives = row["negative_image_rows"] or [None] * len(row["negatives"] or ())
+            negatives += [
+                side(row, negative["text"], image_rows, of_target)
+                for negative, image_rows in zip(row["negatives"] or (), of_negatives, strict=True)
+            ]
+        return queries + targets + negatives
+
+
+def _keys_of(rows: list[dict[str, Any]]) -> PairKeys:
+    return pair_keys(
+        [row["task"] for row in rows],
+        [row["query_hash"] for row in rows],
+        [row["target_hash"] for row in rows],
+        scores=[row["score"] for row in rows],
+        positive_hashes=[row["positive_hash"] for row in rows],
+        negative_hashes=[
+            [side_hash(negative["text"], negative["images"] or ()) for negative in row["negatives"] or ()]
+            for row in rows
+        ],
+    )
+
+
+def _picture_keys(row: dict[str, Any]) -> Iterator[PictureKey]:
+    """Every picture of a row."""
+    for image_rows in (
+        row["query_image_rows"],
+        row["target_image_rows"],
+        *(row["negative_image_rows"] or ()),
+    ):
+        for image in image_rows or ():
+            yield row["source"], image
+
+
+def _row_of_item(item: int, rows: list[dict[str, Any]]) -> int:
+    """Which row an item belongs to: queries, targets, then the negatives of each row."""
+    if item < 2 * len(rows):
+        return item % len(rows)
+    owners = [number for number, row in enumerate(rows) for _ in row["negatives"] or ()]
+    return owners[item - 2 * len(rows)]
+
+
+def load_chunks(
+    loader: ChunkLoader, requests: Iterable[ChunkRequest], num_workers: int, pin_memory: bool
+) -> Iterator[LoadedChunk]:
+    """The chunks of the requests, in their order, prepared ahead by spawned workers; 0: in this process."""
+    return iter(
+        DataLoader(
+            loader,
+            sampler=requests,
+            batch_size=None,  # a request is a whole chunk already
+            num_workers=num_workers,
+            prefetch_factor=CHUNKS_AHEAD if num_workers else None,
+            multiprocessing_context="spawn" if num_workers else None,  # Lance does not survive a fork
+            pin_memory=pin_memory,
+        )
+    )

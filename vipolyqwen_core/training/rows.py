@@ -1,0 +1,162 @@
+"""Random access to the rows of a training set and to their pictures, by row, without loading either."""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from vipolyqwen_core.contract import TRAINING
+from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.pictures import DECODING_ERRORS
+
+COLUMNS = (
+    "sample_id",
+    "source",
+    "task",
+    "prefix",
+    "query",
+    "history",
+    "target",
+    "negatives",
+    "score",
+    "query_hash",
+    "target_hash",
+    "positive_hash",
+    "query_image_rows",
+    "target_image_rows",
+    "negative_image_rows",
+)
+"""What training reads of a row."""
+assert set(COLUMNS) <= {column.name for column in TRAINING}
+
+PictureKey = tuple[str, int]
+"""Source and row in its image store."""
+
+
+class TrainingRows:
+    """The rows of `train.arrow` or `eval.arrow`, memory-mapped. Travels to other processes as its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[type["TrainingRows"], tuple[Path]]:
+        return TrainingRows, (self.path,)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The rows, in the order asked for, as Python values.
+
+        Raises:
+            ValueError: the file is missing or is not such a table, or a row is beyond its end
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise ValueError(f"{self.path} has {len(self)} rows, row {int(wanted.max())} was asked for")
+        of_batch = np.searchsorted(self._ends, wanted, side="right")
+        found: list[dict[str, Any]] = [{}] * len(wanted)
+        for number in np.unique(of_batch):
+            places = np.nonzero(of_batch == number)[0]
+            batch = self._batches[number]
+            first = int(self._ends[number]) - batch.num_rows
+            for place, row in zip(
+                places, batch.take(pa.array(wanted[places] - first)).to_pylist(), strict=True
+            ):
+                found[place] = row
+        return found
+
+    @cached_property
+    def _batches(self) -> list[pa.RecordBatch]:
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} does not exist: build the training set first")
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            return [reader.get_batch(number).select(COLUMNS) for number in range(reader.num_record_batches)]
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise ValueError(f"{self.path} is not the table of a training set: {error}") from error
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+
+
+class TrainingPictures:
+    """The pinned image stores of a training set. Travels to other processes as its path."""
+
+    def __init__(self, training_set: Path) -> None:
+        self.training_set = training_set
+
+    def __reduce__(self) -> tuple[type["TrainingPictures"], tuple[Path]]:
+        return TrainingPictures, (self.training_set,)
+
+    def read(self, keys: Sequence[PictureKey]) -> dict[PictureKey, Image.Image]:
+        """The pictures as RGB, each read once.
+
+        Raises:
+            ValueError: a store or a picture is gone, or a picture cannot be decoded; never an empty sample
+        """
+        by_source: dict[str, list[int]] = defaultdict(list)
+        for source, row in dict.fromkeys(keys):
+            by_source[source].append(row)
+        return {
+            (source, row): self._decode(data, source, row)
+            for source, rows in by_source.items()
+            for row, data in zip(rows, self._read_bytes(source, rows), strict=True)
+        }
+
+    def check(self) -> None:
+        """Open every store.
+
+        Raises:
+            ValueError: one is missing, or not in the version that the training set pins
+        """
+        for source in self._pinned:
+            self._store(source)
+
+    def _read_bytes(self, source: str, rows: list[int]) -> list[bytes]:
+        store = self._store(source)
+        try:
+            return store.read(rows)
+        except (OSError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"pictures {rows} of source {source!r} cannot be read from {store.path}, version "
+                f"{store.version}: {error}"
+            ) from error
+
+    def _decode(self, data: bytes, source: str, row: int) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return image.convert("RGB")  # the store holds pictures that this makes upright RGB
+        except DECODING_ERRORS as error:
+            raise ValueError(
+                f"picture {row} of source {source!r} in {self._store(source).path} cannot be decoded: {error}"
+            ) from error
+
+    @cached_property
+    def _stores(self) -> dict[str, ImageStore]:
+        return {}
+
+    @cached_property
+    def _pinned(self) -> dict[str, dict[str, Any]]:
+        path = self.training_set / "images.json"
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: build the training set first")
+        pinned: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return pinned
+
+    def _store(self, source: str) -> ImageStore:
+        if source not in self._stores:
+            if source not in self._pinned:
+                raise ValueError(f"{self.training_set / 'images.json'} pins no image store for {source!r}")
+            pinned = self._pinned[source]
+            self._stores[source] = ImageStore(self.training_set / pinned["path"], pinned["version"])
+        return self._stores[source]
