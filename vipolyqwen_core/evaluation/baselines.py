@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.model.processing import ViPolyQwenProcessor
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 
 WORD: Final = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af]|[^\W_]+")

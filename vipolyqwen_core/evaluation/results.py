@@ -177,7 +177,8 @@ def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
         gain = pool.gain_over_untrained
         sentence = (
             f"{pool.name}: {PRIMARY} {pool.scores[TRAINED][PRIMARY]:.3f}, untrained "
-            f"{pool.scores[UNTRAINED][PRIMARY]:.3f}, gain {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+            f"{pool.scores[UNTRAINED][PRIMARY]:.3f}, gain {gain.mean:+.3f} "
+            f"[{gain.low:+.3f}, {gain.high:+.3f}]"
         )
         (facts if gain.low > 0 else failures).append(sentence)
         if pool.has_pictures and SWAPPED in pool.scores:

@@ -114,7 +114,7 @@ def test_perfect_vectors_score_one_and_chance_is_far_below() -> None:
     (pool,) = build_pools(rows, 0.5)
     vectors = np.eye(20, dtype=np.float32)
     ranking = rank_pool(pool, vectors, vectors)
-    assert ranking.means == {name: 1.0 for name in ranking.means}
+    assert ranking.means == dict.fromkeys(ranking.means, 1.0)
     assert pool.chance()["recall@1"] == pytest.approx(1 / 20)
 
 

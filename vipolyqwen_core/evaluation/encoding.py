@@ -1,0 +1,95 @@
+"""Vectors of the evaluation pairs under one model, each distinct side encoded once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from vipolyqwen_core.contract import Side, Task
+from vipolyqwen_core.evaluation.metrics import Vectors
+from vipolyqwen_core.evaluation.retrieval import Ints, read_rows
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, prefix_of, side_texts
+
+
+@dataclass(frozen=True)
+class PairVectors:
+    """Vectors of both sides of every row."""
+
+    query: Vectors
+    """[R, D]"""
+    target: Vectors
+    """[R, D]"""
+
+
+class EvaluationPairs:
+    """The evaluation rows and what is needed to encode them under any model."""
+
+    def __init__(self, table: pa.Table, sides: StoredSides, batch_tokens: int) -> None:
+        self.table, self.sides, self.batch_tokens = table, sides, batch_tokens
+        self.rows = read_rows(table)
+
+    def encode(self, embedder: ViPolyQwenEmbedder, with_prefix: tuple[bool, ...]) -> list[PairVectors]:
+        """The vectors of all rows, once for each entry: with the prefix of each side, or without any."""
+        wanted: dict[tuple[int, Task | None], SideRequest] = {}
+        places: list[list[tuple[int, Task | None]]] = []
+        for prefixed in with_prefix:
+            for side, identity in ((Side.QUERY, self.rows.query), (Side.TARGET, self.rows.target)):
+                keys = []
+                for row, (task, content) in enumerate(zip(self.rows.task, identity, strict=True)):
+                    prefix = prefix_of(Task(task), side) if prefixed else None
+                    keys.append((int(content), prefix))
+                    wanted.setdefault(keys[-1], SideRequest(row, side, prefix))
+                places.append(keys)
+        vectors = embedder.encode_items(self.sides.items(wanted.values()), self.batch_tokens)
+        number = {key: place for place, key in enumerate(wanted)}
+        expanded = [vectors[[number[key] for key in keys]] for keys in places]
+        return [PairVectors(*expanded[i : i + 2]) for i in range(0, len(expanded), 2)]
+
+    def encode_swapped(self, embedder: ViPolyQwenEmbedder, queries: Ints, partners: Ints) -> Vectors:
+        """Vectors [Q, D] of queries, with their prefixes, that show the pictures of their partners."""
+        requests = [
+            SideRequest(
+                int(row),
+                Side.QUERY,
+                prefix_of(Task(self.rows.task[row]), Side.QUERY),
+                pictures_of=int(partner),
+            )
+            for row, partner in zip(queries, partners, strict=True)
+        ]
+        return embedder.encode_items(self.sides.items(requests), self.batch_tokens)
+
+    def texts(self, rows: Ints, side: Side) -> list[str]:
+        """The text of a side of some rows, earlier turns included."""
+        return side_texts(self.table.take(pa.array(rows)), side)
+
+    def picture_ids(self, rows: Ints) -> list[tuple[str, ...]]:
+        """Ids of the pictures that the queries of some rows show."""
+        return [tuple(ids or ()) for ids in self.table["query_images"].take(pa.array(rows)).to_pylist()]
+
+
+def swap_partners(pictures: list[tuple[str, ...]], seed: int) -> tuple[Ints, Ints]:
+    """For each query another one whose pictures it gets: as many, and other ones.
+
+    Queries are shuffled, those with the same pictures put side by side, and all shifted by the largest such
+    group; so every query meets other pictures, unless one group is more than half of all.
+
+    Shapes:
+        pictures: [Q] ids of each query's pictures
+        returns: [K] places that have a partner, [K] their partners
+    """
+    rng = np.random.default_rng(seed)
+    places, partners = [], []
+    for count in sorted({len(shown) for shown in pictures if shown}):
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for place in rng.permutation(len(pictures)):
+            if len(pictures[place]) == count:
+                groups.setdefault(pictures[place], []).append(int(place))
+        order = [place for group in groups.values() for place in group]
+        shift = max(len(group) for group in groups.values())
+        for i, place in enumerate(order):
+            partner = order[(i + shift) % len(order)]
+            if pictures[partner] != pictures[place]:
+                places.append(place)
+                partners.append(partner)
+    return np.array(places, dtype=np.int64), np.array(partners, dtype=np.int64)

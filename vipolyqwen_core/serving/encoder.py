@@ -1,0 +1,314 @@
+"""The embedder: texts, pictures and both to unit vectors.
+
+    embedder = ViPolyQwenEmbedder.from_pretrained("path/to/model")
+    vectors = embedder.encode(["một câu", "a sentence"])                      # [2, 1024]
+    vector = embedder.encode("What is the total?", images="receipt.jpg")      # [1024]
+    answers = embedder.encode(questions, images=pages, prefix="ocr", batch_size=16, dim=256)
+
+Inputs are treated exactly as in training: the same normalisation of text and pictures, the same repair of
+`<image>` placeholders. Nothing is padded, so the vector of an item does not depend on its neighbours.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.pictures import DECODING_ERRORS, decode_picture, normalise_picture
+from vipolyqwen_core.corpus.text import normalise_text, repair_placeholders
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.processing.packing import pack
+from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
+
+Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
+"""A picture: PIL, a path, or the bytes of a file."""
+Pictures: TypeAlias = Picture | Iterable[Picture] | None
+"""The pictures of one item."""
+Vectors: TypeAlias = NDArray[np.float32]
+
+BATCH_TOKENS: Final = 16_384
+"""Tokens of one packed batch, unless the caller says otherwise; a longer item is a batch of its own."""
+WINDOW_BATCHES: Final = 8
+"""Items of so many batches are sorted by cost together; what is held in memory is bounded by it."""
+BLOCK_ITEMS: Final = 16
+"""Items whose texts are tokenised in one call, by one thread."""
+LOOKAHEAD_BLOCKS: Final = 8
+"""Blocks that threads prepare while the model is at work."""
+MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
+
+
+class ViPolyQwenEmbedder:
+    """A model and its processor, ready to encode."""
+
+    def __init__(
+        self, model: ViPolyQwenModel, processor: ViPolyQwenProcessor, device: str | None = None
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str | None = None) -> "ViPolyQwenEmbedder":
+        """The embedder of a model directory, on the GPU where there is one.
+
+        Raises:
+            ValueError: the directory does not exist or holds no model
+        """
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is no model directory: it has no config.json")
+        return cls(ViPolyQwenModel.from_pretrained(path), ViPolyQwenProcessor.from_pretrained(path), device)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self.model.config.embedding_dim)
+
+    def encode(
+        self,
+        text: str | Iterable[str | None] | None = None,
+        images: Picture | Iterable[Any] | None = None,
+        prefix: Task | str | Sequence[Task | str | None] | None = None,
+        *,
+        batch_size: int | None = None,
+        dim: int | None = None,
+        show_progress: bool = False,
+    ) -> Vectors:
+        """Unit vectors of texts, pictures or both: one row an item, or one vector for one item.
+
+        A string is one item, and `images`, one or a list, belong to it. A list of texts takes a list of
+        the same length, whose entries are None, a picture or a list of pictures. Without text one picture
+        is one item, a list of pictures is that many items, a list of lists is one item a list.
+
+        `prefix` is a task, for all items or one for each; the everyday use has none. `batch_size` bounds
+        the items of a packed batch, which is filled by tokens in any case. `dim` keeps the first
+        dimensions and normalises again: meant for models trained with `matryoshka_dims`.
+
+        Shapes:
+            returns: [N, dim] float32, or [dim] for one item
+        Raises:
+            ValueError: names the item and what is wrong with it
+        """
+        texts, pictures, single = _arrange(text, images)
+        prefixes = _prefixes(prefix, len(texts))
+        if dim is not None and not 1 <= dim <= self.embedding_dim:
+            raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim}")
+        items: Iterable[Callable[[], Item]] = (
+            _Input(*each) for each in zip(texts, pictures, prefixes, strict=True)
+        )
+        if show_progress:
+            items = track(items, description="encoding", total=len(texts))
+        vectors = self._encode(items, batch_size, BATCH_TOKENS)
+        if dim is not None and dim < self.embedding_dim:
+            vectors = shorten(vectors, dim)
+        return vectors[0] if single else vectors
+
+    def encode_items(
+        self, items: Iterable[Item], batch_tokens: int = BATCH_TOKENS, batch_size: int | None = None
+    ) -> Vectors:
+        """Unit vectors of items that are normalised already, as a training set holds them.
+
+        Shapes:
+            returns: [N, D] float32
+        Raises:
+            ValueError: names the item by its place
+        """
+        return self._encode(((lambda item=item: item) for item in items), batch_size, batch_tokens)
+
+    def _encode(
+        self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int
+    ) -> Vectors:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        windows = []
+        for window in _windows(self._prepared(sources), WINDOW_BATCHES * batch_tokens):
+            windows.append(self._forward_window(window, batch_size, batch_tokens))
+        return np.concatenate(windows) if windows else np.empty((0, self.embedding_dim), dtype=np.float32)
+
+    def _prepared(self, sources: Iterable[Callable[[], Item]]) -> Iterator[EncodedItem]:
+        """Items as tokens and patches, in order, prepared by threads ahead of their use."""
+        remaining = enumerate(sources)
+        waiting: deque[Future[list[EncodedItem]]] = deque()
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+            try:
+                while block := list(islice(remaining, BLOCK_ITEMS)):
+                    waiting.append(threads.submit(self._prepare, block))
+                    if len(waiting) >= LOOKAHEAD_BLOCKS:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _prepare(self, block: list[tuple[int, Callable[[], Item]]]) -> list[EncodedItem]:
+        """Tokens and patches of numbered items.
+
+        Raises:
+            ItemError: names the item by its number
+        """
+        items = []
+        for number, source in block:
+            try:
+                items.append(source())
+            except ValueError as error:
+                raise ItemError(number, "input", str(error)) from error
+        try:
+            return self.processor.encode_batch(items)
+        except ItemError as error:
+            raise ItemError(block[0][0] + error.item, error.rule, error.reason) from error
+
+    def _forward_window(
+        self, window: list[EncodedItem], batch_size: int | None, batch_tokens: int
+    ) -> Vectors:
+        """Vectors of some items, computed in order of cost and given back in their own order."""
+        tokens = [item.num_tokens for item in window]
+        vectors = np.empty((len(window), self.embedding_dim), dtype=np.float32)
+        with torch.inference_mode():
+            for places in batches_by_cost(tokens, batch_tokens, batch_size):
+                batch = pack([window[place] for place in places], self.processor.layout.merge_size)
+                vectors[places] = self.model(batch.to(self.device)).float().cpu().numpy()
+        return vectors
+
+
+def shorten(vectors: Vectors, dim: int) -> Vectors:
+    """The first `dim` dimensions of each row, as unit rows again."""
+    head = vectors[:, :dim]
+    return np.asarray(head / np.maximum(np.linalg.norm(head, axis=1, keepdims=True), 1e-12))
+
+
+def batches_by_cost(tokens: Sequence[int], batch_tokens: int, batch_size: int | None) -> Iterator[list[int]]:
+    """Places of items, longest first, in batches within a budget of tokens and a number of items.
+
+    The longest come first so that memory that is too small shows at once.
+    """
+    batch: list[int] = []
+    filled = 0
+    for place in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
+        if batch and (filled + tokens[place] > batch_tokens or len(batch) == batch_size):
+            yield batch
+            batch, filled = [], 0
+        batch.append(place)
+        filled += tokens[place]
+    if batch:
+        yield batch
+
+
+def _windows(items: Iterable[EncodedItem], window_tokens: int) -> Iterator[list[EncodedItem]]:
+    window: list[EncodedItem] = []
+    filled = 0
+    for item in items:
+        window.append(item)
+        filled += item.num_tokens
+        if filled >= window_tokens:
+            yield window
+            window, filled = [], 0
+    if window:
+        yield window
+
+
+class _Input:
+    """One item as the caller gave it; normalised by the thread that prepares it."""
+
+    def __init__(self, text: str | None, pictures: Pictures, prefix: Task | None) -> None:
+        self.text, self.pictures, self.prefix = text, pictures, prefix
+
+    def __call__(self) -> Item:
+        if self.text is not None and not isinstance(self.text, str):
+            raise ValueError(f"text must be a string, not {type(self.text).__name__}")
+        images = tuple(read_picture(picture) for picture in _listed(self.pictures))
+        if self.text is None and not images:
+            raise ValueError("neither text nor picture")
+        (text,) = repair_placeholders([normalise_text(self.text or "")], len(images))
+        return Item(text=text, images=images, prefix=self.prefix)
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """The picture, upright RGB, as training sees it.
+
+    Raises:
+        ValueError: it cannot be read, or it is none
+    """
+    if isinstance(picture, Image.Image):
+        try:
+            return normalise_picture(picture)
+        except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
+            raise ValueError(f"the picture cannot be decoded: {error}") from error
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            picture = Path(picture).read_bytes()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"picture {str(picture)[:200]!r} cannot be read: {error}") from error
+    if not isinstance(picture, (bytes, bytearray, memoryview)):
+        raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(picture).__name__}")
+    return decode_picture(bytes(picture), MAX_IMAGE_PIXELS).image
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview))
+
+
+def _listed(pictures: Pictures) -> list[Picture]:
+    """The pictures of one item as a list."""
+    if pictures is None:
+        return []
+    if _is_picture(pictures):
+        return [pictures]  # type: ignore[list-item]
+    if not isinstance(pictures, Iterable):
+        raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(pictures).__name__}")
+    return list(pictures)  # type: ignore[arg-type]
+
+
+def _arrange(
+    text: str | Iterable[str | None] | None, images: Picture | Iterable[Any] | None
+) -> tuple[list[str | None], list[Pictures], bool]:
+    """Text and pictures of each item, and whether one item was given as itself."""
+    if text is None and images is None:
+        raise ValueError("nothing to encode: give text, images or both")
+    if text is None:
+        if _is_picture(images):
+            return [None], [images], True  # type: ignore[list-item]
+        entries = list(images) if isinstance(images, Iterable) else [images]
+        return [None] * len(entries), entries, False
+    if isinstance(text, str):
+        return [text], [images], True
+    if not isinstance(text, Iterable):
+        raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}")
+    texts = list(text)
+    if images is None:
+        return texts, [None] * len(texts), False
+    if _is_picture(images) or not isinstance(images, Iterable):
+        raise ValueError(f"{len(texts)} texts take a list of {len(texts)} entries as images, not one picture")
+    entries = list(images)
+    if len(entries) != len(texts):
+        raise ValueError(
+            f"{len(texts)} texts but {len(entries)} entries in images: one is needed for each text"
+        )
+    return texts, entries, False
+
+
+def _prefixes(prefix: Task | str | Sequence[Task | str | None] | None, count: int) -> list[Task | None]:
+    if prefix is None or isinstance(prefix, str):
+        return [_task(prefix)] * count
+    if len(prefix) != count:
+        raise ValueError(f"{count} items but {len(prefix)} prefixes: give one for all, or one for each")
+    return [_task(each) for each in prefix]
+
+
+def _task(prefix: Task | str | None) -> Task | None:
+    if prefix is None:
+        return None
+    if prefix not in set(Task):
+        raise ValueError(f"unknown prefix {prefix!r}: it is None or one of {', '.join(Task)}")
+    return Task(prefix)

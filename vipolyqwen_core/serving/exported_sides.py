@@ -1,0 +1,118 @@
+"""The sides of a training set as rows of the export, without their vectors: what the table should hold."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vipolyqwen_core.contract import EXPORT, Side, Split
+from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
+
+Hashes = NDArray[np.uint64]
+
+BLOCK_ROWS: Final = 4096
+"""Pairs that are looked at together."""
+
+KEY: Final = ("sample_id", "side")
+IDENTITY: Final = ("sample_id", "side", "split", "origin", "source", "language")
+"""What makes a row right: the content of a pair is in its id, the rest may change around it."""
+
+_DESCRIBED: Final = tuple(column for column in EXPORT if column.name not in ("embedding", "model_version"))
+
+
+@dataclass(frozen=True)
+class SideBlock:
+    """One side of some pairs of a split."""
+
+    sides: StoredSides
+    """Reads what has to be encoded."""
+    rows: pa.Table
+    """The columns of `EXPORT` without model version and embedding."""
+    content: Hashes
+    """Equal content, equal vector."""
+    first_row: int
+    """Row of the first pair in its split."""
+
+    def request(self, place: int) -> SideRequest:
+        """What to encode for a row of this block: the side without prefix, the everyday use."""
+        return SideRequest(self.first_row + place, Side(self.rows["side"][place].as_py()))
+
+
+class ExportedSides:
+    """All sides of a training set, in blocks, always in the same order."""
+
+    def __init__(self, training_set: Path) -> None:
+        self.training_set = training_set
+        self._splits = {split: read_split(training_set, split) for split in Split}
+        self._sides = {split: StoredSides(training_set, split) for split in Split}
+
+    def blocks(self) -> Iterator[SideBlock]:
+        """Both sides of all pairs."""
+        for split, table in self._splits.items():
+            first_row = 0
+            for batch in table.to_batches(max_chunksize=BLOCK_ROWS):
+                pairs = pa.Table.from_batches([batch])
+                for side in Side:
+                    content = pairs[f"{side.value}_hash"].to_numpy()
+                    yield SideBlock(
+                        self._sides[split], self._described(pairs, split, side), content, first_row
+                    )
+                first_row += pairs.num_rows
+
+    def _described(self, pairs: pa.Table, split: Split, side: Side) -> pa.Table:
+        count = pairs.num_rows
+        columns = {
+            "sample_id": pairs["sample_id"],
+            "side": pa.array([side.value] * count, pa.large_string()),
+            "prefix": pa.nulls(count, pa.large_string()),
+            "split": pa.array([split.value] * count, pa.large_string()),
+            "origin": pa.array(self._origins(pairs, side), pa.large_string()),
+            "source": pairs["source"],
+            "task": pairs["task"],
+            "language": pairs["language"],
+            "text": pa.array(side_texts(pairs, side), pa.large_string()),
+            "image_ids": pairs[f"{side.value}_images"],
+        }
+        return pa.table(columns).cast(arrow_schema(_DESCRIBED))
+
+    def _origins(self, pairs: pa.Table, side: Side) -> list[str]:
+        """Paths of a side's pictures below the image root; file:line of the pair where it shows none."""
+        columns = pairs.select(["source", f"{side.value}_image_rows", "file", "line"]).to_pydict().values()
+        return [
+            ", ".join(self._origin(source, number) for number in shown) if shown else f"{file}:{line}"
+            for source, shown, file, line in zip(*columns, strict=True)
+        ]
+
+    def _origin(self, source: str, row: int) -> str:
+        if source not in self._origin_columns:
+            pinned = self._pinned[source]
+            store = ImageStore(self.training_set / pinned["path"], pinned["version"])
+            self._origin_columns[source] = store.table(["origin"])["origin"].combine_chunks()
+        return str(self._origin_columns[source][row])
+
+    @cached_property
+    def _origin_columns(self) -> dict[str, pa.Array]:
+        return {}
+
+    @cached_property
+    def _pinned(self) -> dict[str, dict[str, str | int]]:
+        pinned: dict[str, dict[str, str | int]] = json.loads(
+            (self.training_set / "images.json").read_text(encoding="utf-8")
+        )
+        return pinned
+
+
+def row_hashes(rows: pa.Table, columns: tuple[str, ...]) -> Hashes:
+    """64-bit hashes of some text columns of each row, so that millions of rows can be compared in memory."""
+    values = zip(*(rows[column].to_pylist() for column in columns), strict=True)
+    digests = b"".join(blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in values)
+    return np.frombuffer(digests, dtype=np.uint64)

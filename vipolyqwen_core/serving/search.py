@@ -1,0 +1,159 @@
+"""Search in the exported vectors, with the model that made them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import lancedb
+import pyarrow as pa
+from lancedb.table import LanceTable
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.serving.current_export import current_model, read_current
+from vipolyqwen_core.serving.encoder import Pictures, ViPolyQwenEmbedder
+from vipolyqwen_core.workspace import Workspace
+
+TABLE: Final = "embeddings"
+"""Name of the table in the workspace's LanceDB folder."""
+
+OVERSAMPLING: Final = 4
+"""Rows fetched for each hit at first: many rows may say the same (`yes`), and are shown once."""
+
+REFINE_FACTOR: Final = 10
+"""With a vector index so many candidates for each row are compared again by their exact vectors."""
+
+_SHOWN: Final = ["sample_id", "side", "split", "origin", "source", "task", "language", "text", "image_ids"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A side of a pair that was found."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """Cosine with the query; in a full-text search the BM25 score."""
+    source: str
+    task: str
+    side: str
+    """query or target"""
+    language: str
+    text: str
+    origin: str
+    """Path of its pictures below the image root, or file:line of the pair."""
+    image_ids: tuple[str, ...]
+    """Its pictures in the image store of the source."""
+    sample_id: str
+    """The pair; `vipolyqwen trace` tells more about it."""
+
+
+def search(
+    workspace: Workspace,
+    text: str | None = None,
+    images: Pictures = None,
+    top: int = 10,
+    where: str | None = None,
+    prefix: Task | str | None = None,
+) -> list[Hit]:
+    """The sides nearest to a text, to pictures, or to both; sides that say and show the same count once.
+
+    `where` is an SQL filter on the table's columns: `language = 'vi' AND side = 'target'`.
+
+    Raises:
+        ValueError: nothing was exported, nothing is asked, or the filter is wrong
+    """
+    table = open_table(workspace)
+    _check_top(top)
+    given = None if images is None or (isinstance(images, (list, tuple)) and not images) else images
+    if text is None and given is None:
+        raise ValueError("nothing to look for: give a text, pictures or both")
+    embedder = _embedder(current_model(workspace))
+    vector = embedder.encode(text, given if text is not None else [given], prefix).reshape(-1)
+
+    def fetch(limit: int) -> pa.Table:
+        query = table.search(vector, vector_column_name="embedding").distance_type("cosine")
+        return _run(query.refine_factor(REFINE_FACTOR), where, limit, "_distance")
+
+    return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
+
+
+def search_words(workspace: Workspace, words: str, top: int = 10, where: str | None = None) -> list[Hit]:
+    """The sides whose text holds the words, by BM25; accents and case do not matter.
+
+    Raises:
+        ValueError: nothing was exported, no words are given, or the filter is wrong
+    """
+    table = open_table(workspace)
+    _check_top(top)
+    if not words.strip():
+        raise ValueError("nothing to look for: no words are given")
+
+    def fetch(limit: int) -> pa.Table:
+        return _run(table.search(words, query_type="fts", fts_columns="text"), where, limit, "_score")
+
+    return _distinct_hits(fetch, top, lambda row: row["_score"])
+
+
+def open_table(workspace: Workspace) -> LanceTable:
+    """The exported table.
+
+    Raises:
+        ValueError: nothing was exported
+    """
+    read_current(workspace)
+    if not (workspace.lancedb / f"{TABLE}.lance").is_dir():
+        raise ValueError(f"the exported table is gone: {workspace.lancedb} holds no table {TABLE!r}")
+    return lancedb.connect(workspace.lancedb).open_table(TABLE)
+
+
+@lru_cache(maxsize=1)
+def _embedder(model: Path) -> ViPolyQwenEmbedder:
+    """The embedder of a model directory; kept, since several searches often follow each other."""
+    return ViPolyQwenEmbedder.from_pretrained(model)
+
+
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
+
+
+def _run(query: Any, where: str | None, limit: int, score: str) -> pa.Table:
+    if where:
+        query = query.where(where, prefilter=True)
+    try:
+        return query.select([*_SHOWN, score]).limit(limit).to_arrow()
+    except (ValueError, RuntimeError) as error:  # LanceDB raises either for a filter that it cannot read
+        if where:
+            raise ValueError(f"where {where!r} cannot be used: {' '.join(str(error).split())}") from error
+        raise
+
+
+def _distinct_hits(
+    fetch: Callable[[int], pa.Table], top: int, score: Callable[[dict[str, Any]], float]
+) -> list[Hit]:
+    """The best rows, of those with the same text and pictures only the first."""
+    limit = top * OVERSAMPLING
+    while True:
+        rows = fetch(limit).to_pylist()
+        distinct = {(row["text"], tuple(row["image_ids"] or ())): row for row in reversed(rows)}
+        if len(distinct) >= top or len(rows) < limit:
+            break
+        limit *= OVERSAMPLING
+    best = sorted(distinct.values(), key=lambda row: -score(row))[:top]
+    return [
+        Hit(
+            rank=rank,
+            score=score(row),
+            source=row["source"],
+            task=row["task"],
+            side=row["side"],
+            language=row["language"],
+            text=row["text"],
+            origin=row["origin"],
+            image_ids=tuple(row["image_ids"] or ()),
+            sample_id=row["sample_id"],
+        )
+        for rank, row in enumerate(best, start=1)
+    ]

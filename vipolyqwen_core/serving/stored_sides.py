@@ -1,0 +1,92 @@
+"""Sides of the pairs of a training set, as items ready to be encoded, pictures from the pinned stores."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Split, Task, Turn
+from vipolyqwen_core.processing.processor import Item
+from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
+
+BLOCK_SIDES: Final = 64
+"""Sides whose texts and pictures are read at once."""
+
+
+@dataclass(frozen=True)
+class SideRequest:
+    """A side of a row of a table."""
+
+    row: int
+    side: Side
+    prefix: Task | None = None
+    pictures_of: int | None = None
+    """Row whose pictures are shown in place of its own: to see whether the pictures matter."""
+
+    @property
+    def picture_row(self) -> int:
+        """The row whose pictures are shown."""
+        return self.row if self.pictures_of is None else self.pictures_of
+
+
+def read_split(training_set: Path, split: Split) -> pa.Table:
+    """The table of a split, memory-mapped.
+
+    Raises:
+        ValueError: the training set is not there
+    """
+    path = training_set / f"{split.value}.arrow"
+    if not path.is_file():
+        raise ValueError(f"no training set at {training_set}: {path.name} is missing")
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def prefix_of(task: Task, side: Side) -> Task | None:
+    """The prefix that a side has in training."""
+    return task if side in PREFIXED_SIDES[task] else None
+
+
+def side_texts(table: pa.Table, side: Side) -> list[str]:
+    """What each row of a table says on a side; the earlier turns of a dialogue stand before its query."""
+    texts: list[str] = table[side.value].to_pylist()
+    if side is Side.TARGET:
+        return texts
+    return [
+        "\n".join([*(f"{turn['role']}: {turn['text']}" for turn in turns or ()), text])
+        for turns, text in zip(table["history"].to_pylist(), texts, strict=True)
+    ]
+
+
+class StoredSides:
+    """Reads sides of one split of a training set."""
+
+    def __init__(self, training_set: Path, split: Split) -> None:
+        self.rows = TrainingRows(training_set / f"{split.value}.arrow")
+        self.pictures = TrainingPictures(training_set)
+
+    def items(self, requests: Iterable[SideRequest]) -> Iterator[Item]:
+        """The requested sides, in order."""
+        waiting = iter(requests)
+        while block := list(islice(waiting, BLOCK_SIDES)):
+            rows = self.rows.take([request.row for request in block])
+            shown = self._picture_keys(block)
+            pictures = self.pictures.read([key for keys in shown for key in keys])
+            for request, row, keys in zip(block, rows, shown, strict=True):
+                turns = row["history"] if request.side is Side.QUERY else None
+                yield Item(
+                    text=row[request.side.value],
+                    images=tuple(pictures[key] for key in keys),
+                    history=tuple(Turn(turn["role"], turn["text"]) for turn in turns or ()),
+                    prefix=request.prefix,
+                )
+
+    def _picture_keys(self, block: list[SideRequest]) -> list[list[PictureKey]]:
+        """Where the pictures of each side lie."""
+        rows = self.rows.take([request.picture_row for request in block])
+        return [
+            [(row["source"], number) for number in row[f"{request.side.value}_image_rows"] or ()]
+            for request, row in zip(block, rows, strict=True)
+        ]
