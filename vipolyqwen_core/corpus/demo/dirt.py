@@ -9,7 +9,7 @@ dirt. The ledger names one of two duplicates, not always the planted one.
 import json
 import random
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -20,7 +20,7 @@ import ftfy.bad_codecs  # noqa: F401  registers sloppy-windows-1252
 from PIL import Image
 
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
-from vipolyqwen_core.corpus.demo.files import Entry, Record
+from vipolyqwen_core.corpus.demo.files import Entry, Record, owner_record
 from vipolyqwen_core.corpus.demo.samples import Picture
 from vipolyqwen_core.corpus.demo.vocabulary import Language
 
@@ -45,6 +45,8 @@ class Dirt:
     """Rule of the ledger that rejects it."""
     copies: bool = False
     """The clean entry stays beside the dirty one, which comes after it."""
+    copies_of: str | None = None
+    """Another source that the copied entries stand in; they stay there."""
     fits: Callable[[Entry], bool] = lambda entry: True
     """Entries that this dirt can be made of."""
 
@@ -102,8 +104,8 @@ def same(entry: Entry, rng: random.Random) -> Entry:
 
 
 def with_typo(entry: Entry, rng: random.Random) -> Entry:
-    """The row once more, as it is never quite the same: a doubled letter, capitals, another full stop."""
-    record = dict(_record(entry))
+    """The row once more as others copied it: a doubled letter, capitals, another full stop; no group."""
+    record = {key: value for key, value in _record(entry).items() if key not in ("group", "key")}
     side = rng.choice([key for key in ("sentence1", "sentence2", "output") if key in record])
     text = record[side]
     place = next(i for i in range(len(text) // 2, len(text)) if text[i].isalpha())
@@ -115,6 +117,12 @@ def _is_long(entry: Entry) -> bool:
     """Long enough for a typo to leave the sides near-duplicates, and no longer than its script allows."""
     record = _record(entry)
     return all(len(record[key]) >= 72 for key in ("sentence1", "sentence2", "output") if key in record)
+
+
+def in_the_owners_format(entry: Entry, rng: random.Random) -> Entry:
+    """The row once more in another source, in its format."""
+    assert entry.sample is not None
+    return replace(entry, record=owner_record(entry.sample, rng.randrange(3)))
 
 
 def under_another_name(entry: Entry, rng: random.Random) -> Entry:
@@ -321,6 +329,15 @@ DIRT = (
         fits=_is_long,
     ),
     *_in_all(
+        {"dialogues": 6},
+        "duplicate_in_another_source",
+        REJECTED,
+        in_the_owners_format,
+        stage="training_set",
+        rule="exact_duplicate",
+        copies_of="demo_text_pairs",
+    ),
+    *_in_all(
         {"text_pairs": 4, "instructions": 5, "ocr": 3, "dialogues": 3},
         "empty_answer",
         REJECTED,
@@ -333,7 +350,7 @@ DIRT = (
         "score_out_of_range",
         REJECTED,
         score_out_of_range,
-        stage="curated",
+        stage="read",
         rule="score_out_of_range",
     ),
     *_in_all({"vqa": 4}, "unknown_data_type", REJECTED, unknown_kind, stage="read", rule="unknown_data_type"),
@@ -383,11 +400,17 @@ DIRT = (
 )
 
 
-def plant(entries: Sequence[Entry], source: str, rng: random.Random) -> list[Entry]:
+def plant(
+    entries: Sequence[Entry], source: str, others: Mapping[str, Sequence[Entry]], rng: random.Random
+) -> list[Entry]:
     """The entries of a source with its dirt, in a new order.
 
-    A clean entry takes one kind of dirt at most. Entries that are spoiled for good are taken out of the clean
-    ones; only as many clean entries are left as dirt.json says.
+    A clean entry takes one kind of dirt at most; what is spoiled for good is clean no more.
+
+    Args:
+        others: what was planted in earlier sources
+    Raises:
+        ValueError: the source is too small for its dirt
     """
     free = list(entries)
     rng.shuffle(free)
@@ -395,6 +418,11 @@ def plant(entries: Sequence[Entry], source: str, rng: random.Random) -> list[Ent
     serial = count()
     for dirt in DIRT:
         if dirt.source != source:
+            continue
+        if dirt.copies_of is not None:
+            clean_ones = [entry for entry in others[dirt.copies_of] if entry.dirt is None]
+            for clean in rng.sample(clean_ones, dirt.amount):
+                places.append((rng.random(), next(serial), replace(dirt.spoil(clean, rng), dirt=dirt.kind)))
             continue
         for _ in range(dirt.amount):
             chosen = next((i for i in range(len(free)) if dirt.fits(free[i])), None)

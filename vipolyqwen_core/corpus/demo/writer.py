@@ -46,8 +46,10 @@ def write_demo_corpus(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
     with written_aside(folder) as aside:
         aside.mkdir()
         report: dict[str, Any] = {**identity, "sources": {}, "dirt": []}
+        planted: dict[str, list[Entry]] = {}
         for source in SOURCE_FILES:
-            entries = _entries(source, seed, scale)
+            rng = random.Random(f"{seed} {source.name}")
+            planted[source.name] = entries = plant(_clean(source, seed, scale), source.name, planted, rng)
             path = aside / source.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source.render([entry.record for entry in entries]), encoding="utf-8", newline="")
@@ -85,12 +87,11 @@ def _stands(folder: Path, identity: dict[str, Any]) -> bool:
     return all(written.get(key) == value for key, value in identity.items())
 
 
-def _entries(source: SourceFile, seed: int, scale: float) -> list[Entry]:
-    clean = [
+def _clean(source: SourceFile, seed: int, scale: float) -> list[Entry]:
+    return [
         Entry(record=source.write(sample, number), pictures=sample.pictures, sample=sample)
         for number, sample in enumerate(source.samples(seed, scale))
     ]
-    return plant(clean, source.name, random.Random(f"{seed} {source.name}"))
 
 
 def _write_pictures(entries: list[Entry], root: Path) -> None:

@@ -16,13 +16,7 @@ from vipolyqwen_core.corpus.manifest import Format, load_manifest
 from vipolyqwen_core.corpus.text import normalise_text
 
 SCALE = 0.08
-IMAGE_RULES = {
-    "truncated_picture",
-    "not_a_picture",
-    "oversized_picture",
-    "missing_picture",
-    "path_leaves_root",
-}
+TEXT_KEYS = {"input", "output", "text1", "text2", "question", "answer"}
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +139,18 @@ def test_exact_duplicates_repeat_a_row(corpus: Path, report: dict[str, Any]) -> 
             e["count"] for e in report["dirt"] if (e["kind"], e["source"]) == ("exact_duplicate", name)
         ]
         assert surplus == sum(expected)
+
+
+def test_duplicates_across_sources_repeat_a_row_in_another_format(
+    corpus: Path, report: dict[str, Any]
+) -> None:
+    table = read(corpus / report["sources"]["demo_text_pairs"]["file"]).values()
+    pairs = {(row["sentence1"], row["sentence2"]) for row in table}
+    copies = planted(corpus, report, "duplicate_in_another_source")
+    assert copies
+    for record in copies:
+        first, second = (value for key, value in record.items() if key in TEXT_KEYS)
+        assert (first, second) in pairs
 
 
 def test_near_duplicates_are_nearly_a_row_of_their_group(corpus: Path, report: dict[str, Any]) -> None:
