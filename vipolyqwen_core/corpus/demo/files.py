@@ -73,11 +73,14 @@ def owner_record(sample: Sample, number: int) -> Record:
     if sample.task is Task.INSTR:
         return {"data_type": "instruction", "input": _messages(sample, ""), "output": sample.answer, **common}
     common["positive_key"] = sample.group
+    if sample.negatives:
+        common["negatives"] = list(sample.negatives)
     images = [picture.path for picture in sample.pictures]
     placeholders = IMAGE_PLACEHOLDER * len(images)
     if sample.task is Task.OCR:
         kind = "ocq" if number % 4 == 0 else "ocr"
-        question = placeholders + sample.question
+        behind = number % 6 == 1  # a few pictures stand behind the question
+        question = f"{sample.question}\n{placeholders}" if behind else placeholders + sample.question
         return {"data_type": kind, "images": images, "question": question, "answer": sample.answer, **common}
     plain = not sample.history and number % 3 > 0
     asked = placeholders + sample.question if plain else _messages(sample, placeholders)

@@ -50,6 +50,8 @@ class Sample:
     """Similarity of a scored pair."""
     details: str = ""
     """The `input` of an alpaca record."""
+    negatives: tuple[str, ...] = ()
+    """Answers that are wrong, and nearly right."""
 
     @cached_property
     def texts(self) -> tuple[str, ...]:

@@ -132,6 +132,11 @@ def tell_count(content: Content, language: Language) -> str:
     }[language]
 
 
+def nearly(content: Content) -> Content:
+    """The content of `draw_pair` with another colour for its second shape."""
+    return (*content[:3], (content[3] + 3) % len(COLOURS), *content[4:])
+
+
 def is_pair(content: Content) -> bool:
     """Whether the two shapes stand in two corners, in reading order."""
     return content[4] < content[5]
@@ -143,14 +148,17 @@ def is_count(content: Content) -> bool:
 
 
 def scenes(rng: random.Random, num_contents: int) -> Iterator[Sample]:
-    """Pairs of shapes and counts of shapes in turn, with a question that fits either."""
+    """Pairs of shapes and counts of shapes in turn, with a question that fits either. Each fourth pair brings
+    a hard negative."""
     pairs, counts = Contents(rng, PAIR_SLOTS), Contents(rng, COUNT_SLOTS, apart=False)
     for i in range(num_contents):
         group = f"scene-{i:05d}"
+        wrong: Content | None = None
         path = f"scenes/{i:05d}.{'jpg' if i % 8 == 5 else 'png'}"
         if i % 2 == 0:
             content = pairs.draw(is_pair)
             picture, tell = Picture(path, partial(draw_pair, content, group)), tell_pair
+            wrong = nearly(content) if i % 8 == 0 else None
         else:
             content = counts.draw(is_count)
             picture, tell = Picture(path, partial(draw_count, content, group)), tell_count
@@ -162,4 +170,5 @@ def scenes(rng: random.Random, num_contents: int) -> Iterator[Sample]:
                 answer=tell(content, language),
                 group=group,
                 pictures=(picture,),
+                negatives=(tell_pair(wrong, language),) if wrong else (),
             )

@@ -75,6 +75,15 @@ def test_history_never_contains_the_answer(samples: list[Sample]) -> None:
         assert all(sample.answer not in turn.text for turn in sample.history)
 
 
+def test_hard_negatives_are_one_word_away_from_the_answer(samples: list[Sample]) -> None:
+    pairs = [(sample.answer, negative) for sample in samples for negative in sample.negatives]
+    assert len(pairs) > 40
+    for answer, negative in pairs:
+        parts, others = answer.replace("，", ", ").split(", "), negative.replace("，", ", ").split(", ")
+        assert parts[0] == others[0]
+        assert parts[1] != others[1]
+
+
 def test_pictures_are_whole_visual_tokens_within_the_budget(samples: list[Sample]) -> None:
     one_of_a_kind = {picture.path.split("/")[0]: picture for s in samples for picture in s.pictures}
     assert set(one_of_a_kind) >= {
