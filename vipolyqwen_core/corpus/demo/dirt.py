@@ -1,44 +1,33 @@
 """The dirt that is planted, in known amounts, for curation to find.
 
-A kind of dirt is one of three outcomes: `rejected` rows must end in the ledger under the stated stage and
+A kind of dirt has one of three outcomes: `rejected` rows must end in the ledger under the stated stage and
 rule; `repaired` rows must come out as the clean pair they were made from; `kept` rows look suspicious and are
 sound. What is rejected is planted as further rows, so the clean rows of a source are those it has without
-dirt. The ledger names one of two duplicates, not always the planted one.
+dirt.
 """
 
-import json
 import random
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from io import BytesIO
 from itertools import count
-from typing import Any
 
-import ftfy.bad_codecs  # noqa: F401  registers sloppy-windows-1252
-from PIL import Image
-
-from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
-from vipolyqwen_core.corpus.demo.files import Entry, Record, owner_record
-from vipolyqwen_core.corpus.demo.samples import Picture
-from vipolyqwen_core.corpus.demo.vocabulary import Language
+from vipolyqwen_core.corpus.demo import spoiling
+from vipolyqwen_core.corpus.demo.files import Entry
+from vipolyqwen_core.corpus.demo.spoiling import Spoil
 
 REJECTED, REPAIRED, KEPT = "rejected", "repaired", "kept"
-
-Spoil = Callable[[Entry, random.Random], Entry]
 
 
 @dataclass(frozen=True)
 class Dirt:
-    """One kind of dirt in one source."""
+    """One kind of dirt."""
 
     kind: str
-    source: str
-    amount: int
     outcome: str
     spoil: Spoil
     """Makes the dirty entry of a clean one."""
+    amounts: Mapping[str, int]
+    """How many are planted in which source."""
     stage: str | None = None
     """Stage of the ledger that rejects it."""
     rule: str | None = None
@@ -51,352 +40,188 @@ class Dirt:
     """Entries that this dirt can be made of."""
 
 
-# Texts -----------------------------------------------------------------------------------------------------
-
-
-def _texts_mapped(entry: Entry, change: Callable[[str], str]) -> Entry:
-    """The entry with all its texts changed; names, kinds, groups and paths stay."""
-    plain = {"data_type", "images", "group_id", "positive_key", "group", "score", "similarity_score", "role"}
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, list):
-            return [changed(item) for item in value]
-        if isinstance(value, dict):
-            return {key: item if key in plain else changed(item) for key, item in value.items()}
-        return value
-
-    return replace(entry, record=changed(entry.record))
-
-
-def decomposed(entry: Entry, rng: random.Random) -> Entry:
-    """Letters and their marks apart: how some systems save Vietnamese."""
-    return _texts_mapped(entry, partial(unicodedata.normalize, "NFD"))
-
-
-def _is_vietnamese(entry: Entry) -> bool:
-    return entry.sample is not None and entry.sample.language is Language.VI
-
-
-def mojibake(entry: Entry, rng: random.Random) -> Entry:
-    """UTF-8 that was read as Windows-1252 once, as browsers do: they know a meaning for each byte."""
-    return _texts_mapped(entry, lambda text: text.encode().decode("sloppy-windows-1252"))
-
-
-def entities(entry: Entry, rng: random.Random) -> Entry:
-    """HTML entities and doubled spaces, as copied from a web page."""
-    return _texts_mapped(entry, lambda text: text.replace(",", "&#44;").replace(" ", "&nbsp; ", 1))
-
-
-def special_tokens(entry: Entry, rng: random.Random) -> Entry:
-    """Special tokens of the tokenizer, spelled out in a text."""
-    token = rng.choice(("<|im_end|>", "<ocr>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>"))
-    return _texts_mapped(entry, lambda text: f"{text} {token}")
-
-
-# Rows ------------------------------------------------------------------------------------------------------
-
-
-def same(entry: Entry, rng: random.Random) -> Entry:
-    """The row once more."""
-    return entry
-
-
-def with_typo(entry: Entry, rng: random.Random) -> Entry:
-    """The row once more as others copied it: a doubled letter, capitals, another full stop; no group."""
-    record = {key: value for key, value in _record(entry).items() if key not in ("group", "key")}
-    side = rng.choice([key for key in ("sentence1", "sentence2", "output") if key in record])
-    text = record[side]
-    place = next(i for i in range(len(text) // 2, len(text)) if text[i].isalpha())
-    changes = (text[:place] + text[place] + text[place:], text.upper(), text.rstrip(".") + " !")
-    return replace(entry, record={**record, side: rng.choice(changes)})
-
-
-def _is_long(entry: Entry) -> bool:
-    """Long enough for a typo to leave the sides near-duplicates, and no longer than its script allows."""
-    record = _record(entry)
-    return all(len(record[key]) >= 72 for key in ("sentence1", "sentence2", "output") if key in record)
-
-
-def in_the_owners_format(entry: Entry, rng: random.Random) -> Entry:
-    """The row once more in another source, in its format."""
-    assert entry.sample is not None
-    return replace(entry, record=owner_record(entry.sample, rng.randrange(3)))
-
-
-def under_another_name(entry: Entry, rng: random.Random) -> Entry:
-    """The row once more, its picture as another file with the same pixels."""
-    copies = tuple(
-        replace(picture, path=f"copies/{picture.path.replace('/', '_')}") for picture in entry.pictures
-    )
-    return _with_pictures(entry, copies)
-
-
-def without_answer(entry: Entry, rng: random.Random) -> Entry:
-    """An answer of nothing but spaces."""
-    record = dict(_record(entry))
-    key = next(key for key in ("sentence2", "output", "answer", "text2") if key in record)
-    return replace(entry, record={**record, key: rng.choice(("", "  ", "\u200b"))})
-
-
-def score_out_of_range(entry: Entry, rng: random.Random) -> Entry:
-    """A score that the scale does not have."""
-    record = dict(_record(entry))
-    key = "score" if "score" in record else "similarity_score"
-    return replace(entry, record={**record, key: rng.choice((-1, 7.5, 55))})
-
-
-def unknown_kind(entry: Entry, rng: random.Random) -> Entry:
-    """A `data_type` that nobody has defined."""
-    return replace(entry, record={**_record(entry), "data_type": rng.choice(("video_qa", "vqa", "OCR-v2"))})
-
-
-def cut_line(entry: Entry, rng: random.Random) -> Entry:
-    """A line that ends in the middle, as after a full disk."""
-    line = json.dumps(entry.record, ensure_ascii=False)
-    return replace(entry, record=line[: len(line) * 2 // 3], pictures=())
-
-
-def no_object(entry: Entry, rng: random.Random) -> Entry:
-    """A lone string where a record belongs."""
-    return replace(entry, record=str(_record(entry)["output"]))
-
-
-def _has_pictures(entry: Entry) -> bool:
-    return bool(entry.pictures)
-
-
-def placeholder_too_many(entry: Entry, rng: random.Random) -> Entry:
-    """One more `<image>` than there are pictures."""
-    return _questions_mapped(entry, lambda text: f"{IMAGE_PLACEHOLDER}{text}")
-
-
-def placeholder_too_few(entry: Entry, rng: random.Random) -> Entry:
-    """No `<image>` at all."""
-    return _questions_mapped(entry, lambda text: text.replace(IMAGE_PLACEHOLDER, ""))
-
-
-def _questions_mapped(entry: Entry, change: Callable[[str], str]) -> Entry:
-    """The entry with its first question changed."""
-    record = dict(_record(entry))
-    key = "question" if "question" in record else "input"
-    if isinstance(asked := record[key], str):
-        record[key] = change(asked)
-    else:
-        first, *rest = asked
-        record[key] = [{**first, "content": change(first["content"])}, *rest]
-    return replace(entry, record=record)
-
-
-# Pictures --------------------------------------------------------------------------------------------------
-
-
-def _with_pictures(entry: Entry, pictures: Sequence[Picture]) -> Entry:
-    paths = [picture.path for picture in pictures]
-    return replace(entry, pictures=tuple(pictures), record={**_record(entry), "images": paths})
-
-
-def _renamed(entry: Entry, folder: str, ending: str, **changes: object) -> Entry:
-    """The entry with its pictures in another folder under another ending, and changed."""
-    pictures = []
-    for picture in entry.pictures:
-        stem = picture.path.replace("/", "_").rsplit(".", 1)[0]
-        pictures.append(replace(picture, path=f"{folder}/{stem}{ending}", **changes))  # type: ignore[arg-type]
-    return _with_pictures(entry, pictures)
-
-
-def truncated(entry: Entry, rng: random.Random) -> Entry:
-    """Picture files that end in the middle."""
-    return _renamed(entry, "broken", ".png", spoil=lambda data: data[: len(data) // 2])
-
-
-def no_picture(entry: Entry, rng: random.Random) -> Entry:
-    """A web page saved under the name of a picture."""
-    return _renamed(entry, "broken", ".png", spoil=lambda data: b"<html><body>404 Not Found</body></html>")
-
-
-def oversized(entry: Entry, rng: random.Random) -> Entry:
-    """A few kilobytes that unpack to more than a hundred million pixels."""
-    return _renamed(entry, "broken", ".png", draw=partial(Image.new, "1", (12_000, 9_000)))
-
-
-def mislabelled(entry: Entry, rng: random.Random) -> Entry:
-    """JPEG files named `.png`: every decoder looks at the bytes."""
-    return _renamed(entry, "mislabelled", ".png", format="JPEG")
-
-
-def unusual_mode(entry: Entry, rng: random.Random) -> Entry:
-    """CMYK, a palette, transparency, or a camera that was held upside down."""
-    change, ending = rng.choice(
-        ((_cmyk, ".jpg"), (_palette, ".png"), (_transparent, ".png"), (_turned, ".jpg"))
-    )
-    pictures = [
-        replace(
-            p, path=f"modes/{p.path.replace('/', '_').rsplit('.', 1)[0]}{ending}", draw=partial(change, p)
-        )
-        for p in entry.pictures
-    ]
-    return _with_pictures(entry, pictures)
-
-
-def _cmyk(picture: Picture) -> Image.Image:
-    return picture.draw().convert("CMYK")
-
-
-def _palette(picture: Picture) -> Image.Image:
-    return picture.draw().convert("P", palette=Image.Palette.ADAPTIVE)
-
-
-def _transparent(picture: Picture) -> Image.Image:
-    return picture.draw().convert("RGBA")
-
-
-def _turned(picture: Picture) -> Image.Image:
-    """Stored upside down, with the EXIF note that says so."""
-    image = picture.draw().transpose(Image.Transpose.ROTATE_180)
-    image.getexif()[0x0112] = 3
-    return image
-
-
-def missing(entry: Entry, rng: random.Random) -> Entry:
-    """Pictures that are not there."""
-    return replace(_renamed(entry, "missing", ".png"), pictures=())
-
-
-def outside(entry: Entry, rng: random.Random) -> Entry:
-    """A path out of the image root, to a picture that exists."""
-    path = rng.choice(("../outside/photo.png", "scenes/../../outside/photo.png", "/outside/photo.png"))
-    return replace(entry, pictures=(), record={**_record(entry), "images": [path]})
-
-
-def backslashes(entry: Entry, rng: random.Random) -> Entry:
-    """Paths as Windows writes them."""
-    paths = [picture.path.replace("/", "\\") for picture in entry.pictures]
-    return replace(entry, record={**_record(entry), "images": paths})
-
-
-def photo_outside() -> bytes:
-    """The picture that `outside` points at."""
-    data = BytesIO()
-    Image.new("RGB", (56, 56), (200, 30, 30)).save(data, "PNG")
-    return data.getvalue()
-
-
-def _record(entry: Entry) -> Record:
-    if not isinstance(entry.record, dict):
-        raise TypeError(f"a raw line takes no more dirt: {entry.record!r:.80}")
-    return entry.record
-
-
-# What is planted where --------------------------------------------------------------------------------
-
-
-def _in_all(sources: dict[str, int], kind: str, outcome: str, spoil: Spoil, **more: object) -> list[Dirt]:
-    return [
-        Dirt(f"{kind}", f"demo_{source}", amount, outcome, spoil, **more)  # type: ignore[arg-type]
-        for source, amount in sources.items()
-    ]
-
+TEXT_PAIRS, INSTRUCTIONS = "demo_text_pairs", "demo_instructions"
+OCR, VQA, DIALOGUES = "demo_ocr", "demo_vqa", "demo_dialogues"
 
 DIRT = (
-    *_in_all(
-        {"text_pairs": 12, "instructions": 8, "ocr": 8, "vqa": 6},
-        "exact_duplicate",
-        REJECTED,
-        same,
+    Dirt(
+        kind="exact_duplicate",
+        outcome=REJECTED,
+        spoil=spoiling.same,
+        amounts={TEXT_PAIRS: 12, INSTRUCTIONS: 8, OCR: 8, VQA: 6},
         stage="curated",
         rule="exact_duplicate",
         copies=True,
     ),
-    *_in_all(
-        {"vqa": 4},
-        "same_picture_under_another_name",
-        REJECTED,
-        under_another_name,
+    Dirt(
+        kind="same_picture_under_another_name",
+        outcome=REJECTED,
+        spoil=spoiling.under_another_name,
+        amounts={VQA: 4},
         stage="curated",
         rule="exact_duplicate",
         copies=True,
     ),
-    *_in_all(
-        {"text_pairs": 10, "instructions": 6},
-        "near_duplicate",
-        REJECTED,
-        with_typo,
+    Dirt(
+        kind="near_duplicate",
+        outcome=REJECTED,
+        spoil=spoiling.with_typo,
+        amounts={TEXT_PAIRS: 10, INSTRUCTIONS: 6},
         stage="curated",
         rule="near_duplicate",
         copies=True,
-        fits=_is_long,
+        fits=spoiling.is_long,
     ),
-    *_in_all(
-        {"dialogues": 6},
-        "duplicate_in_another_source",
-        REJECTED,
-        in_the_owners_format,
+    Dirt(
+        kind="duplicate_in_another_source",
+        outcome=REJECTED,
+        spoil=spoiling.in_the_owners_format,
+        amounts={DIALOGUES: 6},
         stage="training_set",
         rule="exact_duplicate",
-        copies_of="demo_text_pairs",
+        copies_of=TEXT_PAIRS,
     ),
-    *_in_all(
-        {"text_pairs": 4, "instructions": 5, "ocr": 3, "dialogues": 3},
-        "empty_answer",
-        REJECTED,
-        without_answer,
+    Dirt(
+        kind="empty_answer",
+        outcome=REJECTED,
+        spoil=spoiling.without_answer,
+        amounts={TEXT_PAIRS: 4, INSTRUCTIONS: 5, OCR: 3, DIALOGUES: 3},
         stage="curated",
         rule="empty_target",
     ),
-    *_in_all(
-        {"text_pairs": 5},
-        "score_out_of_range",
-        REJECTED,
-        score_out_of_range,
+    Dirt(
+        kind="score_out_of_range",
+        outcome=REJECTED,
+        spoil=spoiling.score_out_of_range,
+        amounts={TEXT_PAIRS: 5},
         stage="read",
         rule="score_out_of_range",
     ),
-    *_in_all({"vqa": 4}, "unknown_data_type", REJECTED, unknown_kind, stage="read", rule="unknown_data_type"),
-    *_in_all({"ocr": 4, "dialogues": 3}, "broken_json", REJECTED, cut_line, stage="read", rule="broken_json"),
-    *_in_all(
-        {"instructions": 3}, "record_is_no_object", REJECTED, no_object, stage="read", rule="not_an_object"
+    Dirt(
+        kind="unknown_data_type",
+        outcome=REJECTED,
+        spoil=spoiling.unknown_kind,
+        amounts={VQA: 4},
+        stage="read",
+        rule="unknown_data_type",
     ),
-    *_in_all(
-        {"vqa": 5, "dialogues": 4},
-        "too_many_placeholders",
-        REJECTED,
-        placeholder_too_many,
+    Dirt(
+        kind="broken_json",
+        outcome=REJECTED,
+        spoil=spoiling.cut_line,
+        amounts={OCR: 4, DIALOGUES: 3},
+        stage="read",
+        rule="broken_json",
+    ),
+    Dirt(
+        kind="record_is_no_object",
+        outcome=REJECTED,
+        spoil=spoiling.no_object,
+        amounts={INSTRUCTIONS: 3},
+        stage="read",
+        rule="not_an_object",
+    ),
+    Dirt(
+        kind="too_many_placeholders",
+        outcome=REJECTED,
+        spoil=spoiling.placeholder_too_many,
+        amounts={VQA: 5, DIALOGUES: 4},
         stage="tagged",
         rule="too_many_placeholders",
-        fits=_has_pictures,
+        fits=spoiling.has_pictures,
     ),
-    *_in_all(
-        {"vqa": 20, "dialogues": 15},
-        "too_few_placeholders",
-        REPAIRED,
-        placeholder_too_few,
-        fits=_has_pictures,
+    Dirt(
+        kind="too_few_placeholders",
+        outcome=REPAIRED,
+        spoil=spoiling.placeholder_too_few,
+        amounts={VQA: 20, DIALOGUES: 15},
+        fits=spoiling.has_pictures,
     ),
-    *_in_all(
-        {"ocr": 6, "vqa": 4},
-        "truncated_picture",
-        REJECTED,
-        truncated,
+    Dirt(
+        kind="truncated_picture",
+        outcome=REJECTED,
+        spoil=spoiling.truncated,
+        amounts={OCR: 6, VQA: 4},
         stage="curated",
         rule="truncated_image",
     ),
-    *_in_all({"vqa": 2}, "not_a_picture", REJECTED, no_picture, stage="curated", rule="not_an_image"),
-    *_in_all({"ocr": 1}, "oversized_picture", REJECTED, oversized, stage="curated", rule="too_many_pixels"),
-    *_in_all(
-        {"ocr": 5, "vqa": 3}, "missing_picture", REJECTED, missing, stage="curated", rule="missing_image"
+    Dirt(
+        kind="not_a_picture",
+        outcome=REJECTED,
+        spoil=spoiling.no_picture,
+        amounts={VQA: 2},
+        stage="curated",
+        rule="not_an_image",
     ),
-    *_in_all({"ocr": 4}, "path_leaves_root", REJECTED, outside, stage="curated", rule="path_leaves_root"),
-    *_in_all({"ocr": 8, "vqa": 6}, "mislabelled_picture", KEPT, mislabelled),
-    *_in_all({"ocr": 6}, "unusual_picture_mode", KEPT, unusual_mode),
-    *_in_all({"ocr": 4}, "backslash_path", KEPT, backslashes),
-    *_in_all(
-        {"text_pairs": 12, "instructions": 8, "ocr": 10}, "not_nfc", REPAIRED, decomposed, fits=_is_vietnamese
+    Dirt(
+        kind="oversized_picture",
+        outcome=REJECTED,
+        spoil=spoiling.oversized,
+        amounts={OCR: 1},
+        stage="curated",
+        rule="too_many_pixels",
     ),
-    *_in_all({"text_pairs": 8}, "mojibake", REPAIRED, mojibake, fits=_is_vietnamese),
-    *_in_all({"instructions": 4}, "html_entities", REPAIRED, entities, fits=_is_vietnamese),
-    *_in_all({"text_pairs": 4, "instructions": 6, "dialogues": 5}, "special_tokens", KEPT, special_tokens),
+    Dirt(
+        kind="missing_picture",
+        outcome=REJECTED,
+        spoil=spoiling.missing,
+        amounts={OCR: 5, VQA: 3},
+        stage="curated",
+        rule="missing_image",
+    ),
+    Dirt(
+        kind="path_leaves_root",
+        outcome=REJECTED,
+        spoil=spoiling.outside,
+        amounts={OCR: 4},
+        stage="curated",
+        rule="path_leaves_root",
+    ),
+    Dirt(
+        kind="mislabelled_picture",
+        outcome=KEPT,
+        spoil=spoiling.mislabelled,
+        amounts={OCR: 8, VQA: 6},
+    ),
+    Dirt(
+        kind="unusual_picture_mode",
+        outcome=KEPT,
+        spoil=spoiling.unusual_mode,
+        amounts={OCR: 6},
+    ),
+    Dirt(
+        kind="backslash_path",
+        outcome=KEPT,
+        spoil=spoiling.backslashes,
+        amounts={OCR: 4},
+    ),
+    Dirt(
+        kind="not_nfc",
+        outcome=REPAIRED,
+        spoil=spoiling.decomposed,
+        amounts={TEXT_PAIRS: 12, INSTRUCTIONS: 8, OCR: 10},
+        fits=spoiling.is_vietnamese,
+    ),
+    Dirt(
+        kind="mojibake",
+        outcome=REPAIRED,
+        spoil=spoiling.mojibake,
+        amounts={TEXT_PAIRS: 8},
+        fits=spoiling.is_vietnamese,
+    ),
+    Dirt(
+        kind="html_entities",
+        outcome=REPAIRED,
+        spoil=spoiling.entities,
+        amounts={INSTRUCTIONS: 4},
+        fits=spoiling.is_vietnamese,
+    ),
+    Dirt(
+        kind="special_tokens",
+        outcome=KEPT,
+        spoil=spoiling.special_tokens,
+        amounts={TEXT_PAIRS: 4, INSTRUCTIONS: 6, DIALOGUES: 5},
+    ),
 )
 
 
@@ -416,22 +241,32 @@ def plant(
     rng.shuffle(free)
     places: list[tuple[float, int, Entry]] = []
     serial = count()
+
+    def put(entry: Entry, place: float) -> None:
+        places.append((place, next(serial), entry))
+
     for dirt in DIRT:
-        if dirt.source != source:
-            continue
-        if dirt.copies_of is not None:
-            clean_ones = [entry for entry in others[dirt.copies_of] if entry.dirt is None]
-            for clean in rng.sample(clean_ones, dirt.amount):
-                places.append((rng.random(), next(serial), replace(dirt.spoil(clean, rng), dirt=dirt.kind)))
-            continue
-        for _ in range(dirt.amount):
-            chosen = next((i for i in range(len(free)) if dirt.fits(free[i])), None)
-            if chosen is None:
-                raise ValueError(f"source {source} is too small for its dirt: no entry left for {dirt.kind}")
-            clean, place = free.pop(chosen), rng.random()
+        for clean in _chosen(dirt, source, free, others, rng):
+            place = rng.random()
             if dirt.copies:
-                places.append((place, next(serial), clean))
+                put(clean, place)
                 place = rng.uniform(place, 1.0)
-            places.append((place, next(serial), replace(dirt.spoil(clean, rng), dirt=dirt.kind)))
-    places.extend((rng.random(), next(serial), entry) for entry in free)
+            put(replace(dirt.spoil(clean, rng), dirt=dirt.kind), place)
+    for entry in free:
+        put(entry, rng.random())
     return [entry for _, _, entry in sorted(places, key=lambda placed: placed[:2])]
+
+
+def _chosen(
+    dirt: Dirt, source: str, free: list[Entry], others: Mapping[str, Sequence[Entry]], rng: random.Random
+) -> list[Entry]:
+    """Clean entries for a kind of dirt: taken out of the free ones, or copied from another source."""
+    amount = dirt.amounts.get(source, 0)
+    if amount and dirt.copies_of:
+        return rng.sample([entry for entry in others[dirt.copies_of] if entry.dirt is None], amount)
+    chosen = [entry for entry in free if dirt.fits(entry)][:amount]
+    if len(chosen) < amount:
+        raise ValueError(f"source {source} is too small for its dirt: {amount} entries for {dirt.kind}")
+    for entry in chosen:
+        free.remove(entry)
+    return chosen

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from vipolyqwen_core.corpus.demo.dirt import DIRT, REJECTED, photo_outside, plant
+from vipolyqwen_core.corpus.demo.dirt import DIRT, REJECTED, plant
 from vipolyqwen_core.corpus.demo.files import IMAGE_ROOT, SOURCE_FILES, Entry, SourceFile
 from vipolyqwen_core.corpus.demo.samples import Picture, Sample
+from vipolyqwen_core.corpus.demo.spoiling import photo_outside
 from vipolyqwen_core.corpus.tables import written_aside
 
 VERSION = 2
@@ -116,7 +117,7 @@ def _encoded(picture: Picture) -> bytes:
 
 
 def _counts(source: SourceFile, entries: list[Entry]) -> dict[str, Any]:
-    rejected = {dirt.kind for dirt in DIRT if dirt.source == source.name and dirt.outcome == REJECTED}
+    rejected = {dirt.kind for dirt in DIRT if dirt.outcome == REJECTED}
     clean = [entry.sample for entry in entries if entry.dirt not in rejected and entry.sample]
     return {
         "file": source.path,
@@ -130,11 +131,11 @@ def _counts(source: SourceFile, entries: list[Entry]) -> dict[str, Any]:
 def _dirt_report(source: SourceFile, entries: list[Entry]) -> Iterator[dict[str, Any]]:
     """For each kind of dirt in the source: how many, where, and what must become of them."""
     for dirt in DIRT:
-        if dirt.source == source.name:
+        if source.name in dirt.amounts:
             lines = [source.first_line + i for i, entry in enumerate(entries) if entry.dirt == dirt.kind]
             yield {
                 "kind": dirt.kind,
-                "source": dirt.source,
+                "source": source.name,
                 "count": len(lines),
                 "outcome": dirt.outcome,
                 "stage": dirt.stage,
