@@ -1,9 +1,9 @@
 """The dirt that is planted, in known amounts, for curation to find.
 
-A kind of dirt has one of three outcomes: `rejected` rows must end in the ledger under the stated stage and
+A kind of dirt has one of four outcomes: `rejected` rows must end in the ledger under the stated stage and
 rule; `repaired` rows must come out as the clean pair they were made from; `kept` rows look suspicious and are
-sound. What is rejected is planted as further rows, so the clean rows of a source are those it has without
-dirt.
+sound; `linked` rows are sound, too, but say so much about another row that they must stand on its side of the
+split. What is rejected or linked is planted as further rows.
 """
 
 import random
@@ -15,7 +15,7 @@ from vipolyqwen_core.corpus.demo import spoiling
 from vipolyqwen_core.corpus.demo.files import Entry
 from vipolyqwen_core.corpus.demo.spoiling import Spoil
 
-REJECTED, REPAIRED, KEPT = "rejected", "repaired", "kept"
+REJECTED, REPAIRED, KEPT, LINKED = "rejected", "repaired", "kept", "linked"
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,13 @@ DIRT = (
         amounts={OCR: 4},
     ),
     Dirt(
+        kind="picture_reencoded",
+        outcome=LINKED,
+        spoil=spoiling.reencoded,
+        amounts={VQA: 6},
+        copies=True,
+    ),
+    Dirt(
         kind="not_nfc",
         outcome=REPAIRED,
         spoil=spoiling.decomposed,
@@ -248,10 +255,12 @@ def plant(
     for dirt in DIRT:
         for clean in _chosen(dirt, source, free, others, rng):
             place = rng.random()
+            dirty = replace(dirt.spoil(clean, rng), dirt=dirt.kind)
             if dirt.copies:
                 put(clean, place)
-                place = rng.uniform(place, 1.0)
-            put(replace(dirt.spoil(clean, rng), dirt=dirt.kind), place)
+                put(replace(dirty, original=clean), rng.uniform(place, 1.0))
+            else:
+                put(dirty, place)
     for entry in free:
         put(entry, rng.random())
     return [entry for _, _, entry in sorted(places, key=lambda placed: placed[:2])]

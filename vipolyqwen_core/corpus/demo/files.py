@@ -37,6 +37,8 @@ class Entry:
     """The clean pair behind it, if there is one."""
     dirt: str | None = None
     """Kind of dirt that was planted here."""
+    original: "Entry | None" = None
+    """The clean entry that this one copies, where that stays in the file."""
 
 
 @dataclass(frozen=True)

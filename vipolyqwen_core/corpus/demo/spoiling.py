@@ -112,6 +112,13 @@ def under_another_name(entry: Entry, rng: random.Random) -> Entry:
     return _with_pictures(entry, copies)
 
 
+def reencoded(entry: Entry, rng: random.Random) -> Entry:
+    """The row once more as somebody crawled it: its picture as a JPEG of other pixels, and no labels."""
+    copy = _renamed(entry, "crawled", ".jpg")
+    record = {key: value for key, value in _record(copy).items() if key not in ("group_id", "positive_key")}
+    return replace(copy, record=record)
+
+
 def without_answer(entry: Entry, rng: random.Random) -> Entry:
     """An answer of nothing but spaces."""
     record = dict(_record(entry))

@@ -17,7 +17,7 @@ from vipolyqwen_core.corpus.demo.samples import Picture, Sample
 from vipolyqwen_core.corpus.demo.spoiling import photo_outside
 from vipolyqwen_core.corpus.tables import written_aside
 
-VERSION = 2
+VERSION = 3
 """Rises with every change of what is written."""
 LANGUAGES = ("vi", "en", "zh")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG"}
@@ -130,17 +130,20 @@ def _counts(source: SourceFile, entries: list[Entry]) -> dict[str, Any]:
 
 def _dirt_report(source: SourceFile, entries: list[Entry]) -> Iterator[dict[str, Any]]:
     """For each kind of dirt in the source: how many, where, and what must become of them."""
+    line_of = {id(entry): line for line, entry in enumerate(entries, start=source.first_line)}
     for dirt in DIRT:
         if source.name in dirt.amounts:
-            lines = [source.first_line + i for i, entry in enumerate(entries) if entry.dirt == dirt.kind]
+            planted = [entry for entry in entries if entry.dirt == dirt.kind]
+            originals = [line_of[id(entry.original)] for entry in planted if entry.original]
             yield {
                 "kind": dirt.kind,
                 "source": source.name,
-                "count": len(lines),
+                "count": len(planted),
                 "outcome": dirt.outcome,
                 "stage": dirt.stage,
                 "rule": dirt.rule,
-                "lines": lines,
+                "lines": [line_of[id(entry)] for entry in planted],
+                "originals": originals,
             }
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vipolyqwen_core.corpus.demo import write_demo_corpus
-from vipolyqwen_core.corpus.demo.dirt import DIRT, KEPT, REJECTED, REPAIRED
+from vipolyqwen_core.corpus.demo.dirt import DIRT, KEPT, LINKED, REJECTED, REPAIRED
 from vipolyqwen_core.corpus.manifest import Format, load_manifest
 from vipolyqwen_core.corpus.text import normalise_text
 
@@ -122,13 +122,24 @@ def test_the_report_counts_every_planted_row(corpus: Path, report: dict[str, Any
     for entry in report["dirt"]:
         assert entry["count"] == len(set(entry["lines"]))
         assert (entry["rule"] is not None) == (entry["outcome"] == REJECTED)
-        assert entry["outcome"] in (REJECTED, REPAIRED, KEPT)
+        assert entry["outcome"] in (REJECTED, REPAIRED, KEPT, LINKED)
 
 
 def test_records_are_clean_pairs_and_rejected_ones(corpus: Path, report: dict[str, Any]) -> None:
     for name, source in report["sources"].items():
         rejected = sum(e["count"] for e in report["dirt"] if e["source"] == name and e["outcome"] == REJECTED)
         assert len(read(corpus / source["file"])) == source["records"] == source["clean_pairs"] + rejected
+
+
+def test_copies_name_the_earlier_rows_that_they_copy(corpus: Path, report: dict[str, Any]) -> None:
+    kinds = {dirt.kind for dirt in DIRT if dirt.copies}
+    for entry in report["dirt"]:
+        assert len(entry["originals"]) == (entry["count"] if entry["kind"] in kinds else 0)
+        records = read(corpus / report["sources"][entry["source"]]["file"])
+        for line, original in zip(entry["lines"], entry["originals"], strict=bool(entry["originals"])):
+            assert original < line
+            if entry["kind"] == "exact_duplicate":
+                assert records[original] == records[line]
 
 
 def test_exact_duplicates_repeat_a_row(corpus: Path, report: dict[str, Any]) -> None:
