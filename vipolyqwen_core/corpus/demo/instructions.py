@@ -42,7 +42,8 @@ def _templates(
 
     def fill(content: Content, language: Language, rng: random.Random) -> Filled:
         parts = [slot[value].to(language) for slot, value in zip(slots, content, strict=True)]
-        instruction, details, answer = (rng.choice(t.split(" / ")).format(*parts) for t in table[language])
+        texts = [rng.choice(template.split(" / ")).format(*parts) for template in table[language]]
+        instruction, details, answer = (text[0].upper() + text[1:] for text in texts)
         return instruction, details, answer
 
     return fill
@@ -59,7 +60,7 @@ INVITATION = {
     Language.EN: (
         "Write an invitation for {1} to {0}. / Please invite {1} to {0}.",
         "Place: {2}. Time: {3}. / When: {3}; where: {2}.",
-        "We warmly invite {1} to {0}, {2}, {3}. / Dear {1}, please join {0} {3} {2}.",
+        "We warmly invite {1} to {0}, {2}, {3}. / To {1}: please join us for {0}, {3}, {2}.",
     ),
     Language.ZH: (
         "请写一份邀请，请{1}参加{0}。 / 帮我邀请{1}出席{0}。",

@@ -127,7 +127,7 @@ cùng người bạn thân / với bạn chí cốt | together with a close frie
 trong lúc chờ điện / khi nhà mất điện | while the power is out / during a power cut | 停电的时候 / 等来电时
 với vẻ mặt vui / trông rất phấn khởi | looking happy / with a cheerful face | 满脸高兴 / 喜气洋洋
 để kiếm thêm tiền / nhằm tăng thu nhập | to earn extra money / for some more income | 为了多挣钱 / 好增加收入
-mà quên mang ô / nhưng không đem dù | but forgot the umbrella / without bringing an umbrella | 却忘了带伞 / 没有拿雨伞
+dù quên mang ô / tuy chẳng đem ô | despite a forgotten umbrella / even without an umbrella | 尽管忘了带伞 / 虽没拿雨伞
 sau khi tan sở / khi hết giờ làm | after leaving the office / when work is over | 下班以后 / 收工后
 theo lời bác sĩ / như bác sĩ khuyên | as the doctor advised / following medical advice | 按医生的话 / 遵医嘱
 trước ống kính báo chí / trước mặt phóng viên | in front of the press / before the reporters | 面对记者 / 在媒体镜头前

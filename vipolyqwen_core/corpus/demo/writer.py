@@ -17,7 +17,7 @@ from vipolyqwen_core.corpus.demo.samples import Picture, Sample
 from vipolyqwen_core.corpus.demo.spoiling import photo_outside
 from vipolyqwen_core.corpus.tables import written_aside
 
-VERSION = 3
+VERSION = 4
 """Rises with every change of what is written."""
 LANGUAGES = ("vi", "en", "zh")
 ENDINGS = {".png": "PNG", ".jpg": "JPEG"}
