@@ -15,8 +15,8 @@ from vipolyqwen_core.corpus.demo.samples import Contents, Sample
 from vipolyqwen_core.corpus.demo.text_pairs import SIZES, sentence, similarity
 from vipolyqwen_core.corpus.demo.vocabulary import CITIES, FRUITS, GOODS, PAPERS, SHOPS, Language
 
-VIETNAMESE_PAIRS = 640
-"""So many Vietnamese pairs of a task leave 150 to a quarter of them, with little doubt."""
+VIETNAMESE_PAIRS = 740
+"""A quarter of so many is 150 with little doubt: three standard deviations above it."""
 
 
 @pytest.fixture(scope="module")
