@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,14 @@ from vipolyqwen_core.contract import Side, Split
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.baselines import bm25_similarity, untrained_embedder
-from vipolyqwen_core.evaluation.bootstrap import Interval, Sample, bootstrap_mean
+from vipolyqwen_core.evaluation.bootstrap import Interval, bootstrap_mean
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
+from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation
 from vipolyqwen_core.evaluation.report import write_report
 from vipolyqwen_core.evaluation.results import Evaluation, PoolResult, SimilarityResult
 from vipolyqwen_core.evaluation.retrieval import (
     Pool,
-    Ranking,
     Rows,
     build_cross_lingual_pools,
     build_pools,
@@ -31,21 +30,6 @@ from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder, shorten
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class JudgedPool:
-    """A pool and what each system made of it."""
-
-    pool: Pool
-    rankings: dict[str, Ranking]
-    has_pictures: bool
-    """Whether all of its queries show pictures."""
-
-    def gain(self, rival: str) -> Sample:
-        """Paired differences of the primary metric to another system, by query."""
-        ours, theirs = (self.rankings[system].by_query[PRIMARY] for system in (results.TRAINED, rival))
-        return Sample(ours - theirs, self.pool.clusters)
 
 
 def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path) -> Evaluation:

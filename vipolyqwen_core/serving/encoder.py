@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -24,9 +25,9 @@ from PIL import Image
 from rich.progress import track
 
 from vipolyqwen_core.config import CurationSettings
-from vipolyqwen_core.contract import Task
+from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.pictures import DECODING_ERRORS, decode_picture, normalise_picture
-from vipolyqwen_core.corpus.text import normalise_text, repair_placeholders
+from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
@@ -105,7 +106,7 @@ class ViPolyQwenEmbedder:
         if dim is not None and not 1 <= dim <= self.embedding_dim:
             raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim}")
         items: Iterable[Callable[[], Item]] = (
-            _Input(*each) for each in zip(texts, pictures, prefixes, strict=True)
+            partial(make_item, *each) for each in zip(texts, pictures, prefixes, strict=True)
         )
         if show_progress:
             items = track(items, description="encoding", total=len(texts))
@@ -218,20 +219,25 @@ def _windows(items: Iterable[EncodedItem], window_tokens: int) -> Iterator[list[
         yield window
 
 
-class _Input:
-    """One item as the caller gave it; normalised by the thread that prepares it."""
+def make_item(
+    text: str | None,
+    pictures: Pictures = None,
+    prefix: Task | None = None,
+    history: Sequence[Turn] = (),
+) -> Item:
+    """An item out of what a user gave, normalised as in training; missing placeholders stand in front.
 
-    def __init__(self, text: str | None, pictures: Pictures, prefix: Task | None) -> None:
-        self.text, self.pictures, self.prefix = text, pictures, prefix
-
-    def __call__(self) -> Item:
-        if self.text is not None and not isinstance(self.text, str):
-            raise ValueError(f"text must be a string, not {type(self.text).__name__}")
-        images = tuple(read_picture(picture) for picture in _listed(self.pictures))
-        if self.text is None and not images:
-            raise ValueError("neither text nor picture")
-        (text,) = repair_placeholders([normalise_text(self.text or "")], len(images))
-        return Item(text=text, images=images, prefix=self.prefix)
+    Raises:
+        ValueError: neither text nor picture, an unreadable picture, more placeholders than pictures
+    """
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"text must be a string, not {type(text).__name__}")
+    images = tuple(read_picture(picture) for picture in _listed(pictures))
+    if text is None and not images:
+        raise ValueError("neither text nor picture")
+    turns = [Turn(turn.role, normalise_text(turn.text)) for turn in history]
+    repaired, earlier = repair_dialogue(normalise_text(text or ""), len(images), turns)
+    return Item(text=repaired, images=images, history=earlier or (), prefix=prefix)
 
 
 def read_picture(picture: Picture) -> Image.Image:
