@@ -24,6 +24,9 @@ from vipolyqwen_core.corpus.readers.sts_table import sts_pairs
 HEAD_RECORDS = 100
 """Records of each file that `check_source` looks at."""
 
+OPTIONAL = frozenset({"group_id", "positive_key", "negatives", "history", "input", "score"})
+"""Fields that a row may lack."""
+
 PairsOfRow = Callable[[Mapping[Key, Any], Source, str], list[RawPair]]
 
 ROW_FORMATS: dict[Format, PairsOfRow] = {
@@ -145,8 +148,13 @@ def _heads(source: Source, files: list[SourceFile]) -> list[Record]:
 
 def _check_columns(source: Source, files: list[SourceFile]) -> None:
     """Refuse a mapped column that none of the first rows has."""
-    # `role` and `content` are keys of a message, not of a row
-    missing = {name: key for name, key in source.columns.items() if name not in ("role", "content")}
+    # `role` and `content` are keys of a message, not of a row; what bears our own name needs no mapping, so
+    # naming it says nothing about the first rows, which may well do without a `group_id`
+    missing = {
+        name: key
+        for name, key in source.columns.items()
+        if name not in ("role", "content") and not (name == key and name in OPTIONAL)
+    }
     seen: dict[Key, None] = {}
     for file in files:
         for row in islice(read_rows(file, source), HEAD_RECORDS):

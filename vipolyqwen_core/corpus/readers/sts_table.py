@@ -7,7 +7,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import declared, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, parse_score
-from vipolyqwen_core.corpus.readers.rows import Key, required, text_of
+from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, required, text_of
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "query": ("sentence1", "text1", "s1"),
@@ -32,7 +32,7 @@ def sts_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) ->
         RecordError: a text is missing, or the score is no score
     """
     score_keys = column_keys(source, "score")
-    has_score = "score" in source.columns or any(key in fields for key in score_keys)
+    has_score = "score" in source.columns or any(look_up(fields, key) is not MISSING for key in score_keys)
     score = required(fields, score_keys) if has_score else None
     return [
         RawPair(
