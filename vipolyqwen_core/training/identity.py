@@ -26,7 +26,8 @@ TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 def trajectory(run: TrainingRun) -> dict[str, Any]:
     """Everything that decides the weights of a run. Runs that share it are the same run."""
     summary = read_stage(run.training_set)
-    return _trajectory(run.recipe, run.backbone, summary and summary.data_version, run.source_weights)
+    data_version = None if summary is None else summary.data_version
+    return _trajectory(run.recipe, run.backbone, data_version, run.source_weights)
 
 
 def _trajectory(
@@ -37,7 +38,7 @@ def _trajectory(
         "data": data_version,
         **{section: settings[section] for section in TRAINING_SECTIONS},
         "training": {key: settings["training"][key] for key in TRAINING_KEYS},
-        "weights": dict(sorted(source_weights.items())),
+        "weights": {name: weight for name, weight in sorted(source_weights.items()) if weight != 1.0},
         "backbone": Path(backbone).name,  # the tiny one has its digest in its name
     }
 
@@ -71,3 +72,14 @@ def identified_run(
         run_name=name,
         tags={"data_version": summary.data_version, "recipe": recipe.name, **(tags or {})},
     )
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,135 @@
+"""evaluation_report: the trained model judged beside chance, BM25, its untrained self and the champion."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets.metadata import bar_chart, plot, reused, table
+from assets.registry import champion, model_folder, version_of_run
+from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
+from assets.trained_model import finished_run
+from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.corpus.tables import written_aside
+
+if TYPE_CHECKING:  # brings SciPy along
+    from vipolyqwen_core.evaluation.results import Evaluation
+
+BASIS_FILE = "basis.json"
+"""Beside an evaluation: what it depends on, so that it can be reused."""
+
+
+@dg.asset(deps=["trained_model"], kinds={"pytorch"}, pool="gpu")
+def evaluation_report(
+    workspace: WorkspaceResource, manifest: ManifestResource, recipe: RecipeResource, mlflow: MlflowResource
+) -> dg.MaterializeResult[None]:
+    """Retrieval and similarity by task and language on pairs that no model was trained on; one HTML file."""
+    place = workspace.open()
+    run, training = finished_run(place, manifest.load(), recipe.load())
+    client = mlflow.connect()
+    registered, rival = version_of_run(client, run.run_name), champion(client)
+    if rival is not None and rival.run_name == run.run_name:
+        rival = None  # no rival of itself
+    folder = place.evaluations / run.run_name
+    basis = evaluation_basis(run, None if rival is None else rival.number)
+    evaluation = stored_evaluation(folder, basis, settled=registered is not None)
+    stands = evaluation is not None
+    if evaluation is None:
+        from vipolyqwen_core.evaluation.evaluate import evaluate
+
+        beside = None if rival is None else model_folder(place, rival.number)
+        evaluation = evaluate(run, run.output / "model", beside, folder)
+        with written_aside(folder / BASIS_FILE) as aside:
+            aside.write_text(json.dumps(basis, indent=2), encoding="utf-8")
+        mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(hashlib.blake2b(json.dumps(basis).encode(), digest_size=16).hexdigest()),
+        metadata={
+            **evaluation_metadata(evaluation),
+            "reused": reused(stands),
+            "folder": dg.MetadataValue.path(str(folder)),
+            "report": dg.MetadataValue.path(str(folder / "report.html")),
+            "MLflow run": mlflow.run_link(training.mlflow_run_id),
+        },
+    )
+
+
+def evaluation_basis(run: TrainingRun, champion_number: int | None) -> dict[str, Any]:
+    """Everything an evaluation depends on."""
+    return {
+        "result": hashlib.blake2b((run.output / "result.json").read_bytes(), digest_size=16).hexdigest(),
+        "settings": json.loads(to_json(run.recipe.evaluation)),
+        "positive_score": run.recipe.objective.positive_score,
+        "champion": champion_number,
+    }
+
+
+def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> "Evaluation | None":
+    """The evaluation in a folder if it rests on the same basis; None: evaluate.
+
+    Once the run is registered, its judgement is settled: a later champion does not reopen it.
+    """
+    from vipolyqwen_core.evaluation.results import read_evaluation
+
+    file = folder / BASIS_FILE
+    if not file.is_file():
+        return None
+    before = json.loads(file.read_text(encoding="utf-8"))
+    differing = {name for name in basis if before.get(name) != basis[name]}
+    return read_evaluation(folder) if differing <= ({"champion"} if settled else set()) else None
+
+
+def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
+    """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
+    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS
+
+    metric = evaluation.primary_metric
+    shown = [system for system in SYSTEMS if any(system in pool.scores for pool in evaluation.pools)]
+    header = [
+        "pool",
+        "pairs",
+        "targets",
+        "in the mean",
+        *shown,
+        "gain over untrained",
+        "recall@1",
+        "chance@1",
+    ]
+    rows = [
+        (
+            pool.name,
+            pool.num_pairs,
+            pool.num_targets,
+            "yes" if pool.counts else "",
+            *(pool.scores.get(system, {}).get(metric) for system in shown),
+            f"{pool.gain_over_untrained.mean:+.3f} "
+            f"[{pool.gain_over_untrained.low:+.3f}, {pool.gain_over_untrained.high:+.3f}]",
+            pool.scores["trained"].get("recall@1"),
+            pool.scores[CHANCE].get("recall@1"),
+        )
+        for pool in evaluation.pools
+    ]
+    similarity = [
+        (result.language, result.num_pairs, system, scores.get("spearman"), scores.get("pearson"))
+        for result in evaluation.similarities
+        for system, scores in result.scores.items()
+    ]
+    verdict = [("for", fact) for fact in evaluation.verdict.facts]
+    verdict += [("**against**", failure) for failure in evaluation.verdict.failures]
+    trained, untrained = evaluation.primary["trained"], evaluation.primary["untrained"]
+    return {
+        "summary": f"{metric} {trained:.3f}, untrained {untrained:.3f}",
+        "learned": evaluation.verdict.learned,
+        "verdict": table(["", "sentence"], verdict),
+        metric: evaluation.primary["trained"],
+        f"{metric} by pool": table(header, rows),
+        "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
+        "systems": plot(
+            bar_chart(evaluation.primary, f"mean {metric} by system"), f"mean {metric} by system"
+        ),
+        "dagster/row_count": evaluation.num_rows,
+        "seconds": round(evaluation.seconds, 2),
+    }

@@ -1,0 +1,343 @@
+"""What the asset checks look at: counts and leaks, read from the tables themselves and not from summaries.
+
+Pure functions of files: a check, and an asset that checks its inputs once more, ask the same question.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vipolyqwen_core.config import Recipe, SplitSettings
+from vipolyqwen_core.contract import Side, Split
+from vipolyqwen_core.corpus.tables import StageSummary, read_stage
+from vipolyqwen_core.workspace import Workspace
+
+if TYPE_CHECKING:  # brings PyTorch along
+    from vipolyqwen_core.training.result import TrainingResult
+
+MAX_REJECTED_SHARE = 0.2
+"""From here on the rejects of a source deserve a look."""
+MAX_REFUSED_SHARE = 0.05
+"""More steps without a finite gradient are no accident."""
+MIN_DEVIATION = 0.1
+MIN_EFFECTIVE_RANK = 2.0
+"""Vectors below these are nearly one point, or lie on one line."""
+UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question about data or a model."""
+
+    passed: bool
+    sentence: str
+    """For a person: what was found."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers behind it, and examples."""
+
+
+def curation_loses_nothing(folder: Path) -> Finding:
+    """Records = those that gave pairs + those in the ledger; pairs read = pairs out + pairs in the ledger."""
+    summary = stage_summary(folder)
+    out, ledger = num_rows(folder / "pairs.parquet"), ledger_rows(folder / "ledger.parquet")
+    records, pairs = ledger.get("read", 0), ledger.get("curated", 0)
+    return Finding(
+        passed=summary.records == summary.records_with_pairs + records and summary.pairs_in == out + pairs,
+        sentence=(
+            f"{summary.records:,} records: {summary.records_with_pairs:,} gave pairs, "
+            f"{records:,} in the ledger; "
+            f"{summary.pairs_in:,} pairs: {out:,} out, {pairs:,} in the ledger"
+        ),
+        facts={
+            "records": summary.records,
+            "records with pairs": summary.records_with_pairs,
+            "records in the ledger": records,
+            "pairs in": summary.pairs_in,
+            "pairs out": out,
+            "pairs in the ledger": pairs,
+        },
+    )
+
+
+def stage_loses_nothing(stage: str, before: Path, pairs: Path, ledger: Path) -> Finding:
+    """Pairs of the stage before = pairs out + pairs in the ledger of this stage."""
+    came, out, rejected = num_rows(before), num_rows(pairs), ledger_rows(ledger).get(stage, 0)
+    return Finding(
+        passed=came == out + rejected,
+        sentence=f"{came:,} pairs in, {out:,} out, {rejected:,} in the ledger",
+        facts={"pairs in": came, "pairs out": out, "pairs in the ledger": rejected},
+    )
+
+
+def validation_loses_nothing(before: Path, folder: Path) -> Finding:
+    """Tagged pairs = pairs out + pairs in the ledger, read from the accepted version where it is this one.
+
+    A version that was not accepted leaves no tables; then the judgement's own counts have to do.
+    """
+    summary = stage_summary(folder)
+    version = folder / summary.data_version
+    if summary.details["accepted"]:
+        return stage_loses_nothing("validated", before, version / "pairs.parquet", version / "ledger.parquet")
+    came, rejected = num_rows(before), sum(summary.rejected.values())
+    return Finding(
+        passed=came == summary.pairs_out + rejected,
+        sentence=f"{came:,} pairs in, {summary.pairs_out:,} out, {rejected:,} in the ledger (not accepted)",
+        facts={"pairs in": came, "pairs out": summary.pairs_out, "pairs in the ledger": rejected},
+    )
+
+
+def expectations_hold(folder: Path, severity: str) -> Finding:
+    """Every expectation of a severity (`critical`, `warning`) holds for the last judgement of a source."""
+    lines = [line for line in stage_summary(folder).details["expectations"] if line["severity"] == severity]
+    failed = [line for line in lines if not line["success"]]
+    words = [
+        f"{line['expectation']} of {line['column'] or 'the table'}: observed {line['observed']}"
+        for line in failed
+    ]
+    return Finding(
+        passed=not failed,
+        sentence="; ".join(words) or f"all {len(lines)} {severity} expectations hold",
+        facts={"expectations": len(lines), "failed": len(failed)},
+    )
+
+
+def has_pairs(pairs: Path) -> Finding:
+    """At least one pair is there."""
+    rows = num_rows(pairs)
+    return Finding(passed=rows > 0, sentence=f"{rows:,} pairs" if rows else "no pair is left")
+
+
+def few_rejects(folder: Path) -> Finding:
+    """Not more than a fifth of what was read was rejected."""
+    summary = stage_summary(folder)
+    rejected = {**summary.records_rejected, **summary.rejected}
+    read = summary.pairs_in + sum(summary.records_rejected.values())
+    share = sum(rejected.values()) / read if read else 0.0
+    most = ", ".join(f"{rule} {count:,}" for rule, count in sorted(rejected.items(), key=lambda e: -e[1])[:3])
+    return Finding(
+        passed=share <= MAX_REJECTED_SHARE,
+        sentence=f"{share:.1%} rejected" + (f": mostly {most}" if most else ""),
+        facts={"share": share},
+    )
+
+
+def stage_summary(folder: Path) -> StageSummary:
+    """The summary of a stage that has run.
+
+    Raises:
+        ValueError: it has not
+    """
+    summary = read_stage(folder)
+    if summary is None:
+        raise ValueError(f"{folder} holds no stage.json: its stage has not run")
+    return summary
+
+
+def num_rows(pairs: Path) -> int:
+    """Rows of a Parquet or Arrow table."""
+    import polars as pl
+
+    scan = pl.scan_parquet(pairs) if pairs.suffix == ".parquet" else pl.scan_ipc(pairs)
+    return int(scan.select(pl.len()).collect().item())
+
+
+def ledger_rows(ledger: Path) -> dict[str, int]:
+    """Rows of a ledger by stage."""
+    import polars as pl
+
+    counts = pl.scan_parquet(ledger).group_by("stage").len().collect()
+    return {str(stage): int(count) for stage, count in counts.rows()}
+
+
+def sources_are_accounted_for(training_set: Path) -> Finding:
+    """For each source: accepted pairs = training + evaluation pairs + pairs in the training set's ledger."""
+    import polars as pl
+
+    came: dict[str, int] = stage_summary(training_set).details["pairs_in"]
+    tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("source") for split in Split]
+    tables.append(pl.scan_parquet(training_set / "ledger.parquet").select("source"))
+    counts = pl.concat(tables).group_by("source").len().collect()
+    found = {str(name): int(count) for name, count in counts.rows()}
+    wrong = [name for name in sorted({*came, *found}) if came.get(name, 0) != found.get(name, 0)]
+    words = [f"{name}: {came.get(name, 0):,} in, {found.get(name, 0):,} found" for name in wrong]
+    return Finding(
+        passed=not wrong,
+        sentence="; ".join(words)
+        or f"{sum(found.values()):,} pairs of {len(found)} sources are in the split or in the ledger",
+        facts={"pairs in": came, "pairs found": found},
+    )
+
+
+def largest_component(training_set: Path, settings: SplitSettings) -> Finding:
+    """No component of linked rows holds more than its share of the rows; else the links are wrong."""
+    import polars as pl
+
+    from quality.split import SMALL_COMPONENT
+
+    tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("component") for split in Split]
+    sizes = pl.concat(tables).group_by("component").len().sort("len", descending=True).collect()
+    largest, rows = (int(sizes["len"][0]), int(sizes["len"].sum())) if len(sizes) else (0, 0)
+    share = largest / rows if rows else 0.0
+    return Finding(
+        passed=largest <= SMALL_COMPONENT or share <= settings.max_component_share,
+        sentence=f"the largest of {len(sizes):,} components holds {largest:,} of {rows:,} rows ({share:.1%})",
+        facts={"largest": largest, "share": share, "components": len(sizes)},
+    )
+
+
+def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
+    """Training and evaluation share no component, picture, declared group or long text."""
+    import polars as pl
+
+    def values(split: Split) -> dict[str, pl.LazyFrame]:
+        rows = pl.scan_ipc(training_set / f"{split.value}.arrow")
+        sides = [
+            rows.filter(pl.col(f"{side}_images").list.len().fill_null(0) == 0).select(
+                pl.col(side).alias("value")
+            )
+            for side in ("query", "target")
+        ]
+        pictures = [
+            rows.select(pl.col(f"{side}_images").explode().alias("value")) for side in ("query", "target")
+        ]
+        grouped = pl.concat_str("source", "group_id", separator=" ", ignore_nulls=False)
+        return {
+            "components": rows.select(pl.col("component").alias("value")),
+            "pictures": pl.concat(pictures),
+            "declared groups": rows.select(grouped.alias("value")),
+            "long texts": pl.concat(sides).filter(pl.col("value").str.len_chars() >= min_linking_chars),
+        }
+
+    train, evaluation = values(Split.TRAIN), values(Split.EVAL)
+    shared = {
+        kind: train[kind]
+        .drop_nulls()
+        .unique()
+        .join(evaluation[kind].drop_nulls().unique(), on="value")
+        .collect()
+        for kind in train
+    }
+    leaks = {kind: frame["value"].head(5).to_list() for kind, frame in shared.items() if not frame.is_empty()}
+    return Finding(
+        passed=not leaks,
+        sentence="; ".join(f"{shared[kind].height:,} {kind} stand on both sides" for kind in leaks)
+        or "training and evaluation share no component, picture, group or long text",
+        facts={"examples": leaks} if leaks else {},
+    )
+
+
+def training_set_findings(place: Workspace, settings: Recipe) -> dict[str, Finding]:
+    """All blocking questions about the training set, by name."""
+    folder = place.training_set
+    return {
+        "nothing_vanishes": sources_are_accounted_for(folder),
+        "both_splits": both_splits(folder),
+        "largest_component": largest_component(folder, settings.split),
+        "no_leak": no_leak(folder, settings.curation.min_linking_chars),
+    }
+
+
+def both_splits(training_set: Path) -> Finding:
+    """There are pairs to train on and pairs to evaluate on."""
+    rows = {split.value: num_rows(training_set / f"{split.value}.arrow") for split in Split}
+    return Finding(
+        passed=all(rows.values()),
+        sentence=", ".join(f"{count:,} pairs in {split}" for split, count in rows.items()),
+        facts=rows,
+    )
+
+
+def losses_are_finite(result: "TrainingResult") -> Finding:
+    """The last loss is a number, and hardly a step was refused for its gradient."""
+    loss = result.metrics.get("loss", math.nan)
+    share = result.refused_steps / max(result.steps, 1)
+    return Finding(
+        passed=math.isfinite(loss) and share <= MAX_REFUSED_SHARE,
+        sentence=f"last loss {loss:.4f}; {result.refused_steps:,} of {result.steps:,} steps were refused",
+        facts={"loss": loss, "refused steps": result.refused_steps},
+    )
+
+
+def loss_fell(lines: Sequence[Mapping[str, Any]]) -> Finding:
+    """The mean loss of the last tenth of the lines is below that of the first."""
+    losses = [line["loss"] for line in lines]
+    part = max(1, len(losses) // 10)
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    return Finding(
+        passed=last < first,
+        sentence=f"loss {first:.4f} at the start, {last:.4f} at the end",
+        facts={"first": first, "last": last},
+    )
+
+
+def not_collapsed(metrics: Mapping[str, float]) -> Finding:
+    """The vectors of the last step are not all alike: they spread, over more than a direction or two."""
+    needed = {"collapse/deviation": MIN_DEVIATION, "collapse/effective_rank": MIN_EFFECTIVE_RANK}
+    seen = {name: metrics[name] for name in needed if name in metrics}
+    words = [
+        f"{name.removeprefix('collapse/').replace('_', ' ')} {value:.3f}, at least {needed[name]} is needed"
+        for name, value in seen.items()
+    ]
+    return Finding(
+        passed=len(seen) == len(needed) and all(value >= needed[name] for name, value in seen.items()),
+        sentence="; ".join(words) or "the last line of metrics says nothing of collapse",
+        facts=seen,
+    )
+
+
+def encodes_unit_vectors(model: Path) -> Finding:
+    """The model directory loads on its own and encodes a text and a picture, each to a unit vector."""
+    import numpy as np
+    from PIL import Image
+
+    from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+    embedder = ViPolyQwenEmbedder.from_pretrained(model)
+    vectors = np.stack(
+        [embedder.encode("Xin chào"), embedder.encode(images=Image.new("RGB", (64, 64), "red"))]
+    )
+    norms = np.linalg.norm(vectors, axis=1)
+    return Finding(
+        passed=bool(np.isfinite(norms).all() and np.abs(norms - 1).max() < UNIT_TOLERANCE),
+        sentence=f"a text and a picture become vectors of {vectors.shape[1]} dimensions and length "
+        f"{norms[0]:.4f} and {norms[1]:.4f}",
+    )
+
+
+def export_is_complete(place: Workspace) -> Finding:
+    """Each side of each pair has one row, in Parquet and in the LanceDB table, and vectors have length 1."""
+    import numpy as np
+    import polars as pl
+    import pyarrow.parquet as pq
+
+    from vipolyqwen_core.serving.current_export import read_current
+    from vipolyqwen_core.serving.search import open_table
+
+    exported = read_current(place)
+    pairs = pl.concat(
+        [pl.scan_ipc(place.training_set / f"{split.value}.arrow").select("sample_id") for split in Split]
+    )
+    sides = pl.LazyFrame({"side": [side.value for side in Side]})
+    expected = pairs.join(sides, how="cross")
+    rows = pl.scan_parquet(exported.parquet).select("sample_id", "side")
+    key = ["sample_id", "side"]
+    counts = {
+        "expected": int(expected.select(pl.len()).collect().item()),
+        "rows in Parquet": int(rows.select(pl.len()).collect().item()),
+        "rows in the table": open_table(place).count_rows(),
+        "missing": int(expected.join(rows, on=key, how="anti").select(pl.len()).collect().item()),
+        "not expected": int(rows.join(expected, on=key, how="anti").select(pl.len()).collect().item()),
+        "vectors off": 0,
+    }
+    for batch in pq.ParquetFile(exported.parquet).iter_batches(columns=["embedding"]):
+        vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
+        norms = np.linalg.norm(vectors, axis=1)
+        counts["vectors off"] += int(np.sum(~(np.abs(norms - 1) < UNIT_TOLERANCE)))
+    whole = counts["expected"] == counts["rows in Parquet"] == counts["rows in the table"]
+    return Finding(
+        passed=whole and not (counts["missing"] or counts["not expected"] or counts["vectors off"]),
+        sentence=", ".join(f"{name} {count:,}" for name, count in counts.items()),
+        facts=counts,
+    )

@@ -1,0 +1,108 @@
+"""The registry: which version is champion, which came of a run, where its files lie."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
+from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.workspace import Workspace
+
+RUN_TAG = "vipolyqwen.run"
+"""Tag of a version: the training run it came of."""
+DECISION_TAG = "vipolyqwen.decision"
+"""Tag of a version: why it is champion or challenger. Written last: a version without it is half done."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    number: int
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+
+    @property
+    def run_name(self) -> str | None:
+        """The training run it came of."""
+        return self.tags.get(RUN_TAG)
+
+
+def champion(client: Any) -> Version | None:
+    """The version in use; None: there is none yet."""
+    return version_with_alias(client, CHAMPION)
+
+
+def numbered_version(client: Any, number: int) -> Version:
+    """The version of that number.
+
+    Raises:
+        ValueError: there is none
+    """
+    for entry in client.search_model_versions(f"name = '{REGISTERED_MODEL}'"):
+        if int(entry.version) == number:
+            return _version(client.get_model_version(REGISTERED_MODEL, entry.version))
+    raise ValueError(f"{REGISTERED_MODEL} has no version {number}")
+
+
+def version_with_alias(client: Any, alias: str) -> Version | None:
+    """The version that carries an alias."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _version(client.get_model_version_by_alias(REGISTERED_MODEL, alias))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # model, or alias
+            return None
+        raise
+
+
+def version_of_run(client: Any, run_name: str) -> Version | None:
+    """The version that came of a training run, as far as one was finished."""
+    found = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    for entry in sorted(found, key=lambda entry: -int(entry.version)):
+        if entry.tags.get(RUN_TAG) == run_name and DECISION_TAG in entry.tags:
+            return _version(client.get_model_version(REGISTERED_MODEL, entry.version))
+    return None
+
+
+def give_alias(client: Any, number: int, alias: str) -> None:
+    """Let a version carry an alias; a champion is no challenger any more."""
+    client.set_registered_model_alias(REGISTERED_MODEL, alias, str(number))
+    rival = version_with_alias(client, CHALLENGER)
+    if alias == CHAMPION and rival is not None and rival.number == number:
+        client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
+
+
+def model_folder(workspace: Workspace, number: int) -> Path:
+    """The model directory of a version.
+
+    Raises:
+        ValueError: it is gone
+    """
+    folder = workspace.models / f"v{number}"
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"the model directory of version {number} is missing: {folder}")
+    return folder
+
+
+def keep_model(workspace: Workspace, model: Path, number: int) -> Path:
+    """A model directory at its place among the registered ones; without copying where the disk can link."""
+    folder = workspace.models / f"v{number}"
+    with written_aside(folder) as aside:
+        shutil.copytree(model, aside, copy_function=_link_or_copy)
+    return folder
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for a file that is never written in place, or a copy on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _version(entry: Any) -> Version:
+    return Version(int(entry.version), tuple(entry.aliases), dict(entry.tags))

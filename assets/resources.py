@@ -1,0 +1,145 @@
+"""What assets are handed: the workspace, the manifest, the recipe, MLflow. Settings in, objects out."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from vipolyqwen_core.config import Recipe
+from vipolyqwen_core.corpus.manifest import Manifest, load_manifest
+from vipolyqwen_core.recipes import load_recipe
+from vipolyqwen_core.workspace import Workspace
+
+
+class WorkspaceResource(dg.ConfigurableResource[Workspace]):
+    """The folder that everything is written below."""
+
+    home: str
+
+    def open(self) -> Workspace:
+        """The workspace's paths."""
+        return Workspace(Path(self.home))
+
+
+class ManifestResource(dg.ConfigurableResource[Manifest]):
+    """The sources: a manifest file, or the built-in demo corpus."""
+
+    path: str | None
+    home: str
+
+    def load(self) -> Manifest:
+        """The manifest; the demo corpus is written first where it is asked for and absent.
+
+        Raises:
+            ValueError: names the file, the source, the key and what was expected
+        """
+        if self.path is not None:
+            return load_manifest(self.path)
+        from vipolyqwen_core.corpus.demo import write_demo_corpus
+
+        folder = Workspace(Path(self.home)).demo_corpus
+        return load_manifest(write_demo_corpus(folder), root=folder)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources, without writing anything.
+
+        Raises:
+            ValueError: the manifest is wrong
+        """
+        if self.path is not None:
+            return load_manifest(self.path).names
+        from vipolyqwen_core.corpus.demo.files import SOURCE_FILES
+
+        return tuple(source.name for source in SOURCE_FILES)
+
+
+class RecipeResource(dg.ConfigurableResource[Recipe]):
+    """All settings of a run, by the name of a recipe."""
+
+    name: str
+
+    def load(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            ValueError: no such recipe
+        """
+        return load_recipe(self.name)
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """Data that went into a run, as MLflow names it."""
+
+    name: str
+    path: str
+    digest: str
+    """MLflow keeps 36 characters."""
+
+
+class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
+    """Tracking and registry."""
+
+    tracking_uri: str
+    artifacts: str
+    """Folder of the artifacts, where the store is the workspace's own."""
+    ui_url: str = "http://127.0.0.1:5000"
+    """Where a person reads it: `vipolyqwen ui` serves the workspace's store there."""
+
+    def connect(self) -> Any:
+        """MLflow's client; the process's default is settled too, and the experiment is there."""
+        import mlflow
+
+        from vipolyqwen_core.training.tracking import EXPERIMENT
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            own = self.tracking_uri.startswith("sqlite")
+            client.create_experiment(
+                EXPERIMENT, artifact_location=Path(self.artifacts).as_uri() if own else None
+            )
+        return client
+
+    def log_evaluation(self, run_id: str, metrics: Mapping[str, float], folder: Path) -> None:
+        """Log metrics, the report and its files into a run that has ended."""
+        client = self.connect()
+        for name, value in metrics.items():
+            client.log_metric(run_id, name.replace("@", "_at_"), value)  # MLflow refuses an @
+        client.log_artifacts(run_id, str(folder), "evaluation")
+
+    def log_datasets(self, run_id: str, datasets: Sequence[DataInput]) -> None:
+        """Name the data of a run, without loading it."""
+        from mlflow import entities
+
+        inputs = [
+            entities.DatasetInput(
+                entities.Dataset(data.name, data.digest, "local", json.dumps({"uri": data.path})),
+                [entities.InputTag("mlflow.data.context", "training")],
+            )
+            for data in datasets
+        ]
+        self.connect().log_inputs(run_id, inputs)
+
+    def run_link(self, run_id: str) -> dg.MetadataValue[str]:
+        """Page of a run in MLflow's UI."""
+        experiment = self.connect().get_run(run_id).info.experiment_id
+        base = self.tracking_uri if self.tracking_uri.startswith("http") else self.ui_url
+        return dg.MetadataValue.url(f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that a folder lies in, with `-dirty` where files differ; None: no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (
+        FileNotFoundError,
+        subprocess.TimeoutExpired,
+    ):  # no git here, or a file system that does not answer
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,0 +1,140 @@
+"""trained_model: the training process, launched by accelerate and followed through Dagster Pipes."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets import findings
+from assets.metadata import line_chart, plot, reused, table
+from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource, git_commit
+from vipolyqwen_core.config import Recipe, TrainingRun
+from vipolyqwen_core.corpus.manifest import Manifest
+from vipolyqwen_core.training.identity import identified_run
+from vipolyqwen_core.workspace import Workspace
+
+if TYPE_CHECKING:  # brings PyTorch along
+    from vipolyqwen_core.training.result import TrainingResult
+
+
+@dg.asset(deps=["training_set"], kinds={"pytorch"}, pool="gpu")
+def trained_model(
+    context: dg.AssetExecutionContext,
+    workspace: WorkspaceResource,
+    manifest: ManifestResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
+    pipes: dg.PipesSubprocessClient,
+) -> dg.MaterializeResult[None]:
+    """Weights: `accelerate launch` in a subprocess; a finished run is reused, an interrupted one resumes."""
+    from vipolyqwen_core.training.launch import launch_command
+    from vipolyqwen_core.training.result import read_result
+    from vipolyqwen_core.training.tracking import read_metrics
+
+    place, settings, sources = workspace.open(), recipe.load(), manifest.load()
+    refuse_unfit_data(place, settings)
+    run = training_run(place, sources, settings, {"dagster_run_id": context.run_id})
+    result = read_result(run.output)
+    stands = result is not None
+    if result is None:
+        mlflow.connect()
+        try:
+            pipes.run(context=context, command=launch_command(run))
+        except dg.DagsterPipesExecutionError as error:
+            raise training_failure(run) from error
+        result = read_result(run.output)
+    if result is None:
+        raise training_failure(run)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(run.run_name),
+        metadata={
+            **training_metadata(result, read_metrics(run.output / "metrics.jsonl")),
+            "reused": reused(stands),
+            "folder": dg.MetadataValue.path(str(run.output)),
+            "model": dg.MetadataValue.path(str(run.output / "model")),
+            "MLflow run": mlflow.run_link(result.mlflow_run_id),
+        },
+    )
+
+
+def training_run(
+    place: Workspace, sources: Manifest, settings: Recipe, tags: Mapping[str, str] | None = None
+) -> TrainingRun:
+    """The run of a recipe on the workspace's training set, with the weights of the manifest."""
+    from vipolyqwen_core.model.backbone import resolve_backbone
+
+    commit = git_commit(Path(__file__).parent)
+    return identified_run(
+        place,
+        settings,
+        resolve_backbone(settings.backbone, place),
+        {source.name: source.weight for source in sources.sources},
+        tags={**(tags or {}), **({"git_commit": commit} if commit else {})},
+    )
+
+
+def finished_run(
+    place: Workspace, sources: Manifest, settings: Recipe
+) -> "tuple[TrainingRun, TrainingResult]":
+    """The run of a recipe and its result.
+
+    Raises:
+        dagster.Failure: it has not finished
+    """
+    from vipolyqwen_core.training.result import read_result
+
+    run = training_run(place, sources, settings)
+    result = read_result(run.output)
+    if result is None:
+        raise dg.Failure(f"run {run.run_name} has not finished: materialise trained_model first")
+    return run, result
+
+
+def refuse_unfit_data(place: Workspace, settings: Recipe) -> None:
+    """Ask the blocking questions about the training set once more: this may be a run of its own.
+
+    Raises:
+        dagster.Failure: it must not train
+    """
+    answers = findings.training_set_findings(place, settings)
+    failed = [f"{name}: {finding.sentence}" for name, finding in answers.items() if not finding.passed]
+    if failed:
+        raise dg.Failure("the training set must not train: " + "; ".join(failed))
+
+
+def training_failure(run: TrainingRun) -> dg.Failure:
+    """What the ranks left behind: the earliest traceback, and the ranks that left none."""
+    from vipolyqwen_core.training.launch import explain_errors
+
+    explained = explain_errors(run)
+    return dg.Failure(
+        explained.sentence,
+        metadata={
+            "folder": dg.MetadataValue.path(str(run.output)),
+            "traceback": dg.MetadataValue.md(f"```\n{explained.traceback}\n```"),
+        },
+    )
+
+
+def training_metadata(result: "TrainingResult", lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Losses by task, rates, and signs of collapse."""
+    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for line in lines:
+        for name, value in line.items():
+            if name == "loss" or (name.startswith("loss/") and name.count("/") == 1):
+                series[name].append((line["step"], value))
+    metadata: dict[str, Any] = {
+        "summary": f"{result.steps:,} steps, {result.pairs_per_second:.1f} pairs/s",
+        "steps": result.steps,
+        "pairs seen": result.pairs,
+        "pairs per second": round(result.pairs_per_second, 2),
+        "refused steps": result.refused_steps,
+        "exported step": result.exported_step,
+        "seconds": round(result.seconds, 2),
+        "last metrics": table(["metric", "value"], sorted(result.metrics.items())),
+    }
+    if series:
+        metadata["loss"] = plot(line_chart(series, "loss by task", "step", "loss"), "loss by task")
+    return metadata

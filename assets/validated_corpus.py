@@ -1,0 +1,49 @@
+"""validated_corpus: a version of a source's pairs that may train, once the expectations are met."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from assets.metadata import carried_columns, stage_metadata, table
+from assets.resources import ManifestResource, WorkspaceResource
+from vipolyqwen_core.contract import TAGGED
+
+
+@dg.asset(deps=["tagged_corpus"], kinds={"polars"})
+def validated_corpus(
+    context: dg.AssetExecutionContext, workspace: WorkspaceResource, manifest: ManifestResource
+) -> dg.MaterializeResult[None]:
+    """Pairs held against row rules and Great Expectations suites; accepted only if all critical ones pass."""
+    from quality.validate import validate
+
+    place = workspace.open()
+    source = manifest.load().source(context.partition_key)
+    summary = validate(source, place)
+    folder = place.validated(source.name)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(summary.data_version),
+        metadata={
+            **stage_metadata(summary, folder, TAGGED),
+            "dagster/column_lineage": carried_columns(TAGGED, "tagged_corpus", TAGGED),
+            "expectations": expectations_table(summary.details["expectations"]),
+            "data docs": dg.MetadataValue.path(str(place.data_docs)),
+        },
+    )
+
+
+def expectations_table(expectations: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[str]:
+    """What was expected, what was observed; failures first."""
+    ordered = sorted(expectations, key=lambda entry: bool(entry["success"]))
+    header = ["", "expectation", "column", "severity", "observed"]
+    rows = [
+        (
+            "ok" if entry["success"] else "**failed**",
+            entry["expectation"],
+            entry["column"],
+            entry["severity"],
+            entry["observed"],
+        )
+        for entry in ordered
+    ]
+    return table(header, rows)

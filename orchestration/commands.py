@@ -1,0 +1,136 @@
+"""The factory's commands, mounted on `vipolyqwen` where the factory's packages can be found.
+
+Everything heavy is imported inside the commands, so that `--help` is quick.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from vipolyqwen_core.workspace import (
+    Workspace,
+    configure,
+    current_workspace,
+    manifest_setting,
+    recipe_setting,
+)
+
+output = Console()
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help="Name, .json file or package.module:function; else VIPOLYQWEN_RECIPE."
+    ),
+]
+SourcesOption = Annotated[
+    str | None,
+    typer.Option("--sources", "-s", help="The manifest; else VIPOLYQWEN_SOURCES, else the demo corpus."),
+]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder that the manifest's relative paths start from.")
+]
+
+sources_app = typer.Typer(no_args_is_help=True, help="Look at sources before they are run.")
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the factory's commands."""
+    app.command()(demo)
+    app.command()(run)
+    app.command()(trace)
+    app.command()(rollback)
+    app.command()(ui)
+    sources_app.command("check")(check_sources)
+    app.add_typer(sources_app, name="sources")
+
+
+def demo(recipe: RecipeOption = "demo") -> None:
+    """Run the whole factory on the built-in corpus: about ten minutes on 2 cores."""
+    workspace = current_workspace()
+    from vipolyqwen_core.corpus.demo import write_demo_corpus
+
+    with output.status("writing the demo corpus"):
+        manifest = write_demo_corpus(workspace.demo_corpus)
+    output.print(f"The demo corpus: {manifest.parent}", highlight=False, soft_wrap=True)
+    _run_and_report(workspace, None, recipe or "demo")
+
+
+def run(sources: SourcesOption = None, recipe: RecipeOption = None, root: RootOption = None) -> None:
+    """Run the whole factory over a manifest: from raw files to a searchable table."""
+    workspace = current_workspace()
+    configure(workspace, sources=sources, recipe=recipe, data_root=str(root) if root else None)
+    _run_and_report(workspace, manifest_setting(), recipe_setting())
+
+
+def _run_and_report(workspace: Workspace, sources: str | None, recipe: str) -> None:
+    from orchestration.factory import FactoryError, run_factory
+    from orchestration.summary import print_summary
+    from orchestration.terminal import undisturbed
+
+    log = workspace.home / "factory.log"
+    with undisturbed(log) as console:
+        try:
+            outcome = run_factory(workspace, sources, recipe, console)
+        except FactoryError as error:
+            console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            console.print(f"Details: {log} and `vipolyqwen ui`", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        print_summary(outcome, workspace, console)
+
+
+def check_sources(
+    manifest: Annotated[str, typer.Argument(help="The manifest.")],
+    recipe: RecipeOption = None,
+    root: RootOption = None,
+) -> None:
+    """Read each source and write nothing: counts, first rejects, three pairs as they would be tagged."""
+    workspace = current_workspace()
+    configure(workspace, sources=manifest, recipe=recipe, data_root=str(root) if root else None)
+    from orchestration.sources_check import print_sources
+    from vipolyqwen_core.corpus.manifest import load_manifest
+    from vipolyqwen_core.recipes import load_recipe
+
+    if not print_sources(load_manifest(manifest), load_recipe(recipe_setting()), workspace, output):
+        raise typer.Exit(1)
+
+
+def trace(sample_id: Annotated[str, typer.Argument(help="32 hex digits.")]) -> None:
+    """Tell what happened to a row at each stage."""
+    from orchestration.summary import print_trace
+
+    print_trace(sample_id, current_workspace(), output)
+
+
+def rollback(version: Annotated[int, typer.Argument(help="The registered version to go back to.")]) -> None:
+    """Make an earlier version champion again and export with it."""
+    from orchestration.factory import FactoryError, run_rollback
+    from orchestration.terminal import undisturbed
+
+    workspace = current_workspace()
+    with undisturbed(workspace.home / "factory.log"):
+        try:
+            run_rollback(workspace, manifest_setting(), recipe_setting(), version)
+        except FactoryError as error:
+            raise ValueError(str(error)) from error
+    output.print(
+        f"Version {version} is champion, and the table in {workspace.exports} is its own.", soft_wrap=True
+    )
+
+
+def ui(
+    sources: SourcesOption = None,
+    recipe: RecipeOption = None,
+    root: RootOption = None,
+    port: Annotated[int, typer.Option(help="Port of Dagster.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+) -> None:
+    """Serve Dagster and MLflow over the workspace, until Ctrl-C."""
+    workspace = current_workspace()
+    configure(workspace, sources=sources, recipe=recipe, data_root=str(root) if root else None)
+    from orchestration.servers import serve
+
+    serve(workspace, port, mlflow_port, output)

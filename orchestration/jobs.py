@@ -1,0 +1,34 @@
+"""The jobs: `corpus` for one source, `model` for what comes of all of them, `rollback` to an earlier version.
+
+Materialising everything for one partition would train after one source; hence two jobs.
+"""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+if TYPE_CHECKING:  # dagster exports the function and not its type
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+CORPUS_ASSETS = ("curated_corpus", "tagged_corpus", "validated_corpus")
+MODEL_ASSETS = ("training_set", "trained_model", "evaluation_report", "registered_model", "embedding_export")
+ASSET_KEYS = (*CORPUS_ASSETS, *MODEL_ASSETS)
+
+
+def corpus_job(sources: dg.PartitionsDefinition[str]) -> "UnresolvedAssetJobDefinition":
+    """The first three stages of one source, with their checks."""
+    return dg.define_asset_job(
+        "corpus",
+        selection=dg.AssetSelection.assets(*CORPUS_ASSETS),
+        partitions_def=sources,
+        description="Curate, tag and validate one source.",
+    )
+
+
+def model_job() -> "UnresolvedAssetJobDefinition":
+    """From the accepted sources to searchable vectors, with all checks."""
+    return dg.define_asset_job(
+        "model",
+        selection=dg.AssetSelection.assets(*MODEL_ASSETS),
+        description="Training set, training, evaluation, registration, export.",
+    )

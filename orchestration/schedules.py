@@ -1,0 +1,29 @@
+"""Schedules, off until somebody turns them on in the UI."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+CURATE_CRON = "0 22 * * 6"
+TRAIN_CRON = "0 2 * * 0"
+
+
+def weekly_corpus(sources: dg.PartitionsDefinition[str]) -> dg.ScheduleDefinition:
+    """Every Saturday night, each source anew; one that has not changed is reused."""
+
+    @dg.schedule(
+        job_name="corpus", cron_schedule=CURATE_CRON, name="weekly_corpus", description=weekly_corpus.__doc__
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        day = f"{context.scheduled_execution_time:%Y-%m-%d}"
+        for name in sources.get_partition_keys():
+            yield dg.RunRequest(run_key=f"{day}:{name}", partition_key=name)
+
+    return schedule
+
+
+def weekly_model() -> dg.ScheduleDefinition:
+    """Every Sunday morning, retraining; where neither data nor recipe has changed, the last run is reused."""
+    return dg.ScheduleDefinition(
+        job_name="model", cron_schedule=TRAIN_CRON, name="weekly_model", description=weekly_model.__doc__
+    )

@@ -1,0 +1,88 @@
+"""Sensors, off until somebody turns them on in the UI: new source files, and new accepted data."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from assets.resources import ManifestResource, WorkspaceResource
+from vipolyqwen_core.config import to_json
+from vipolyqwen_core.corpus.manifest import Source
+
+INTERVAL_SECONDS = 300
+BUSY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+
+
+def changed_sources() -> dg.SensorDefinition:
+    """A source whose files or entry in the manifest have changed is curated, tagged and validated anew."""
+
+    @dg.sensor(
+        job_name="corpus",
+        name="changed_sources",
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        description=changed_sources.__doc__,
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, manifest: ManifestResource
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        seen = json.loads(context.cursor or "{}")
+        now = {source.name: source_state(source) for source in manifest.load().sources}
+        changed = [name for name, fingerprint in now.items() if seen.get(name) != fingerprint]
+        for name in changed:
+            yield dg.RunRequest(run_key=f"{name}:{now[name]}", partition_key=name)
+        if not changed:
+            yield dg.SkipReason("no source has changed")
+        context.update_cursor(json.dumps(now))
+
+    return sensor
+
+
+def accepted_data() -> dg.SensorDefinition:
+    """Once every source has a version that passed its checks, and one of them is new, the model is trained.
+
+    It waits for runs of `corpus` that are under way, so that ten new sources train one model and not ten.
+    """
+
+    @dg.sensor(
+        job_name="model",
+        name="accepted_data",
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        description=accepted_data.__doc__,
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, workspace: WorkspaceResource, manifest: ManifestResource
+    ) -> dg.RunRequest | dg.SkipReason:
+        place = workspace.open()
+        versions = {name: accepted_version(place.validated(name)) for name in manifest.load().names}
+        if missing := [name for name, version in versions.items() if version is None]:
+            return dg.SkipReason(f"not accepted yet: {', '.join(missing)}")
+        state = json.dumps(versions, sort_keys=True)
+        if state == context.cursor:
+            return dg.SkipReason("no source has a new accepted version")
+        if context.instance.get_runs(filters=dg.RunsFilter(job_name="corpus", statuses=BUSY), limit=1):
+            return dg.SkipReason("waiting for the runs of corpus that are under way")
+        context.update_cursor(state)
+        return dg.RunRequest(run_key=state)
+
+    return sensor
+
+
+def source_state(source: Source) -> str:
+    """Changes with the entry in the manifest and with the files it names: their names, sizes and versions."""
+    from vipolyqwen_core.corpus.readers import files_fingerprint, list_files
+
+    settings = hashlib.blake2b(to_json(source).encode(), digest_size=8).hexdigest()
+    return f"{settings}-{files_fingerprint(list_files(source))[:16]}"
+
+
+def accepted_version(folder: Path) -> str | None:
+    """The version of a source that may train; None: no version has passed its checks yet."""
+    file = folder / "accepted.json"
+    return str(json.loads(file.read_text(encoding="utf-8"))["version"]) if file.is_file() else None

@@ -1,0 +1,72 @@
+"""The two user interfaces, as child processes that end with this one: Dagster's and MLflow's."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from rich.console import Console
+
+from orchestration.instance import write_settings
+from vipolyqwen_core.workspace import Workspace
+
+STOP_SECONDS = 15
+
+
+def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -> None:
+    """Serve until Ctrl-C, SIGTERM, or until one of the two ends by itself.
+
+    Raises:
+        ValueError: one of them ended by itself; names which
+    """
+    write_settings(workspace.dagster_home)
+    workspace.home.mkdir(parents=True, exist_ok=True)
+    with (workspace.home / "ui.log").open("ab") as log:
+        servers = {
+            name: subprocess.Popen(
+                [sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True
+            )
+            for name, command in commands(workspace, port, mlflow_port).items()
+        }
+        signal.signal(signal.SIGTERM, _interrupt)
+        console.print(f"Dagster: http://127.0.0.1:{port}")
+        console.print(f"MLflow:  http://127.0.0.1:{mlflow_port}")
+        console.print("Ctrl-C stops both.")
+        try:
+            while all(server.poll() is None for server in servers.values()):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            console.print("stopping")
+            return
+        finally:
+            ended = [name for name, server in servers.items() if server.poll() is not None]
+            stop(list(servers.values()))
+        raise ValueError(f"{' and '.join(ended)} ended by itself: see {workspace.home / 'ui.log'}")
+
+
+def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:
+    """Arguments behind `python -m`."""
+    mlflow = ["mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri, "--port", str(mlflow_port)]
+    if not workspace.mlflow_uri.startswith("http"):
+        mlflow += ["--default-artifact-root", workspace.mlflow_artifacts.as_uri()]
+    return {
+        "Dagster": ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)],
+        "MLflow": mlflow,
+    }
+
+
+def stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    """Ask each to end as Ctrl-C would, which Dagster hands on to its own children; then insist."""
+    for server in servers:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+    for server in servers:
+        try:
+            server.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

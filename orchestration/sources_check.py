@@ -1,0 +1,131 @@
+"""`sources check`: what each source would give, without writing anything."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from vipolyqwen_core.config import Recipe
+from vipolyqwen_core.corpus.manifest import Manifest, Source
+from vipolyqwen_core.workspace import Workspace
+
+NUM_REJECTS = 3
+NUM_PAIRS = 3
+MAX_CHARS = 200
+
+
+@dataclass
+class Reading:
+    """What was read of a source."""
+
+    records: int = 0
+    pairs: int = 0
+    tasks: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    first_rejects: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Place, rule, reason, value."""
+
+
+def read(source: Source, dialogue_turns: str) -> Reading:
+    """Read a whole source and count.
+
+    Raises:
+        ValueError: it cannot be read at all
+    """
+    from vipolyqwen_core.corpus.readers import check_source, read_source
+
+    check_source(source)
+    reading = Reading()
+    for record in read_source(source, dialogue_turns):
+        reading.records += 1
+        reading.pairs += len(record.pairs)
+        reading.tasks.update(pair.task.value for pair in record.pairs)
+        if record.rejection is not None:
+            reject = record.rejection
+            reading.rejects[reject.rule] += 1
+            if len(reading.first_rejects) < NUM_REJECTS:
+                place = f"{record.file}:{record.line}"
+                reading.first_rejects.append((place, reject.rule, reject.reason, reject.value))
+    return reading
+
+
+def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, console: Console) -> bool:
+    """Print each source; False where one of them cannot be read."""
+    from vipolyqwen_core.corpus.tagging import preview
+
+    unreadable = []
+    with backbone_for_reading(recipe.backbone, workspace) as backbone:
+        for source in manifest.sources:
+            console.rule(f"{source.name}  ({source.format.value})", align="left")
+            try:
+                with console.status("reading"):
+                    reading = read(source, recipe.curation.dialogue_turns)
+                _print_reading(reading, console)
+                rows = preview(source, recipe.curation, recipe.processing, backbone, NUM_PAIRS)
+                for row in rows:
+                    _print_pair(row, console)
+            except ValueError as error:
+                unreadable.append(source.name)
+                console.print(
+                    f"[bold red]cannot be read:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+                )
+    total = len(manifest.sources)
+    console.rule(align="left")
+    if unreadable:
+        console.print(f"{len(unreadable)} of {total} sources cannot be read: {', '.join(unreadable)}")
+    else:
+        console.print(f"All {total} sources can be read. Nothing was written.", highlight=False)
+    return not unreadable
+
+
+@contextmanager
+def backbone_for_reading(name: str, workspace: Workspace) -> Iterator[Path | str]:
+    """The backbone whose tokenizer counts; the tiny one may be made in a folder that goes again."""
+    from vipolyqwen_core.model.backbone import TINY, resolve_backbone
+
+    if name == TINY and not any(workspace.backbones.glob(f"{TINY}-*")):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield resolve_backbone(name, Workspace(Path(scratch)))
+    else:
+        yield resolve_backbone(name, workspace)
+
+
+def _print_pair(row: Mapping[str, Any], console: Console) -> None:
+    """A pair as it would be tagged: prefix, sides, what they cost."""
+    place = f"{row['file']}:{row['line']}"
+    score = "" if row["score"] is None else f", score {row['score']:.2f}"
+    console.print(f"[bold cyan]<{row['prefix']}>[/] [dim]{escape(place)}{score}[/]", highlight=False)
+    for turn in row["history"] or ():
+        console.print(f"  {turn['role']:>8}: {escape(short(turn['text']))}", highlight=False)
+    for side in ("query", "target"):
+        pictures = len(row[f"{side}_images"] or ())
+        cost = f"{row[f'{side}_tokens']} tokens" + (f", {pictures} picture(s)" if pictures else "")
+        console.print(f"  {side:>8}: {escape(short(row[side]))} [dim]({cost})[/]", highlight=False)
+
+
+def short(text: str) -> str:
+    """A text on one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
+
+
+def _print_reading(reading: Reading, console: Console) -> None:
+    """Counts, and the first rejects with their reason."""
+    tasks = ", ".join(f"{count:,} {task}" for task, count in reading.tasks.most_common())
+    rejected = reading.rejects.total()
+    console.print(
+        f"{reading.records:,} records: {reading.pairs:,} pairs ({tasks}), {rejected:,} records rejected",
+        highlight=False,
+    )
+    for rule, count in reading.rejects.most_common():
+        console.print(f"  {count:,} x {rule}", highlight=False)
+    for place, rule, reason, value in reading.first_rejects:
+        console.print(
+            f"  [yellow]{place}[/] {rule}: {escape(reason)} ({escape(short(value))})", highlight=False
+        )

@@ -1,0 +1,35 @@
+"""A terminal for a person alone: what libraries and child processes print goes to a file meanwhile."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+
+@contextmanager
+def undisturbed(log: Path) -> Iterator[Console]:
+    """A console on the real standard output, while file descriptors 1 and 2 write to `log`.
+
+    Dagster mirrors whatever a step prints, and training runs in processes of its own: redirecting
+    `sys.stdout` would catch neither.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved_out, saved_err = os.dup(1), os.dup(2)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    with os.fdopen(os.dup(saved_out), "w", encoding="utf-8", buffering=1) as terminal:
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        try:
+            yield Console(file=terminal)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved_out, 1)
+            os.dup2(saved_err, 2)
+            for descriptor in (saved_out, saved_err, file):
+                os.close(descriptor)

@@ -1,0 +1,103 @@
+"""The command line: what a person types, and what a mistake ends in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def vipolyqwen(tmp_path: Path):
+    """Runs the command in a folder of its own; returns the finished process."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "vipolyqwen_core", *arguments],
+            cwd=tmp_path,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("VIPOLYQWEN")},
+                "COLUMNS": "200",
+                "DAGSTER_HOME": "",
+                "MLFLOW_TRACKING_URI": "",
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_help_lists_every_command(vipolyqwen) -> None:
+    shown = vipolyqwen("--help")
+    assert shown.returncode == 0
+    core, factory = "encode search train evaluate export", "demo run sources trace rollback ui"
+    for command in f"{core} {factory}".split():
+        assert command in shown.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner\n"
+        "import vipolyqwen_core.__main__ as cli; cli.mount_factory()\n"
+        "assert CliRunner().invoke(cli.app, ['run', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'dagster', 'mlflow', 'polars', 'numpy', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.strip() == "[]", shown.stderr
+
+
+def test_version(vipolyqwen) -> None:
+    assert vipolyqwen("--version").stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["encode"], 2, "nothing to encode"),
+        (["encode", "a", "b", "--image", "x.png"], 2, "pictures go with one text"),
+        (["encode", "--file", "nowhere.txt"], 1, "nowhere.txt does not exist"),
+        (["encode", "a", "--prefix", "song"], 2, "song"),
+        (["search"], 2, "nothing to look for"),
+        (["search", "a"], 1, "nothing was exported yet"),
+        (["train", "--recipe", "grand"], 1, "unknown recipe 'grand'"),
+        (["train", "--config", "nowhere.json"], 1, "nowhere.json does not exist"),
+        (["evaluate", "nowhere"], 1, "does not exist"),
+        (["run", "--sources", "nowhere.yaml"], 1, "manifest"),
+        (["sources", "check", "nowhere.yaml"], 1, "nowhere.yaml does not exist"),
+        (["dance"], 2, "No such command"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(vipolyqwen, arguments: list[str], code: int, sentence: str) -> None:
+    ended = vipolyqwen(*arguments)
+    assert ended.returncode == code, ended.stderr
+    assert sentence in ended.stderr + ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_debug_shows_the_traceback(vipolyqwen) -> None:
+    ended = vipolyqwen("--debug", "search", "a")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+
+
+def test_nothing_is_written_where_nothing_was_done(vipolyqwen, tmp_path: Path) -> None:
+    vipolyqwen("search", "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encode_writes_unit_vectors(vipolyqwen, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("một câu\n\nmột câu khác\n", encoding="utf-8")
+    ended = vipolyqwen(
+        "encode", "a sentence", "--file", "lines.txt", "--model", str(tiny_model_dir), "--out", "out/v.npy"
+    )
+    assert ended.returncode == 0, ended.stderr
+    vectors = np.load(tmp_path / "out" / "v.npy")
+    assert len(vectors) == 3
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert str(tmp_path / "out" / "v.npy") in ended.stdout

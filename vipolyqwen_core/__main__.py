@@ -1,0 +1,269 @@
+"""The command `vipolyqwen`: use and train a model; with the factory's checkout at hand, run the factory too.
+
+Commands import what they need when they run, so that `--help` is quick. A mistake of the user ends in one
+sentence and exit code 1; `--debug` shows the traceback instead.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from vipolyqwen_core import __version__
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.workspace import (
+    Workspace,
+    configure,
+    current_workspace,
+    manifest_setting,
+    recipe_setting,
+)
+
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError)
+DEBUG = "debug"
+
+output = Console()
+complaints = Console(stderr=True)
+
+
+class Commands(TyperGroup):
+    """Commands whose failures end in one sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except USER_ERRORS as error:
+            if ctx.params.get(DEBUG):
+                raise
+            complaints.print(f"[bold red]error:[/] {one_sentence(error)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    name="vipolyqwen",
+    cls=Commands,
+    no_args_is_help=True,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A data-to-model factory for multimodal embeddings.",
+)
+
+
+def one_sentence(error: BaseException) -> str:
+    """The message of an error on one line, with rich's markup made harmless."""
+    from rich.markup import escape
+
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        message = f"{error.filename} does not exist"
+    return escape(message)
+
+
+@app.callback()
+def settle(
+    home: Annotated[
+        Path | None, typer.Option(help="The workspace; else VIPOLYQWEN_HOME, else .vipolyqwen here.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """One vector for text, pictures and both."""
+    if version:
+        output.print(__version__)
+        raise typer.Exit
+    configure(Workspace(home.expanduser().resolve()) if home else current_workspace())
+
+
+@app.command()
+def encode(
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; each is one item.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="Picture; with one text they make one item.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file: each line is one item.")] = None,
+    prefix: Annotated[Task | None, typer.Option(help="Task prefix; the everyday use has none.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model directory; else the one that the exported table was made with.")
+    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Keep so many dimensions (Matryoshka models).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Items of a batch at most.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the vectors go.")] = Path("embeddings.npy"),
+) -> None:
+    """Encode texts, pictures, or one text with its pictures, into a .npy of unit vectors."""
+    texts = [*(text or []), *(_lines(file) if file else [])]
+    pictures = [str(path) for path in image or []]
+    if not texts and not pictures:
+        raise typer.BadParameter("nothing to encode: give texts, --image or --file")
+    if len(texts) > 1 and pictures:
+        raise typer.BadParameter(
+            f"{len(texts)} texts and {len(pictures)} pictures: pictures go with one text"
+        )
+    from vipolyqwen_core.serving.current_export import current_model
+
+    directory = model or current_model(current_workspace())
+    import numpy as np
+
+    from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+    embedder = ViPolyQwenEmbedder.from_pretrained(directory)
+    together = bool(texts and pictures)
+    vectors = embedder.encode(
+        text=texts[0] if together else texts or None,
+        images=pictures or None,
+        prefix=prefix,
+        batch_size=batch_size,
+        dim=dim,
+        show_progress=not together,
+    )
+    vectors = np.atleast_2d(vectors)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as target:
+        np.save(target, vectors)
+    output.print(
+        f"{len(vectors):,} vectors of {vectors.shape[1]} dimensions: {out.resolve()}", soft_wrap=True
+    )
+
+
+@app.command()
+def search(
+    text: Annotated[str | None, typer.Argument(help="What is looked for.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture of the query.")] = None,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many hits.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(help="SQL filter on the table's columns: \"language = 'vi' and side = 'target'\"."),
+    ] = None,
+    prefix: Annotated[Task | None, typer.Option(help="Task prefix; the everyday use has none.")] = None,
+    words: Annotated[bool, typer.Option("--words", help="Look for the words themselves (BM25).")] = False,
+) -> None:
+    """Search the exported table by text, by pictures, or by both."""
+    if not text and not image:
+        raise typer.BadParameter("nothing to look for: give a text, --image, or both")
+    if words and (image or not text):
+        raise typer.BadParameter("--words looks for a text alone")
+    from vipolyqwen_core.serving.current_export import read_current
+
+    workspace = current_workspace()
+    read_current(workspace)  # says that nothing was exported before seconds of imports
+    from vipolyqwen_core.serving import search as searching
+    from vipolyqwen_core.terminal import hits_table
+
+    if words:
+        hits = searching.search_words(workspace, text or "", top, where)
+    else:
+        hits = searching.search(workspace, text, [str(path) for path in image or []], top, where, prefix)
+    what = " + ".join([*([repr(text)] if text else []), *(str(path) for path in image or [])])
+    output.print(hits_table(hits, f"{len(hits)} hits for {what}"))
+    output.print(f"Table: {workspace.lancedb}", soft_wrap=True)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        Path | None, typer.Option(help="A run.json; else recipe and training set decide.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Recipe; else VIPOLYQWEN_RECIPE.")
+    ] = None,
+    training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
+) -> None:
+    """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
+    from vipolyqwen_core.config import TrainingRun, from_json
+    from vipolyqwen_core.recipes import load_recipe
+    from vipolyqwen_core.training.identity import identified_run
+
+    workspace = current_workspace()
+    if config is not None:
+        run = from_json(TrainingRun, config.read_bytes(), origin=str(config))
+    else:
+        settings = load_recipe(recipe or recipe_setting())
+        from vipolyqwen_core.model.backbone import resolve_backbone
+
+        backbone = resolve_backbone(settings.backbone, workspace)
+        run = identified_run(workspace, settings, backbone, source_weights(), training_set)
+    from vipolyqwen_core.training.launch import TrainingFailed, launch
+
+    try:
+        launch(run)
+    except TrainingFailed as error:  # the ranks have printed their tracebacks
+        raise ValueError(str(error).splitlines()[0]) from error
+    output.print(f"Model: {run.output / 'model'}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    champion: Annotated[Path | None, typer.Option(help="Model directory to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the report goes.")] = None,
+) -> None:
+    """Judge a trained model beside chance, BM25 and its untrained self."""
+    from vipolyqwen_core.config import TrainingRun, from_json
+
+    told = run / "run.json"
+    settings = from_json(TrainingRun, told.read_bytes(), origin=str(told))
+    from vipolyqwen_core.evaluation.evaluate import evaluate as judge
+    from vipolyqwen_core.terminal import evaluation_tables, print_verdict
+
+    out = out or current_workspace().evaluations / settings.run_name
+    evaluation = judge(settings, run / "model", champion, out)
+    output.print(evaluation_tables(evaluation))
+    print_verdict(evaluation, output)
+    output.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    model_version: Annotated[str, typer.Option(help="Version that the table records.")],
+    training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens encoded at once.")] = 16_384,
+) -> None:
+    """Encode a training set's pairs into Parquet and the LanceDB table that `search` reads."""
+    from vipolyqwen_core.config import ExportSettings
+    from vipolyqwen_core.serving.export import export as write
+
+    workspace = current_workspace()
+    settings = ExportSettings(batch_tokens=batch_tokens)
+    summary = write(training_set or workspace.training_set, model, model_version, workspace, settings)
+    output.print(
+        f"{summary.rows:,} rows: {summary.encoded:,} were encoded now, {summary.deleted:,} others deleted",
+        highlight=False,
+    )
+    output.print(f"Parquet: {summary.parquet}", soft_wrap=True)
+    output.print(f"Table:   {summary.table}", soft_wrap=True)
+
+
+def source_weights() -> dict[str, float]:
+    """Weights by source, of the manifest that is set; 1.0 for each where none is."""
+    from vipolyqwen_core.corpus.manifest import load_manifest
+
+    path = manifest_setting()
+    return {} if path is None else {source.name: source.weight for source in load_manifest(path).sources}
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def main() -> None:
+    """Entry point."""
+    mount_factory()
+    app()
+
+
+def mount_factory() -> None:
+    """Add the factory's commands where its packages can be found: the sole look upward."""
+    if find_spec("orchestration") is not None:
+        from orchestration.commands import mount
+
+        mount(app)
+
+
+if __name__ == "__main__":
+    main()

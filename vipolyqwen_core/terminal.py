@@ -1,0 +1,108 @@
+"""Tables for a terminal: an evaluation beside chance and the untrained model, and the hits of a search."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:  # both bring numeric libraries along, and `--help` must be quick
+    from vipolyqwen_core.evaluation.results import Evaluation, PoolResult
+    from vipolyqwen_core.serving.search import Hit
+
+MAX_TEXT_CHARS = 160
+
+
+def evaluation_tables(evaluation: "Evaluation") -> Group:
+    """Metrics by task and language: this model, without prefix, untrained, BM25, pictures swapped, chance."""
+    from vipolyqwen_core.evaluation import results
+
+    metric = evaluation.primary_metric
+    pools = Table(title=f"{metric} over the evaluation pairs", title_justify="left")
+    pools.add_column("pool")
+    for name in ("pairs", "targets"):
+        pools.add_column(name, justify="right")
+    systems = {
+        "trained": results.TRAINED,
+        "no prefix": results.PLAIN,
+        "untrained": results.UNTRAINED,
+        "champion": results.CHAMPION,
+        "BM25": results.BM25,
+        "swapped": results.SWAPPED,
+        "chance": results.CHANCE,
+    }
+    shown = {
+        name: system for name, system in systems.items() if any(system in p.scores for p in evaluation.pools)
+    }
+    for name in (*shown, "gain over untrained", "recall@1", "chance@1"):
+        pools.add_column(name, justify="right")
+    for pool in evaluation.pools:
+        gain = pool.gain_over_untrained
+        pools.add_row(
+            pool.name + ("" if pool.counts else " [dim]*[/]"),
+            f"{pool.num_pairs:,}",
+            f"{pool.num_targets:,}",
+            *(_number(_score(pool, system, metric)) for system in shown.values()),
+            f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]".replace("[", r"\["),
+            _number(_score(pool, results.TRAINED, "recall@1")),
+            _number(_score(pool, results.CHANCE, "recall@1")),
+        )
+    pools.caption = "* too small, or a choice between two answers: outside the mean"
+    parts: list[Table] = [pools]
+    if evaluation.similarities:
+        parts.append(_similarities(evaluation))
+    return Group(*parts)
+
+
+def _similarities(evaluation: "Evaluation") -> Table:
+    """Scored pairs: how well the cosine follows the score."""
+    scored = Table(title="scored pairs: Spearman", title_justify="left")
+    scored.add_column("language")
+    scored.add_column("pairs", justify="right")
+    systems = list(evaluation.similarities[0].scores)
+    for system in systems:
+        scored.add_column(system.replace("_", " "), justify="right")
+    for result in evaluation.similarities:
+        scores = (result.scores.get(system, {}).get("spearman", math.nan) for system in systems)
+        scored.add_row(result.language, f"{result.num_pairs:,}", *(_number(score) for score in scores))
+    return scored
+
+
+def _score(pool: "PoolResult", system: str, metric: str) -> float:
+    return pool.scores.get(system, {}).get(metric, math.nan)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def print_verdict(evaluation: "Evaluation", console: Console) -> None:
+    """Whether the model has learned, and what speaks against it."""
+    verdict = evaluation.verdict
+    if verdict.learned:
+        console.print(f"[bold green]The model has learned[/]: all {len(verdict.facts)} conditions hold.")
+        return
+    held = len(verdict.facts)
+    console.print(
+        f"[bold yellow]Not shown that the model has learned[/]: {held} of {held + len(verdict.failures)} "
+        "conditions hold. Against it:"
+    )
+    for sentence in verdict.failures:
+        console.print(f"  - {escape(sentence)}", highlight=False)
+
+
+def hits_table(hits: Sequence["Hit"], title: str) -> Table:
+    """Rank, score, source, text, and the picture's path."""
+    found = Table(title=escape(title), title_justify="left", show_lines=True)
+    found.add_column("rank", justify="right")
+    found.add_column("score", justify="right")
+    found.add_column("source")
+    found.add_column("text", overflow="fold")
+    found.add_column("picture or row", overflow="fold")
+    for hit in hits:
+        text = " ".join(hit.text.split())
+        text = text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
+        found.add_row(str(hit.rank), f"{hit.score:.3f}", escape(hit.source), escape(text), escape(hit.origin))
+    return found
