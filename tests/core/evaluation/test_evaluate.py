@@ -1,0 +1,204 @@
+"""The whole evaluation on a small training set, with an untrained model that stands in for a trained one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.core.small_training_set import SmallPair, some_pairs, write_training_set
+from vipolyqwen_core.config import EvaluationSettings, ModelSettings, ProcessingSettings, Recipe, TrainingRun
+from vipolyqwen_core.contract import Side, Split, Task
+from vipolyqwen_core.evaluation import results
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, swap_partners
+from vipolyqwen_core.evaluation.evaluate import evaluate
+from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.evaluation.results import Evaluation, read_evaluation
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> TrainingRun:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, "loss": 5 / s, "loss/ocr": 4 / s}) + "\n" for s in range(1, 6))
+    )
+    recipe = Recipe(
+        name="small",
+        backbone="tiny",
+        model=ModelSettings(embedding_dim=64, matryoshka_dims=(16,)),
+        processing=tiny_processing,
+        evaluation=EvaluationSettings(bootstrap_samples=100, gallery_queries=1),
+    )
+    training_set = write_training_set(folder / "training_set", some_pairs())
+    return TrainingRun(
+        recipe=recipe, backbone=tiny_backbone, training_set=training_set, output=folder, run_name="small-run"
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    run: TrainingRun, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Evaluation, Path]:
+    output = tmp_path_factory.mktemp("evaluation")
+    return evaluate(run, tiny_model_dir, tiny_model_dir, output), output
+
+
+def test_every_pool_has_every_system(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    assert [pool.name for pool in evaluation.pools] == [
+        "text_pair/en",
+        "instr/en",
+        "instr/vi",
+        "ocr/en",
+        "vqa_single/en",
+        "vqa_multi/en",
+    ]
+    for pool in evaluation.pools:
+        expected = set(results.SYSTEMS) - (set() if pool.has_pictures else {results.SWAPPED})
+        assert set(pool.scores) == expected
+        assert all(0 <= value <= 1 for scores in pool.scores.values() for value in scores.values())
+
+
+def test_a_model_gains_nothing_over_itself(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    gain = evaluation.gain_over_champion
+    assert gain is not None
+    assert (gain.mean, gain.low, gain.high) == (0, 0, 0)
+    assert evaluation.primary[results.TRAINED] == evaluation.primary[results.CHAMPION]
+
+
+def test_two_answers_are_a_choice_and_stay_out_of_the_mean(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    (choice,) = [pool for pool in evaluation.pools if pool.is_choice]
+    assert (choice.task, choice.num_targets, choice.counts) == (Task.VQA_MULTI, 2, False)
+    assert choice.scores[results.CHANCE]["recall@1"] == pytest.approx(0.5)
+    counted = [pool.scores[results.TRAINED][PRIMARY] for pool in evaluation.counted()]
+    assert evaluation.primary[results.TRAINED] == pytest.approx(np.mean(counted))
+
+
+def test_small_pools_prove_nothing(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    assert not evaluation.enough
+    assert not evaluation.verdict.learned
+    assert "no pool is large enough" in evaluation.verdict.failures[0]
+
+
+def test_words_alone_find_what_shares_a_number(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    by_name = {pool.name: pool for pool in evaluation.pools}
+    assert by_name["instr/vi"].scores[results.BM25]["recall@1"] == 1
+    assert by_name["vqa_single/en"].scores[results.BM25]["recall@1"] < 0.5
+
+
+def test_declared_keys_give_pools_across_languages(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    assert [pool.name for pool in evaluation.cross_lingual] == ["instr/en>vi", "instr/vi>en"]
+    assert evaluation.cross_lingual[0].num_queries == 8
+
+
+def test_scored_pairs_and_slices_are_reported(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    (similarity,) = evaluation.similarities
+    assert (similarity.language, similarity.num_pairs) == ("en", 8)
+    assert set(similarity.scores[results.TRAINED]) == {"spearman", "pearson"}
+    assert list(evaluation.matryoshka) == [16]
+
+
+def test_the_file_gives_back_the_same_evaluation(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, output = evaluated
+    assert read_evaluation(output) == evaluation
+    assert set(evaluation.metrics()) >= {
+        PRIMARY,
+        "mrr@10/ocr/en",
+        "untrained/mrr@10",
+        "spearman/en",
+        "learned",
+    }
+
+
+def test_the_report_stands_alone(evaluated: tuple[Evaluation, Path]) -> None:
+    _, output = evaluated
+    html = (output / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in html
+    assert "https://" not in html
+    for expected in (
+        "Evaluation of small-run",
+        "vqa_single/en",
+        "pictures swapped",
+        "data:image/jpeg;base64",
+    ):
+        assert expected in html
+    assert html.count("weights of the pooling over the picture") == 4  # ocr, vqa_single: 1; vqa_multi: 2
+    assert html.count("data:image/png;base64") == 4  # losses, two recalls, histograms
+
+
+def test_the_batch_size_moves_no_score(
+    run: TrainingRun, tiny_model_dir: Path, evaluated: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    settings = replace(run.recipe.evaluation, batch_tokens=60)
+    small = replace(run, recipe=replace(run.recipe, evaluation=settings))
+    again = evaluate(small, tiny_model_dir, None, tmp_path)
+    for ours, theirs in zip(again.pools, evaluated[0].pools, strict=True):
+        assert ours.scores[results.TRAINED] == theirs.scores[results.TRAINED]
+        assert ours.scores[results.SWAPPED] == theirs.scores[results.SWAPPED] if ours.has_pictures else True
+
+
+def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny_model_dir: Path) -> None:
+    table = read_split(run.training_set, Split.EVAL)
+    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    seen = []
+    encode = embedder.encode_items
+    embedder.encode_items = lambda items, tokens: encode(seen.extend(found := list(items)) or found, tokens)  # type: ignore
+    prefixed, plain = pairs.encode(embedder, (True, False))
+    assert len(seen) == len(
+        {
+            (item.text, item.history, item.prefix, tuple(map(id, ())))
+            + tuple(image.tobytes() for image in item.images)
+            for item in seen
+        }
+    )
+    row = int(np.flatnonzero(pairs.rows.task == "ocr")[0])
+    assert np.array_equal(prefixed.target[row], plain.target[row])
+    assert not np.array_equal(prefixed.query[row], plain.query[row])
+    row = int(np.flatnonzero(pairs.rows.task == "text_pair")[0])
+    assert not np.array_equal(prefixed.target[row], plain.target[row])
+
+
+def test_the_text_of_a_dialogue_holds_its_earlier_turns(run: TrainingRun) -> None:
+    table = read_split(run.training_set, Split.EVAL)
+    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    row = table["query"].to_pylist().index("Count to three")
+    (text,) = pairs.texts(np.array([row]), Side.QUERY)
+    assert text == "user: Hello\nassistant: Hi, how can I help?\nCount to three"
+
+
+def test_swapped_queries_show_other_pictures_of_the_same_number() -> None:
+    pictures = [("a",), ("a",), ("b",), ("c",), ("d", "e"), ("f", "g"), ("a",), ("h",)]
+    places, partners = swap_partners(pictures, seed=0)
+    assert sorted(places) == list(range(8))
+    for place, partner in zip(places, partners, strict=True):
+        assert pictures[place] != pictures[partner]
+        assert len(pictures[place]) == len(pictures[partner])
+    assert len(set(partners)) == 8
+
+
+def test_queries_on_one_picture_find_no_partner() -> None:
+    places, _ = swap_partners([("a",), ("a",), ()], seed=0)
+    assert len(places) == 0
+
+
+def test_a_set_with_nothing_to_rank_is_refused(
+    run: TrainingRun, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    lonely = write_training_set(tmp_path / "lonely", [SmallPair("one", "two")])
+    with pytest.raises(ValueError, match=r"1 evaluation pairs .* nothing to rank"):
+        evaluate(replace(run, training_set=lonely), tiny_model_dir, None, tmp_path)

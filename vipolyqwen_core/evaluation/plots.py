@@ -1,0 +1,142 @@
+"""Plots of the report, as PNG in data URIs: nothing is loaded from anywhere when the report is opened."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.evaluation import results
+from vipolyqwen_core.evaluation.results import PoolResult
+
+INK: Final = "#1b2330"
+MUTED: Final = "#8a94a6"
+GRID: Final = "#e6e9ef"
+SYSTEM_COLOURS: Final = {
+    results.TRAINED: "#2563c9",
+    results.PLAIN: "#7fb0f0",
+    results.CHAMPION: "#7a4fc4",
+    results.UNTRAINED: "#b6bfcc",
+    results.BM25: "#e2a33b",
+}
+TASK_COLOURS: Final = {
+    Task.TEXT_PAIR: "#2563c9",
+    Task.INSTR: "#0f9d8a",
+    Task.OCR: "#d9602b",
+    Task.VQA_SINGLE: "#7a4fc4",
+    Task.VQA_MULTI: "#c23b78",
+}
+STYLE: Final = {
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "figure.dpi": 160,
+    "font.size": 9,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+"""Passed to each plot; matplotlib's global settings stay as they are."""
+
+
+def loss_curves(metrics_file: Path) -> str | None:
+    """Loss by step, in all and by task; None where the run left no metrics."""
+    lines = _read_lines(metrics_file)
+    steps = [line["step"] for line in lines if _is_number(line.get("loss"))]
+    if len(steps) < 2:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(steps, [line["loss"] for line in lines if _is_number(line.get("loss"))], color=INK, lw=1.4)
+        left.set(title="Training loss", xlabel="step")
+        for task in Task:
+            key = f"loss/{task.value}"
+            points = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
+            if points:
+                right.plot(*zip(*points, strict=True), color=TASK_COLOURS[task], lw=1.2, label=task.value)
+        right.set(title="Loss by task (sum of its terms)", xlabel="step")
+        right.legend(fontsize=8, ncols=2)
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _data_uri(figure)
+
+
+def recall_bars(pools: Sequence[PoolResult], metric: str) -> str:
+    """A metric of each pool by system, with chance as a line across."""
+    systems = [name for name in SYSTEM_COLOURS if any(name in pool.scores for pool in pools)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.9 + 0.17 * len(pools) * (len(systems) + 1.2)), layout="constrained")
+        axes = figure.subplots()
+        height = 1.0 / (len(systems) + 1.2)
+        places = np.arange(len(pools), dtype=np.float64)
+        for i, system in enumerate(systems):
+            values = [pool.scores.get(system, {}).get(metric, 0.0) for pool in pools]
+            axes.barh(places + i * height, values, height=height, color=SYSTEM_COLOURS[system], label=system)
+        chance = [pool.scores[results.CHANCE].get(metric, math.nan) for pool in pools]
+        ends = places - 0.5 * height, places + (len(systems) - 0.5) * height
+        axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label="chance")
+        axes.set(xlim=(0, 1), title=metric)
+        axes.set_yticks(places + (len(systems) - 1) * height / 2, [_pool_label(pool) for pool in pools])
+        axes.grid(axis="y", visible=False)
+        axes.invert_yaxis()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.3 / len(pools)), ncols=6, fontsize=8)
+        return _data_uri(figure)
+
+
+def similarity_histograms(
+    panels: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]], columns: int = 3
+) -> str:
+    """Cosines of right pairs beside cosines of other pairs of the same pool, one panel a pool."""
+    rows = math.ceil(len(panels) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.9 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.ravel()[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (name, (right, other)) in zip(grid.ravel(), panels.items(), strict=False):
+            low = min(0.0, float(np.concatenate([right, other]).min()))
+            bins = np.linspace(low, 1.0, 41).tolist()
+            axes.hist(other, bins=bins, density=True, color=MUTED, alpha=0.55, label="other pairs")
+            axes.hist(right, bins=bins, density=True, color="#2563c9", alpha=0.65, label="right pairs")
+            axes.set_title(name, fontsize=9)
+            axes.set_yticks([])
+        grid[0, 0].legend(fontsize=7)
+        return _data_uri(figure)
+
+
+def _pool_label(pool: PoolResult) -> str:
+    return pool.name + ("" if pool.counts else " *")
+
+
+def _read_lines(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _data_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,85 @@
+"""The report: one HTML file that needs nothing else, for a person who decides about a model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from numpy.typing import NDArray
+
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.evaluation import plots, results
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors
+from vipolyqwen_core.evaluation.gallery import build_gallery
+from vipolyqwen_core.evaluation.judged_pool import JudgedPool
+from vipolyqwen_core.evaluation.promotion import decide
+from vipolyqwen_core.evaluation.results import Evaluation
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+TEMPLATE = "report.html.jinja"
+MAX_OTHER_PAIRS = 20_000
+"""Pairs drawn for the histogram of similarities that are not right."""
+
+
+def write_report(
+    evaluation: Evaluation,
+    judged: Sequence[JudgedPool],
+    run: TrainingRun,
+    pairs: EvaluationPairs,
+    vectors: Mapping[str, PairVectors],
+    embedder: ViPolyQwenEmbedder,
+    path: Path,
+) -> None:
+    """Write the report of an evaluation."""
+    settings = run.recipe.evaluation
+    trained = vectors[results.TRAINED]
+    retrieval = [pool for pool in evaluation.pools if not pool.is_choice]
+    histograms = {
+        each.pool.name: similarities(each, trained, settings.seed)
+        for each in judged
+        if not each.pool.is_choice
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(TEMPLATE).render(
+        evaluation=evaluation,
+        run=run,
+        decision=decide(evaluation, run.recipe.registry),
+        systems={name: text for name, text in results.SYSTEMS.items() if _has(evaluation, name)},
+        names=results,
+        retrieval=retrieval,
+        choices=[pool for pool in evaluation.pools if pool.is_choice],
+        loss_plot=plots.loss_curves(run.output / "metrics.jsonl"),
+        bars=[plots.recall_bars(retrieval, metric) for metric in ("recall@1", "recall@10")]
+        if retrieval
+        else [],
+        histogram=plots.similarity_histograms(histograms) if histograms else None,
+        gallery=build_gallery(judged, pairs, trained, embedder, settings.gallery_queries, settings.seed),
+    )
+    with written_aside(path) as aside:
+        aside.write_text(html, encoding="utf-8")
+
+
+def similarities(
+    judged: JudgedPool, vectors: PairVectors, seed: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Cosines of the right pairs of a pool, and of other pairs of it, drawn at random."""
+    pool = judged.pool
+    queries, targets = vectors.query[pool.queries], vectors.target[pool.targets]
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(queries), MAX_OTHER_PAIRS)
+    columns = rng.integers(0, len(targets), MAX_OTHER_PAIRS)
+    other = ~pool.relevant[rows, columns] & ~pool.excluded[rows, columns]
+    right_rows, right_columns = np.nonzero(pool.relevant)
+    right = np.sum(queries[right_rows] * targets[right_columns], axis=1)
+    return right, np.sum(queries[rows[other]] * targets[columns[other]], axis=1)
+
+
+def _has(evaluation: Evaluation, system: str) -> bool:
+    return any(system in pool.scores for pool in evaluation.pools)
