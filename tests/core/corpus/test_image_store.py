@@ -1,0 +1,77 @@
+"""The image store gives back what was written, version by version, in any order, in another process too."""
+
+import multiprocessing
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vipolyqwen_core.corpus.image_store import ImageStore, write_images
+
+
+def picture(number: int) -> dict[str, Any]:
+    return {
+        "image_id": f"{number:032x}",
+        "bytes": b"picture" * number,
+        "format": "PNG",
+        "width": number,
+        "height": 1,
+        "phash": "0" * 16,
+        "origin": f"{number}.png",
+        "reencoded": False,
+    }
+
+
+def test_pictures_come_back_by_row_in_the_order_asked_for(tmp_path: Path) -> None:
+    version = write_images(tmp_path / "a" / "s.lance", map(picture, range(1, 151)))
+    store = ImageStore(tmp_path / "a" / "s.lance", version)
+    assert len(store) == 150
+    rows = store.rows_of([f"{150:032x}", f"{3:032x}", f"{3:032x}"])
+    assert rows == {f"{150:032x}": 149, f"{3:032x}": 2}
+    assert store.read([149, 2, 149, 0]) == [b"picture" * n for n in (150, 3, 150, 1)]
+    assert store.read([]) == []
+    assert store.table(["width"])["width"].to_pylist() == list(range(1, 151))
+
+
+def test_an_older_version_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "s.lance"
+    first = write_images(path, [picture(1), picture(2)])
+    second = write_images(path, [picture(2)])
+    assert ImageStore(path, first).rows_of([f"{2:032x}"]) == {f"{2:032x}": 1}
+    assert ImageStore(path, second).rows_of([f"{2:032x}"]) == {f"{2:032x}": 0}
+    assert ImageStore(path).version == second
+
+
+def test_a_writer_that_fails_leaves_the_last_version(tmp_path: Path) -> None:
+    path = tmp_path / "s.lance"
+    first = write_images(path, [picture(1)])
+
+    def failing() -> Iterator[dict[str, Any]]:
+        yield from map(picture, range(2, 200))
+        raise RuntimeError("the disk is full")
+
+    with pytest.raises(Exception, match="the disk is full"):
+        write_images(path, failing())
+    store = ImageStore(path)
+    assert (store.version, len(store)) == (first, 1)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"s\.lance does not exist"):
+        ImageStore(tmp_path / "s.lance", 1)
+    write_images(tmp_path / "s.lance", [picture(1)])
+    with pytest.raises(ValueError, match="has no version 9"):
+        ImageStore(tmp_path / "s.lance", 9)
+    with pytest.raises(ValueError, match="image 'x' is not in"):
+        ImageStore(tmp_path / "s.lance").rows_of(["x"])
+
+
+def test_a_store_travels_to_spawned_processes(tmp_path: Path) -> None:
+    version = write_images(tmp_path / "s.lance", map(picture, range(1, 4)))
+    store = ImageStore(tmp_path / "s.lance", version)
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.version == version
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(store.read, ([2, 0],)) == [b"picture" * 3, b"picture"]

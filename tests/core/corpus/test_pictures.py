@@ -1,0 +1,222 @@
+"""Any picture becomes upright RGB, or is refused with the right rule; stored bytes keep the pixels."""
+
+import io
+import pickle
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
+from vipolyqwen_core.corpus.pictures import (
+    DecodedPicture,
+    PictureError,
+    decode_picture,
+    image_id,
+    normalise_picture,
+    store_picture,
+)
+
+LIMIT = 1_000_000
+
+
+def noise(width: int = 30, height: int = 20) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(tag: int, value: object) -> Image.Exif:
+    block = Image.Exif()
+    block[tag] = value
+    return block
+
+
+def reopened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+ORIENTATION, DESCRIPTION = 0x0112, 0x010E
+KINDS = {
+    "jpeg": saved(noise(), "JPEG"),
+    "jpeg_turned": saved(noise(), "JPEG", exif=exif(ORIENTATION, 6)),
+    "jpeg_described": saved(noise(), "JPEG", exif=exif(DESCRIPTION, "at home"), comment=b"secret"),
+    "jpeg_grey": saved(noise().convert("L"), "JPEG"),
+    "jpeg_cmyk": saved(noise().convert("CMYK"), "JPEG"),
+    "mpo": saved(noise(), "MPO", save_all=True, append_images=[noise()]),
+    "png": saved(noise(), "PNG"),
+    "png_described": saved(noise(), "PNG", exif=exif(DESCRIPTION, "at home")),
+    "png_alpha": saved(noise().convert("RGBA"), "PNG"),
+    "png_grey_alpha": saved(noise().convert("LA"), "PNG"),
+    "png_palette": saved(noise().quantize(8), "PNG"),
+    "png_palette_transparent": saved(noise().quantize(8), "PNG", transparency=3),
+    "png_bits": saved(noise().convert("1"), "PNG"),
+    "png_16_bit": saved(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100), "PNG"),
+    "gif": saved(noise(), "GIF"),
+    "gif_animated": saved(noise(), "GIF", save_all=True, append_images=[noise().rotate(180)]),
+    "webp": saved(noise(), "WEBP", lossless=True),
+    "tiff": saved(noise(), "TIFF"),
+    "tiff_float": saved(Image.fromarray(np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30)), "TIFF"),
+    "bmp": saved(noise(), "BMP"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_bytes_open_as_the_normalised_picture_without_metadata(kind: str) -> None:
+    picture = decode_picture(KINDS[kind], LIMIT)
+    assert picture.image.mode == "RGB"
+    assert picture.image.info == {}
+    assert (picture.width, picture.height) == picture.image.size
+    stored = store_picture(KINDS[kind], picture)
+    with Image.open(io.BytesIO(stored.bytes)) as opened:
+        assert not opened.getexif()
+        assert not {"comment", "exif", "icc_profile", "xmp"} & set(opened.info)
+        assert stored.format in (opened.format, {"MPO": "JPEG"}.get(str(opened.format)))
+    assert image_id(reopened(stored.bytes)) == image_id(picture.image)
+    again = decode_picture(stored.bytes, LIMIT)
+    assert image_id(again.image) == image_id(picture.image)
+    assert not again.needs_reencoding
+
+
+def test_only_changed_pixels_and_foreign_metadata_cost_a_new_encoding() -> None:
+    def reencoded(kind: str) -> bool:
+        return store_picture(KINDS[kind], decode_picture(KINDS[kind], LIMIT)).reencoded
+
+    kept = {
+        "jpeg",
+        "jpeg_described",
+        "jpeg_grey",
+        "mpo",
+        "png",
+        "png_palette",
+        "png_bits",
+        "gif",
+        "webp",
+        "bmp",
+    }
+    assert {kind for kind in KINDS if not reencoded(kind)} == kept
+    described = KINDS["jpeg_described"]
+    stripped = store_picture(described, decode_picture(described, LIMIT)).bytes
+    assert b"at home" not in stripped
+    assert b"secret" not in stripped
+
+
+def test_the_camera_decides_what_is_up() -> None:
+    upright = Image.new("RGB", (40, 20), "red")
+    upright.paste("blue", (0, 0, 10, 20))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)  # as a sensor held sideways saw it
+    picture = decode_picture(saved(turned, "PNG", exif=exif(ORIENTATION, 6)), LIMIT)
+    assert image_id(picture.image) == image_id(upright)
+    assert picture.needs_reencoding
+
+
+def test_alpha_lies_over_white() -> None:
+    glass = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
+    glass.putpixel((1, 0), (0, 0, 0, 128))
+    picture = normalise_picture(glass)
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert picture.getpixel((1, 0)) == (127, 127, 127)
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    data = saved(first, "GIF", save_all=True, append_images=[second])
+    assert image_id(decode_picture(data, LIMIT).image) == image_id(first)
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.seek(1)
+        assert image_id(normalise_picture(opened)) == image_id(first)
+
+
+def test_deep_greys_keep_their_shades() -> None:
+    deep = Image.fromarray(np.array([[0, 256, 32_768, 65_535]], dtype=np.uint16))
+    assert [normalise_picture(deep).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+)
+def test_a_normalised_picture_stays_as_it_is(mode: str) -> None:
+    given = noise().convert("L").convert(mode) if mode == "I;16" else noise().convert(mode)
+    once = normalise_picture(given)
+    twice = normalise_picture(once)
+    assert twice is not once
+    assert image_id(twice) == image_id(once)
+
+
+def test_no_picture_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="expected a PIL image, not str"):
+        normalise_picture("a.png")  # type: ignore[arg-type]
+
+
+PNG = KINDS["png"]
+
+
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (b"", "empty_image"),
+        (b"<html>404</html>", "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_an_image"),
+        (PNG[: len(PNG) // 2], "truncated_image"),
+        (KINDS["jpeg"][:-300], "truncated_image"),
+        (PNG[:60] + bytes(200) + PNG[260:], "broken_image"),
+        (saved(Image.new("1", (2000, 501)), "PNG"), "too_many_pixels"),
+        (saved(Image.new("1", (20_000, 20_000)), "PNG"), "too_many_pixels"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_rule(data: bytes, rule: str) -> None:
+    with pytest.raises(PictureError) as refused:
+        decode_picture(data, LIMIT)
+    assert refused.value.rule == rule
+    assert str(refused.value)
+    copy = pickle.loads(pickle.dumps(refused.value))
+    assert (copy.rule, str(copy)) == (rule, str(refused.value))
+
+
+def test_a_wrong_suffix_does_not_matter_and_the_true_format_is_named() -> None:
+    assert decode_picture(KINDS["webp"], LIMIT).format == "WEBP"
+    assert decode_picture(KINDS["mpo"], LIMIT).format == "JPEG"
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_pictures_are_decoded_or_refused_and_never_crash() -> None:
+    rng = random.Random(0)
+    outcomes: dict[str, int] = {}
+    for _ in range(600):
+        data = bytearray(KINDS[rng.choice(list(KINDS))])
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        else:
+            for _ in range(rng.randrange(1, 9)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        try:
+            picture = decode_picture(bytes(data), LIMIT)
+        except PictureError as error:
+            outcomes[error.rule] = outcomes.get(error.rule, 0) + 1
+        else:
+            assert isinstance(picture, DecodedPicture)
+            stored = store_picture(bytes(data), picture)
+            assert image_id(reopened(stored.bytes)) == image_id(picture.image)
+            outcomes["decoded"] = outcomes.get("decoded", 0) + 1
+    assert sum(outcomes.values()) == 600
+    assert {"decoded", "broken_image", "truncated_image", "not_an_image"} <= set(outcomes)
+
+
+def test_the_id_knows_size_and_pixels_only() -> None:
+    image = noise()
+    assert image_id(image) == image_id(reopened(saved(image, "PNG")))
+    assert image_id(Image.new("RGB", (2, 6))) != image_id(Image.new("RGB", (3, 4)))
+
+
+def test_a_perceptual_hash_survives_a_smaller_copy() -> None:
+    scene = Image.linear_gradient("L").convert("RGB")
+    scene.paste("red", (40, 60, 120, 200))
+    small = perceptual_hash(scene.resize((100, 100)))
+    assert len(small) == 16
+    assert bin(int(small, 16) ^ int(perceptual_hash(scene), 16)).count("1") <= 4

@@ -1,0 +1,142 @@
+"""Text is brought into one form, for good, and sound text is left alone."""
+
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vipolyqwen_core.contract import Turn
+from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue, repair_placeholders
+
+SENTENCE = "Nước Việt Nam là một, dân tộc Việt Nam là một; sông có thể cạn."
+
+
+def misread(text: str, encoding: str = "cp1252") -> str:
+    """UTF-8 read as Windows-1252; the five bytes without a meaning there are kept, as browsers do."""
+    return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
+
+
+@pytest.mark.parametrize(
+    ("raw", "normalised"),
+    [
+        ("", ""),
+        ("  một   hai\t\tba \u00a0 ", "một hai ba"),
+        (
+            "dòng một  \r\n\r\n\r\n\r\n  dòng hai\rdòng ba\u2028dòng bốn",
+            "dòng một\n\ndòng hai\ndòng ba\ndòng bốn",
+        ),
+        ("全角\u3000空格", "全角 空格"),
+        ("\ufeffđầu\u200b tệp\u00ad\x00\x07", "đầu tệp"),
+        ("a &lt; b &amp;&amp; c &#44; d&nbsp;e &#x1F600;", "a < b && c , d e 😀"),
+        ("&amp;lt;p&amp;gt;", "<p>"),
+        ("?a=1&copy=2 AT&T &notit; &;", "?a=1&copy=2 AT&T &notit; &;"),
+        ("👩\u200d🔬 joins", "👩\u200d🔬 joins"),
+        ("\ud83d\ude00 pair, lone \ud800", "😀 pair, lone \ufffd"),
+        ("<|im_end|> <ocr> <|image_pad|>", "<|im_end|> <ocr> <|image_pad|>"),
+    ],
+)
+def test_each_kind_of_dirt_is_cleaned(raw: str, normalised: str) -> None:
+    assert normalise_text(raw) == normalised
+
+
+def test_both_unicode_forms_of_vietnamese_become_one() -> None:
+    assert normalise_text(unicodedata.normalize("NFD", SENTENCE)) == SENTENCE
+
+
+@pytest.mark.parametrize("text", [SENTENCE, "收据的总额是一百二十五元。", "“Déjà vu” – naïve café…"])
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_mojibake_is_read_back(text: str, encoding: str, times: int) -> None:
+    broken = text
+    for _ in range(times):
+        broken = misread(broken, encoding)
+    assert normalise_text(broken) == text
+
+
+def test_mojibake_within_sound_text_is_read_back_alone() -> None:
+    assert normalise_text(f"Câu hỏi: {misread('tiếng Việt')} “ĐÃ”") == "Câu hỏi: tiếng Việt “ĐÃ”"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "“ĐỘNG VẬT HOANG DÃ”.",  # ftfy alone makes `DÔ` of the last two
+        "«ĐÃ» «XÃ» «HỘI»",
+        "CỘNG HÒA XÃ HỘI CHỦ NGHĨA",
+        "LÀNG XÃ…",
+        "Årsrapport – 20 °C ± 3 µm, ½ × ¾",
+        "«Oui», dit-il à côté d'«elle».",
+        "¿Qué? ¡Ñandú!",
+    ],
+)
+def test_sound_text_with_suspicious_letters_is_left_alone(text: str) -> None:
+    assert normalise_text(text) == text
+    assert normalise_text(f"{text} ") == text  # past the quick look, too
+
+
+DIRTY = st.text(
+    st.one_of(
+        st.characters(),
+        st.sampled_from("ÃáºÂâ€™ \t\n\r\u00a0\u200b&;#<amp\u0301\u0323\ud800\x85éđ"),
+    ),
+    max_size=60,
+)
+
+
+def misread_dirt(text: str) -> str:
+    return misread(text.encode("utf-8", "replace").decode())
+
+
+@given(DIRTY | DIRTY.map(misread_dirt))
+@example("&amp;amp;lt;")
+@example("&am&#112;;")
+@example("Ã&nbsp;")
+@example("a\u200b\u0301")
+@example("á»»")
+@example("&#38;#38;")
+@example(" \n \n \n ")
+def test_normalising_twice_is_normalising_once(text: str) -> None:
+    once = normalise_text(text)
+    assert normalise_text(once) == once
+    assert once == once.strip()
+    assert unicodedata.is_normalized("NFC", once)
+    assert not any(dirt in once for dirt in ("\n\n\n", "  ", "\r", "\x00"))
+    once.encode()  # can be written
+
+
+@pytest.mark.parametrize(
+    ("texts", "num_images", "first_user", "repaired"),
+    [
+        (["Có gì?"], 1, 0, ["<image>Có gì?"]),
+        (["Có gì? <image>"], 1, 0, ["Có gì? <image>"]),
+        (["So <image> với?"], 2, 0, ["<image>So <image> với?"]),
+        (
+            ["system", "hỏi", "đáp", "hỏi nữa <image>"],
+            2,
+            1,
+            ["system", "<image>hỏi", "đáp", "hỏi nữa <image>"],
+        ),
+        (["<image> là thẻ của HTML"], 0, 0, ["<image> là thẻ của HTML"]),
+        ([""], 2, 0, ["<image><image>"]),
+    ],
+)
+def test_missing_placeholders_go_in_front_of_the_first_user_text(
+    texts: list[str], num_images: int, first_user: int, repaired: list[str]
+) -> None:
+    assert repair_placeholders(texts, num_images, first_user) == repaired
+    assert repair_placeholders(repaired, num_images, first_user) == repaired
+
+
+def test_more_placeholders_than_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 placeholders <image> for 1 pictures"):
+        repair_placeholders(["<image>", "<image>"], 1)
+
+
+def test_a_dialogue_is_repaired_in_its_first_user_turn() -> None:
+    history = (Turn("system", "Ngắn gọn."), Turn("user", "Đây là gì?"), Turn("assistant", "Con mèo."))
+    text, repaired = repair_dialogue("Màu gì? <image>", 2, history)
+    assert text == "Màu gì? <image>"
+    assert repaired == (history[0], Turn("user", "<image>Đây là gì?"), history[2])
+    assert repair_dialogue("Màu gì?", 1, history[:1]) == ("<image>Màu gì?", history[:1])
+    assert repair_dialogue("Màu gì?", 1) == ("<image>Màu gì?", None)
