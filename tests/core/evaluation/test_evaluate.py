@@ -1,6 +1,7 @@
 """The whole evaluation on a small training set, with an untrained model that stands in for a trained one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +140,6 @@ def test_the_report_stands_alone(evaluated: tuple[Evaluation, Path]) -> None:
 def test_the_batch_size_moves_no_score(
     run: TrainingRun, tiny_model_dir: Path, evaluated: tuple[Evaluation, Path], tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     settings = replace(run.recipe.evaluation, batch_tokens=60)
     small = replace(run, recipe=replace(run.recipe, evaluation=settings))
     again = evaluate(small, tiny_model_dir, None, tmp_path)
@@ -157,13 +156,8 @@ def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny
     encode = embedder.encode_items
     embedder.encode_items = lambda items, tokens: encode(seen.extend(found := list(items)) or found, tokens)  # type: ignore
     prefixed, plain = pairs.encode(embedder, (True, False))
-    assert len(seen) == len(
-        {
-            (item.text, item.history, item.prefix, tuple(map(id, ())))
-            + tuple(image.tobytes() for image in item.images)
-            for item in seen
-        }
-    )
+    distinct = {(item.text, item.history, item.prefix, *(i.tobytes() for i in item.images)) for item in seen}
+    assert len(seen) == len(distinct)
     row = int(np.flatnonzero(pairs.rows.task == "ocr")[0])
     assert np.array_equal(prefixed.target[row], plain.target[row])
     assert not np.array_equal(prefixed.query[row], plain.query[row])
@@ -197,8 +191,6 @@ def test_queries_on_one_picture_find_no_partner() -> None:
 def test_a_set_with_nothing_to_rank_is_refused(
     run: TrainingRun, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     lonely = write_training_set(tmp_path / "lonely", [SmallPair("one", "two")])
     with pytest.raises(ValueError, match=r"1 evaluation pairs .* nothing to rank"):
         evaluate(replace(run, training_set=lonely), tiny_model_dir, None, tmp_path)
