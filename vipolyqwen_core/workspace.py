@@ -131,6 +131,11 @@ def recipe_setting() -> str:
     return os.environ.get("VIPOLYQWEN_RECIPE") or "demo"
 
 
+def process_rank() -> int:
+    """Rank of this process, as torch's launcher says; 0 where there is one process."""
+    return int(os.environ.get("RANK") or 0)
+
+
 def configure(
     workspace: Workspace, sources: str | None = None, recipe: str | None = None, data_root: str | None = None
 ) -> None:

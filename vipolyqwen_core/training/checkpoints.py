@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from vipolyqwen_core.training.identity import flatten
+
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
@@ -49,8 +51,6 @@ class Progress:
     """Pairs seen."""
     seconds: float = 0.0
     """Time spent in steps, over all resumed parts of the run."""
-    mlflow_run_id: str | None = None
-    """The run that a resumed training continues."""
     running_losses: Mapping[str, float] = field(default_factory=dict)
     """State of the dynamic task weights."""
     best_loss: float | None = None
@@ -62,9 +62,11 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run. All ranks call `save`, `latest` and `load` together."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, trajectory: Mapping[str, Any]) -> None:
         self.folder = folder
         self.keep = keep
+        self.trajectory = dict(trajectory)
+        """What decides the weights: only a run with the same may resume."""
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after so many steps."""
@@ -87,7 +89,7 @@ class Checkpoints:
             with _in_our_words():
                 save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
             if _is_first():
-                _write_state(aside, progress)
+                _write_state(aside, progress, self.trajectory)
                 if path.exists():  # left by a run that was resumed from an earlier step
                     shutil.rmtree(path)
                 os.replace(aside, path)
@@ -123,8 +125,10 @@ class Checkpoints:
         """Fill model and optimizer from a checkpoint, whatever number of ranks wrote it.
 
         Raises:
-            CheckpointError: a file is damaged, or the model is another one
+            CheckpointError: a file is damaged
+            ValueError: it belongs to a run with other data or settings
         """
+        refuse_other_trajectory(path, _read_state(path)["trajectory"], self.trajectory)
         state = _state(model, optimizer)
         with _in_our_words():
             load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
@@ -171,13 +175,31 @@ class Checkpoints:
 
 def read_progress(path: Path) -> Progress:
     """The progress that a checkpoint holds."""
-    return Progress(**json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["progress"])
+    return Progress(**_read_state(path)["progress"])
+
+
+def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Make sure that what lies in a run's folder comes from the same data and settings.
+
+    Raises:
+        ValueError: names the settings that differ, with both values
+    """
+    old, new = flatten(found), flatten(json.loads(json.dumps(expected)))
+    changed = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path} belongs to a run with other settings ({'; '.join(changed)}): use another folder"
+        )
 
 
 def damage_of(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None: it is whole."""
     try:
-        files = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["files"]
+        files = _read_state(path)["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{STATE_FILE} cannot be read ({error})"
     for name, size in files.items():
@@ -210,10 +232,11 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[st
     return {"model": of_model} if optimizer is None else {"model": of_model, "optimizer": of_optimizer}
 
 
-def _write_state(folder: Path, progress: Progress) -> None:
+def _write_state(folder: Path, progress: Progress, trajectory: Mapping[str, Any]) -> None:
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     with (folder / STATE_FILE).open("w", encoding="utf-8") as file:
-        json.dump({"progress": asdict(progress), "files": files}, file, indent=2)
+        state = {"progress": asdict(progress), "files": files, "trajectory": trajectory}
+        json.dump(state, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
 
@@ -228,6 +251,11 @@ def _in_our_words() -> Iterator[None]:
     except CheckpointException as error:
         causes = [f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items()]
         raise CheckpointError("; ".join(causes)) from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return state
 
 
 def _is_first() -> bool:

@@ -38,8 +38,8 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     if mode is not expected_mode or num_processes % settings.processes:
         raise ValueError(
             f"the settings ask for {settings.processes} processes with {settings.distribution.value}, but "
-            f"{num_processes} run with {mode.value if mode else accelerator.distributed_type}: use the line that "
-            "`python -m vipolyqwen_core.training.launch` prints"
+            f"{num_processes} run with {mode.value if mode else accelerator.distributed_type}: launch by "
+            "`vipolyqwen train`, or as USAGE.md says"
         )
     return accelerator
 

@@ -16,16 +16,19 @@ from typing import Any
 
 from accelerate.tracking import MLflowTracker
 from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pipes
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.training.identity import flatten
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+MLFLOW_RUN_FILE = "mlflow_run_id"
 EXPERIMENT = "vipolyqwen"
 SECONDS_BETWEEN_REPORTS = 15.0
 """To a log that is no terminal, and to Dagster."""
@@ -93,38 +96,35 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-class MlflowRun:
-    """The MLflow run of a training; resumed trainings continue theirs."""
+@contextmanager
+def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MLflowTracker]:
+    """The MLflow run of a training, through accelerate; a resumed training continues its own.
 
-    def __init__(self, run: TrainingRun, run_id: str | None) -> None:
-        self._tracker = MLflowTracker(
-            experiment_name=EXPERIMENT, run_id=run_id, run_name=run.run_name, tags=dict(run.tags)
-        )
-        self._tracker.start()
-        self.run_id: str = self._tracker.tracker.info.run_id
+    The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
+    start, so that also one that was killed before its first checkpoint is continued.
+    """
+    place = run.output / MLFLOW_RUN_FILE
+    run_id = place.read_text(encoding="utf-8") if place.is_file() else None
+    tracker = MLflowTracker(
+        experiment_name=EXPERIMENT,
+        logging_dir=None if artifacts is None else str(artifacts),
+        run_id=run_id,
+        run_name=run.run_name,
+        tags=dict(run.tags),
+    )
+    tracker.start()
+    with tracker.tracker as active:
+        if run_id is None:
+            settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
+            tracker.store_init_configuration(flatten(settings))
+            with written_aside(place) as aside:
+                aside.write_text(active.info.run_id, encoding="utf-8")
+        yield tracker
 
-    def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """The settings as parameters, nested keys joined by dots."""
-        self._tracker.store_init_configuration(flatten(settings))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of a step."""
-        self._tracker.log(dict(metrics), step=step)
-
-    def finish(self) -> None:
-        """Close the run."""
-        self._tracker.finish()
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def mlflow_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics by names that MLflow allows: it takes no `@`."""
+    return {name.replace("@", "_at_"): value for name, value in metrics.items()}
 
 
 class ProgressReport:
@@ -164,11 +164,6 @@ class ProgressReport:
         if self._pipes is not None:
             self._pipes.log.info(line)
             self._pipes.report_custom_message({"kind": "training_progress", **details})
-
-    def materialised(self, metadata: Mapping[str, Any]) -> None:
-        """Metadata of the finished run for the asset."""
-        if self._pipes is not None:
-            self._pipes.report_asset_materialization(metadata=dict(metadata))
 
 
 @contextmanager

@@ -1,0 +1,80 @@
+"""The training process: `accelerate launch -m vipolyqwen_core.training --config run.json`.
+
+One process needs no launcher: `python -m vipolyqwen_core.training --config run.json`. The same command
+resumes a run that was interrupted, and says so where it is finished. `--dry-run` prints the plan only.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from vipolyqwen_core.config import TrainingRun, from_json
+from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
+from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
+from vipolyqwen_core.workspace import configure, current_workspace, process_rank
+
+ERRORS_FOLDER = "errors"
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m vipolyqwen_core.training", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="run.json, the settings of the run")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+    parser.add_argument("--pairs-per-second", type=float, help="rate to estimate the time of a dry run with")
+    told = parser.parse_args(arguments)
+    rank = process_rank()
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s",
+    )
+    configure(current_workspace())
+    os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    try:
+        if not told.config.is_file():
+            raise ValueError(f"config {told.config} does not exist")
+        run = from_json(TrainingRun, told.config.read_bytes(), origin=str(told.config))
+        if told.dry_run:
+            from vipolyqwen_core.training.dry_run import describe
+
+            print(describe(run, told.pairs_per_second))
+            return 0
+        leave_with_parent()
+        stop = StopSignal()
+        stop.listen()
+        with recorded_failure(run.output, rank):
+            from vipolyqwen_core.training.train import train  # seconds of imports: errors above come at once
+
+            train(run, stop)
+    except StoppedEarly as stopped:
+        logging.info("%s", stopped)
+        return EXIT_CODE
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+@contextmanager
+def recorded_failure(output: Path, rank: int) -> Iterator[None]:
+    """Leave the traceback of whatever ends the block in `errors/rank<N>.txt`, for the launcher to find."""
+    place = output / ERRORS_FOLDER / f"rank{rank}.txt"
+    place.unlink(missing_ok=True)
+    try:
+        yield
+    except StoppedEarly:
+        raise
+    except BaseException:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""A dry run: what a training would do, from the index and the configuration alone. No weights are loaded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from vipolyqwen_core.config import Distribution, Precision, TrainingRun
+from vipolyqwen_core.model.configuration import ViPolyQwenConfig
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+from vipolyqwen_core.training.flops import FlopCounter
+from vipolyqwen_core.training.plan import TrainingPlan, plan_chunks, plan_training, read_plan_index
+
+SAMPLED_STEPS = 200
+"""Steps whose chunks are looked at; the others are like them."""
+STATE_BYTES = 16
+"""Of a parameter: weight, gradient and two moments in float32."""
+LAYER_WIDTHS = 16
+"""Values of a token that a layer keeps for its backward, in widths of the hidden state; a rough figure."""
+
+
+@dataclass(frozen=True)
+class ChunkFigures:
+    """What the chunks of some steps are like."""
+
+    chunks_per_step: float
+    tokens: float
+    largest_tokens: int
+    filled: float
+    balance: float
+
+
+def describe(run: TrainingRun, pairs_per_second: float | None = None) -> str:
+    """The plan in words: steps, pairs, tokens, chunks, operations, memory, and the time at a rate.
+
+    Raises:
+        ValueError: the training set or the backbone does not fit
+    """
+    return "\n".join(f"{name:<28}{value}" for name, value in _lines(run, pairs_per_second))
+
+
+def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[str, str]]:
+    settings, batches = run.recipe.training, run.recipe.batches
+    index = read_plan_index(run.training_set / "index.parquet")
+    plan = plan_training(
+        index, batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
+    )
+    uses = np.concatenate([plan.epoch(epoch).rows for epoch in range(settings.epochs)])
+    yield "training set", f"{len(index):,} pairs in {run.training_set}"
+    by_task = np.bincount(index.tasks[uses], minlength=len(TASKS))
+    yield "uses in all epochs", f"{len(uses):,}"
+    for task, count in zip(TASKS, by_task, strict=True):
+        yield f"  {task.value}", f"{count:,}"
+    pairs = sum(len(plan.rows(step)) for step in _sample(plan)) / len(_sample(plan))
+    yield "steps", f"{plan.num_steps:,} of {pairs:.1f} pairs on average ({settings.epochs} epochs)"
+    tokens, patches = index.tokens[uses].astype(np.float64), index.patches[uses].astype(np.float64)
+    yield "tokens of a pair", f"{tokens.mean():.1f} on average, {tokens.max():,.0f} at most"
+    yield "patches of a pair", f"{patches.mean():.1f} on average, {patches.max():,.0f} at most"
+    yield "tokens in all", f"{tokens.sum():.4g}; none is padding"
+    figures = _chunks(plan, run)
+    yield (
+        "processes",
+        f"{settings.processes} on a machine, {settings.distribution.value}, {settings.precision.value}",
+    )
+    yield (
+        "chunks",
+        f"{figures.chunks_per_step:.1f} a step on each process, {figures.tokens:,.0f} tokens on average",
+    )
+    yield (
+        "filling",
+        f"{figures.filled:.0%} of the budget; least loaded process {figures.balance:.0%} of the mean",
+    )
+    yield from _model_lines(run, plan, figures)
+    if pairs_per_second is not None:
+        hours = pairs * plan.num_steps / pairs_per_second / 3600
+        yield f"time at {pairs_per_second:g} pairs/s", f"{hours:.1f} hours ({hours / 24:.2f} days)"
+
+
+def _model_lines(run: TrainingRun, plan: TrainingPlan, figures: ChunkFigures) -> Iterator[tuple[str, str]]:
+    settings = run.recipe.training
+    processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(str(run.backbone))
+        model = ViPolyQwenModel(ViPolyQwenConfig.of(config, run.recipe.model, processor))
+    counter = FlopCounter.of(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    linear = 6.0 * (
+        counter.token_weights * plan.index.tokens.mean(dtype=np.float64)
+        + counter.patch_weights * plan.index.patches.mean(dtype=np.float64)
+    )
+    yield "parameters", f"{parameters:,}"
+    yield "operations of a pair", f"{linear:.3g} without attention, recomputation not counted"
+    shards = settings.processes if settings.distribution is Distribution.FSDP2 else 1
+    state = parameters * STATE_BYTES / shards / 1e9
+    text = model.backbone.language_model.config
+    width = 2 if settings.precision is Precision.BFLOAT16 else 4
+    kept = text.num_hidden_layers * (1 if settings.activation_checkpointing else LAYER_WIDTHS)
+    activations = figures.largest_tokens * text.hidden_size * (kept + LAYER_WIDTHS) * width / 1e9
+    yield (
+        "memory of a process",
+        f"{state:.2f} GB of weights, gradients and moments; about {activations:.2f} GB of activations",
+    )
+
+
+def _sample(plan: TrainingPlan) -> list[int]:
+    return [int(step) for step in np.unique(np.linspace(0, plan.num_steps - 1, SAMPLED_STEPS).astype(int))]
+
+
+def _chunks(plan: TrainingPlan, run: TrainingRun) -> ChunkFigures:
+    batches, ranks = run.recipe.batches, run.recipe.training.processes
+    numbers, tokens, loads, least = [], [], [], []
+    for step in _sample(plan):
+        chunks = plan_chunks(plan.index, plan.rows(step), batches, ranks)
+        numbers.append(len(chunks))
+        for chunk in chunks:
+            of_rank = [int(plan.index.tokens[rows].sum()) for rows in chunk.rows]
+            tokens += of_rank
+            least.append(min(of_rank) / max(float(np.mean(of_rank)), 1.0))
+            loads += [
+                max(
+                    plan.index.tokens[rows].sum() / batches.chunk_tokens,
+                    plan.index.patches[rows].sum() / batches.chunk_patches,
+                    len(rows) / batches.chunk_pairs if batches.chunk_pairs else 0.0,
+                )
+                for rows in chunk.rows
+            ]
+    return ChunkFigures(
+        chunks_per_step=float(np.mean(numbers)),
+        tokens=float(np.mean(tokens)),
+        largest_tokens=max(tokens),
+        filled=float(np.mean(loads)),
+        balance=float(np.mean(least)),
+    )

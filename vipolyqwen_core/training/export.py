@@ -1,0 +1,47 @@
+"""The model directory at the end of a run: gathered from all ranks, written aside by the first."""
+
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from vipolyqwen_core.config import Precision, TrainingRun
+from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+from vipolyqwen_core.serving.model_card import ModelFacts
+from vipolyqwen_core.serving.model_directory import complete_model_directory
+from vipolyqwen_core.training.result import MODEL_FOLDER
+
+BACKBONE = "backbone."
+
+
+def export_model(accelerator: Accelerator, model: nn.Module, run: TrainingRun) -> None:
+    """Write weights, configuration and processor to `model/` of the run. All ranks take part.
+
+    Raises:
+        OSError: it cannot be written
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    if accelerator.is_main_process:
+        bare = accelerator.unwrap_model(model)
+        processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
+        with written_aside(run.output / MODEL_FOLDER) as folder:
+            bare.save_pretrained(folder, state_dict=_as_used(weights, run.recipe.training.precision))
+            processor.save_pretrained(folder)
+            complete_model_directory(folder, ModelFacts.of(run))
+    accelerator.wait_for_everyone()
+
+
+def _as_used(weights: dict[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """The backbone in the type of its arithmetic; the head stays float32."""
+    if precision is Precision.FLOAT32:
+        return weights
+    return {
+        name: tensor.to(torch.bfloat16)
+        if name.startswith(BACKBONE) and tensor.is_floating_point()
+        else tensor
+        for name, tensor in weights.items()
+    }

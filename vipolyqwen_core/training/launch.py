@@ -1,0 +1,114 @@
+"""Launching: one line starts all ranks of a node, for a person and for the asset alike.
+
+    accelerate launch --num_processes 4 --multi_gpu ... -m vipolyqwen_core.training --config run.json
+
+`vipolyqwen_core.training.guarded` stands before it, so that the launcher ends with whoever started it.
+How ranks share the model (data parallel, FSDP2) stands in run.json, not on this line, so the two cannot
+disagree unnoticed: the training process refuses to start where they do.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.corpus.tables import written_aside
+
+GUARD = (sys.executable, "-m", "vipolyqwen_core.training.guarded")
+
+
+class TrainingFailed(RuntimeError):
+    """A training process failed; the message says which rank, and how."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run, as seen from one of them; each runs its own line."""
+
+    num_nodes: int = 1
+    """Machines."""
+    rank: int = 0
+    """This machine, from 0."""
+    main_address: str | None = None
+    """Address of machine 0; needed where there are several."""
+    main_port: int = 29500
+    """A free port there."""
+
+
+def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
+    """The line that starts this node's ranks, ready for `subprocess` and Dagster Pipes.
+
+    Writes the `run.json` that it names into the folder of the run.
+
+    Raises:
+        ValueError: several nodes without the address of the first
+    """
+    nodes = nodes or Nodes()
+    if nodes.num_nodes > 1 and nodes.main_address is None:
+        raise ValueError(f"{nodes.num_nodes} nodes: the address of the first is missing")
+    config = run.output / "run.json"
+    with written_aside(config) as aside:
+        aside.write_text(to_json(run), encoding="utf-8")
+    processes = run.recipe.training.processes
+    total = processes * nodes.num_nodes
+    has_gpu = torch.cuda.is_available()
+    threads = max((os.cpu_count() or 1) // processes, 1)
+    line = [*GUARD, sys.executable, "-m", "accelerate.commands.launch"]
+    line += ["--num_processes", str(total), "--num_machines", str(nodes.num_nodes)]
+    line += ["--num_cpu_threads_per_process", str(threads)]
+    line += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the settings decide, in the process
+    if total > 1:
+        line += ["--multi_gpu"]  # names the launcher, which starts ranks without GPUs too
+    elif not has_gpu:
+        line += ["--cpu"]
+    if nodes.num_nodes > 1:
+        line += ["--machine_rank", str(nodes.rank), "--main_process_ip", str(nodes.main_address)]
+        line += ["--main_process_port", str(nodes.main_port)]
+    elif total > 1:
+        line += ["--main_process_port", "0"]  # any free one: two runs may share a machine
+    return [*line, "-m", "vipolyqwen_core.training", "--config", str(config)]
+
+
+def launch(run: TrainingRun) -> None:
+    """Train in processes of their own and wait for them.
+
+    Raises:
+        TrainingFailed: with the traceback of the rank that failed first
+    """
+    outcome = subprocess.run(launch_command(run), check=False)
+    if outcome.returncode:
+        explained = explain_errors(run)
+        raise TrainingFailed("\n".join(part for part in (explained.sentence, explained.traceback) if part))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a training ended before its time."""
+
+    sentence: str
+    """For a person: which rank, and what it said last."""
+    traceback: str
+    """Of the rank that failed first; empty where none left one."""
+
+
+def explain_errors(run: TrainingRun) -> Explanation:
+    """What ended the ranks: the earliest traceback they left, since the others' are often its consequence.
+
+    Ranks that left none died by a signal: SIGKILL, out of memory.
+    """
+    folder = run.output / "errors"
+    left = sorted(folder.glob("rank*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    if not left:
+        return Explanation(
+            "training ended without a traceback: it was told to stop (and has saved a checkpoint) or "
+            "was killed, for example out of memory; the same command resumes it",
+            "",
+        )
+    trace = left[0].read_text(encoding="utf-8").strip()
+    processes = run.recipe.training.processes
+    silent = [f"rank {rank}" for rank in range(processes) if not (folder / f"rank{rank}.txt").is_file()]
+    died = f" ({', '.join(silent)} died without a traceback)" if silent else ""
+    return Explanation(f"training failed on {left[0].stem}{died}: {trace.splitlines()[-1]}", trace)

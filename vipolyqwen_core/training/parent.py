@@ -1,0 +1,41 @@
+"""No process is left behind: what was launched ends with its launcher."""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+
+PR_SET_PDEATHSIG = 1
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_TO_SAVE = 60.0
+EXIT_CODE = 128 + signal.SIGTERM
+"""Of a process that left because it was told to."""
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process, by SIGTERM, when its parent dies. The wish survives an exec."""
+    if sys_is_linux():
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def sys_is_linux() -> bool:
+    """Whether the system has prctl."""
+    return os.uname().sysname == "Linux"
+
+
+def leave_with_parent() -> None:
+    """Make sure that this process does not outlive its parent: first by SIGTERM, so that it can save.
+
+    A watching thread, and not only a signal: Python handles signals between two instructions of the main
+    thread, which may hang in a collective whose partner is gone.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), name="parent-watch", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_SAVE)
+    os._exit(EXIT_CODE)

@@ -1,0 +1,73 @@
+"""From the plan to what each rank asks of its loader, and to what the engine knows of each step."""
+
+import hashlib
+from collections.abc import Iterator
+
+from vipolyqwen_core.config import Negatives, Recipe
+from vipolyqwen_core.training.engine import PlannedStep
+from vipolyqwen_core.training.loading import ChunkRequest
+from vipolyqwen_core.training.optimizer import learning_rate
+from vipolyqwen_core.training.plan import Chunk, IntArray, TrainingPlan, plan_chunks
+
+HELD_BYTES = 256 * 2**20
+"""Inputs of a step with `negatives: step` that a rank keeps on the host for the second pass. Beyond it the
+loader makes them again: memory does not grow with the pairs of a step."""
+BYTES_OF_TOKEN = 64
+BYTES_OF_PATCH = 588 + 16
+
+
+def planned_steps(
+    plan: TrainingPlan, recipe: Recipe, first_step: int, num_ranks: int
+) -> Iterator[PlannedStep]:
+    """What every rank knows of each step from `first_step` on."""
+    for step, _, rows in plan.steps(first_step):
+        chunks = plan_chunks(plan.index, rows, recipe.batches, num_ranks)
+        yield PlannedStep(
+            number=step,
+            num_pairs=len(rows),
+            num_chunks=len(chunks),
+            has_pictures=any(chunk.has_pictures for chunk in chunks),
+            learning_rate=learning_rate(step, plan.num_steps, recipe.optimizer),
+            is_reloaded=_is_reloaded(plan, recipe, rows, chunks, num_ranks),
+        )
+
+
+def chunk_requests(
+    plan: TrainingPlan, recipe: Recipe, first_step: int, rank: int, num_ranks: int
+) -> Iterator[ChunkRequest]:
+    """The chunks of a rank, in the order in which its engine takes them.
+
+    With several ranks the last chunk of a step always runs the vision tower: gradients are exchanged there,
+    and data parallel waits for each parameter to have taken part.
+    """
+    for step, epoch, rows in plan.steps(first_step):
+        chunks = plan_chunks(plan.index, rows, recipe.batches, num_ranks)
+        requests = [
+            ChunkRequest(
+                step,
+                epoch,
+                chunk.rows[rank],
+                chunk.has_pictures or (num_ranks > 1 and number == len(chunks) - 1),
+            )
+            for number, chunk in enumerate(chunks)
+        ]
+        yield from requests
+        if _is_reloaded(plan, recipe, rows, chunks, num_ranks):
+            yield from requests
+
+
+def step_digest(plan: TrainingPlan, step: int) -> str:
+    """16 hex digits: which samples form a step. Equal digests, equal samples."""
+    keys = plan.index.keys[plan.rows(step)]
+    return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
+
+
+def _is_reloaded(
+    plan: TrainingPlan, recipe: Recipe, rows: IntArray, chunks: list[Chunk], num_ranks: int
+) -> bool:
+    """Whether the inputs of a step are too large to be held; the same on all ranks."""
+    if recipe.batches.negatives is not Negatives.STEP or len(chunks) == 1:
+        return False
+    size = int(plan.index.tokens[rows].sum()) * BYTES_OF_TOKEN
+    size += int(plan.index.patches[rows].sum()) * BYTES_OF_PATCH
+    return size > HELD_BYTES * num_ranks
