@@ -48,6 +48,15 @@ class TaskBatching(StrEnum):
     SUB_BATCHES = "sub_batches"
 
 
+class Term(StrEnum):
+    """The losses that tasks are put together from; `vipolyqwen_core.objectives.losses` has their formulas."""
+
+    INFO_NCE = "info_nce"
+    SCORE_MSE = "score_mse"
+    COSINE = "cosine"
+    TRIPLET_MARGIN = "triplet_margin"
+
+
 class Precision(StrEnum):
     """Type of the backbone's arithmetic. Losses are float32 at least."""
 
@@ -141,8 +150,8 @@ class ObjectiveSettings:
     """Of `triplet_margin`, in cosine units."""
     positive_score: Share = 0.5
     """A scored pair is a positive of `info_nce` from here on; below it, it only regresses."""
-    term_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
-    """Weight of a term (`info_nce`, `score_mse`, `cosine`, `triplet_margin`); 1.0 where absent."""
+    term_weights: dict[Term, NonNegativeFloat] = Field(default_factory=dict)
+    """Weight of a term; 1.0 where absent."""
     task_weights: dict[Task, NonNegativeFloat] = Field(default_factory=dict)
     """Weight of a task; 1.0 where absent."""
     cross_task_negatives: bool = False

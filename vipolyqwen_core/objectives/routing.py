@@ -13,23 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vipolyqwen_core.config import ObjectiveSettings
+from vipolyqwen_core.config import ObjectiveSettings, Term
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives import losses
 from vipolyqwen_core.objectives.negatives import excluded_queries, excluded_targets
 from vipolyqwen_core.objectives.pairs import TASKS, PairKeys, PairVectors
 
-TERMS: Final[dict[Task, tuple[str, ...]]] = {
-    Task.TEXT_PAIR: ("info_nce", "score_mse"),
-    Task.INSTR: ("info_nce", "cosine"),
-    Task.OCR: ("info_nce", "triplet_margin"),
-    Task.VQA_SINGLE: ("info_nce", "triplet_margin"),
-    Task.VQA_MULTI: ("info_nce", "triplet_margin"),
+TERMS: Final[dict[Task, tuple[Term, ...]]] = {
+    Task.TEXT_PAIR: (Term.INFO_NCE, Term.SCORE_MSE),
+    Task.INSTR: (Term.INFO_NCE, Term.COSINE),
+    Task.OCR: (Term.INFO_NCE, Term.TRIPLET_MARGIN),
+    Task.VQA_SINGLE: (Term.INFO_NCE, Term.TRIPLET_MARGIN),
+    Task.VQA_MULTI: (Term.INFO_NCE, Term.TRIPLET_MARGIN),
 }
 """The losses of each task."""
-
-WEIGHTED_TERMS: Final = ("info_nce", "score_mse", "cosine", "triplet_margin")
-"""Names that `ObjectiveSettings.term_weights` may have."""
 
 UNIFORMITY: Final = "uniformity"
 """An option of every task; its weight is `ObjectiveSettings.uniformity_weight`."""
@@ -111,7 +108,7 @@ def compute_losses(
         num_step_pairs: pairs of the optimizer step over all ranks and chunks
         task_weights: factors of a moment (`TaskBalance.weights()`), on top of those of the settings
     Raises:
-        ValueError: the settings weigh a term that does not exist, or a slice is longer than the vectors
+        ValueError: a slice is longer than the vectors
     """
     with torch.autocast(anchors.query.device.type, enabled=False):
         values, names = _values(anchors, candidates, settings, matryoshka_dims)
@@ -206,10 +203,7 @@ def _weights(
     num_slices: int,
 ) -> Tensor:
     """[tasks, terms]: weight of the term times weight of the task, over the number of slices."""
-    for name in settings.term_weights:
-        if name not in WEIGHTED_TERMS:
-            raise ValueError(f"term_weights names {name!r}; the terms are {', '.join(WEIGHTED_TERMS)}")
-    of_term = {**dict.fromkeys(WEIGHTED_TERMS, 1.0), **settings.term_weights}
+    of_term = {term.value: settings.term_weights.get(term, 1.0) for term in Term}
     of_term[UNIFORMITY] = settings.uniformity_weight
     moment = task_weights or {}
     return torch.tensor(

@@ -212,8 +212,8 @@ def test_weights_of_the_moment_multiply_those_of_the_settings():
 
 
 def test_an_unknown_term_in_the_weights_is_refused_by_name():
-    with pytest.raises(ValueError, match="'info_nec'"):
-        whole(simple_pairs([Task.OCR]), ObjectiveSettings(term_weights={"info_nec": 1.0}))
+    with pytest.raises(ValueError, match="info_nec"):
+        ObjectiveSettings(term_weights={"info_nec": 1.0})
 
 
 def test_no_pairs_at_all_give_a_zero_loss_with_gradients_for_the_candidates():
