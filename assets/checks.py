@@ -48,11 +48,6 @@ def curated_has_pairs(place: Workspace, source: str) -> Finding:
     return findings.has_pairs(place.curated(source) / "pairs.parquet")
 
 
-def curated_few_rejects(place: Workspace, source: str) -> Finding:
-    """Not more than a fifth of the source was rejected."""
-    return findings.few_rejects(place.curated(source))
-
-
 def tagged_nothing_vanishes(place: Workspace, source: str) -> Finding:
     """Curated pairs are in the tagged table or in its ledger."""
     folder = place.tagged(source)
@@ -81,7 +76,6 @@ BLOCKING, WARNING = True, False
 SOURCE_CHECKS: tuple[tuple[str, str, SourceQuestion, bool], ...] = (
     ("curated_corpus", "nothing_vanishes", curated_nothing_vanishes, BLOCKING),
     ("curated_corpus", "has_pairs", curated_has_pairs, BLOCKING),
-    ("curated_corpus", "few_rejects", curated_few_rejects, WARNING),
     ("tagged_corpus", "nothing_vanishes", tagged_nothing_vanishes, BLOCKING),
     ("validated_corpus", "nothing_vanishes", validated_nothing_vanishes, BLOCKING),
     ("validated_corpus", "critical_expectations", critical_expectations, BLOCKING),

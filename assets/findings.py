@@ -17,8 +17,6 @@ from vipolyqwen_core.workspace import Workspace
 if TYPE_CHECKING:  # brings PyTorch along
     from vipolyqwen_core.training.result import TrainingResult
 
-MAX_REJECTED_SHARE = 0.2
-"""From here on the rejects of a source deserve a look."""
 MAX_REFUSED_SHARE = 0.05
 """More steps without a finite gradient are no accident."""
 MIN_DEVIATION = 0.1
@@ -107,20 +105,6 @@ def has_pairs(pairs: Path) -> Finding:
     """At least one pair is there."""
     rows = num_rows(pairs)
     return Finding(passed=rows > 0, sentence=f"{rows:,} pairs" if rows else "no pair is left")
-
-
-def few_rejects(folder: Path) -> Finding:
-    """Not more than a fifth of what was read was rejected."""
-    summary = stage_summary(folder)
-    rejected = {**summary.records_rejected, **summary.rejected}
-    read = summary.pairs_in + sum(summary.records_rejected.values())
-    share = sum(rejected.values()) / read if read else 0.0
-    most = ", ".join(f"{rule} {count:,}" for rule, count in sorted(rejected.items(), key=lambda e: -e[1])[:3])
-    return Finding(
-        passed=share <= MAX_REJECTED_SHARE,
-        sentence=f"{share:.1%} rejected" + (f": mostly {most}" if most else ""),
-        facts={"share": share},
-    )
 
 
 def stage_summary(folder: Path) -> StageSummary:

@@ -20,14 +20,16 @@ def validated_corpus(
     place = workspace.open()
     source = manifest.load().source(context.partition_key)
     summary = validate(source, place)
-    folder = place.validated(source.name)
+    accepted = bool(summary.details["accepted"])
+    version = place.validated(source.name) / summary.data_version
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
         metadata={
-            **stage_metadata(summary, folder, TAGGED),
+            **stage_metadata(summary, version, TAGGED),
+            "accepted": accepted,
             "dagster/column_lineage": carried_columns(TAGGED, "tagged_corpus", TAGGED),
             "expectations": expectations_table(summary.details["expectations"]),
-            "data docs": dg.MetadataValue.path(str(place.data_docs)),
+            "data docs": dg.MetadataValue.path(summary.details["data_docs"]),
         },
     )
 

@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `--help` is quick. A mista
 sentence and exit code 1; `--debug` shows the traceback instead.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -260,9 +261,7 @@ def main() -> None:
 def mount_factory() -> None:
     """Add the factory's commands where its packages can be found: the sole look upward."""
     if find_spec("orchestration") is not None:
-        from orchestration.commands import mount
-
-        mount(app)
+        import_module("orchestration.commands").mount(app)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def manifest(folder: Path, *names: str) -> str:
     return str(path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def definitions(tmp_path: Path) -> dg.Definitions:
     return build_definitions(Workspace(tmp_path), manifest(tmp_path, "letters", "receipts"), "demo")
 
