@@ -35,9 +35,9 @@ def demo() -> Recipe:
         batches=BatchSettings(
             pairs_per_step=128, chunk_tokens=16_384, chunk_patches=16_384, negatives=Negatives.CHUNK
         ),
-        optimizer=OptimizerSettings(learning_rate=2e-3, weight_decay=0.01),
+        optimizer=OptimizerSettings(learning_rate=1e-3, weight_decay=0.01),
         training=TrainingSettings(
-            epochs=5,
+            epochs=6,
             precision=Precision.FLOAT32,
             distribution=Distribution.NONE,
             processes=1,
