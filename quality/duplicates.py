@@ -11,6 +11,7 @@ kept, on disk, and each band is joined on its own, so that memory grows by some 
 
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,11 @@ def _candidates(scratch: Path) -> pl.DataFrame:
     for number in range(NUM_BANDS if files else 0):
         band = pl.scan_parquet(files).select("row", band=f"band_{number}")
         met = band.filter(pl.len().over("band") > 1).sort("band", "row").collect(engine="streaming")
-        found = pl.concat([found, _bucket_pairs(met)]).unique()
+        found = pl.concat([found, bucket_pairs(met)]).unique()
     return found.sort("a", "b")
 
 
-def _bucket_pairs(met: pl.DataFrame) -> pl.DataFrame:
+def bucket_pairs(met: pl.DataFrame) -> pl.DataFrame:
     """Pairs within each bucket of a band, a number linear in the rows. `met` is sorted by (band, row)."""
     buckets = met.with_columns(size=pl.len().over("band"), first=pl.col("row").first().over("band"))
     pairs = [buckets.select(a="first", b="row")]
@@ -186,7 +187,7 @@ def _similarities(pairs: pl.DataFrame, documents: pl.DataFrame, texts: Sequence[
     for name in texts:
         given = held[name].is_not_null().to_list()
         hashes, offsets = shingles(held[name].fill_null("").to_list())
-        sets = [np.unique(hashes[start:end]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
         for number, (a, b) in enumerate(zip(left, right, strict=True)):
             if given[a] != given[b]:
                 lowest[number] = -1.0

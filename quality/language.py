@@ -113,7 +113,7 @@ def _by_script(text: str) -> str | None:
 
 
 def _is_plain_vietnamese(words: list[str]) -> bool:
-    """Whether the words are Vietnamese syllables without diacritics. English fails at `is`, `of`, `what` ..."""
+    """Whether the words are Vietnamese syllables without diacritics. English fails at `is`, `of`, `what`."""
     if len(words) < MIN_SYLLABLES:
         return False
     syllables = sum(PLAIN_SYLLABLE.fullmatch(word.lower()) is not None for word in words)

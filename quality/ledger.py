@@ -4,18 +4,19 @@ reading:  records = records that gave at least one pair + records in the ledger
 a stage:  pairs in = pairs out + pairs in the ledger
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from vipolyqwen_core.contract import LEDGER
+from vipolyqwen_core.contract import LEDGER, Column
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, written_aside
 
 VALUE_CHARS = 200
 READ_STAGE = "read"
 
 
-def polars_schema(columns) -> pl.Schema:
+def polars_schema(columns: Sequence[Column]) -> pl.Schema:
     """The Polars schema of a table of the contract."""
     empty = pl.from_arrow(arrow_schema(columns).empty_table())
     assert isinstance(empty, pl.DataFrame)
@@ -41,7 +42,7 @@ def rejected_pairs(rows: pl.DataFrame, stage: str) -> pl.DataFrame:
         file="file",
         line="line",
         item="item",
-    ).cast(dict(LEDGER_SCHEMA))
+    ).cast(LEDGER_SCHEMA)
 
 
 def write_ledger(lines: pl.DataFrame | pl.LazyFrame, path: Path) -> None:

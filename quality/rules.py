@@ -23,12 +23,15 @@ RULES: dict[str, str] = {
     "repetitive_target": "One repeated line, word or character fills the target.",
     "score_out_of_range": "The score is not a number in [0, 1].",
     "answer_in_query": "The query ends with the whole answer, so that there is nothing to learn.",
+    # validated
+    "placeholder_mismatch": "The pair has not as many <image> as pictures.",
+    "nothing_to_encode": "A side has no tokens.",
     # curated and training_set: duplicates
     "exact_duplicate": "Task, query, target and pictures equal those of a row that is kept.",
     "near_duplicate": "Query and target nearly equal those of a row that is kept, pictures are the same.",
     # training_set: split
     "off_limits": "The source is a benchmark that is off limits: its rows never train.",
-    "linked_to_off_limits": "The row shares a picture, a text or a group with a benchmark that is off limits.",
+    "linked_to_off_limits": "The row shares a picture, text or group with a benchmark that is off limits.",
     "evaluation_retired": "The row evaluated before, but its component now trains, too.",
     "evaluation_full": "The row's component evaluates, and evaluation has its split.max_eval_pairs rows.",
 }
@@ -79,7 +82,7 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
 
 
 def _answered() -> pl.Expr:
-    """The seed's mistake: the answer was put into the query's own conversation. Equal sentences are a pair."""
+    """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair."""
     query, target = pl.col("query").str.strip_chars(), pl.col("target").str.strip_chars()
     ends = query.str.ends_with(target) & (target.str.len_chars() >= MIN_ANSWER_CHARS)
     only_text = pl.col("target_images").list.len().fill_null(0) == 0

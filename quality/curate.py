@@ -1,0 +1,244 @@
+"""Stage `curated`: from the files of a source to clean, distinct pairs, and a ledger of the rest.
+
+Records stream through in batches: normalised, judged by the row rules, written to shards. Then duplicates
+are found over the shards on disk, and what is left is written in the order of the files.
+
+    curated/<source>/pairs.parquet       PAIR, sorted by position
+    curated/<source>/ledger.parquet      LEDGER: records under stage `read`, pairs under `curated`
+    curated/<source>/pictures.parquet    every picture path that was read, to notice when one changes
+    curated/<source>/stage.json          StageSummary; details: languages, tasks, images
+    images/<source>.lance                IMAGE_STORE, a new version
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from quality.intake import PictureIntake, normalised_rows, references_of
+from quality.ledger import (
+    LEDGER_SCHEMA,
+    READ_STAGE,
+    count_rules,
+    missing_pairs,
+    missing_records,
+    polars_schema,
+    rejected_pairs,
+    write_ledger,
+)
+from quality.picture_files import paths_digest
+from quality.row_duplicates import find_duplicates
+from vipolyqwen_core.config import CurationSettings, to_json
+from vipolyqwen_core.contract import PAIR
+from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.image_store import write_images
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers import Record, check_source, files_fingerprint, read_source
+from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage, written_aside
+from vipolyqwen_core.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+STAGE = "curated"
+CODE_VERSION = 1
+"""Raise it when the same input gives another result: earlier results are then made anew."""
+BATCH_PAIRS = 10_000
+ROW_GROUP = 50_000
+UNREAD_FIELDS = frozenset({"license", "weight", "off_limits"})
+"""What of a source does not decide its pairs."""
+
+
+def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> StageSummary:
+    """Read, normalise and judge a source; reuse what stands where nothing has changed.
+
+    Raises:
+        ValueError: the source cannot be read at all: no file, an empty one, the wrong format, a wrong key
+    """
+    started = time.monotonic()
+    files = check_source(source)
+    folder = workspace.curated(source.name)
+    read = {name: value for name, value in vars(source).items() if name not in UNREAD_FIELDS}
+    base = fingerprint(STAGE, CODE_VERSION, sorted(read.items()), to_json(settings), files_fingerprint(files))
+    root = ImageRoot(source.image_root)
+    mark = fingerprint(base, paths_digest(root, folder / "pictures.parquet"))
+    if (summary := unchanged_stage(folder, mark)) is not None:
+        logger.info("%s: unchanged, %d pairs", source.name, summary.pairs_out)
+        return summary
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        shards = Shards(aside / "shards")
+        pictures = PictureIntake(root, settings.max_image_pixels)
+        try:
+            images = _read(source, settings, pictures, shards, workspace)
+        finally:
+            pictures.close()
+        shards.write_pictures(aside / "pictures.parquet")
+        duplicates = find_duplicates(shards.kept(), settings, aside / "bands")
+        _write_pairs(shards, duplicates, aside)
+        rejected = _write_ledger(shards, duplicates, aside)
+        shards.remove()
+        summary = StageSummary(
+            stage=STAGE,
+            fingerprint=fingerprint(base, paths_digest(root, aside / "pictures.parquet")),
+            data_version=content_digest([aside / "pairs.parquet", aside / "ledger.parquet"]),
+            pairs_in=shards.pairs,
+            pairs_out=_num_rows(aside / "pairs.parquet"),
+            rejected=rejected,
+            records=shards.records,
+            records_with_pairs=shards.records - sum(shards.records_rejected.values()),
+            records_rejected=dict(shards.records_rejected.most_common()),
+            seconds=time.monotonic() - started,
+            details=_details(aside / "pairs.parquet", images),
+        )
+        assert missing_records(summary) == 0, summary
+        assert missing_pairs(summary) == 0, summary
+        summary.write(aside)
+    logger.info(
+        "%s: %d records, %d pairs, %d kept in %.0f s",
+        source.name, summary.records, summary.pairs_in, summary.pairs_out, summary.seconds,
+    )  # fmt: skip
+    return summary
+
+
+class Shards:
+    """What has been read so far, on disk: pairs with or without a rule, and rejected records."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.records = 0
+        self.pairs = 0
+        self.records_rejected: Counter[str] = Counter()
+        self.is_sorted = True
+        self._last = ("", 0, -1)
+        self._number = 0
+
+    def add(self, records: list[Record], rows: pl.DataFrame, paths: list[str]) -> None:
+        """Write a batch."""
+        unread = [record for record in records if record.rejection is not None]
+        self.records += len(records)
+        self.records_rejected.update(record.rejection.rule for record in unread if record.rejection)
+        numbered = rows.with_columns(row=pl.int_range(self.pairs, self.pairs + rows.height, dtype=pl.Int64))
+        self.pairs += rows.height
+        for position in rows.select("file", "line", "item").iter_rows():
+            self.is_sorted &= position > self._last
+            self._last = position
+        name = f"{self._number:06}.parquet"
+        numbered.write_parquet(self.folder / f"pairs_{name}", compression="lz4")
+        _ledger_of_records(unread).write_parquet(self.folder / f"records_{name}")
+        pl.DataFrame({"path": paths}, schema={"path": pl.String}).write_parquet(self.folder / f"paths_{name}")
+        self._number += 1
+
+    def _scan(self, kind: str) -> pl.LazyFrame:
+        return pl.scan_parquet(sorted(self.folder.glob(f"{kind}_*.parquet")))
+
+    def kept(self) -> pl.LazyFrame:
+        """Pairs that no rule rejected."""
+        return self._scan("pairs").filter(pl.col("rule").is_null())
+
+    def rejected(self) -> pl.LazyFrame:
+        """Pairs that a rule rejected."""
+        return self._scan("pairs").filter(pl.col("rule").is_not_null())
+
+    def unread(self) -> pl.LazyFrame:
+        """Ledger lines of records that gave no pair, without their source."""
+        return self._scan("records")
+
+    def write_pictures(self, path: Path) -> None:
+        """Write the paths of all pictures that were asked for."""
+        self._scan("paths").sink_parquet(path)
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        for file in self.folder.iterdir():
+            file.unlink()
+        self.folder.rmdir()
+
+
+def _ledger_of_records(records: list[Record]) -> pl.DataFrame:
+    lines = [
+        (READ_STAGE, None, None, found.rule, found.reason, found.value, record.file, record.line, None)
+        for record in records
+        if (found := record.rejection) is not None
+    ]
+    return pl.DataFrame(lines, schema=LEDGER_SCHEMA, orient="row")
+
+
+def _read(
+    source: Source, settings: CurationSettings, pictures: PictureIntake, shards: Shards, workspace: Workspace
+) -> dict[str, Any] | None:
+    """Read the whole source into shards and its pictures into the image store.
+
+    The image store takes an iterator of pictures; so reading is a generator that hands pictures over as it
+    meets them.
+    """
+
+    def reading() -> Iterator[dict[str, Any]]:
+        for records in _batches(source, settings):
+            yield from pictures.load(chain.from_iterable(map(references_of, records)))
+            shards.add(
+                records, normalised_rows(records, source.name, pictures, settings), pictures.take_paths()
+            )
+            logger.info("%s: %d records, %d pairs read", source.name, shards.records, shards.pairs)
+
+    rows = reading()
+    first = next(rows, None)
+    if first is None:
+        return None
+    path = workspace.images(source.name)
+    return {"path": str(path), "version": write_images(path, chain([first], rows))}
+
+
+def _batches(source: Source, settings: CurationSettings) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    num_pairs = 0
+    for record in read_source(source, settings.dialogue_turns):
+        batch.append(record)
+        num_pairs += max(len(record.pairs), 1)
+        if num_pairs >= BATCH_PAIRS:
+            yield batch
+            batch, num_pairs = [], 0
+    if batch:
+        yield batch
+
+
+def _write_pairs(shards: Shards, duplicates: pl.DataFrame, folder: Path) -> None:
+    pairs = shards.kept().join(duplicates.lazy(), on="row", how="anti", maintain_order="left")
+    pairs = pairs.select(polars_schema(PAIR).names())
+    if not shards.is_sorted:
+        pairs = pairs.sort("file", "line", "item")
+    pairs.sink_parquet(folder / "pairs.parquet", row_group_size=ROW_GROUP)
+
+
+def _write_ledger(shards: Shards, duplicates: pl.DataFrame, folder: Path) -> dict[str, int]:
+    """Write the ledger; its pairs by rule."""
+    columns = ["row", "sample_id", "source", "file", "line", "item", "rule", "reason", "value"]
+    by_rule = shards.rejected().select(columns)
+    dropped = shards.kept().select(columns[:6]).join(duplicates.lazy(), on="row").select(columns)
+    pairs = rejected_pairs(pl.concat([by_rule, dropped]).collect(engine="streaming"), STAGE)
+    name = pl.scan_parquet(list(shards.folder.glob("pairs_*.parquet"))).select("source").first().collect()
+    unread = shards.unread().with_columns(
+        source=pl.lit(name.item() if name.height else None, dtype=pl.String)
+    )
+    write_ledger(pl.concat([unread, pairs.lazy()]), folder / "ledger.parquet")
+    return count_rules(pairs.lazy())
+
+
+def _details(pairs: Path, images: dict[str, Any] | None) -> dict[str, Any]:
+    scan = pl.scan_parquet(pairs)
+
+    def counts(column: str) -> dict[str, int]:
+        found = scan.group_by(column).len().sort(["len", column], descending=[True, False]).collect()
+        return dict(found.iter_rows())
+
+    return {"languages": counts("language"), "tasks": counts("task"), "images": images}
+
+
+def _num_rows(path: Path) -> int:
+    return int(pl.scan_parquet(path).select(pl.len()).collect().item())

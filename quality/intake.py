@@ -1,0 +1,211 @@
+"""From raw pairs to normalised pairs in tables: texts, pictures, language, identities, row rules.
+
+Pictures are read where a batch first names them and are stored once, so memory grows only by their known
+names. A broken picture rejects the pairs that use it, under the rule that the picture broke.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from quality.language import detect_languages
+from quality.ledger import polars_schema
+from quality.rules import first_failure, row_rules
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import PAIR, Turn
+from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
+from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, image_id, store_picture
+from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
+from vipolyqwen_core.corpus.text import normalise_text
+
+INTAKE_SCHEMA = pl.Schema(
+    [
+        *polars_schema(PAIR).items(),
+        ("query_hash", pl.UInt64),
+        ("target_hash", pl.UInt64),
+        ("rule", pl.String),
+        ("reason", pl.String),
+        ("value", pl.String),
+    ]
+)
+"""A pair with the hashes of its sides and, where a rule rejected it, the rule."""
+PICTURES_AT_ONCE = 64
+
+
+class LoadedPicture(NamedTuple):
+    """A picture that was read, or why it was not."""
+
+    image: dict[str, Any] | None
+    """A row of IMAGE_STORE, without `origin`."""
+    error: PictureError | None
+
+
+class PictureIntake:
+    """The pictures of one source: each path is read once, each picture stored once."""
+
+    def __init__(self, root: ImageRoot, max_image_pixels: int) -> None:
+        self.root = root
+        self.max_image_pixels = max_image_pixels
+        self.paths: list[str] = []
+        """Paths that were asked for since the last `take_paths`."""
+        self._known: dict[bytes, str | PictureError] = {}
+        self._stored: set[str] = set()
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+
+    def load(self, references: Iterable[tuple[RawImage, str]]) -> Iterator[dict[str, Any]]:
+        """Read the pictures that are new; yield a row of IMAGE_STORE for each that is not stored yet.
+
+        Args:
+            references: a path or bytes, and where it stands, for pictures without a path
+        """
+        new = {}
+        for reference, place in references:
+            key = _key(reference)
+            if key not in self._known and key not in new:
+                new[key] = (reference, place)
+        waiting = list(new.items())
+        for start in range(0, len(waiting), PICTURES_AT_ONCE):
+            some = waiting[start : start + PICTURES_AT_ONCE]
+            loaded = self._pool.map(self._load, [reference for _, (reference, _) in some])
+            for (key, (reference, place)), picture in zip(some, loaded, strict=True):
+                if isinstance(reference, str):
+                    self.paths.append(reference)
+                if picture.image is None:
+                    assert picture.error is not None
+                    self._known[key] = picture.error
+                    continue
+                identity = picture.image["image_id"]
+                self._known[key] = identity
+                if identity not in self._stored:
+                    self._stored.add(identity)
+                    origin = self.root.locate(reference) if isinstance(reference, str) else place
+                    yield {**picture.image, "origin": origin}
+
+    def identity(self, reference: RawImage) -> str:
+        """Id of a picture that was loaded.
+
+        Raises:
+            PictureError: it could not be
+        """
+        found = self._known[_key(reference)]
+        if isinstance(found, PictureError):
+            raise found
+        return found
+
+    def take_paths(self) -> list[str]:
+        """Paths read since the last call."""
+        taken, self.paths = self.paths, []
+        return taken
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _load(self, reference: RawImage) -> LoadedPicture:
+        try:
+            data = self.root.read(reference) if isinstance(reference, str) else bytes(reference)
+            picture = decode_picture(data, self.max_image_pixels)
+        except PictureError as error:
+            return LoadedPicture(
+                None, PictureError(error.rule, str(error))
+            )  # without the frames it keeps alive
+        stored = store_picture(data, picture)
+        row = {
+            "image_id": image_id(picture.image),
+            "bytes": stored.bytes,
+            "format": stored.format,
+            "width": picture.width,
+            "height": picture.height,
+            "phash": perceptual_hash(picture.image),
+            "reencoded": stored.reencoded,
+        }
+        return LoadedPicture(row, None)
+
+
+def _key(reference: RawImage) -> bytes:
+    data = reference.encode("utf-8", "surrogatepass") if isinstance(reference, str) else reference
+    return blake2b(data, digest_size=12, person=b"path" if isinstance(reference, str) else b"bytes").digest()
+
+
+def references_of(record: Record) -> Iterator[tuple[RawImage, str]]:
+    """All pictures that the pairs of a record name, and where the record stands."""
+    place = f"{record.file}:{record.line}"
+    for pair in record.pairs:
+        sides = (pair.query_images, pair.target_images, *(negative.images for negative in pair.negatives))
+        for images in sides:
+            for reference in images:
+                yield reference, place
+
+
+def normalised_rows(
+    records: Sequence[Record], source: str, pictures: PictureIntake, settings: CurationSettings
+) -> pl.DataFrame:
+    """The pairs of records, normalised and judged: INTAKE_SCHEMA, `rule` null where a pair is kept."""
+    rows = [
+        _row(pair, pictures, source, record.file, record.line, item)
+        for record in records
+        for item, pair in enumerate(record.pairs)
+    ]
+    frame = pl.DataFrame(rows, schema=INTAKE_SCHEMA, orient="row")
+    languages = detect_languages(f"{row['query']}\n{row['target']}" for row in rows)
+    frame = frame.with_columns(language=pl.Series(languages, dtype=pl.String))
+    return first_failure(frame, row_rules(settings))
+
+
+def _row(
+    pair: RawPair, pictures: PictureIntake, source: str, file: str, line: int, item: int
+) -> dict[str, Any]:
+    query, target = normalise_text(pair.query), normalise_text(pair.target)
+    history = tuple(Turn(turn.role, normalise_text(turn.text)) for turn in pair.history or ()) or None
+    rejected: tuple[str, str, str] | None = None
+    identities: list[list[str]] = []
+    for images in (pair.query_images, pair.target_images, *(side.images for side in pair.negatives)):
+        identities.append([])
+        for reference in images:
+            try:
+                identities[-1].append(pictures.identity(reference))
+            except PictureError as error:
+                rejected = rejected or (error.rule, str(error), shorten(reference))
+    query_images, target_images, *negative_images = identities
+    rule, reason, value = rejected or (None, None, None)
+    return {
+        "sample_id": sample_id(pair.task, query, target, query_images, target_images, history, pair.score),
+        "source": source,
+        "task": pair.task.value,
+        "query": query,
+        "query_images": query_images,
+        "history": None if history is None else [turn._asdict() for turn in history],
+        "target": target,
+        "target_images": target_images,
+        "score": pair.score,
+        "negatives": _negatives(pair.negatives, negative_images),
+        "group_id": _writable(pair.group_id),
+        "positive_key": _writable(pair.positive_key),
+        "file": _writable(file),
+        "line": line,
+        "item": item,
+        "query_hash": side_hash(query, query_images, history),
+        "target_hash": side_hash(target, target_images),
+        "rule": rule,
+        "reason": reason,
+        "value": value,
+    }
+
+
+def _negatives(negatives: Sequence[RawSide], images: Sequence[list[str]]) -> list[dict[str, Any]] | None:
+    sides = [
+        {"text": normalise_text(side.text), "images": ids}
+        for side, ids in zip(negatives, images, strict=True)
+    ]
+    return sides or None
+
+
+def _writable(text: str | None) -> str | None:
+    """The text without lone surrogates, which cannot be written as UTF-8."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,97 @@
+"""Great Expectations as the judge: suites against frames, in one run, with Data Docs as HTML."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import polars as pl
+from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.execution_engine import pandas_execution_engine
+
+from quality.expectations import Suite
+from vipolyqwen_core.corpus.tables import written_aside
+
+pandas_execution_engine.HASH_THRESHOLD = 0  # frames below 1 GB are fingerprinted with md5 otherwise
+SITE = "data_docs"
+SHOWN = ("suite", "expectation", "column", "severity", "success", "observed")
+
+
+def judge(
+    suites: Sequence[Suite], tables: Mapping[str, pl.DataFrame], docs: Path | None
+) -> list[dict[str, Any]]:
+    """Validate each suite against its table; one line for each expectation.
+
+    A suite of a task without rows is left out. A metric that raised counts as a failure, and says so.
+
+    Args:
+        suites: what is expected
+        tables: frames by the name that suites use
+        docs: folder for Data Docs, replaced as a whole; none: no HTML
+    Returns:
+        dicts of suite, expectation, column, severity, success, observed
+    """
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    datasource = context.data_sources.add_pandas("frames")
+    lines: list[dict[str, Any]] = []
+    results = []
+    for suite in suites:
+        frame = tables[suite.table]
+        if suite.task is not None:
+            frame = frame.filter(pl.col("task") == suite.task.value)
+            if frame.is_empty():
+                continue
+        batch = datasource.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("whole")
+        expected = gx.ExpectationSuite(name=suite.name, expectations=list(suite.expectations))
+        definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=context.suites.add(expected))
+        context.validation_definitions.add(definition)
+        result = definition.run(batch_parameters={"dataframe": frame.to_pandas()}, result_format="SUMMARY")
+        results.append(result)
+        lines += [_line(suite.name, single) for single in result.results]
+    if docs is not None:
+        with written_aside(docs) as aside:
+            _write_docs(context, aside)
+    return lines
+
+
+def _line(suite: str, result: ExpectationValidationResult) -> dict[str, Any]:
+    config = result.expectation_config
+    assert config is not None
+    severity = config.severity
+    values = (
+        suite,
+        config.type,
+        config.kwargs.get("column"),
+        str(getattr(severity, "value", severity)),
+        bool(result.success),
+        _observed(result),
+    )
+    return dict(zip(SHOWN, values, strict=True))
+
+
+def _observed(result: ExpectationValidationResult) -> str:
+    """What was seen, in a few words."""
+    raised = result.exception_info or {}
+    messages = [raised] if "raised_exception" in raised else list(raised.values())
+    for message in messages:
+        if isinstance(message, dict) and message.get("raised_exception"):
+            return f"the metric raised: {str(message.get('exception_message'))[:200]}"
+    seen = result.result
+    if "observed_value" in seen:
+        return str(seen["observed_value"])
+    if seen.get("unexpected_count"):
+        sample = ", ".join(str(value)[:40] for value in seen.get("partial_unexpected_list", [])[:3])
+        return f"{seen['unexpected_count']} of {seen['element_count']} unexpected: {sample}"
+    return f"0 of {seen.get('element_count', 0)} unexpected"
+
+
+def _write_docs(context: Any, folder: Path) -> None:
+    site = {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
+    }
+    context.add_data_docs_site(site_name=SITE, site_config=site)
+    context.build_data_docs(site_names=[SITE])

@@ -1,0 +1,109 @@
+"""Which pairs are copies of another: equal ones, then near ones, and which copy stays.
+
+A pair is dropped only when task, query (earlier turns included), target and pictures all match another's:
+exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near. The copy
+that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then the earlier
+row.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from quality.duplicates import (
+    comparable,
+    exact_duplicates,
+    near_duplicates,
+    near_pairs,
+    numbers_key,
+    whole_query,
+)
+from quality.rules import RULES
+from vipolyqwen_core.config import CurationSettings
+
+EXACT, NEAR = "exact_duplicate", "near_duplicate"
+LABELS = ("score", "group_id", "positive_key")
+MAX_CHARS = 2**20 - 1
+MAX_ROWS = 2**38
+
+
+def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Path) -> pl.DataFrame:
+    """The rows to drop: `row`, `kept` (the row that stays), `rule`, `reason`, `value`.
+
+    Args:
+        rows: `row`, the columns of a pair, query_hash and target_hash
+        scratch: a folder of one's own
+    """
+    ranked = rows.with_columns(rank=preference())
+    exact = exact_duplicates(ranked, ["task", "query_hash", "target_hash"])
+    distinct = ranked.join(exact.lazy(), on="row", how="anti")
+    pairs = near_pairs(_texts(distinct, settings), ["query", "target"], settings.near_duplicate_threshold,
+                       settings.seed, scratch)  # fmt: skip
+    members = pl.concat([pairs["a"], pairs["b"]]).unique().alias("row").to_frame()
+    ranks = (
+        distinct.select("row", "rank").join(members.lazy(), on="row", how="semi").collect(engine="streaming")
+    )
+    near = near_duplicates(pairs, ranks)
+    # What an exact copy was kept for may itself be near a better one: that one is what stays.
+    final = dict(near.select("row", "kept").iter_rows())
+    exact = exact.with_columns(kept=pl.col("kept").replace(final), rule=pl.lit(EXACT), similarity=pl.lit(1.0))
+    dropped = pl.concat([exact, near.with_columns(rule=pl.lit(NEAR))], how="diagonal").sort("row")
+    return _explained(dropped, rows)
+
+
+def preference() -> pl.Expr:
+    """A number for each row, distinct; the lowest of a set of copies stays."""
+    labels = pl.sum_horizontal(pl.col(name).is_not_null().cast(pl.Int64) for name in LABELS)
+    labels = labels + pl.col("negatives").is_not_null().cast(pl.Int64)
+    chars = (pl.col("query").str.len_chars() + pl.col("target").str.len_chars()).cast(pl.Int64)
+    return ((4 - labels) * 2**20 + (MAX_CHARS - chars.clip(0, MAX_CHARS))) * MAX_ROWS + pl.col("row")
+
+
+def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
+    """`row`, `block`, `query`, `target`: long sides to compare; all the rest must be equal, by the block."""
+    query, target = comparable(whole_query()), comparable(pl.col("target"))
+    texts = {
+        name: pl.when(text.str.len_chars() >= settings.min_linking_chars).then(text)
+        for name, text in (("query", query), ("target", target))
+    }
+    same = pl.struct(
+        "task",
+        "query_images",
+        "target_images",
+        short_query=pl.when(texts["query"].is_null()).then(query),
+        short_target=pl.when(texts["target"].is_null()).then(target),
+        query_numbers=numbers_key(query),
+        target_numbers=numbers_key(target),
+    )
+    return rows.select("row", block=same.hash(seed=0), **texts).filter(
+        pl.col("query").is_not_null() | pl.col("target").is_not_null()
+    )
+
+
+def _explained(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:
+    """The dropped rows with rule, reason and value: which row stays in their place."""
+    facts = rows.select("row", "sample_id", "source", "file", "line", "score")
+    needed = pl.concat([dropped["row"], dropped["kept"]]).unique().alias("row").to_frame()
+    known = facts.join(needed.lazy(), on="row", how="semi").collect(engine="streaming")
+    joined = dropped.join(known.select("row", own_score="score"), on="row", how="left").join(
+        known.rename({"row": "kept"}), on="kept", how="left"
+    )
+    sentences = pl.col("rule").replace_strict(
+        {rule: RULES[rule] for rule in (EXACT, NEAR)}, return_dtype=pl.String
+    )
+    place = pl.format(" It is {}, line {} of source {}", "file", "line", "source")
+    similarity = pl.when(pl.col("rule") == NEAR).then(
+        pl.format(", similarity {}", pl.col("similarity").round(3))
+    ).otherwise(pl.lit(""))  # fmt: skip
+    scores = (
+        pl.when(pl.col("own_score") != pl.col("score"))
+        .then(pl.format("; scores differ: {} here, {} there", "own_score", "score"))
+        .otherwise(pl.lit(""))
+    )
+    return joined.select(
+        "row",
+        "kept",
+        "rule",
+        reason=pl.concat_str(sentences, place, similarity, scores.fill_null(""), pl.lit(".")),
+        value="sample_id",
+    ).sort("row")

@@ -1,0 +1,251 @@
+"""Stage `validated`: the last look at a source before it may train.
+
+Row rules reject single pairs. Then Great Expectations judges what is left, as a whole. Where every critical
+expectation holds, the pairs become the accepted version of the source; otherwise the last accepted version
+stays, and training goes on with that.
+
+    validated/<source>/stage.json       the last judgement, whatever it was
+    validated/<source>/candidate/       the same of a version that was not accepted
+    validated/<source>/<version>/       pairs.parquet, ledger.parquet, stage.json of an accepted version
+    validated/<source>/accepted.json    {"version": ...}
+"""
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from quality.expectations import (
+    CRITICAL,
+    Profile,
+    Suite,
+    facts_suite,
+    narrow_pairs,
+    pairs_suite,
+    pictures_suite,
+    placeholders_match,
+    profile,
+    task_suite,
+    unexpected_share,
+)
+from quality.judge import judge
+from quality.language import OTHER
+from quality.ledger import (
+    count_rules,
+    missing_pairs,
+    missing_records,
+    polars_schema,
+    rejected_pairs,
+    write_ledger,
+)
+from quality.rules import RowRule, first_failure
+from vipolyqwen_core.contract import TAGGED, Task
+from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
+from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.tables import StageSummary, read_stage, unchanged_stage, written_aside
+from vipolyqwen_core.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+STAGE = "validated"
+CODE_VERSION = 1
+DUPLICATE_RULES = ("exact_duplicate", "near_duplicate")
+ROW_GROUP = 50_000
+
+
+def validate(source: Source, workspace: Workspace) -> StageSummary:
+    """Judge the tagged pairs of a source; `details["accepted"]` says whether they may train.
+
+    Raises:
+        ValueError: the source was not tagged yet
+    """
+    started = time.monotonic()
+    curated, tagged = read_stage(workspace.curated(source.name)), read_stage(workspace.tagged(source.name))
+    if curated is None or tagged is None:
+        raise ValueError(
+            f"source {source.name!r} has not been curated and tagged yet: run these stages first"
+        )
+    folder = workspace.validated(source.name)
+    mark = fingerprint(STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages)
+    if (summary := unchanged_stage(folder, mark)) is not None:
+        logger.info("%s: unchanged, %s", source.name, _verdict(summary))
+        return summary
+    docs = workspace.data_docs / source.name
+    with written_aside(folder / "candidate") as aside:
+        aside.mkdir(parents=True)
+        kept, rejected = _apply_rules(workspace.tagged(source.name) / "pairs.parquet", aside)
+        summary = StageSummary(
+            stage=STAGE,
+            fingerprint=mark,
+            data_version=content_digest([aside / "pairs.parquet", aside / "ledger.parquet"]),
+            pairs_in=tagged.pairs_out,
+            pairs_out=kept,
+            rejected=rejected,
+        )
+        earlier = accepted_stage(folder)
+        before = Profile(**earlier.details["profile"]) if earlier is not None else None
+        tables, now = _tables(source, aside, (curated, tagged, summary), before)
+        lines = judge(_suites(source, tables, before), tables, docs)
+        failed = [line for line in lines if not line["success"]]
+        summary = replace(
+            summary,
+            seconds=time.monotonic() - started,
+            details={
+                "accepted": all(line["severity"] != CRITICAL.value for line in failed),
+                "expectations": lines,
+                "profile": asdict(now),
+                "images": curated.details.get("images"),
+                "data_docs": str(docs / "index.html"),
+            },
+        )
+        summary.write(aside)
+    if summary.details["accepted"]:
+        _accept(folder, summary.data_version)
+    summary.write(folder)
+    for line in failed:
+        what = f"{line['suite']}: {line['expectation']} {line['column'] or ''}"
+        logger.warning("%s: %s failed (%s): %s", source.name, what, line["severity"], line["observed"])
+    logger.info("%s: %d pairs validated, %s", source.name, kept, _verdict(summary))
+    return summary
+
+
+def accepted_folder(folder: Path) -> Path | None:
+    """The folder of the accepted version of a source; None: no version was accepted yet."""
+    named = folder / "accepted.json"
+    if not named.is_file():
+        return None
+    return folder / str(json.loads(named.read_text(encoding="utf-8"))["version"])
+
+
+def accepted_stage(folder: Path) -> StageSummary | None:
+    """The summary of the accepted version of a source; None: no version was accepted yet."""
+    version = accepted_folder(folder)
+    return None if version is None else read_stage(version)
+
+
+def row_rules() -> list[RowRule]:
+    """Rules for tagged pairs."""
+    return [
+        RowRule(
+            "placeholder_mismatch",
+            ~placeholders_match(),
+            pl.format("{} pictures in the query: {}", pl.col("query_images").list.len(), pl.col("query")),
+        ),
+        RowRule(
+            "nothing_to_encode",
+            (pl.col("query_tokens") <= 0) | (pl.col("target_tokens") <= 0),
+            pl.format("{} and {} tokens", "query_tokens", "target_tokens"),
+        ),
+    ]
+
+
+def _verdict(summary: StageSummary) -> str:
+    return "accepted" if summary.details["accepted"] else "NOT accepted: the last accepted version stays"
+
+
+def _apply_rules(tagged: Path, aside: Path) -> tuple[int, dict[str, int]]:
+    """Write the pairs that pass and the ledger of the others; how many passed, and the others by rule.
+
+    Where all pass, the file of the stage before is linked, not copied: no file ever changes once written.
+    """
+    rules = row_rules()
+    rows = pl.scan_parquet(tagged)
+    fails = pl.any_horizontal(rule.fails.fill_null(False) for rule in rules)
+    rejected = first_failure(rows.filter(fails).collect(engine="streaming"), rules)
+    ledger = rejected_pairs(rejected, STAGE)
+    write_ledger(ledger, aside / "ledger.parquet")
+    if ledger.is_empty():
+        link_or_copy(tagged, aside / "pairs.parquet")
+    else:
+        rows.filter(~fails).sink_parquet(aside / "pairs.parquet", row_group_size=ROW_GROUP)
+    kept = pl.scan_parquet(aside / "pairs.parquet").select(pl.len()).collect().item()
+    return int(kept), count_rules(ledger.lazy())
+
+
+def link_or_copy(file: Path, place: Path) -> None:
+    """The same content at another place: a hard link where the file system has them."""
+    try:
+        place.hardlink_to(file)
+    except OSError:
+        shutil.copy2(file, place)
+
+
+def _tables(
+    source: Source, folder: Path, stages: tuple[StageSummary, ...], before: Profile | None
+) -> tuple[dict[str, pl.DataFrame], Profile]:
+    """What the suites judge, and the profile of the pairs."""
+    curated, tagged, validated = stages
+    rows = pl.scan_parquet(folder / "pairs.parquet")
+    narrow = narrow_pairs(rows).collect(engine="streaming")
+    now = profile(narrow)
+    read = curated.pairs_in + sum(curated.records_rejected.values())
+    duplicates = sum(curated.rejected.get(rule, 0) for rule in DUPLICATE_RULES)
+    facts: dict[str, Any] = {
+        "schema_is_right": rows.collect_schema() == polars_schema(TAGGED),
+        "is_sorted": _is_sorted(rows),
+        "pairs": validated.pairs_out,
+        "missing_records": missing_records(curated),
+        "missing_curated": missing_pairs(curated),
+        "missing_tagged": missing_pairs(tagged) + abs(curated.pairs_out - tagged.pairs_in),
+        "missing_validated": missing_pairs(validated),
+        "rejected_share": (read - validated.pairs_out) / read if read else 0.0,
+        "duplicate_share": duplicates / curated.pairs_in if curated.pairs_in else 0.0,
+        "other_share": now.languages.get(OTHER, 0.0),
+        "unexpected_language_share": unexpected_share(now.languages, source.languages),
+        **(now.drift(before) if before is not None else {}),
+    }
+    tables = {"pairs": narrow}
+    images = curated.details.get("images")
+    named = pictures_of(rows).collect(engine="streaming")
+    missing = named
+    if images is not None:
+        store = ImageStore(images["path"], images["version"])
+        columns = ["image_id", "width", "height", "phash", "reencoded"]
+        stored = pl.from_arrow(store.table(columns))
+        assert isinstance(stored, pl.DataFrame)
+        missing = named.join(stored, on="image_id", how="anti")
+        tables["pictures"] = stored.with_columns(
+            aspect=pl.col("width") / pl.col("height"), reencoded=pl.col("reencoded").cast(pl.Int8)
+        )
+    facts["missing_pictures"] = missing.height
+    return {**tables, "facts": pl.DataFrame([facts])}, now
+
+
+def pictures_of(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Ids of all pictures that pairs name, hard negatives included: `image_id`, each once."""
+    negatives = rows.select("negatives").explode("negatives").drop_nulls()
+    named = [
+        rows.select(image_id=pl.col("query_images")),
+        rows.select(image_id=pl.col("target_images")),
+        negatives.select(image_id=pl.col("negatives").struct.field("images")),
+    ]
+    return pl.concat(named).explode("image_id").drop_nulls().unique()
+
+
+def _is_sorted(rows: pl.LazyFrame) -> bool:
+    places = rows.select("file", "line", "item").collect(engine="streaming")
+    return places.equals(places.sort("file", "line", "item", maintain_order=True))
+
+
+def _suites(source: Source, tables: dict[str, pl.DataFrame], before: Profile | None) -> list[Suite]:
+    suites = [pairs_suite(), *(task_suite(task) for task in Task)]
+    suites.append(facts_suite(before is not None, bool(source.languages)))
+    return [*suites, pictures_suite()] if "pictures" in tables else suites
+
+
+def _accept(folder: Path, version: str) -> None:
+    """Make the candidate the accepted version, and remove all others but the one before."""
+    earlier = accepted_folder(folder)
+    with written_aside(folder / version) as aside:
+        (folder / "candidate").rename(aside)
+    with written_aside(folder / "accepted.json") as named:
+        named.write_text(json.dumps({"version": version}), encoding="utf-8")
+    for other in folder.iterdir():
+        if other.is_dir() and other not in (folder / version, earlier):
+            shutil.rmtree(other)
