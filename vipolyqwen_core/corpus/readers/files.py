@@ -120,7 +120,7 @@ def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]
 def decode_line(data: bytes, languages: Collection[str] = ()) -> str:
     """The text of bytes: UTF-8, or what a line that is no UTF-8 most likely was.
 
-    A line with whole UTF-8 characters among broken bytes keeps them, and U+FFFD stands for the rest.
+    Where whole UTF-8 characters outnumber the broken bytes, they stay, and U+FFFD stands for the rest.
     Otherwise it is GB18030 where Chinese is expected and Chinese comes out; Windows-1258 where that gives
     tone marks, all of them on vowels, or where Vietnamese is expected and no tone mark is astray; else
     Windows-1252.
@@ -130,7 +130,8 @@ def decode_line(data: bytes, languages: Collection[str] = ()) -> str:
     except UnicodeDecodeError:
         pass
     patched = data.decode("utf-8", "replace")
-    if any(ord(char) > 0x7F and char != "\ufffd" for char in patched):
+    num_broken = patched.count("\ufffd")
+    if sum(ord(char) > 0x7F for char in patched) >= 2 * num_broken:
         return patched
     if "zh" in languages:
         try:

@@ -3,6 +3,7 @@
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -157,9 +158,10 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
     }
     seen: dict[Key, None] = {}
     for file in files:
-        for row in islice(read_rows(file, source), HEAD_RECORDS):
-            seen.update(dict.fromkeys(row.fields))
-            missing = {name: key for name, key in missing.items() if look_up(row.fields, key) is MISSING}
+        with suppress(*UNREADABLE):  # the rest of a file; reading puts it into the ledger
+            for row in islice(read_rows(file, source), HEAD_RECORDS):
+                seen.update(dict.fromkeys(row.fields))
+                missing = {name: key for name, key in missing.items() if look_up(row.fields, key) is MISSING}
         if not missing:
             return
     name, key = next(iter(missing.items()))

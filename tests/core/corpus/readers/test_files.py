@@ -1,0 +1,118 @@
+"""Files are found, named and read whatever their place, packing and encoding."""
+
+import bz2
+import gzip
+import lzma
+import unicodedata
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers.files import decode_line, files_fingerprint, list_files, read_lines
+
+VIETNAMESE = "Đường đến trường của em rất đẹp"
+
+
+def source(*paths: Path | str) -> Source:
+    return Source(name="s", format=Format.OWNER_JSONL, paths=tuple(str(path) for path in paths))
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def test_files_are_named_from_the_fixed_part_of_their_paths_and_sorted(tmp_path: Path) -> None:
+    write(tmp_path, "in/b/2.jsonl", "in/a/1.jsonl", "in/a/deep/3.jsonl", "in/a/1.csv")
+    listed = list_files(source(tmp_path / "in/**/*.jsonl"))
+    assert [file.name for file in listed] == ["a/1.jsonl", "a/deep/3.jsonl", "b/2.jsonl"]
+    assert all(Path(file.location).is_file() for file in listed)
+    two = list_files(source(tmp_path / "in/b/2.jsonl", tmp_path / "in/a/*.csv", tmp_path / "in/a/1.*"))
+    assert [file.name for file in two] == ["a/1.csv", "a/1.jsonl", "b/2.jsonl"]
+
+
+def test_a_name_with_brackets_is_a_name_where_such_a_file_stands(tmp_path: Path) -> None:
+    write(tmp_path, "a[1].jsonl", "a1.jsonl")
+    assert [file.name for file in list_files(source(tmp_path / "a[1].jsonl"))] == ["a[1].jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("x.jsonl", "there is no file .*x.jsonl"),
+        ("*.csv", "no file matches .*csv"),
+        ("folder", "folder is a folder"),
+        ("nonsense://a", "cannot be opened"),
+    ],
+)
+def test_a_path_without_files_is_refused(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=f"source 's': .*{message}"):
+        list_files(source(path if "://" in path else tmp_path / path))
+
+
+def test_files_behind_a_url_are_listed_and_read() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/corpus_a/x/1.txt", b"mot\nhai")
+    memory.pipe_file("/corpus_a/y/2.txt", b"ba")
+    listed = list_files(source("memory://corpus_a/*/*.txt"))
+    assert [file.name for file in listed] == ["x/1.txt", "y/2.txt"]
+    assert [line.text for line in read_lines(listed[0].location)] == ["mot", "hai"]
+
+
+def test_the_fingerprint_moves_with_any_file(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", "b.jsonl")
+    first = files_fingerprint(list_files(source(tmp_path / "*.jsonl")))
+    assert files_fingerprint(list_files(source(tmp_path / "*.jsonl"))) == first
+    (tmp_path / "a.jsonl").write_text("A.jsonl")  # as long as before
+    second = files_fingerprint(list_files(source(tmp_path / "*.jsonl")))
+    write(tmp_path, "c.jsonl")
+    assert len({first, second, files_fingerprint(list_files(source(tmp_path / "*.jsonl")))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "packed"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), ("", bytes)],
+)
+def test_packed_files_are_unpacked(tmp_path: Path, suffix: str, packed: object) -> None:
+    path = tmp_path / f"a.CSV{suffix}"
+    path.write_bytes(packed(b"\xef\xbb\xbfmot\r\nhai"))  # type: ignore[operator]
+    assert [tuple(line) for line in read_lines(str(path))] == [(1, "mot"), (2, "hai")]
+    assert list_files(source(path))[0].suffix == ".csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_marks_at_the_start_decide_the_encoding(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}{VIETNAMESE}\r\nhai\n".encode(encoding))
+    assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [VIETNAMESE, "hai"]
+
+
+def test_old_encodings_are_told_apart_line_by_line(tmp_path: Path) -> None:
+    old = unicodedata.normalize("NFD", VIETNAMESE)
+    for letter in "ăâđêôơưĂÂĐÊÔƠƯ":  # Windows-1258 has these letters whole and the five tones apart
+        old = old.replace(unicodedata.normalize("NFD", letter), letter)
+    lines = [VIETNAMESE.encode(), old.encode("cp1258"), "déjà vu – naïve".encode("cp1252"), b"plain"]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    read = [line.text for line in read_lines(str(tmp_path / "a.txt"))]
+    assert read == [VIETNAMESE, VIETNAMESE, "déjà vu – naïve", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("data", "languages", "text"),
+    [
+        ("però lunedì canción São".encode("cp1252"), (), "però lunedì canción São"),
+        ("đi chơi".encode("cp1258"), ("vi",), "đi chơi"),
+        ("收据的总额".encode("gb18030"), ("zh",), "收据的总额"),
+        ("tiếng Việ".encode()[:-1], (), "tiếng Vi\ufffd"),
+        (b"\x81\x8d \xe9", (), "\x81\x8d é"),
+        (b"", (), ""),
+    ],
+)
+def test_each_line_is_decoded_as_what_it_most_likely_is(
+    data: bytes, languages: tuple[str, ...], text: str
+) -> None:
+    assert decode_line(data, languages) == text

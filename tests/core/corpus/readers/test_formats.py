@@ -1,0 +1,255 @@
+"""Each format gives the pairs that are meant, and rejects a record with rule, reason and value."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers import RawPair, Record, read_source
+
+
+def read(folder: Path, name: str, content: str | bytes, turns: str = "last", **keys: Any) -> list[Record]:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_source(Source(name="s", paths=(str(path),), **keys), turns))
+
+
+def rules(records: list[Record]) -> list[str | None]:
+    return [record.rejection and record.rejection.rule for record in records]
+
+
+def jsonl(*rows: Any) -> str:
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+class TestStsTable:
+    KEYS: ClassVar[dict[str, Any]] = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.csv", "sentence1,sentence2,score\na,b,3\n"),
+            ("a.csv", "\ufeffsentence1;sentence2;score\r\na;b;3\r\n"),
+            ("a.csv", "score,sentence2, sentence1\n3,b,a\n"),
+            ("a.tsv", "text1\ttext2\tlabel\na\tb\t3,\n"),
+            ("a.jsonl", '{"query": "a", "target": "b", "score": "3,0"}'),
+            ("a.json", '[{"s1": "a", "s2": "b", "similarity": 3}]'),
+            ("a.json", '{"info": {"v": 1}, "data": [{"s1": "a", "s2": "b", "score": 3}]}'),
+            ("a.json", '{"s1": "a", "s2": "b", "score": 3}\n'),
+        ],
+    )
+    def test_each_table_gives_the_pair_scaled(self, tmp_path: Path, name: str, content: str) -> None:
+        (record,) = read(tmp_path, name, content, score_range=(1.0, 5.0), **self.KEYS)
+        assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", score=0.5),)
+
+    def test_parquet_streams_by_row(self, tmp_path: Path) -> None:
+        table = pa.table({"a": [f"q{i}" for i in range(600)], "b": ["t"] * 600, "c": [0.5] * 599 + [None]})
+        pq.write_table(table, tmp_path / "x.parquet")
+        columns = {"query": "a", "target": "b", "score": "c"}
+        data = (tmp_path / "x.parquet").read_bytes()
+        records = read(tmp_path, "a.parquet", data, columns=columns, **self.KEYS)
+        assert [record.line for record in records] == list(range(1, 601))
+        assert records[598].pairs == (RawPair(Task.TEXT_PAIR, "q598", "t", score=0.5),)
+        assert rules(records[599:]) == ["missing_field"]
+
+    def test_a_table_without_header_goes_by_number(self, tmp_path: Path) -> None:
+        content = 'a,b,1\n"c, ""d""",e,0\n'
+        records = read(tmp_path, "a.csv", content, header=False, **self.KEYS)
+        assert [(p.query, p.target, p.score) for r in records for p in r.pairs] == [
+            ("a", "b", 1.0), ('c, "d"', "e", 0.0),
+        ]  # fmt: skip
+        turned = {"query": 1, "target": 0}
+        (first, _) = read(tmp_path, "a.csv", content, header=False, columns=turned, **self.KEYS)
+        assert (first.pairs[0].query, first.pairs[0].score) == ("b", 1.0)
+
+    def test_a_table_of_two_texts_has_no_scores(self, tmp_path: Path) -> None:
+        (record,) = read(tmp_path, "a.csv", "query,target\na,b\n", **self.KEYS)
+        assert record.pairs[0].score is None
+
+    def test_quoted_cells_hold_line_breaks_and_a_stray_quote_costs_one_line(self, tmp_path: Path) -> None:
+        content = 'query,target,score\n"a\nb",c,1\n"open,d,0\ne,f,1\n g "h",i,0.5\n"j"k,l,0\n'
+        records = read(tmp_path, "a.csv", content, **self.KEYS)
+        assert [(record.line, rules([record])[0]) for record in records] == [
+            (2, None), (4, "missing_field"), (5, None), (6, None), (7, None),
+        ]  # fmt: skip
+        assert records[0].pairs[0].query == "a\nb"
+        assert [record.pairs[0].query for record in records[2:]] == ["e", ' g "h"', "jk"]
+
+    def test_quotes_in_a_tsv_may_be_plain_characters(self, tmp_path: Path) -> None:
+        content = 'query\ttarget\tscore\n"Hi," he said\tb\t1\n"never closed\tb\t1\n'
+        records = read(tmp_path, "a.tsv", content, **self.KEYS)
+        assert [record.pairs[0].query for record in records] == ['"Hi," he said', '"never closed']
+
+
+class TestAlpaca:
+    KEYS: ClassVar[dict[str, Any]] = {"format": Format.ALPACA, "task": Task.INSTR}
+
+    def test_the_input_follows_the_instruction_on_its_own_line(self, tmp_path: Path) -> None:
+        rows = [
+            {"instruction": "dịch", "input": "một", "output": "one"},
+            {"instruction": "kể", "input": " ", "output": "chuyện"},
+            {"instruction": "đếm", "output": 3},
+        ]
+        records = read(tmp_path, "a.json", json.dumps(rows, indent=2), **self.KEYS)
+        assert [(p.query, p.target) for r in records for p in r.pairs] == [
+            ("dịch\nmột", "one"), ("kể", "chuyện"), ("đếm", "3"),
+        ]  # fmt: skip
+        assert [record.line for record in records] == [1, 2, 3]
+
+    def test_history_and_system_come_before(self, tmp_path: Path) -> None:
+        row = {"system": "s", "history": [["a", "b"]], "instruction": "c", "output": "d"}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        turns = (Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b"))
+        assert record.pairs == (RawPair(Task.INSTR, "c", "d", history=turns),)
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), "each", **self.KEYS)
+        assert [(pair.query, pair.target) for pair in record.pairs] == [("a", "b"), ("c", "d")]
+
+    def test_a_broken_element_of_an_array_costs_only_itself(self, tmp_path: Path) -> None:
+        rows = [{"instruction": f"i{n}", "output": "o"} for n in range(4)]
+        text = json.dumps(rows, indent=2).replace('"i1"', '"i1').replace('"i3",', '"i3",,')
+        records = read(tmp_path, "a.json", text, **self.KEYS)
+        assert [record.pairs[0].query for record in records if record.pairs] == ["i0", "i2"]
+        assert rules(records) == [None, "broken_json", None, "broken_json"]
+        cut = json.dumps(rows)[:-30]
+        assert rules(read(tmp_path, "b.json", cut, **self.KEYS)) == [None, None, None, "broken_json"]
+
+    @pytest.mark.parametrize("history", ["x", [["a"]], [{"q": "a"}], [[["a"], {}]]])
+    def test_a_history_that_is_none_is_rejected(self, tmp_path: Path, history: Any) -> None:
+        row = {"history": history, "instruction": "c", "output": "d"}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert record.rejection is not None
+
+
+class TestImageQa:
+    KEYS: ClassVar[dict[str, Any]] = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
+
+    def test_pictures_come_as_paths_lists_and_bytes(self, tmp_path: Path) -> None:
+        rows = [
+            {"image": "a.png", "question": "q", "answer": "t"},
+            {"images": ["a.png", "b.png"], "question": "q", "answer": ["t"]},
+            {"images": '["a.png", "b.png"]', "query": "q", "target": "t"},
+            {"images": [{"path": "c.png"}], "query": "q", "output": "t"},
+        ]
+        records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
+        assert [record.pairs[0].query_images for record in records] == [
+            ("a.png",), ("a.png", "b.png"), ("a.png", "b.png"), ("c.png",),
+        ]  # fmt: skip
+        assert all(record.pairs[0].target == "t" for record in records)
+        table = pa.table({"image": [{"bytes": b"png", "path": "x"}], "question": ["q"], "answer": ["t"]})
+        pq.write_table(table, tmp_path / "x.parquet")
+        (record,) = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
+        assert record.pairs[0].query_images == (b"png",)
+
+    def test_a_fixed_question_serves_answers_that_come_alone(self, tmp_path: Path) -> None:
+        keys = {**self.KEYS, "columns": {"target": "meta.latex"}, "query_text": "Đọc"}
+        (record,) = read(tmp_path, "a.jsonl", jsonl({"image": "a", "meta": {"latex": "x^2"}}), **keys)
+        assert record.pairs == (RawPair(Task.VQA_SINGLE, "Đọc", "x^2", query_images=("a",)),)
+
+    def test_a_row_without_picture_or_answer_is_rejected(self, tmp_path: Path) -> None:
+        rows = [
+            {"image": "", "question": "q", "answer": "t"},
+            {"image": "a", "question": "q"},
+            {"image": "a", "answer": "t"},
+        ]
+        assert rules(read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)) == [
+            "no_images",
+            "missing_field",
+            "missing_field",
+        ]
+
+
+class TestMessages:
+    KEYS: ClassVar[dict[str, Any]] = {"format": Format.MESSAGES, "task": Task.VQA_MULTI}
+
+    def test_both_spellings_give_the_same_pair(self, tmp_path: Path) -> None:
+        answer = {"role": "assistant", "content": "t"}
+        parts = [{"type": "image", "image": "a"}, {"type": "text", "text": "q"}]
+        rows = [
+            {"messages": [{"role": "user", "content": "<image>q"}, answer], "images": ["a"]},
+            {
+                "conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "t"}],
+                "image": "a",
+            },
+            {"messages": [{"role": "user", "content": parts}, answer]},
+        ]
+        records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
+        pair = RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",))
+        assert [record.pairs for record in records] == [(pair,)] * 3
+
+    def test_names_of_roles_and_contents_are_mapped(self, tmp_path: Path) -> None:
+        row = {"c": {"turns": [{"who": "USER", "says": "q"}, {"who": "bot", "says": "t"}]}, "pics": ["a"]}
+        columns = {"messages": "c.turns", "role": "who", "content": "says", "images": "pics"}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), columns=columns, **self.KEYS)
+        assert record.pairs == (RawPair(Task.VQA_MULTI, "q", "t", query_images=("a",)),)
+
+    @pytest.mark.parametrize(
+        ("turns", "rule"),
+        [
+            ([("user", "q")], "no_answer"),
+            ([("assistant", "t")], "no_question"),
+            ([("user", "q"), ("assistant", "t"), ("assistant", "u")], "no_question"),
+            ([("user", "q"), ("observation", "t")], "unknown_role"),
+        ],
+    )
+    def test_a_dialogue_without_question_and_answer_is_rejected(
+        self, tmp_path: Path, turns: list[tuple[str, str]], rule: str
+    ) -> None:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        records = read(tmp_path, "a.jsonl", jsonl({"messages": messages, "images": ["a"]}), **self.KEYS)
+        assert rules(records) == [rule]
+
+    def test_a_question_after_the_last_answer_is_left_out(self, tmp_path: Path) -> None:
+        messages = [
+            {"role": "user", "content": "<image>q"},
+            {"role": "assistant", "content": "t"},
+            {"role": "user", "content": "<image>later"},
+        ]
+        (record,) = read(
+            tmp_path, "a.jsonl", jsonl({"messages": messages, "images": ["a", "b"]}), **self.KEYS
+        )
+        assert record.pairs == (RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",)),)
+
+
+class TestParallelLines:
+    @staticmethod
+    def source(folder: Path, **keys: Any) -> Source:
+        (folder / "1.txt").write_text("a\n\nb\nc\nd\n")
+        (folder / "2.txt").write_text("A\n\n\nC\n")
+        (folder / "labels.txt").write_text("1\n\n0\n1,\n")
+        paths = tuple(str(folder / name) for name in ("1.txt", "2.txt", "labels.txt"))
+        return Source(name="s", format=Format.PARALLEL_LINES, task=Task.TEXT_PAIR, paths=paths, **keys)
+
+    def test_lines_with_the_same_number_belong_together(self, tmp_path: Path) -> None:
+        records = list(read_source(self.source(tmp_path)))
+        assert [(r.line, *((p.query, p.target, p.score) for p in r.pairs)) for r in records] == [
+            (1, ("a", "A", 1.0)), (3, ("b", "", 0.0)), (4, ("c", "C", 1.0)), (5,),
+        ]  # fmt: skip
+        assert rules(records) == [None, None, None, "missing_line"]
+        assert {record.file for record in records} == {"1.txt"}
+
+    def test_columns_say_which_file_is_which(self, tmp_path: Path) -> None:
+        columns = {"query": "2.txt", "target": 0}
+        (first, *_) = read_source(self.source(tmp_path, columns=columns))
+        assert first.pairs == (RawPair(Task.TEXT_PAIR, "A", "a"),)
+        for wrong in ({"query": "3.txt", "target": 0}, {"query": 9, "target": 0}, {"query": 0}):
+            with pytest.raises(ValueError, match=r"source 's': columns\."):
+                next(read_source(self.source(tmp_path, columns=wrong)))
+
+
+def test_scores_are_read_as_files_spell_them(tmp_path: Path) -> None:
+    rows = [
+        ("a", "b", spelled)
+        for spelled in ("1,", " 4.5 ", "2,5", "5;", "0", "-1", "5.1", "", "true", "1,2,3", "inf")
+    ]
+    content = "\n".join("\t".join(row) for row in rows)
+    keys = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR, "header": False, "score_range": (0.0, 5.0)}
+    records = read(tmp_path, "a.tsv", content, **keys)
+    assert [record.pairs[0].score if record.pairs else rules([record])[0] for record in records] == [
+        pytest.approx(0.2), pytest.approx(0.9), pytest.approx(0.5), 1.0, 0.0,
+        *["score_out_of_range"] * 2, *["score_not_a_number"] * 4,
+    ]  # fmt: skip

@@ -1,0 +1,148 @@
+"""A source is checked before any work; what is read of it accounts for every record."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers import check_source, read_source
+
+STS = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+QA = {"format": Format.IMAGE_QA, "task": Task.OCR}
+OWNER = {"format": Format.OWNER_JSONL}
+PARALLEL = {"format": Format.PARALLEL_LINES, "task": Task.TEXT_PAIR}
+ADAPTER = {"format": Format.ADAPTER}
+TABLE = "x,y\n1,2\n"
+QUESTION = '{"image": "x.png", "question": "q", "answer": "t"}'
+GOOD = '{"data_type": "instruction", "input": "a", "output": "b"}\n'
+
+
+def source(folder: Path, *names: str, **keys: Any) -> Source:
+    return Source(name="s", paths=tuple(str(folder / name) for name in names), **keys)
+
+
+def test_a_good_source_gives_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(GOOD)
+    (tmp_path / "b.jsonl").write_text("broken\n" + GOOD)
+    files = check_source(source(tmp_path, "*.jsonl", **OWNER))
+    assert [file.name for file in files] == ["a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "keys", "message"),
+    [
+        ("a.jsonl", "", OWNER, "a.jsonl is empty"),
+        ("a.jsonl", "\n \n", OWNER, "a.jsonl holds no records"),
+        ("a.csv", "query,target,score\n", STS, "a.csv holds no records"),
+        ("a.xlsx", "x", STS, r"suffix '.xlsx'; expected .csv"),
+        ("a.parquet", "no parquet", STS, "a.parquet cannot be read"),
+        ("a.jsonl.gz", "no gzip", OWNER, "a.jsonl.gz cannot be read"),
+        ("a.jsonl", "not\njson\n", OWNER, "none of the first 2 records .* as owner_jsonl; a.jsonl, line 1"),
+        ("a.csv", TABLE, STS, "none of the first 1 records .* the record has no 'query' or 'sentence1'"),
+        ("a.csv", TABLE, {**STS, "columns": {"query": "z"}}, "columns.query: no row has 'z'; .*x, y"),
+        ("a.csv", TABLE, {**STS, "header": False, "columns": {"score": 2}}, "columns.score: no row has 2"),
+        ("a.jsonl", QUESTION, QA, "image_root is missing: below .*'x.png'"),
+        ("a.jsonl", GOOD, {**OWNER, "image_root": "/nowhere/at/all"}, "/nowhere/at/all is no folder"),
+        ("a.txt", "one\ntwo\n", PARALLEL, "parallel lines need 2 or 3 paths, not 1"),
+        ("a.json", GOOD, {**ADAPTER, "adapter": "nowhere.at:all"}, "nowhere.at:all cannot be imported"),
+        ("a.json", GOOD, {**ADAPTER, "adapter": "json:nothing"}, "module json has no function nothing"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, content: str, keys: dict[str, Any], message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"source 's'.*{message}") as refused:
+        check_source(source(tmp_path, name, **keys))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_declared_optional_field_may_be_absent_from_the_first_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(GOOD)
+    check_source(source(tmp_path, "a.jsonl", columns={"group_id": "group_id"}, **OWNER))
+    with pytest.raises(ValueError, match=r"columns\.group_id: no row has 'gruop'"):
+        check_source(source(tmp_path, "a.jsonl", columns={"group_id": "gruop"}, **OWNER))
+
+
+def test_records_come_by_file_and_line_and_no_more_than_asked_for(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl"):
+        (tmp_path / name).write_text(GOOD + "\nbroken\n" + GOOD * 3)
+    every = [(r.file, r.line, len(r.pairs)) for r in read_source(source(tmp_path, "*.jsonl", **OWNER))]
+    one = [(1, 1), (3, 0), (4, 1), (5, 1), (6, 1)]
+    assert every == [(name, *rest) for name in ("a.jsonl", "b.jsonl") for rest in one]
+    few = list(read_source(source(tmp_path, "*.jsonl", max_rows=2, **OWNER)))
+    assert [(record.file, record.line) for record in few] == [
+        ("a.jsonl", 1), ("a.jsonl", 3), ("b.jsonl", 1), ("b.jsonl", 3),
+    ]  # fmt: skip
+
+
+def test_a_file_that_breaks_off_keeps_what_was_read_and_the_next_file_is_read(tmp_path: Path) -> None:
+    lines = "".join(GOOD.replace('"a"', f'"{number}"') for number in range(5000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-5000])
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    records = list(read_source(source(tmp_path, "*", **OWNER)))
+    broken = [record for record in records if record.rejection is not None]
+    assert records[-1].file == "b.jsonl"
+    assert records[-2] is broken[-1]
+    assert broken[-1].rejection is not None
+    assert broken[-1].rejection.rule == "unreadable_file"
+    assert 100 < len(records) < 5000
+    assert len(broken) <= 2
+
+
+def test_reading_streams(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(GOOD * 3)
+    records = read_source(source(tmp_path, "a.jsonl", **OWNER))
+    assert next(records).line == 1
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write(GOOD * 4_000)
+    assert sum(1 for _ in records) > 3_000
+
+
+ADAPTERS = """
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.readers import RawPair, Rejection
+
+
+def good(source, file):
+    yield RawPair(Task.INSTR, file.name, "t")
+    yield Rejection("odd", "an odd record", "x")
+    yield [RawPair(Task.INSTR, "q", "t"), RawPair(Task.INSTR, "r", "t")]
+    yield []
+
+
+def nonsense(source, file):
+    yield RawPair(Task.INSTR, "q", "t")
+    yield {"query": "q"}
+"""
+
+
+@pytest.fixture
+def adapters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "adapters_of_test_read.py").write_text(ADAPTERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("adapters")
+def test_an_adapter_makes_records_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("anything")
+    keys = {"format": Format.ADAPTER, "adapter": "adapters_of_test_read:good"}
+    records = list(read_source(source(tmp_path, "*.xyz", **keys)))
+    assert [(r.line, len(r.pairs), r.rejection and r.rejection.rule) for r in records] == [
+        (1, 1, None), (2, 0, "odd"), (3, 2, None), (4, 0, "no_pairs"),
+    ]  # fmt: skip
+    assert records[0].pairs[0].query == "a.xyz"
+    check_source(source(tmp_path, "*.xyz", **keys))
+
+
+@pytest.mark.usefixtures("adapters")
+def test_an_adapter_that_yields_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("anything")
+    keys = {"format": Format.ADAPTER, "adapter": "adapters_of_test_read:nonsense"}
+    with pytest.raises(
+        ValueError, match=r"adapters_of_test_read:nonsense yielded dict for record 2 of a\.xyz"
+    ):
+        list(read_source(source(tmp_path, "a.xyz", **keys)))
