@@ -11,6 +11,7 @@ from vipolyqwen_core.workspace import Workspace
 
 SETTINGS = {
     "telemetry": {"enabled": False},
+    "nux": {"enabled": False},  # no invitation to a newsletter on the first page
     # a GPU, or the only machine, is used by one training at a time, in whatever run it stands
     "concurrency": {"runs": {"max_concurrent_runs": 4}, "pools": {"granularity": "op", "default_limit": 1}},
     "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},

@@ -1,5 +1,7 @@
 """The two user interfaces, as child processes that end with this one: Dagster's and MLflow's."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -47,6 +49,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
 def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:
     """Arguments behind `python -m`."""
     mlflow = ["mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri, "--port", str(mlflow_port)]
+    mlflow += ["--workers", "1"]
     if not workspace.mlflow_uri.startswith("http"):
         mlflow += ["--default-artifact-root", workspace.mlflow_artifacts.as_uri()]
     return {
@@ -56,16 +59,25 @@ def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, lis
 
 
 def stop(servers: list[subprocess.Popen[bytes]]) -> None:
-    """Ask each to end as Ctrl-C would, which Dagster hands on to its own children; then insist."""
+    """Ask each to end as Ctrl-C would, which Dagster hands on to its own children; then end what is left.
+
+    Each leads a process group of its own, so nothing outlives it.
+    """
     for server in servers:
-        if server.poll() is None:
-            server.send_signal(signal.SIGINT)
+        _signal(server, signal.SIGINT)
     for server in servers:
         try:
             server.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            server.kill()
+            _signal(server, signal.SIGKILL)
             server.wait()
+        _signal(server, signal.SIGKILL)
+
+
+def _signal(server: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a server and its children, as far as they are there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, number)
 
 
 def _interrupt(number: int, frame: object) -> None:

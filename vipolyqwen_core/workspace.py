@@ -14,12 +14,13 @@ from pathlib import Path
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "DO_NOT_TRACK": "1",
     "DAGSTER_DISABLE_TELEMETRY": "yes",
     "GX_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""No library phones home, unless the user said otherwise."""
+"""No library phones home or starts workers that nobody asked for, unless the user said otherwise."""
 
 
 @dataclass(frozen=True)
