@@ -84,6 +84,32 @@ def near_sides(
     )
 
 
+def earlier_links(rows: pl.DataFrame, assignments: pl.DataFrame) -> pl.DataFrame:
+    """Links between rows that shared a component in an earlier training set: `row`, `key`.
+
+    What was linked once stays linked, also where the row that linked it is gone from the corpus.
+
+    Args:
+        rows: `row`, `sample_id`
+        assignments: `sample_id`, `component`
+    """
+    known = rows.select("row", "sample_id").join(assignments, on="sample_id")
+    return known.select("row", key=("component:" + pl.col("component")).hash(seed=0))
+
+
+def copy_links(duplicates: pl.DataFrame) -> pl.DataFrame:
+    """Links between a row that is dropped as a copy and the row that stays: `row`, `key`.
+
+    So a copy that evaluated before keeps the one that stays from training.
+
+    Args:
+        duplicates: `row`, `kept`
+    """
+    key = pl.format("copy:{}", "kept").hash(seed=0)
+    own = duplicates.select("row", key=key)
+    return pl.concat([own, duplicates.select(row="kept", key=key)]).unique()
+
+
 def connect(num_rows: int, links: pl.DataFrame, same: pl.DataFrame) -> NDArray[np.int32]:
     """The component of each row, as a number.
 
