@@ -172,8 +172,9 @@ def _staged_table(folder: Path, schema: pa.Schema) -> LanceTable:
     parquet = folder / "embeddings.parquet"
     if parquet.is_file():
         with pq.ParquetFile(parquet) as file:
-            if file.schema_arrow.equals(schema, check_metadata=True):
-                table.add(pa.RecordBatchReader.from_batches(schema, file.iter_batches(PARQUET_ROWS)))
+            if file.schema_arrow.metadata == schema.metadata:
+                batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))
+                table.add(pa.RecordBatchReader.from_batches(schema, batches))
     return table
 
 

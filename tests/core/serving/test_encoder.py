@@ -1,0 +1,172 @@
+"""The embedder: what goes in, what comes out, and that neither neighbours nor batches matter."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.core.small_training_set import picture
+from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.serving.encoder import batches_by_cost, shorten
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_model_dir: Path) -> ViPolyQwenEmbedder:
+    return ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+
+
+def test_one_item_gives_one_vector_and_a_list_gives_rows(embedder: ViPolyQwenEmbedder) -> None:
+    assert embedder.encode("one").shape == (64,)
+    assert embedder.encode(["one"]).shape == (1, 64)
+    assert embedder.encode(images=picture(1)).shape == (64,)
+    assert embedder.encode(images=[picture(1), picture(2)]).shape == (2, 64)
+    assert embedder.encode(images=[[picture(1), picture(2)]]).shape == (1, 64)
+    assert embedder.encode("both", images=[picture(1), picture(2)]).shape == (64,)
+    assert embedder.encode([]).shape == (0, 64)
+
+
+def test_vectors_are_float32_of_unit_length(embedder: ViPolyQwenEmbedder) -> None:
+    vectors = embedder.encode(["one", None, "three"], images=[None, picture(1), [picture(2), picture(3)]])
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_neighbours_order_and_batch_size_change_nothing(
+    embedder: ViPolyQwenEmbedder, batch_size: int | None
+) -> None:
+    texts = ["a", "một câu dài hơn một chút", "x " * 80, "", "again"]
+    pictures: list[Any] = [None, picture(1), None, [picture(2), picture(3)], picture(4)]
+    together = embedder.encode(texts, images=pictures, batch_size=batch_size)
+    for i in (4, 2, 0, 3, 1):
+        assert np.allclose(together[i], embedder.encode(texts[i], images=pictures[i]), atol=2e-6)
+
+
+def test_pil_path_and_bytes_are_one_picture(embedder: ViPolyQwenEmbedder, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture(5).save(path)
+    vectors = embedder.encode(images=[picture(5), path, str(path), path.read_bytes(), Image.open(path)])
+    assert np.allclose(vectors, vectors[0], atol=1e-6)
+
+
+def test_an_upright_copy_and_a_rotated_one_with_a_flag_are_one_picture(embedder: ViPolyQwenEmbedder) -> None:
+    flag = Image.Exif()
+    flag[0x0112] = 6
+    buffer = io.BytesIO()
+    picture(5).rotate(90, expand=True).save(buffer, format="PNG", exif=flag)
+    assert np.allclose(
+        embedder.encode(images=buffer.getvalue()), embedder.encode(images=picture(5)), atol=1e-6
+    )
+
+
+def test_both_forms_of_vietnamese_are_one_text(embedder: ViPolyQwenEmbedder) -> None:
+    composed, decomposed = "Tiếng Việt", "Tiê\u0301ng Viê\u0323t"
+    assert np.array_equal(embedder.encode(composed), embedder.encode(decomposed))
+
+
+def test_missing_placeholders_stand_in_front(embedder: ViPolyQwenEmbedder) -> None:
+    implicit = embedder.encode("what is it?", images=picture(1))
+    assert np.array_equal(implicit, embedder.encode("<image>what is it?", images=picture(1)))
+    assert not np.allclose(implicit, embedder.encode("what is it?<image>", images=picture(1)), atol=1e-4)
+
+
+def test_a_placeholder_without_pictures_is_text(embedder: ViPolyQwenEmbedder) -> None:
+    assert not np.allclose(embedder.encode("<image>"), embedder.encode(""), atol=1e-4)
+
+
+def test_a_prefix_is_not_its_spelling(embedder: ViPolyQwenEmbedder) -> None:
+    plain, spelled = embedder.encode(["total?", "<ocr>total?"])
+    prefixed = embedder.encode("total?", prefix="ocr")
+    assert not np.allclose(prefixed, plain, atol=1e-4)
+    assert not np.allclose(prefixed, spelled, atol=1e-4)
+
+
+def test_prefixes_may_differ_by_item(embedder: ViPolyQwenEmbedder) -> None:
+    both = embedder.encode(["total?", "total?"], prefix=[None, Task.OCR])
+    assert np.allclose(both[0], embedder.encode("total?"), atol=1e-6)
+    assert np.allclose(both[1], embedder.encode("total?", prefix="ocr"), atol=1e-6)
+
+
+def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwenEmbedder) -> None:
+    full, short = embedder.encode("one"), embedder.encode("one", dim=16)
+    assert short.shape == (16,)
+    assert np.allclose(short, full[:16] / np.linalg.norm(full[:16]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing to encode"),
+        ({"text": ["a", None]}, "item 1: neither text nor picture"),
+        ({"text": ["a", 3]}, "item 1: text must be a string, not int"),
+        ({"text": 3}, "text must be a string or a list"),
+        ({"text": ["a", "b"], "images": [None]}, "2 texts but 1 entries in images"),
+        ({"text": ["a"], "images": "picture.png"}, "1 texts take a list of 1 entries"),
+        ({"text": "<image><image>", "images": picture(1)}, "item 0: 2 placeholders"),
+        ({"images": [picture(1), b"no picture"]}, "item 1: 10 bytes of no known picture format"),
+        ({"images": [picture(1), "absent.png"]}, "item 1: picture 'absent.png' cannot be read"),
+        ({"images": [3]}, "item 0: a picture is a PIL image, a path or bytes, not int"),
+        ({"images": Image.new("RGB", (1000, 1))}, "item 0: a picture of 1000 x 1 pixels"),
+        ({"text": "a", "prefix": "summary"}, "unknown prefix 'summary'"),
+        ({"text": ["a", "b"], "prefix": ["ocr"]}, "2 items but 1 prefixes"),
+        ({"text": "a", "dim": 65}, "dim must lie between 1 and 64, not 65"),
+        ({"text": "a", "batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_item(
+    embedder: ViPolyQwenEmbedder, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        embedder.encode(**arguments)
+
+
+def test_a_wrong_item_far_behind_is_named_by_its_number(embedder: ViPolyQwenEmbedder) -> None:
+    texts: list[str | None] = ["text"] * 40
+    with pytest.raises(ValueError, match="item 33: neither text nor picture"):
+        embedder.encode([*texts[:33], None, *texts[33:]])
+    with pytest.raises(ValueError, match="item 21: "):
+        embedder.encode(texts[:22], images=[*[None] * 21, Image.new("RGB", (1000, 1))])
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no model directory"):
+        ViPolyQwenEmbedder.from_pretrained(tmp_path)
+
+
+@given(
+    tokens=st.lists(st.integers(1, 50), max_size=40),
+    budget=st.integers(1, 100),
+    size=st.one_of(st.none(), st.integers(1, 5)),
+)
+def test_batches_hold_every_item_once_within_their_budget(
+    tokens: list[int], budget: int, size: int | None
+) -> None:
+    batches = list(batches_by_cost(tokens, budget, size))
+    assert sorted(place for batch in batches for place in batch) == list(range(len(tokens)))
+    for batch in batches:
+        assert len(batch) == 1 or sum(tokens[place] for place in batch) <= budget
+        assert size is None or len(batch) <= size
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.text(max_size=40),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "HSV", "YCbCr"]),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    prefix=st.sampled_from([None, *Task]),
+)
+def test_any_text_and_picture_gives_a_vector(
+    embedder: ViPolyQwenEmbedder, text: str, mode: str, size: tuple[int, int], prefix: Task | None
+) -> None:
+    text = text.replace("<image>", "")
+    assert np.isfinite(embedder.encode(text, images=Image.new(mode, size), prefix=prefix)).all()
+
+
+def test_shorten_survives_a_slice_of_zeros() -> None:
+    assert np.isfinite(shorten(np.array([[0.0, 0.0, 1.0]], dtype=np.float32), 2)).all()

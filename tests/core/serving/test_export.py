@@ -1,0 +1,262 @@
+"""Export and search: the table holds what the training set holds, and only what is new is encoded."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.core.small_training_set import SmallPair, picture, some_pairs, write_training_set
+from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.config import ExportSettings, ModelSettings, ProcessingSettings
+from vipolyqwen_core.contract import EXPORT, Split
+from vipolyqwen_core.serving import export as export_module
+from vipolyqwen_core.serving.current_export import current_model, read_current
+from vipolyqwen_core.serving.export import ExportSummary, export
+from vipolyqwen_core.serving.search import Hit, search, search_words
+from vipolyqwen_core.workspace import Workspace
+
+SETTINGS = ExportSettings(batch_tokens=2048)
+
+
+def run_export(workspace: Workspace, model: Path, version: str = "1", pairs: Any = None) -> ExportSummary:
+    write_training_set(workspace.training_set, some_pairs() if pairs is None else pairs)
+    return export(workspace.training_set, model, version, workspace, SETTINGS)
+
+
+def rows_of(workspace: Workspace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        lancedb.connect(workspace.lancedb).open_table("embeddings").to_arrow().to_pylist()
+    )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Workspace:
+    place = Workspace(tmp_path_factory.mktemp("workspace"))
+    run_export(place, tiny_model_dir)
+    return place
+
+
+@pytest.fixture(scope="module")
+def other_model(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    from vipolyqwen_core.model.modeling import ViPolyQwenModel
+    from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+    directory = tmp_path_factory.mktemp("other_model")
+    settings = ModelSettings(embedding_dim=32)
+    ViPolyQwenModel.from_backbone(tiny_backbone, settings, tiny_processing, seed=1).save_pretrained(directory)
+    ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing).save_pretrained(directory)
+    return directory
+
+
+def test_both_sides_of_every_pair_stand_in_table_and_parquet(workspace: Workspace) -> None:
+    rows = rows_of(workspace)
+    assert len(rows) == 2 * len(some_pairs())
+    assert len({(row["sample_id"], row["side"]) for row in rows}) == len(rows)
+    parquet = pq.read_table(workspace.exports / "1" / "embeddings.parquet")
+    assert parquet.column_names == [column.name for column in EXPORT]
+    assert sorted(parquet["sample_id"].to_pylist()) == sorted(row["sample_id"] for row in rows)
+    assert {row["split"] for row in rows} == {"train", "eval"}
+
+
+def test_a_row_says_what_was_encoded_and_where_it_comes_from(workspace: Workspace) -> None:
+    by_text = {row["text"]: row for row in rows_of(workspace)}
+    dialogue = by_text["user: Hello\nassistant: Hi, how can I help?\nCount to three"]
+    assert (dialogue["side"], dialogue["prefix"], dialogue["origin"]) == ("query", None, "small.jsonl:49")
+    (disc,) = [row for row in rows_of(workspace) if row["side"] == "target" and row["image_ids"]][:1]
+    assert disc["origin"] == "pictures/3.png"
+    two = next(row for row in rows_of(workspace) if len(row["image_ids"]) == 2)
+    assert two["origin"].startswith("pictures/2")
+    assert ", pictures/3" in two["origin"]
+    assert disc["model_version"] == "1"
+
+
+def test_vectors_are_those_of_everyday_use(workspace: Workspace, tiny_model_dir: Path) -> None:
+    embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    by_text = {row["text"]: row["embedding"] for row in rows_of(workspace)}
+    assert np.allclose(by_text["Say number 3"], embedder.encode("Say number 3"), atol=1e-6)
+    read = next(row for row in rows_of(workspace) if row["origin"] == "pictures/12.png")
+    assert np.allclose(read["embedding"], embedder.encode(read["text"], images=picture(12)), atol=1e-6)
+
+
+def test_nothing_is_encoded_twice(workspace: Workspace, tiny_model_dir: Path) -> None:
+    before = os.stat(workspace.exports / "1" / "embeddings.parquet").st_mtime_ns
+    summary = export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS)
+    assert summary.reused
+    assert (summary.kept, summary.encoded) == (2 * len(some_pairs()), 0)
+    assert os.stat(workspace.exports / "1" / "embeddings.parquet").st_mtime_ns == before
+
+
+def test_the_export_follows_the_corpus(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = Workspace(tmp_path)
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(6)]
+    run_export(workspace, tiny_model_dir, pairs=pairs)
+    old = {(row["text"]): row["embedding"] for row in rows_of(workspace)}
+    changed = [replace(pairs[0], split=Split.TRAIN), *pairs[2:], SmallPair("new question", "answer 3")]
+    summary = run_export(workspace, tiny_model_dir, pairs=changed)
+    # one pair is gone, one is new; one changed its split, and the places of those behind it moved by a line
+    assert (summary.deleted, summary.encoded, summary.updated, summary.kept) == (2, 2, 10, 0)
+    rows = {(row["text"], row["side"]): row for row in rows_of(workspace)}
+    assert ("question 1", "query") not in rows
+    assert rows["question 0", "query"]["split"] == "train"
+    assert rows["question 2", "query"]["origin"] == "small.jsonl:2"
+    assert rows["question 2", "query"]["embedding"] == old["question 2"]
+    assert summary.rows == len(rows_of(workspace)) == 12
+    assert pq.read_table(summary.parquet).num_rows == 12
+
+
+def test_another_version_is_swapped_in_at_the_end(
+    tmp_path: Path, tiny_model_dir: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir)
+    seen = []
+    write = export_module._Update._write
+
+    def spied(update: Any, rows: Any, vectors: Any) -> None:
+        seen.append((read_current(workspace).model_version, len(rows_of(workspace)[0]["embedding"])))
+        write(update, rows, vectors)
+
+    monkeypatch.setattr(export_module._Update, "_write", spied)
+    summary = run_export(workspace, other_model, "2")
+    assert set(seen) == {("1", 64)}
+    assert (summary.encoded, summary.kept) == (2 * len(some_pairs()), 0)
+    assert read_current(workspace).model_version == "2"
+    assert current_model(workspace) == other_model.resolve()
+    assert len(rows_of(workspace)[0]["embedding"]) == 32
+    assert (workspace.exports / "1" / "embeddings.parquet").is_file()
+    assert not (workspace.exports / "2" / "staging").exists()
+
+
+def test_going_back_to_a_version_encodes_nothing_again(
+    tmp_path: Path, tiny_model_dir: Path, other_model: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir)
+    run_export(workspace, other_model, "2")
+    summary = run_export(workspace, tiny_model_dir)
+    assert summary.encoded == 0
+    assert len(rows_of(workspace)[0]["embedding"]) == 64
+    assert search(workspace, "Say number 3", top=1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_a_killed_export_goes_on_where_it_was(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    write = export_module._Update._write
+    calls = []
+
+    def dies(update: Any, rows: Any, vectors: Any) -> None:
+        calls.append(rows.num_rows)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(update, rows, vectors)
+
+    monkeypatch.setattr(export_module._Update, "_write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_export(workspace, tiny_model_dir)
+    with pytest.raises(ValueError, match="nothing was exported yet"):
+        search(workspace, "anything")
+    monkeypatch.setattr(export_module._Update, "_write", write)
+    summary = run_export(workspace, tiny_model_dir)
+    assert summary.encoded == 2 * len(some_pairs()) - sum(calls[:2])
+    assert summary.rows == 2 * len(some_pairs())
+
+
+def test_a_version_whose_files_changed_is_another_model(
+    tmp_path: Path, tiny_model_dir: Path, other_model: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir)
+    assert run_export(workspace, other_model, "1").encoded == 2 * len(some_pairs())
+
+
+def test_a_large_table_gets_a_vector_index(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_training_set(
+        workspace.training_set, [SmallPair(f"question {i}", f"answer {i}") for i in range(150)]
+    )
+    settings = ExportSettings(index_min_rows=300)
+    assert export(workspace.training_set, tiny_model_dir, "1", workspace, settings).indexed
+    assert search(workspace, "question 77", top=1)[0].text == "question 77"
+
+
+def test_search_finds_the_same_text_and_picture(workspace: Workspace) -> None:
+    (hit,) = search(workspace, "Nói số 5", top=1)
+    assert hit == Hit(
+        rank=1,
+        score=pytest.approx(1, abs=1e-5),
+        source="small",
+        task="instr",
+        side="query",
+        language="vi",
+        text="Nói số 5",
+        origin="small.jsonl:32",
+        image_ids=(),
+        sample_id=hit.sample_id,
+    )
+    by_picture = search(workspace, images=picture(3), top=1)[0]
+    assert by_picture.origin == "pictures/3.png"
+    both = search(workspace, "What colour is shown?", [picture(4)], top=1)[0]
+    assert (both.origin, both.score) == ("pictures/4.png", pytest.approx(1, abs=1e-5))
+
+
+def test_hits_come_in_order_and_say_different_things(workspace: Workspace) -> None:
+    hits = search(workspace, "yes", top=20)
+    assert [hit.rank for hit in hits] == list(range(1, 21))
+    assert sorted((hit.score for hit in hits), reverse=True) == [hit.score for hit in hits]
+    assert len({(hit.text, hit.image_ids) for hit in hits}) == 20
+    assert hits[0].text == "yes"
+
+
+def test_a_filter_narrows_the_search(workspace: Workspace) -> None:
+    hits = search(workspace, "yes", top=5, where="language = 'vi' AND side = 'target'")
+    assert {(hit.language, hit.side) for hit in hits} == {("vi", "target")}
+
+
+def test_words_are_found_without_accents_and_case(workspace: Workspace) -> None:
+    assert search_words(workspace, "noi SO 5", top=1)[0].text == "Nói số 5"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing to look for"),
+        ({"images": []}, "nothing to look for"),
+        ({"text": "a", "where": "colour = 'red'"}, "where \"colour = 'red'\" cannot be used: .*colour"),
+        ({"text": "a", "where": "source ="}, "cannot be used"),
+        ({"text": "a", "top": 0}, "top must be at least 1"),
+        ({"text": "a", "images": ["absent.png"]}, "absent.png"),
+        ({"text": "a", "prefix": "summary"}, "unknown prefix"),
+    ],
+)
+def test_a_wrong_search_is_refused(workspace: Workspace, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(workspace, **arguments)
+
+
+def test_search_before_any_export_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing was exported yet"):
+        search(Workspace(tmp_path), "anything")
+
+
+def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(ValueError, match="no training set"):
+        export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS)
+    with pytest.raises(ValueError, match="is no model directory"):
+        export(workspace.training_set, tmp_path, "1", workspace, SETTINGS)
+
+
+def test_the_current_export_is_named(workspace: Workspace) -> None:
+    current = json.loads((workspace.exports / "current.json").read_text())
+    assert (current["model_version"], current["rows"]) == ("1", 2 * len(some_pairs()))

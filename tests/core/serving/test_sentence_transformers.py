@@ -1,0 +1,146 @@
+"""The model in sentence-transformers gives the vectors of the embedder."""
+
+import base64
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from tests.core.small_training_set import picture
+from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.model_card import ModelFacts
+from vipolyqwen_core.serving.model_directory import complete_model_directory
+
+
+@pytest.fixture(scope="module")
+def directory(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("complete") / "model"
+    shutil.copytree(tiny_model_dir, path)
+    facts = ModelFacts("run-1", "demo", "tiny", "v1", {"ocr": 1200}, {"receipts": 1200}, {"receipts": "MIT"})
+    complete_model_directory(path, facts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(directory), trust_remote_code=True, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def embedder(directory: Path) -> ViPolyQwenEmbedder:
+    return ViPolyQwenEmbedder.from_pretrained(directory)
+
+
+def test_text_one_picture_three_pictures_and_both_give_the_same_vectors(
+    model: SentenceTransformer, embedder: ViPolyQwenEmbedder
+) -> None:
+    three = [picture(1), picture(2), picture(3)]
+    inputs: list[Any] = [
+        "một câu",
+        picture(1),
+        {"image": three},
+        {"text": "which is red? <image>", "image": three},
+    ]
+    ours = [
+        embedder.encode("một câu"),
+        embedder.encode(images=picture(1)),
+        embedder.encode(images=[three])[0],
+        embedder.encode("which is red? <image>", images=three),
+    ]
+    assert np.allclose(model.encode(inputs), ours, atol=2e-6)
+    assert np.allclose(model.encode(inputs, batch_size=1), ours, atol=2e-6)
+
+
+def test_a_prompt_name_is_a_prefix(model: SentenceTransformer, embedder: ViPolyQwenEmbedder) -> None:
+    assert np.allclose(
+        model.encode("total?", prompt_name="ocr"), embedder.encode("total?", prefix="ocr"), atol=1e-6
+    )
+    assert np.allclose(model.encode("total?", prompt="Say: "), embedder.encode("Say: total?"), atol=1e-6)
+    assert np.allclose(model.encode_query("total?"), embedder.encode("total?"), atol=1e-6)
+
+
+def test_forms_of_a_picture_are_one_picture(model: SentenceTransformer, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture(4).save(path)
+    array = np.asarray(picture(4))
+    uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    forms = [picture(4), str(path), uri, array, array.transpose(2, 0, 1) / 255.0]
+    vectors = np.stack([model.encode([form])[0] for form in forms])
+    assert np.allclose(vectors, vectors[0], atol=1e-6)
+
+
+def test_a_message_is_its_text_and_pictures(model: SentenceTransformer, embedder: ViPolyQwenEmbedder) -> None:
+    parts = [
+        {"type": "text", "text": "what is "},
+        {"type": "image", "image": picture(1)},
+        {"type": "text", "text": "?"},
+    ]
+    vector = model.encode([[{"role": "user", "content": parts}]])[0]
+    assert np.allclose(vector, embedder.encode("what is <image>?", images=picture(1)), atol=1e-6)
+
+
+def test_earlier_messages_are_the_history(model: SentenceTransformer) -> None:
+    question = {"role": "user", "content": "And now?"}
+    earlier = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    alone, told = model.encode([[question], [*earlier, question]])
+    assert not np.allclose(alone, told, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("a", "b"), "a pair of inputs has no one vector"),
+        ({"video": "x.mp4"}, "expected the keys text and image, not video"),
+        ("https://example.org/a.png", "not fetched from the network"),
+        ("data:image/png;base64,!!", "data URI that is not base64"),
+        (np.zeros(4), "1 dimensions is no picture"),
+    ],
+)
+def test_what_it_cannot_encode_is_named(model: SentenceTransformer, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"input 0: .*{message}"):
+        model[0].preprocess([given])
+
+
+def test_it_says_what_it_is(model: SentenceTransformer) -> None:
+    assert model.get_embedding_dimension() == 64
+    assert model.similarity_fn_name == "cosine"
+    assert model.max_seq_length == 256
+    assert model.supports(("image", "text"))
+
+
+def test_saved_by_sentence_transformers_it_is_the_same_model(
+    model: SentenceTransformer, embedder: ViPolyQwenEmbedder, tmp_path: Path
+) -> None:
+    model.save_pretrained(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
+    assert np.array_equal(again.encode("one"), model.encode("one"))
+    assert np.allclose(
+        ViPolyQwenEmbedder.from_pretrained(tmp_path).encode("one"), embedder.encode("one"), atol=1e-6
+    )
+
+
+def test_without_the_flag_it_is_refused(directory: Path) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(directory))
+
+
+def test_the_card_says_where_the_model_comes_from(directory: Path) -> None:
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    for expected in (
+        "run run-1",
+        "Recipe `demo`",
+        "| ocr | 1,200 |",
+        "| receipts | 1,200 | MIT |",
+        "64",
+        "`attention`",
+    ):
+        assert expected in card
+    assert str(directory) not in card
+
+
+def test_a_folder_without_a_model_is_not_completed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no model directory"):
+        complete_model_directory(tmp_path, ModelFacts("r", "demo", "tiny", "v"))
