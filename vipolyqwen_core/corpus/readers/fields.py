@@ -62,8 +62,10 @@ def _negative_of(entry: Any) -> RawSide:
 
 def declared(fields: Mapping[Key, Any], source: Source) -> dict[str, Any]:
     """Arguments of `RawPair` that any format may declare: `group_id`, `positive_key`, `negatives`."""
-    return {
-        "group_id": optional_text(fields, keys_of(source, "group_id"), "group_id"),
-        "positive_key": optional_text(fields, keys_of(source, "positive_key"), "positive_key"),
-        "negatives": negatives_of(optional(fields, keys_of(source, "negatives"))),
-    }
+    found: dict[str, Any] = {}
+    for name in ("group_id", "positive_key"):
+        if text := optional_text(fields, keys_of(source, name), name):
+            found[name] = text
+    if negatives := optional(fields, keys_of(source, "negatives")):
+        found["negatives"] = negatives_of(negatives)
+    return found

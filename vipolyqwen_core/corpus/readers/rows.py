@@ -232,8 +232,10 @@ def look_up(fields: Mapping[Key, Any], key: Key) -> Any:
 def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
     """The value of the first of these keys that is there and not null; None where none is."""
     for key in keys:
-        value = look_up(fields, key)
-        if value is not MISSING and value is not None:
+        value = fields.get(key)
+        if value is None and isinstance(key, str) and "." in key:
+            value = look_up(fields, key)
+        if value is not None and value is not MISSING:
             return value
     return None
 
@@ -270,5 +272,7 @@ def text_of(value: Any, what: str) -> str:
 def optional_text(fields: Mapping[Key, Any], keys: Sequence[Key], what: str) -> str | None:
     """As `text_of`, fit for UTF-8; None where none of the keys is there, or the text is empty."""
     value = optional(fields, keys)
-    text = "" if value is None else text_of(value, what)
+    if value is None:
+        return None
+    text = text_of(value, what)
     return text.encode("utf-8", "replace").decode("utf-8") or None
