@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.records import RawImage, RawSide, RecordError
 from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, text_of
+
+IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
+"""Tasks whose query has a picture."""
 
 
 def keys_of(source: Source, name: str, *aliases: str) -> tuple[Key, ...]:

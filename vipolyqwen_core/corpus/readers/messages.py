@@ -6,8 +6,7 @@ from typing import Any
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
-from vipolyqwen_core.corpus.readers.fields import declared, images_of, keys_of
-from vipolyqwen_core.corpus.readers.owner_jsonl import IMAGE_TASKS
+from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, required
 

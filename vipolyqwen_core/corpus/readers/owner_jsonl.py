@@ -14,7 +14,7 @@ from typing import Any
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
-from vipolyqwen_core.corpus.readers.fields import declared, images_of
+from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
 from vipolyqwen_core.corpus.readers.rows import Key, optional, required, text_of
 
@@ -40,7 +40,6 @@ TARGET_KEYS = {
     Task.VQA_SINGLE: ("output", "answer"),
     Task.VQA_MULTI: ("output", "answer"),
 }
-IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
 
 
 def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:

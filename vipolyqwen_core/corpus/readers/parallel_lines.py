@@ -1,6 +1,7 @@
 """Parallel line files: line i of the query file, of the target file and of the score file belong together."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 
 from vipolyqwen_core.contract import Task
@@ -20,9 +21,7 @@ def parallel_files(source: Source) -> dict[str, SourceFile]:
     ordered: list[SourceFile] = []
     names = {file.location: file for file in list_files(source)}
     for path in source.paths:
-        found = list_files(
-            source.__class__(name=source.name, format=source.format, task=source.task, paths=(path,))
-        )
+        found = list_files(replace(source, paths=(path,), columns={}))
         if len(found) != 1:
             raise ValueError(
                 f"source {source.name!r}: {path} names {len(found)} files; parallel lines need one"
