@@ -63,8 +63,8 @@ def special(token: str) -> AddedToken:
 class Vocabulary:
     """A tokenizer with its prefixes, as files and as ids."""
 
-    tokenizer_json: str
-    """Content of tokenizer.json, prefixes included."""
+    tokenizer: Tokenizer
+    """The backbone's tokenizer, prefixes included."""
     tokenizer_config: Mapping[str, Any]
     """Content of tokenizer_config.json, prefixes included."""
     special_ids: Mapping[str, int]
@@ -78,13 +78,15 @@ class Vocabulary:
     @cached_property
     def text_tokenizer(self) -> Tokenizer:
         """The twin for text: no added tokens, nothing put around a text, nothing cut or padded."""
-        content = json.loads(self.tokenizer_json)
-        content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+        twin = Tokenizer(self.tokenizer.model)
+        twin.normalizer = self.tokenizer.normalizer
+        twin.pre_tokenizer = self.tokenizer.pre_tokenizer
+        twin.decoder = self.tokenizer.decoder
+        return twin
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
-        (directory / "tokenizer.json").write_text(self.tokenizer_json, encoding="utf-8")
+        self.tokenizer.save(str(directory / "tokenizer.json"))
         _write_json(directory / "tokenizer_config.json", self.tokenizer_config)
 
 
@@ -113,7 +115,7 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     missing = [token for token in QWEN2_VL_SPECIAL_TOKENS if token not in ids]
     if missing:
         raise ValueError(f"the tokenizer in {directory} is not Qwen2-VL's: it lacks {missing[0]}")
-    return Vocabulary(tokenizer.to_str(), _with_prefixes(config, ids), ids)
+    return Vocabulary(tokenizer, _with_prefixes(config, ids), ids)
 
 
 def _with_prefixes(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:

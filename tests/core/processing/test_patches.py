@@ -1,0 +1,71 @@
+"""Pictures are resized and cut as transformers does it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from vipolyqwen_core.processing.patches import (
+    MAX_ASPECT_RATIO,
+    PatchLayout,
+    cut_patches,
+    patch_grid,
+    pixel_values,
+    resized_size,
+)
+
+LAYOUT = PatchLayout()
+SIDES = st.integers(1, 3000)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@given(SIDES, SIDES, st.integers(1, 64), st.integers(1, 1500))
+def test_sizes_are_those_of_transformers(width: int, height: int, least: int, more: int) -> None:
+    min_pixels, max_pixels = least * 784, (least + more) * 784
+    if max(width, height) / min(width, height) > MAX_ASPECT_RATIO:
+        with pytest.raises(ValueError, match=f"{width} x {height}"):
+            resized_size(width, height, 28, min_pixels, max_pixels)
+        return
+    expected = smart_resize(height, width, 28, min_pixels, max_pixels)
+    assert resized_size(width, height, 28, min_pixels, max_pixels) == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(28, 28), (112, 84), (97, 203), (5, 7), (640, 31), (1200, 900)]
+)
+def test_pixel_values_are_those_of_transformers(width: int, height: int) -> None:
+    image = picture(width, height)
+    theirs = Qwen2VLImageProcessorPil(min_pixels=4 * 784, max_pixels=64 * 784)(image, return_tensors="np")
+    grid = patch_grid(width, height, LAYOUT, 4 * 784, 64 * 784)
+    patches = cut_patches(image, grid, LAYOUT)
+    assert patches.dtype == np.uint8
+    assert patches.shape == (grid[1] * grid[2], 588)
+    assert [list(grid)] == theirs["image_grid_thw"].tolist()
+    np.testing.assert_allclose(pixel_values(patches, LAYOUT), theirs["pixel_values"], atol=2e-6)
+
+
+def test_patches_of_a_visual_token_stand_together() -> None:
+    values = np.zeros((56, 56, 3), dtype=np.uint8)
+    values[:28, 28:] = 200  # the second visual token of the first row
+    patches = cut_patches(Image.fromarray(values), (1, 4, 4), LAYOUT)
+    assert patches.max(1).tolist() == [0] * 4 + [200] * 4 + [0] * 8
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_other_modes_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match="must be RGB"):
+        cut_patches(Image.new(mode, (28, 28)), (1, 2, 2), LAYOUT)
+
+
+def test_layout_reads_only_its_own_keys() -> None:
+    content = {"patch_size": 16, "image_mean": [0.5, 0.5, 0.5], "do_resize": True}
+    layout = PatchLayout.of(content)
+    assert layout.patch_size == 16
+    assert layout.image_mean == (0.5, 0.5, 0.5)
+    assert layout.merge_size == 2
