@@ -19,12 +19,13 @@ HASH_PARTS = 4
 MAX_HASH_BITS = 6
 THUMBNAIL_PIXELS = 512
 MAX_ASPECT_CHANGE = 0.02
-MAX_MEAN_DIFFERENCE = 4.0
-MAX_CELL_DIFFERENCE = 18.0
 CELL_PIXELS = 8
-"""Differences of grey values in [0, 255]: the mean over the thumbnail, and the mean of the cell that differs
-most. Measured on pages, formulas, drawings and scenes: JPEG of quality 60 stays below 8, half the size below
-18 for nine in ten; a word replaced on a page is above 22."""
+LIGHT = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+MAX_LIGHT_DIFFERENCE = 20.0
+MAX_COLOUR_DIFFERENCE = 48.0
+"""Mean differences of a cell, of values in [0, 255]. Measured on pages, formulas, drawings and scenes: JPEG
+of quality 60 stays below, half the size mostly; a word replaced on a page is above 22 in light, another
+colour of a shape above 80 in some channel."""
 PAIRS_AT_ONCE = 256
 
 ReadPictures = Callable[[Sequence[int]], Sequence[bytes]]
@@ -74,28 +75,26 @@ def propose(pictures: pl.DataFrame) -> pl.DataFrame:
 
 
 def thumbnail(data: bytes) -> Image.Image:
-    """The picture in grey, neither side longer than `THUMBNAIL_PIXELS`."""
+    """The picture in RGB, neither side longer than `THUMBNAIL_PIXELS`."""
     with Image.open(io.BytesIO(data)) as image:
-        grey = image.convert("RGB").convert("L")
-    size = (min(grey.width, THUMBNAIL_PIXELS), min(grey.height, THUMBNAIL_PIXELS))
-    return grey.resize(size, Image.Resampling.BOX)
+        rgb = image.convert("RGB")
+    size = (min(rgb.width, THUMBNAIL_PIXELS), min(rgb.height, THUMBNAIL_PIXELS))
+    return _resized(rgb, size)
 
 
 def look_alike(a: Image.Image, b: Image.Image) -> bool:
     """Whether two thumbnails show the same: no cell differs much."""
-    mean, largest = differences(a, b)
-    return mean <= MAX_MEAN_DIFFERENCE and largest <= MAX_CELL_DIFFERENCE
+    light, colour = differences(a, b)
+    return light <= MAX_LIGHT_DIFFERENCE and colour <= MAX_COLOUR_DIFFERENCE
 
 
 def differences(a: Image.Image, b: Image.Image) -> tuple[float, float]:
-    """Difference of two thumbnails in grey values: over all pixels, and in the cell that differs most."""
+    """Difference of two thumbnails in the cell that differs most: in light, and in the channel most apart."""
     size = (min(a.width, b.width), min(a.height, b.height))
-    left, right = (np.asarray(_resized(image, size), dtype=np.float32) for image in (a, b))
-    difference = left - right
-    cells = Image.fromarray(difference).resize(
-        (max(size[0] // CELL_PIXELS, 1), max(size[1] // CELL_PIXELS, 1)), Image.Resampling.BOX
-    )
-    return float(np.abs(difference).mean()), float(np.abs(np.asarray(cells)).max())
+    grid = (max(size[0] // CELL_PIXELS, 1), max(size[1] // CELL_PIXELS, 1))
+    left, right = (np.asarray(_resized(_resized(image, size), grid), dtype=np.float32) for image in (a, b))
+    cells = left - right
+    return float(np.abs(cells @ LIGHT).max()), float(np.abs(cells).max())
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -93,8 +93,8 @@ def accepted_sources(manifest: Manifest, workspace: Workspace) -> list[AcceptedS
         )
     if missing:
         raise ValueError(
-            f"no accepted version of {', '.join(missing)}: each source of the manifest must be curated, tagged"
-            " and validated, with all critical expectations met, before a training set can be built"
+            f"no accepted version of {', '.join(missing)}: each source of the manifest must be curated,"
+            " tagged and validated, with all critical expectations met, before a training set can be built"
         )
     return found
 
