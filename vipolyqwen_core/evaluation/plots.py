@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import matplotlib
 import numpy as np
@@ -35,7 +35,7 @@ TASK_COLOURS: Final = {
     Task.VQA_SINGLE: "#7a4fc4",
     Task.VQA_MULTI: "#c23b78",
 }
-STYLE: Final = {
+STYLE: Final[dict[Any, Any]] = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.spines.right": False,

@@ -169,7 +169,8 @@ def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
     bootstrap above 0, and swapping the pictures between queries at least halves it; the mean of recall@1
     over them is at least five times chance. Pools too small to count cannot prove it.
     """
-    failures, facts = [], []
+    failures: list[str] = []
+    facts: list[str] = []
     if not enough:
         failures.append("no pool is large enough to tell: more evaluation pairs are needed")
     counted = [pool for pool in pools if pool.counts]

@@ -106,12 +106,12 @@ class Pool:
     @cached_property
     def num_relevant(self) -> Ints:
         """[Q] right answers of each query."""
-        return self.relevant.sum(axis=1).astype(np.int64)
+        return np.asarray(self.relevant.sum(axis=1), dtype=np.int64)
 
     @cached_property
     def num_candidates(self) -> Ints:
         """[Q] candidates of each query."""
-        return (len(self.targets) - self.excluded.sum(axis=1)).astype(np.int64)
+        return np.asarray(len(self.targets) - self.excluded.sum(axis=1), dtype=np.int64)
 
     def chance(self) -> dict[str, float]:
         """What a random order scores."""

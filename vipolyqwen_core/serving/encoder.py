@@ -56,7 +56,8 @@ class ViPolyQwenEmbedder:
         self, model: ViPolyQwenModel, processor: ViPolyQwenProcessor, device: str | None = None
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.to(self.device).eval()
+        self.model = model.eval()
+        self.model.to(self.device)
         self.processor = processor
 
     @classmethod
@@ -125,7 +126,7 @@ class ViPolyQwenEmbedder:
         Raises:
             ValueError: names the item by its place
         """
-        return self._encode(((lambda item=item: item) for item in items), batch_size, batch_tokens)
+        return self._encode((partial(_as_it_is, item) for item in items), batch_size, batch_tokens)
 
     def _encode(
         self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int
@@ -181,6 +182,10 @@ class ViPolyQwenEmbedder:
                 batch = pack([window[place] for place in places], self.processor.layout.merge_size)
                 vectors[places] = self.model(batch.to(self.device)).float().cpu().numpy()
         return vectors
+
+
+def _as_it_is(item: Item) -> Item:
+    return item
 
 
 def shorten(vectors: Vectors, dim: int) -> Vectors:
@@ -284,7 +289,7 @@ def _arrange(
         raise ValueError("nothing to encode: give text, images or both")
     if text is None:
         if _is_picture(images):
-            return [None], [images], True  # type: ignore[list-item]
+            return [None], [images], True
         entries = list(images) if isinstance(images, Iterable) else [images]
         return [None] * len(entries), entries, False
     if isinstance(text, str):

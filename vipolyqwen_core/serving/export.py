@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lancedb.index import FTS, IvfHnswSq
-from lancedb.table import LanceTable
+from lancedb.table import Table
 
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
@@ -153,7 +153,7 @@ def model_digest(model: Path) -> str:
     return digest.hexdigest()
 
 
-def _matching_table(folder: Path, schema: pa.Schema) -> LanceTable | None:
+def _matching_table(folder: Path, schema: pa.Schema) -> Table | None:
     """The table in a LanceDB folder, where it was made by the same model with the same columns."""
     if not (folder / f"{TABLE}.lance").is_dir():
         return None
@@ -161,7 +161,7 @@ def _matching_table(folder: Path, schema: pa.Schema) -> LanceTable | None:
     return table if table.schema.equals(schema, check_metadata=True) else None
 
 
-def _staged_table(folder: Path, schema: pa.Schema) -> LanceTable:
+def _staged_table(folder: Path, schema: pa.Schema) -> Table:
     """A table beside the one in use: what a killed export left, or what this version exported before."""
     staging = folder / STAGING
     table = _matching_table(staging, schema)
@@ -181,7 +181,7 @@ def _staged_table(folder: Path, schema: pa.Schema) -> LanceTable:
 class _Update:
     """Makes a table hold exactly the sides of a training set, and counts what it took."""
 
-    def __init__(self, table: LanceTable, wanted: ExportedSides, model: Path, batch_tokens: int) -> None:
+    def __init__(self, table: Table, wanted: ExportedSides, model: Path, batch_tokens: int) -> None:
         self.table, self.wanted, self.model, self.batch_tokens = table, wanted, model, batch_tokens
         self.model_version = table.schema.metadata[b"model_version"].decode()
         self.encoded = self.updated = self.deleted = 0
@@ -277,11 +277,11 @@ def _matrix(column: pa.ChunkedArray) -> Vectors:
     return np.asarray(column.combine_chunks().flatten(), dtype=np.float32).reshape(-1, dim)
 
 
-def _is_indexed(table: LanceTable, column: str) -> bool:
+def _is_indexed(table: Table, column: str) -> bool:
     return any(column in index.columns for index in table.list_indices())
 
 
-def _index(table: LanceTable, settings: ExportSettings) -> None:
+def _index(table: Table, settings: ExportSettings) -> None:
     """Full-text index on the text, vector index where the table is large; what was added joins both."""
     rows = table.count_rows()
     if rows == 0:
@@ -294,7 +294,7 @@ def _index(table: LanceTable, settings: ExportSettings) -> None:
     table.optimize()
 
 
-def _write_parquet(table: LanceTable, path: Path) -> None:
+def _write_parquet(table: Table, path: Path) -> None:
     with (
         written_aside(path) as aside,
         pq.ParquetWriter(aside, table.schema, compression="zstd") as writer,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -104,8 +104,8 @@ class ExportedSides:
         return {}
 
     @cached_property
-    def _pinned(self) -> dict[str, dict[str, str | int]]:
-        pinned: dict[str, dict[str, str | int]] = json.loads(
+    def _pinned(self) -> dict[str, dict[str, Any]]:
+        pinned: dict[str, dict[str, Any]] = json.loads(
             (self.training_set / "images.json").read_text(encoding="utf-8")
         )
         return pinned

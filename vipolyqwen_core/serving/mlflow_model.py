@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import mlflow
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 from mlflow.models import ModelSignature
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 from packaging.requirements import Requirement

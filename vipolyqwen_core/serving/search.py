@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import lancedb
 import pyarrow as pa
-from lancedb.table import LanceTable
+from lancedb.table import Table
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.serving.current_export import current_model, read_current
@@ -73,8 +73,9 @@ def search(
     vector = embedder.encode(text, given if text is not None else [given], prefix).reshape(-1)
 
     def fetch(limit: int) -> pa.Table:
-        query = table.search(vector, vector_column_name="embedding").distance_type("cosine")
-        return _run(query.refine_factor(REFINE_FACTOR), where, limit, "_distance")
+        query: Any = table.search(vector, vector_column_name="embedding")
+        query = query.distance_type("cosine").refine_factor(REFINE_FACTOR)
+        return _run(query, where, limit, "_distance")
 
     return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
 
@@ -96,7 +97,7 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
     return _distinct_hits(fetch, top, lambda row: row["_score"])
 
 
-def open_table(workspace: Workspace) -> LanceTable:
+def open_table(workspace: Workspace) -> Table:
     """The exported table.
 
     Raises:

@@ -13,7 +13,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ TASKS: dict[str, Task] = {token: task for task, token in PREFIX_TOKENS.items()}
 class ViPolyQwenModule(InputModule):
     """Items in, unit vectors out: input, transformer, pooling and norm in one module."""
 
-    config_keys: ClassVar[list[str]] = []
     save_in_root = True
 
     def __init__(self, model: ViPolyQwenModel, processor: ViPolyQwenProcessor) -> None:
@@ -90,7 +89,7 @@ class ViPolyQwenModule(InputModule):
         cache_folder: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
+        init_defaults: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "ViPolyQwenModule":
         """The module of a model directory or of a hub id."""
@@ -99,7 +98,7 @@ class ViPolyQwenModule(InputModule):
         )
         if path is None:
             raise ValueError(f"{model_name_or_path} is neither a directory nor a model on the hub")
-        model = ViPolyQwenModel.from_pretrained(path, **(model_kwargs or {}))
+        model = ViPolyQwenModel.from_pretrained(path, **(kwargs.get("model_kwargs") or {}))
         return cls(model, ViPolyQwenProcessor.from_pretrained(path))
 
 
