@@ -1,0 +1,31 @@
+"""Names of backbones become places."""
+
+from pathlib import Path
+
+import pytest
+
+from vipolyqwen_core.contract import BACKBONE_FILES
+from vipolyqwen_core.model.backbone import resolve_backbone
+from vipolyqwen_core.workspace import Workspace
+
+
+def test_tiny_is_made_once(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    first = Path(resolve_backbone("tiny", workspace))
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert {path.name for path in first.iterdir()} == set(BACKBONE_FILES)
+    assert resolve_backbone("tiny", workspace) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    assert [path.name for path in workspace.backbones.iterdir()] == [first.name]
+
+
+def test_a_directory_or_a_hub_id_stays_what_it_is(tmp_path: Path, tiny_backbone: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert resolve_backbone(str(tiny_backbone), workspace) == tiny_backbone
+    assert resolve_backbone("Qwen/Qwen2-VL-2B-Instruct", workspace) == "Qwen/Qwen2-VL-2B-Instruct"
+
+
+@pytest.mark.parametrize("name", ["smol", "./missing/folder", "/no/such/dir", "a/b/c"])
+def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="neither 'tiny', nor a directory, nor a hub id"):
+        resolve_backbone(name, Workspace(tmp_path))

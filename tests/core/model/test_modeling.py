@@ -1,0 +1,328 @@
+"""The vector of an item is that of a plain Qwen2-VL over the item alone, whatever stands beside it."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoProcessor, Qwen2VLModel
+
+import vipolyqwen_core.model  # noqa: F401  # registers the classes
+from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.model.attention import SEGMENTS
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.processing.packing import pack
+from vipolyqwen_core.processing.patches import pixel_values
+from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
+
+DIM = 48
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+ITEMS = (
+    Item(""),  # one token
+    Item("xin chào thế giới, hôm nay trời đẹp"),
+    Item("<image>", (picture(56, 84, 1),)),
+    Item("<image><image> so <image> sánh <image>", tuple(picture(28 * n, 56, n) for n in range(1, 5))),
+    Item("What is the total?", prefix=Task.TEXT_PAIR),
+    Item(
+        "và <image>?", (picture(28, 28, 7),), (Turn("user", "gì?"), Turn("assistant", "ô")), Task.VQA_SINGLE
+    ),
+    Item("收据的总额是多少 " * 12),
+    Item("x"),
+)
+
+
+def randomised(model: ViPolyQwenModel) -> ViPolyQwenModel:
+    """Weights of the head as after some training: a new context vector is zero."""
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if name.startswith("pooling") or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model.eval()
+
+
+def build(backbone: Path, processing: ProcessingSettings, pooling: Pooling) -> ViPolyQwenModel:
+    settings = ModelSettings(pooling=pooling, pooling_heads=4, embedding_dim=DIM)
+    return randomised(ViPolyQwenModel.from_backbone(backbone, settings, processing))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone: Path, tiny_processing: ProcessingSettings) -> ViPolyQwenModel:
+    return build(tiny_backbone, tiny_processing, Pooling.ATTENTION)
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_backbone: Path, tiny_processing: ProcessingSettings) -> ViPolyQwenProcessor:
+    return ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+
+
+@pytest.fixture(scope="module")
+def encoded(processor: ViPolyQwenProcessor) -> list[EncodedItem]:
+    return processor.encode_batch(ITEMS)
+
+
+def vectors(model: ViPolyQwenModel, items: list[EncodedItem]) -> Tensor:
+    with torch.no_grad():
+        embedded: Tensor = model(pack(items))
+    return embedded
+
+
+def plain_vectors(
+    model: ViPolyQwenModel, backbone: Path, processor: ViPolyQwenProcessor, items: list[EncodedItem]
+) -> Tensor:
+    """The same weights in a plain Qwen2VLModel with its own masks and positions, item by item."""
+    plain = Qwen2VLModel.from_pretrained(backbone, attn_implementation="eager")
+    plain.load_state_dict(model.backbone.state_dict())
+    rows = []
+    for item in items:
+        ids = torch.from_numpy(item.input_ids)[None]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if item.patches is not None:
+            inputs["pixel_values"] = torch.from_numpy(pixel_values(item.patches, processor.layout))
+            inputs["image_grid_thw"] = torch.tensor(item.image_grid)
+            inputs["mm_token_type_ids"] = (ids == plain.config.image_token_id).int()
+        with torch.no_grad():
+            hidden = plain(**inputs).last_hidden_state[0]
+            if model.config.pooling == Pooling.MEAN:
+                pooled = hidden.mean(0)
+            elif model.config.pooling == Pooling.LAST:
+                pooled = hidden[-1]
+            else:
+                context = model.pooling.context
+                slices = hidden.split(context.shape[1], dim=1)
+                parts = [(s @ c).softmax(0) @ s for s, c in zip(slices, context, strict=True)]
+                pooled = torch.cat(parts)
+            rows.append(F.normalize(model.projection(pooled), dim=0))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_packed_vectors_are_those_of_plain_qwen2_vl_one_by_one(
+    pooling: Pooling,
+    tiny_backbone: Path,
+    tiny_processing: ProcessingSettings,
+    processor: ViPolyQwenProcessor,
+    encoded: list[EncodedItem],
+) -> None:
+    model = build(tiny_backbone, tiny_processing, pooling)
+    packed = vectors(model, encoded)
+    alone = plain_vectors(model, tiny_backbone, processor, encoded)
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed.norm(dim=1), torch.ones(len(ITEMS)))
+    assert (packed * alone).sum(1).min() >= 0.99999
+    torch.testing.assert_close(packed, alone, atol=2e-5, rtol=0)
+    assert (packed @ packed.T - torch.eye(len(ITEMS))).max() < 0.999, "the items must differ to tell anything"
+
+
+def test_order_neighbours_and_batch_size_change_nothing(
+    model: ViPolyQwenModel, encoded: list[EncodedItem]
+) -> None:
+    together = vectors(model, encoded)
+    order = [5, 0, 3, 7, 1, 2, 6, 4]
+    shuffled = vectors(model, [encoded[place] for place in order])
+    torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=0)
+    for size in (1, 3):
+        parts = [vectors(model, encoded[start : start + size]) for start in range(0, len(encoded), size)]
+        torch.testing.assert_close(torch.cat(parts), together, atol=1e-5, rtol=0)
+
+
+def test_pictures_and_their_order_matter(model: ViPolyQwenModel, processor: ViPolyQwenProcessor) -> None:
+    first, second = picture(56, 56, 1), picture(56, 56, 2)
+    text = "<image> rồi <image>"
+    rows = vectors(model, processor.encode_batch([Item(text, (first, second)), Item(text, (second, first))]))
+    assert rows[0] @ rows[1] < 0.9999
+
+
+def test_a_prefix_changes_the_vector(model: ViPolyQwenModel, processor: ViPolyQwenProcessor) -> None:
+    rows = vectors(model, processor.encode_batch([Item("tổng"), Item("tổng", prefix=Task.OCR)]))
+    assert rows[0] @ rows[1] < 0.9999
+
+
+def test_pooling_weights_sum_to_one_by_item(model: ViPolyQwenModel, encoded: list[EncodedItem]) -> None:
+    batch = pack(encoded)
+    weights = model.pooling_weights(batch)
+    assert weights.shape == (batch.num_tokens,)
+    sums = torch.zeros(batch.num_items).index_add(0, batch.segment_ids, weights)
+    torch.testing.assert_close(sums, torch.ones(batch.num_items))
+
+
+def test_gradients_reach_every_part(model: ViPolyQwenModel, encoded: list[EncodedItem]) -> None:
+    model = copy.deepcopy(model)
+    target = torch.randn(len(ITEMS), DIM, generator=torch.Generator().manual_seed(0))
+    (model(pack(encoded)) * target).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    rows = model.backbone.get_input_embeddings().weight.grad
+    prefixes = model.config.contract["prefix_ids"]
+    assert rows[prefixes["text_pair"]].any()
+    assert rows[prefixes["vqa_single"]].any()
+    assert not rows[prefixes["ocr"]].any(), "no item has this prefix"
+    assert not rows[model.config.backbone.image_token_id].any(), "visual tokens stand in its place"
+
+
+def test_a_dummy_picture_changes_no_vector_and_touches_the_vision_tower(
+    model: ViPolyQwenModel, encoded: list[EncodedItem]
+) -> None:
+    model = copy.deepcopy(model)
+    texts = [encoded[1], encoded[6]]
+    batch = pack(texts, dummy_picture=True)
+    embedded = model(batch)
+    torch.testing.assert_close(embedded, vectors(model, texts), atol=1e-6, rtol=0)
+    embedded.sum().backward()
+    for name, parameter in model.backbone.visual.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+def test_activation_checkpointing_changes_no_gradient(
+    model: ViPolyQwenModel, encoded: list[EncodedItem]
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        copied = copy.deepcopy(model).train()
+        if checkpointing:
+            copied.gradient_checkpointing_enable()
+        copied(pack(encoded))[:, 0].sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in copied.named_parameters()})
+    assert copied.is_gradient_checkpointing
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_saved_model_gives_the_same_vectors(
+    model: ViPolyQwenModel, processor: ViPolyQwenProcessor, encoded: list[EncodedItem], tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not list(tmp_path.glob("*.bin"))
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(loaded, ViPolyQwenModel)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(again, ViPolyQwenProcessor)
+    loaded.config.check_processor(again)
+    torch.testing.assert_close(
+        vectors(loaded, again.encode_batch(ITEMS)), vectors(model, encoded), atol=0, rtol=0
+    )
+
+
+def test_config_carries_the_contract_and_no_path(
+    tiny_model_dir: Path, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    text = (tiny_model_dir / "config.json").read_text(encoding="utf-8")
+    assert str(tiny_backbone.parent) not in text
+    content = json.loads(text)
+    assert content["model_type"] == "vipolyqwen"
+    assert content["pooling"] == "attention"
+    assert content["embedding_dim"] == 64
+    assert content["contract"]["max_pixels"] == tiny_processing.max_pixels
+    assert content["contract"]["prompt"].startswith("[prefix] content <|im_end|>")
+    assert set(content["contract"]["prefix_ids"]) == {task.value for task in Task}
+    assert content["backbone"]["model_type"] == "qwen2_vl"
+    assert AutoConfig.from_pretrained(tiny_model_dir).backbone.text_config.hidden_size == 128
+
+
+def test_a_processor_of_another_contract_is_refused(
+    tiny_model_dir: Path, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    other = ViPolyQwenProcessor.from_backbone(tiny_backbone, replace(tiny_processing, max_tokens=99))
+    with pytest.raises(ValueError, match="max_tokens is 99, but the model was trained with 256"):
+        config.check_processor(other)
+
+
+def test_half_precision_keeps_the_head_in_float32(
+    model: ViPolyQwenModel, encoded: list[EncodedItem], tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "full")
+    half = AutoModel.from_pretrained(tmp_path / "full", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    again = AutoModel.from_pretrained(tmp_path / "half")
+    for loaded in (half, again):
+        assert loaded.backbone.dtype == torch.bfloat16
+        assert {p.dtype for p in loaded.projection.parameters()} == {torch.float32}
+        assert loaded.pooling.context.dtype == torch.float32
+        embedded = vectors(loaded, encoded)
+        assert embedded.dtype == torch.float32
+        assert (embedded * vectors(model, encoded)).sum(1).min() > 0.99
+
+
+def test_autocast_gives_vectors_close_to_full_precision(
+    model: ViPolyQwenModel, encoded: list[EncodedItem]
+) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedded = vectors(model, encoded)
+    assert embedded.dtype == torch.float32
+    assert (embedded * vectors(model, encoded)).sum(1).min() > 0.99
+
+
+def test_a_new_model_has_the_weights_of_its_backbone(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    plain = Qwen2VLModel.from_pretrained(tiny_backbone).state_dict()
+    models = [
+        ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=DIM), tiny_processing, seed)
+        for seed in (1, 1, 2)
+    ]
+    table = "language_model.embed_tokens.weight"
+    prefixes = sorted(models[0].config.contract["prefix_ids"].values())
+    for name, weight in models[0].backbone.state_dict().items():
+        if name == table:
+            kept = [row for row in range(len(weight)) if row not in prefixes]
+            torch.testing.assert_close(weight[kept], plain[name][kept], atol=0, rtol=0)
+            mean = plain[name][: prefixes[0]].mean(0)
+            torch.testing.assert_close(weight[prefixes], mean.expand(5, -1))
+        else:
+            torch.testing.assert_close(weight, plain[name], atol=0, rtol=0)
+    assert torch.equal(models[0].projection.weight, models[1].projection.weight)
+    assert not torch.equal(models[0].projection.weight, models[2].projection.weight)
+    assert not models[0].pooling.context.any()
+
+
+def test_building_a_model_leaves_the_random_state_alone(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    before = torch.random.get_rng_state()
+    ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=DIM), tiny_processing)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_table_without_spare_rows_grows(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings, encoded: list[EncodedItem], tmp_path: Path
+) -> None:
+    full = Qwen2VLModel.from_pretrained(tiny_backbone)
+    prefixes = sorted(encoded_prefixes(tiny_backbone, tiny_processing))
+    full.resize_token_embeddings(prefixes[0])
+    full.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((tiny_backbone / name).read_bytes())
+    model = ViPolyQwenModel.from_backbone(tmp_path, ModelSettings(embedding_dim=DIM), tiny_processing)
+    assert model.backbone.get_input_embeddings().num_embeddings == prefixes[-1] + 1
+    assert model.config.backbone.text_config.vocab_size == prefixes[-1] + 1
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModel.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(vectors(again, encoded), vectors(model, encoded), atol=0, rtol=0)
+
+
+def encoded_prefixes(backbone: Path, processing: ProcessingSettings) -> list[int]:
+    return list(ViPolyQwenProcessor.from_backbone(backbone, processing).prompt.prefixes.values())
+
+
+def test_only_attention_by_segment_is_ever_used(tiny_model_dir: Path) -> None:
+    loaded = AutoModel.from_pretrained(tiny_model_dir, attn_implementation="eager")
+    assert loaded.backbone.language_model.config._attn_implementation == SEGMENTS
+    assert loaded.backbone.visual.config._attn_implementation == SEGMENTS
