@@ -2,19 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import bm25s
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.config import Precision, TrainingRun
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 
-WORD: Final = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af]|[^\W_]+")
+_EAST_ASIAN: Final = r"[\u3400-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af]"
+WORD: Final = re.compile(rf"{_EAST_ASIAN}|(?:(?!{_EAST_ASIAN})[^\W_])+")
 """A run of letters and digits; a Chinese, Japanese or Korean character is a word of its own."""
 
 
@@ -45,6 +46,9 @@ def bm25_similarity(queries: Sequence[str], targets: Sequence[str]) -> NDArray[n
 def untrained_embedder(run: TrainingRun, device: str | None = None) -> ViPolyQwenEmbedder:
     """The model of a run as it was before its first step: the backbone and a fresh head of the same seed."""
     recipe = run.recipe
-    model = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, recipe.training.seed)
-    processor = ViPolyQwenProcessor.from_backbone(Path(run.backbone), recipe.processing)
+    dtype = torch.bfloat16 if recipe.training.precision is Precision.BFLOAT16 else torch.float32
+    model = ViPolyQwenModel.from_backbone(
+        str(run.backbone), recipe.model, recipe.processing, recipe.training.seed, dtype
+    )
+    processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), recipe.processing)
     return ViPolyQwenEmbedder(model, processor, device)

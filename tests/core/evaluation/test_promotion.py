@@ -1,0 +1,152 @@
+"""The verdict on a model, and the decision on its alias, from numbers alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from vipolyqwen_core.config import RegistrySettings
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.evaluation import results
+from vipolyqwen_core.evaluation.bootstrap import Interval
+from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.evaluation.promotion import decide
+from vipolyqwen_core.evaluation.results import Evaluation, PoolResult, Verdict, judge, read_evaluation
+
+GAIN = Interval(0.2, 0.1, 0.3)
+NOTHING = Interval(0.01, -0.02, 0.04)
+
+
+def pool(
+    task: Task = Task.OCR,
+    trained: float = 0.6,
+    champion: float | None = None,
+    swapped: float | None = 0.1,
+    recall: float = 0.5,
+    gain: Interval = GAIN,
+    is_choice: bool = False,
+) -> PoolResult:
+    scores = {
+        results.TRAINED: {PRIMARY: trained, "recall@1": recall},
+        results.PLAIN: {PRIMARY: trained, "recall@1": recall},
+        results.UNTRAINED: {PRIMARY: 0.05, "recall@1": 0.02},
+        results.CHANCE: {PRIMARY: 0.03, "recall@1": 0.02},
+    }
+    if champion is not None:
+        scores[results.CHAMPION] = {PRIMARY: champion, "recall@1": champion}
+    if swapped is not None:
+        scores[results.SWAPPED] = {PRIMARY: swapped, "recall@1": swapped}
+    return PoolResult(
+        task=task,
+        language="vi",
+        num_pairs=200,
+        num_queries=200,
+        num_targets=2 if is_choice else 80,
+        is_choice=is_choice,
+        has_pictures=swapped is not None,
+        is_large=True,
+        counts=not is_choice,
+        scores=scores,
+        gain_over_untrained=gain,
+        gain_over_champion=None,
+    )
+
+
+def evaluation(
+    *pools: PoolResult, over_untrained: Interval = GAIN, over_champion: Interval | None = None
+) -> Evaluation:
+    return Evaluation(
+        run_name="run",
+        model="model",
+        champion=None if over_champion is None else "champion",
+        data_version="v",
+        num_rows=200,
+        primary_metric=PRIMARY,
+        primary={results.TRAINED: 0.6},
+        enough=True,
+        gain_over_untrained=over_untrained,
+        gain_over_champion=over_champion,
+        pools=pools,
+        cross_lingual=(),
+        similarities=(),
+        matryoshka={},
+        verdict=Verdict(True, (), ()),
+        seconds=1.0,
+    )
+
+
+def test_a_model_that_fulfils_every_condition_has_learned() -> None:
+    verdict = judge((pool(), pool(Task.INSTR, swapped=None)), enough=True)
+    assert verdict.learned
+    assert len(verdict.facts) == 4  # two gains, one swap, recall
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (pool(gain=NOTHING), "gain +0.010"),
+        (pool(swapped=0.31), "falls to 0.310 when pictures are swapped"),
+        (pool(recall=0.05), "2.5 times chance"),
+    ],
+)
+def test_each_condition_can_fail_alone(changed: PoolResult, expected: str) -> None:
+    verdict = judge((changed,), enough=True)
+    assert not verdict.learned
+    assert len(verdict.failures) == 1
+    assert expected in verdict.failures[0]
+
+
+def test_a_choice_is_not_asked_for_a_gain() -> None:
+    verdict = judge((pool(), pool(Task.VQA_MULTI, gain=NOTHING, recall=0.5, is_choice=True)), enough=True)
+    assert verdict.learned
+
+
+def test_pools_that_are_too_small_prove_nothing() -> None:
+    assert not judge((pool(),), enough=False).learned
+
+
+def test_the_first_version_must_beat_the_untrained_model() -> None:
+    assert decide(evaluation(pool()), RegistrySettings()).alias == "champion"
+    decision = decide(evaluation(pool(), over_untrained=NOTHING), RegistrySettings())
+    assert decision.alias == "challenger"
+    assert "over the untrained model +0.0100" in decision.reasons[0]
+
+
+def test_a_champion_is_replaced_only_by_a_sure_gain() -> None:
+    settings = RegistrySettings(min_gain=0.05)
+    sure, unsure = Interval(0.1, 0.06, 0.2), Interval(0.1, 0.04, 0.2)
+    assert decide(evaluation(pool(champion=0.5), over_champion=sure), settings).promoted
+    assert not decide(evaluation(pool(champion=0.5), over_champion=unsure), settings).promoted
+
+
+def test_a_task_that_falls_too_far_keeps_the_champion() -> None:
+    fallen = evaluation(
+        pool(champion=0.3),
+        pool(Task.INSTR, trained=0.4, champion=0.5, swapped=None),
+        over_champion=GAIN,
+    )
+    decision = decide(fallen, RegistrySettings(max_task_loss=0.05))
+    assert not decision.promoted
+    assert "instr: mrr@10 falls from 0.5000 to 0.4000" in decision.reasons[-1]
+    assert decide(fallen, RegistrySettings(max_task_loss=0.11)).promoted
+
+
+def test_a_task_is_judged_over_its_languages_together() -> None:
+    better, worse = pool(trained=0.7, champion=0.6), pool(trained=0.5, champion=0.58)
+    assert decide(evaluation(better, worse, over_champion=GAIN), RegistrySettings()).promoted
+
+
+def test_the_accuracy_of_a_choice_may_not_fall_either() -> None:
+    choice = pool(Task.VQA_MULTI, recall=0.6, champion=0.8, is_choice=True)
+    decision = decide(evaluation(pool(champion=0.3), choice, over_champion=GAIN), RegistrySettings())
+    assert not decision.promoted
+    assert "vqa_multi: accuracy falls from 0.8000 to 0.6000" in decision.reasons[-1]
+    small = replace(choice, is_large=False)
+    assert decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings()).promoted
+
+
+def test_an_evaluation_that_is_absent_or_broken_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="no evaluation at"):
+        read_evaluation(tmp_path)
+    (tmp_path / "evaluation.json").write_text('{"run_name": 3}')
+    with pytest.raises(ValueError, match=r"evaluation.json: .*run_name"):
+        read_evaluation(tmp_path)
