@@ -4,6 +4,8 @@ Rules for records and pictures are applied where they are read (`vipolyqwen_core
 here with the rest, so that one place says what each name means.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -12,17 +14,54 @@ from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task
 
 RULES: dict[str, str] = {
+    # read: records
+    "broken_json": "The line, or the element of the array, is not JSON.",
+    "broken_csv": "The line is not CSV.",
+    "not_an_object": "The record is JSON, but no object.",
+    "unreadable_file": "The file, or its packing, breaks off: the rest of it cannot be read.",
+    "missing_field": "The record lacks a field that its format needs.",
+    "missing_line": "One of the parallel files has fewer lines than another.",
+    "wrong_type": "A field holds another type than its format says.",
+    "unknown_data_type": "The data_type of the sample is none of the owner's.",
+    "other_task": "The sample belongs to another task than the manifest says of its source.",
+    "no_images": "The task needs a picture, and the record names none.",
+    "no_pairs": "The adapter made no pair of the record.",
+    "score_not_a_number": "The score is not a number.",
+    "broken_dialogue": "The messages are no list of objects with a role and a content.",
+    "unknown_role": "The role of a message is none of system, user and assistant, by any usual name.",
+    "unknown_part": "A part of a message is neither text nor picture.",
+    "no_question": "The answer of a dialogue does not follow a turn of the user.",
+    "no_answer": "The dialogue has no answer of the assistant.",
+    # curated: pictures
+    "missing_image": "There is no such picture below the image root.",
+    "no_image_root": "The record names a picture by its path, and the source has no image_root.",
+    "path_leaves_root": "The path of the picture leaves the image root, which is never followed.",
+    "unreadable_image": "The picture's file cannot be read.",
+    "too_many_bytes": "The picture's file is larger than any picture of a corpus.",
+    "empty_image": "The picture's file is empty.",
+    "not_an_image": "The bytes are no picture format that is known.",
+    "too_many_pixels": "The picture has more pixels than curation.max_image_pixels.",
+    "truncated_image": "The picture breaks off before its end.",
+    "broken_image": "The picture cannot be decoded.",
     # curated: rows
+    "no_picture": "The task needs a picture in the query, and there is none.",
     "empty_query": "The query has neither text nor picture.",
     "empty_target": "The target has neither text nor picture.",
     "query_too_short": "The query's text is shorter than curation.min_chars, and it has no picture.",
     "target_too_short": "The target's text is shorter than curation.min_chars, and it has no picture.",
     "query_too_long": "The query's text is longer than curation.max_chars.",
     "target_too_long": "The target's text is longer than curation.max_chars.",
-    "repetitive_query": "One repeated line, word or character fills the query.",
-    "repetitive_target": "One repeated line, word or character fills the target.",
+    "repetitive_query": "One repeated line, phrase, word or character fills the query.",
+    "repetitive_target": "One repeated line, phrase, word or character fills the target.",
     "score_out_of_range": "The score is not a number in [0, 1].",
     "answer_in_query": "The query ends with the whole answer, so that there is nothing to learn.",
+    # tagged
+    "too_many_placeholders": "A side has more <image> than pictures.",
+    "placeholders": "Pictures and <image> do not match.",
+    "picture_size": "The picture's shape cannot be cut into patches.",
+    "picture_mode": "The picture is not RGB.",
+    "pictures_too_long": "Pictures and turns alone take more than processing.max_tokens.",
+    "not_unicode": "The text cannot be written as UTF-8.",
     # validated
     "placeholder_mismatch": "The pair has not as many <image> as pictures.",
     "nothing_to_encode": "A side has no tokens.",
@@ -51,13 +90,16 @@ class RowRule:
 
 
 MIN_REPETITION_CHARS = 100
+MAX_PERIOD = 8
 MIN_ANSWER_CHARS = 32
 """A shorter answer may well stand at the end of a question: `true or false`."""
 
 
 def row_rules(settings: CurationSettings) -> list[RowRule]:
     """The rules of curation, in the order in which they are asked. Columns: those of a pair."""
-    rules = []
+    needs_picture = pl.col("task").is_in([Task.OCR.value, Task.VQA_SINGLE.value, Task.VQA_MULTI.value])
+    pictures = pl.col("query_images").list.len().fill_null(0)
+    rules = [RowRule("no_picture", needs_picture & (pictures == 0), pl.col("query"))]
     for side in ("query", "target"):
         text, chars = pl.col(side), pl.col(side).str.len_chars()
         bare = pl.col(f"{side}_images").list.len().fill_null(0) == 0
@@ -90,7 +132,7 @@ def _answered() -> pl.Expr:
 
 
 def _repeats(text: pl.Expr, max_share: float) -> pl.Expr:
-    """Whether one repeated line, word or character fills more than `max_share` of a long text.
+    """Whether one repeated line, phrase, word or character fills more than `max_share` of a long text.
 
     Only texts with few distinct words or characters are counted out.
     """
@@ -108,16 +150,32 @@ def _repeats(text: pl.Expr, max_share: float) -> pl.Expr:
 
 
 def repetition_share(text: str) -> float:
-    """The share of the text that its most repeated line, word or character fills; 0 where nothing repeats."""
-    shares = [0.0]
-    for parts in (text.split("\n"), text.split(), list(text)):
-        filled: dict[str, int] = {}
-        for part in parts:
-            filled[part.strip()] = filled.get(part.strip(), 0) + 1
-        size = sum(len(part.strip()) for part in parts)
-        most = max((count * len(part) for part, count in filled.items() if count > 2), default=0)
-        shares.append(most / size if size else 0.0)
+    """The share of the text that its most repeated line, phrase, word or character fills.
+
+    A phrase is up to 8 words, or 8 characters where a text has no spaces, that follow themselves.
+    """
+    words = text.split()
+    shares = [_most_frequent(parts) for parts in (text.split("\n"), words, list(text))]
+    shares += [
+        _periodic(parts, period) for parts in (words, list(text)) for period in range(2, MAX_PERIOD + 1)
+    ]
     return max(shares)
+
+
+def _most_frequent(parts: Sequence[str]) -> float:
+    """Share of the most frequent part, by characters; 0 where none occurs three times."""
+    counts = Counter(part.strip() for part in parts)
+    size = sum(len(part) * count for part, count in counts.items())
+    return max(
+        (len(part) * count / size for part, count in counts.items() if part and count > 2), default=0.0
+    )
+
+
+def _periodic(parts: Sequence[str], period: int) -> float:
+    """Share of the parts that are the same as the one a period before; 0 for less than three periods."""
+    if len(parts) < 3 * period:
+        return 0.0
+    return sum(a == b for a, b in zip(parts, parts[period:], strict=False)) / (len(parts) - period)
 
 
 def first_failure(rows: pl.DataFrame, rules: list[RowRule]) -> pl.DataFrame:

@@ -1,0 +1,231 @@
+"""Curation: nothing vanishes, nothing is kept twice, and what is unchanged is not done again."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from quality.curate import BATCH_PAIRS, curate
+from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars_schema, read_ledger
+from quality.rules import RULES
+from tests.quality.conftest import instruction, question, scene, sentence
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import PAIR
+from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.workspace import Workspace
+
+SETTINGS = CurationSettings()
+
+
+def pairs(workspace: Workspace, name: str = "corpus") -> pl.DataFrame:
+    return pl.read_parquet(workspace.curated(name) / "pairs.parquet")
+
+
+def ledger(workspace: Workspace, name: str = "corpus") -> pl.DataFrame:
+    return read_ledger(workspace.curated(name) / "ledger.parquet")
+
+
+def rules_of(workspace: Workspace) -> dict[tuple[int, str], int]:
+    return Counter(ledger(workspace).select("line", "rule").iter_rows())
+
+
+def test_tables_have_the_columns_of_the_contract(workspace, write_source) -> None:
+    source = write_source([instruction(1), "{", question(2), question(9)], pictures=[2])
+    summary = curate(source, SETTINGS, workspace)
+    assert pairs(workspace).schema == polars_schema(PAIR)
+    assert ledger(workspace).schema == LEDGER_SCHEMA
+    assert (summary.records, summary.records_with_pairs, summary.pairs_in, summary.pairs_out) == (4, 3, 3, 2)
+    assert summary.records_rejected == {"broken_json": 1}
+    assert summary.rejected == {"missing_image": 1}
+    assert summary.details["languages"] == {"vi": 2}
+    assert set(ledger(workspace)["rule"]) <= set(RULES)
+
+
+def test_each_rule_finds_its_row(workspace, write_source) -> None:
+    long = sentence(77, 40)
+    records = [
+        instruction(0),
+        {**instruction(1), "output": "  \u200b "},
+        {**instruction(2), "input": ""},
+        {**instruction(3), "output": "rất hay " * 60},
+        {**instruction(4), "output": "哈" * 120},
+        {**instruction(5), "input": f"Câu hỏi: gì?\n{long}", "output": long},
+        {**instruction(6), "input": "Lặp lại", "output": "Lặp lại"},
+        {**instruction(7), "output": "x" * 500 + sentence(3, 300)},
+        {"data_type": "contrastive_with_score", "input": "a b", "output": "a b", "similarity_score": 1.0},
+        {"data_type": "contrastive_with_score", "input": "a", "output": "b", "similarity_score": 2.0},
+        {**instruction(8), "output": "true or false", "input": "Is it true or false?"},
+        instruction(0),
+        {**instruction(9), "input": sentence(9) + " Xin hãy trả lời câu hỏi này cho thật đầy đủ nhé."},
+        {**instruction(9), "input": sentence(9) + " Xin hãy trả lời câu hỏi này cho thật đầy đủ nhé!!"},
+    ]
+    curate(write_source(records), CurationSettings(max_chars=1000), workspace)
+    assert rules_of(workspace) == {
+        (2, "empty_target"): 1,
+        (3, "empty_query"): 1,
+        (4, "repetitive_target"): 1,
+        (5, "repetitive_target"): 1,
+        (6, "answer_in_query"): 1,
+        (7, "answer_in_query"): 1,
+        (8, "target_too_long"): 1,
+        (10, "score_out_of_range"): 1,
+        (12, "exact_duplicate"): 1,
+        (13, "near_duplicate"): 1,  # of the two, the longer stays
+    }
+
+
+def test_the_better_labelled_copy_stays_and_the_ledger_says_which(workspace, write_source) -> None:
+    plain = instruction(1)
+    source = write_source(
+        [plain, {**plain, "group_id": "g"}, {**plain, "group_id": "g", "positive_key": "k"}]
+    )
+    curate(source, SETTINGS, workspace)
+    kept = pairs(workspace).row(0, named=True)
+    assert kept["line"] == 3
+    lines = ledger(workspace)
+    assert lines["line"].to_list() == [1, 2]
+    assert set(lines["value"]) == {kept["sample_id"]}
+    assert all("data.jsonl, line 3 of source corpus" in reason for reason in lines["reason"])
+
+
+def test_texts_that_differ_in_a_number_or_a_picture_are_no_copies(workspace, write_source) -> None:
+    long = sentence(4, 30)
+    records = [
+        {**instruction(1), "input": f"{long} 12 + 15?", "output": "27"},
+        {**instruction(1), "input": f"{long} 12 + 16?", "output": "27"},
+        question(1, long),
+        {**question(1, long), "images": ["2.png"]},
+        {**question(1, long), "output": "Vật khác"},
+    ]
+    curate(write_source(records, pictures=[1, 2]), SETTINGS, workspace)
+    assert pairs(workspace).height == 5
+
+
+def test_scores_that_differ_are_named(workspace, write_source) -> None:
+    pair = {"data_type": "contrastive_with_score", "input": "một con mèo", "output": "một con chó"}
+    curate(write_source([{**pair, "similarity_score": s} for s in (0.5, 0.25)]), SETTINGS, workspace)
+    assert pairs(workspace)["score"].to_list() == [0.5]
+    assert "scores differ: 0.25 here, 0.5 there" in ledger(workspace)["reason"][0]
+
+
+def test_pictures_are_stored_once_whatever_their_name_and_format(workspace, write_source) -> None:
+    source = write_source([question(1), question(2), question(3), question(4)], pictures=[1, 2, 3])
+    folder = Path(str(source.image_root))
+    scene(1).convert("RGBA").save(folder / "2.png")
+    scene(4).save(folder / "4.png", format="BMP")
+    summary = curate(source, SETTINGS, workspace)
+    store = ImageStore(**summary.details["images"])
+    table = pl.from_arrow(store.table(["image_id", "origin", "format"]))
+    assert table["origin"].to_list() == ["1.png", "3.png", "4.png"]
+    assert [ids[0] for ids in pairs(workspace)["query_images"]][:2] == [table["image_id"][0]] * 2
+
+
+def test_a_picture_that_changes_or_arrives_is_noticed(workspace, write_source) -> None:
+    source = write_source([question(1), question(2)], pictures=[1])
+    first = curate(source, SETTINGS, workspace)
+    assert curate(source, SETTINGS, workspace).reused
+    scene(2).save(Path(str(source.image_root)) / "2.png")
+    second = curate(source, SETTINGS, workspace)
+    assert not second.reused
+    assert (first.pairs_out, second.pairs_out) == (1, 2)
+    assert curate(source, CurationSettings(max_chars=999), workspace).reused is False
+
+
+def test_the_same_files_give_the_same_tables(workspace, write_source, tmp_path) -> None:
+    records = [instruction(i % 40) for i in range(60)] + [question(i) for i in range(8)]
+    source = write_source(records, pictures=range(8))
+    one = curate(source, SETTINGS, workspace)
+    two = curate(source, SETTINGS, Workspace(tmp_path / "other"))
+    assert one.data_version == two.data_version
+    assert one.fingerprint == two.fingerprint
+
+
+def test_a_broken_source_is_refused_before_any_work(workspace, write_source) -> None:
+    source = write_source(["no json at all"])
+    with pytest.raises(ValueError, match="corpus"):
+        curate(source, SETTINGS, workspace)
+    assert not workspace.curated("corpus").exists()
+
+
+def test_batches_do_not_change_the_result(workspace, write_source, tmp_path, monkeypatch) -> None:
+    records = [instruction(i % 30) if i % 3 else question(i % 7) for i in range(90)]
+    source = write_source(records, pictures=range(7))
+    whole = curate(source, SETTINGS, workspace)
+    assert BATCH_PAIRS > 90
+    monkeypatch.setattr("quality.curate.BATCH_PAIRS", 7)
+    other = Workspace(tmp_path / "other")
+    curate(source, SETTINGS, other)
+    assert pairs(workspace).equals(pairs(other))
+    assert ledger(workspace).equals(ledger(other))
+    assert whole.rejected["exact_duplicate"] > 0
+
+
+broken = st.sampled_from(
+    [
+        "{",
+        "[]",
+        '"text"',
+        json.dumps({"data_type": "video"}),
+        json.dumps({"data_type": "ocr", "images": [], "question": "q", "answer": "a"}),
+        json.dumps({"data_type": "instruction", "input": 5, "output": {}}),
+        json.dumps({"data_type": "vqa_single", "images": ["../up.png"], "input": "q", "output": "a"}),
+        json.dumps({"data_type": "instruction", "input": "\ud800", "output": "\udfff x"}),
+        json.dumps({"data_type": "ocr", "images": ["cut.png"], "question": "q", "answer": "\u0000 "}),
+    ]
+)
+any_record = st.one_of(
+    broken,
+    st.builds(instruction, st.integers(0, 6)),
+    st.builds(question, st.integers(0, 5)),
+    st.builds(
+        lambda text, answer, group: {
+            "data_type": "instruction", "input": text, "output": answer, "group_id": group
+        },
+        st.text(max_size=60), st.text(max_size=60), st.text(max_size=3),
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(any_record, min_size=1, max_size=25))
+def test_kept_and_rejected_together_are_what_was_read(tmp_path, write_source, records) -> None:
+    name = f"corpus{abs(hash(str(records)))}"[:40]
+    source = write_source([instruction(99), *records], name=name, pictures=range(4))
+    (Path(str(source.image_root)) / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    workspace = Workspace(tmp_path / "home")
+    summary = curate(source, SETTINGS, workspace)
+    assert missing_records(summary) == 0
+    assert missing_pairs(summary) == 0
+    lines, kept = ledger(workspace, name), pairs(workspace, name)
+    assert summary.records == len(records) + 1
+    assert lines.filter(pl.col("stage") == "read").height == sum(summary.records_rejected.values())
+    assert kept.height + lines.filter(pl.col("stage") == "curated").height == summary.pairs_in
+    places = set(kept.select("line").to_series()) | set(lines["line"])
+    assert places == set(range(1, len(records) + 2))
+    assert kept["sample_id"].n_unique() == kept.height
+    assert set(lines["rule"]) <= set(RULES)
+    assert lines["reason"].null_count() == 0
+
+
+def test_a_picture_of_another_orientation_is_turned(workspace, write_source) -> None:
+    source = write_source([question(1)], pictures=[1])
+    turned = scene(1).transpose(Image.Transpose.ROTATE_180)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned.save(Path(str(source.image_root)) / "1.png", exif=exif)
+    summary = curate(source, SETTINGS, workspace)
+    store = ImageStore(**summary.details["images"])
+    assert store.table(["reencoded"])["reencoded"].to_pylist() == [True]
+
+
+def test_a_left_over_of_a_killed_run_is_removed(workspace, write_source) -> None:
+    left = workspace.curated("corpus").parent / ".corpus.12345678.partial"
+    (left / "shards").mkdir(parents=True)
+    curate(write_source([instruction(1)]), SETTINGS, workspace)
+    assert os.listdir(workspace.curated("corpus").parent) == ["corpus"]
