@@ -5,10 +5,14 @@ The model's modules are imported inside the fixtures: they take seconds, and mos
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from vipolyqwen_core.config import ModelSettings, ProcessingSettings
+
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")  # the same examples at each run, on machines of any speed
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

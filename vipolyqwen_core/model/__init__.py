@@ -13,8 +13,8 @@ from vipolyqwen_core.model.configuration import ViPolyQwenConfig
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 
-AutoConfig.register(ViPolyQwenConfig.model_type, ViPolyQwenConfig)
-AutoModel.register(ViPolyQwenConfig, ViPolyQwenModel)
-AutoProcessor.register(ViPolyQwenConfig, ViPolyQwenProcessor)
+AutoConfig.register(ViPolyQwenConfig.model_type, ViPolyQwenConfig, exist_ok=True)
+AutoModel.register(ViPolyQwenConfig, ViPolyQwenModel, exist_ok=True)
+AutoProcessor.register(ViPolyQwenConfig, ViPolyQwenProcessor, exist_ok=True)
 
 __all__ = ["ViPolyQwenConfig", "ViPolyQwenModel", "ViPolyQwenProcessor"]

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vipolyqwen_core.processing.packing import Segments
@@ -129,6 +128,7 @@ def segment_attention(
     dropout: float = 0.0,
     *,
     segments: Segments,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """`attend` in the form that transformers' attention modules call.
@@ -136,7 +136,11 @@ def segment_attention(
     Shapes:
         query, key, value: [1, heads, T, d]
         returns: [1, T, heads, d]
+    Raises:
+        ValueError: the backbone uses a sliding window
     """
+    if sliding_window is not None:
+        raise ValueError(f"the backbone's sliding window of {sliding_window} tokens is not supported")
     assert attention_mask is None, "a packed sequence has no mask"
     assert dropout == 0.0, "attention dropout is not supported in packed sequences"
     assert isinstance(module.is_causal, bool)
@@ -145,10 +149,5 @@ def segment_attention(
     return attend(query, key, value, segments, module.is_causal, scaling)[None], None
 
 
-def no_mask(*_: Any, **__: Any) -> None:
-    """The mask of `segment_attention`: none is ever built."""
-    return
-
-
+# transformers builds no mask for a name that has an attention function but no mask function
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, no_mask)

@@ -1,12 +1,12 @@
 """The model: Qwen2-VL over a packed sequence, pooling by segment, a projection, unit vectors."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
@@ -16,6 +16,9 @@ from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
 from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
 from vipolyqwen_core.processing.packing import PackedBatch, Pictures
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+BACKBONE_TYPE: Final = "qwen2_vl"
+"""`model_type` of the backbones that are supported."""
 
 
 class ViPolyQwenModel(PreTrainedModel):
@@ -61,9 +64,12 @@ class ViPolyQwenModel(PreTrainedModel):
         The seed decides the projection, the one random part.
 
         Raises:
-            ValueError: the tokenizer is not Qwen2-VL's, or `pooling_heads` does not divide the hidden size
+            ValueError: it is not a Qwen2-VL, or `pooling_heads` does not divide the hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
+        kind = AutoConfig.from_pretrained(backbone).model_type
+        if kind != BACKBONE_TYPE:
+            raise ValueError(f"backbone {backbone} is a {kind!r}; expected {BACKBONE_TYPE!r}")
         pretrained = AutoModel.from_pretrained(backbone, dtype=dtype, attn_implementation=SEGMENTS)
         _add_prefix_rows(pretrained, sorted(processor.prompt.prefixes.values()))
         pretrained.config.name_or_path = Path(backbone).name  # no path of this machine in a model directory

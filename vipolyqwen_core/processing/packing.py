@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vipolyqwen_core.processing.patches import PatchLayout
 from vipolyqwen_core.processing.processor import EncodedItem, Grid
 
 BUCKET_GROWTH: Final = 1.25
@@ -184,7 +185,7 @@ def pack(items: Sequence[EncodedItem], merge_size: int = 2, dummy_picture: bool 
         )
         pictures = _pictures(np.concatenate(patches), grids, tokens, merge_size)
     elif dummy_picture:
-        blank = np.zeros((merge_size**2, 588), dtype=np.uint8)
+        blank = np.zeros((merge_size**2, PatchLayout().patch_bytes), dtype=np.uint8)
         pictures = _pictures(blank, [(1, merge_size, merge_size)], np.empty(0, dtype=np.int64), merge_size)
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vipolyqwen_core.model.attention import attend
+from vipolyqwen_core.model.attention import attend, segment_attention
 from vipolyqwen_core.processing.packing import Segments
 
 
@@ -31,7 +31,7 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], ca
     return torch.cat(outputs)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 14), min_size=1, max_size=9), st.booleans())
 def test_packed_attention_is_that_of_each_segment(lengths: list[int], causal: bool) -> None:
     ours, theirs = states(sum(lengths)), states(sum(lengths))
@@ -62,6 +62,12 @@ def test_neighbours_get_no_gradient(causal: bool) -> None:
         assert rows.grad[5:8].any()
         assert not rows.grad[:5].any()
         assert not rows.grad[8:].any()
+
+
+def test_a_sliding_window_is_refused() -> None:
+    rows = [part[None].transpose(1, 2) for part in states(4)]
+    with pytest.raises(ValueError, match="sliding window of 8 tokens"):
+        segment_attention(torch.nn.Module(), *rows, None, 1.0, segments=Segments.of([4]), sliding_window=8)
 
 
 @pytest.mark.gpu

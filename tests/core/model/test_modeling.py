@@ -326,3 +326,30 @@ def test_only_attention_by_segment_is_ever_used(tiny_model_dir: Path) -> None:
     loaded = AutoModel.from_pretrained(tiny_model_dir, attn_implementation="eager")
     assert loaded.backbone.language_model.config._attn_implementation == SEGMENTS
     assert loaded.backbone.visual.config._attn_implementation == SEGMENTS
+
+
+def test_another_architecture_is_refused(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path: Path
+) -> None:
+    for path in tiny_backbone.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="is a 'qwen2_5_vl'; expected 'qwen2_vl'"):
+        ViPolyQwenModel.from_backbone(tmp_path, ModelSettings(), tiny_processing)
+
+
+def test_a_missing_directory_is_named(tiny_processing: ProcessingSettings) -> None:
+    with pytest.raises(ValueError, match="/no/such/place"):
+        ViPolyQwenModel.from_backbone("/no/such/place", ModelSettings(), tiny_processing)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.9999), (torch.bfloat16, 0.99)])
+def test_a_gpu_gives_the_vectors_of_the_cpu(
+    model: ViPolyQwenModel, encoded: list[EncodedItem], dtype: torch.dtype, least: float
+) -> None:
+    moved = copy.deepcopy(model).cuda()
+    moved.backbone.to(dtype)
+    with torch.no_grad():
+        embedded = moved(pack(encoded).to("cuda")).cpu()
+    assert (embedded * vectors(model, encoded)).sum(1).min() > least

@@ -164,7 +164,7 @@ TURNS = st.lists(st.builds(Turn, st.sampled_from(["system", "user", "assistant"]
 SIZES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), max_size=3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(TEXTS, TURNS, SIZES, st.sampled_from([None, *Task]), st.booleans())
 def test_any_item_encodes_within_the_limit_or_says_why(
     processor: ViPolyQwenProcessor,
