@@ -73,6 +73,7 @@ def build_gallery(
     shown = []
     for task in Task:
         of_task = [each for each in judged if each.pool.task is task]
+        of_task.sort(key=lambda each: -each.pool.num_pairs)
         for i, each in enumerate(of_task):
             share = num_queries // len(of_task) + (i < num_queries % len(of_task))
             reciprocal_ranks = each.rankings[results.TRAINED].by_query[PRIMARY]

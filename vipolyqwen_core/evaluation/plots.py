@@ -79,25 +79,31 @@ def loss_curves(metrics_file: Path) -> str | None:
         return _data_uri(figure)
 
 
-def recall_bars(pools: Sequence[PoolResult], metric: str) -> str:
-    """A metric of each pool by system, with chance as a line across."""
+def recall_bars(
+    pools: Sequence[PoolResult], metrics: Sequence[str] = ("recall@1", "recall@10")
+) -> str | None:
+    """Metrics of each pool by system, with chance as a line across; None without pools."""
+    if not pools:
+        return None
     systems = [name for name in SYSTEM_COLOURS if any(name in pool.scores for pool in pools)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 0.9 + 0.17 * len(pools) * (len(systems) + 1.2)), layout="constrained")
-        axes = figure.subplots()
+        inches = 0.9 + 0.13 * len(pools) * (len(systems) + 1.2)
+        figure = Figure(figsize=(9, inches), layout="constrained")
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         height = 1.0 / (len(systems) + 1.2)
         places = np.arange(len(pools), dtype=np.float64)
-        for i, system in enumerate(systems):
-            values = [pool.scores.get(system, {}).get(metric, 0.0) for pool in pools]
-            axes.barh(places + i * height, values, height=height, color=SYSTEM_COLOURS[system], label=system)
-        chance = [pool.scores[results.CHANCE].get(metric, math.nan) for pool in pools]
-        ends = places - 0.5 * height, places + (len(systems) - 0.5) * height
-        axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label="chance")
-        axes.set(xlim=(0, 1), title=metric)
-        axes.set_yticks(places + (len(systems) - 1) * height / 2, [_pool_label(pool) for pool in pools])
-        axes.grid(axis="y", visible=False)
-        axes.invert_yaxis()
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.3 / len(pools)), ncols=6, fontsize=8)
+        for axes, metric in zip(panels, metrics, strict=True):
+            for i, system in enumerate(systems):
+                values = [pool.scores.get(system, {}).get(metric, 0.0) for pool in pools]
+                axes.barh(places + i * height, values, height, color=SYSTEM_COLOURS[system], label=system)
+            chance = [pool.scores[results.CHANCE].get(metric, math.nan) for pool in pools]
+            ends = places - 0.5 * height, places + (len(systems) - 0.5) * height
+            axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label="chance")
+            axes.set(xlim=(0, 1), title=metric)
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(places + (len(systems) - 1) * height / 2, [_pool_label(pool) for pool in pools])
+        panels[0].set_ylim(len(pools) - 1 + len(systems) * height, -height)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
         return _data_uri(figure)
 
 

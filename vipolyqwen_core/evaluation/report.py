@@ -35,10 +35,11 @@ def write_report(
     settings = run.recipe.evaluation
     trained = vectors[results.TRAINED]
     retrieval = [pool for pool in evaluation.pools if not pool.is_choice]
+    counted = {pool.name for pool in evaluation.counted()}
     histograms = {
         each.pool.name: similarities(each, trained, settings.seed)
         for each in judged
-        if not each.pool.is_choice
+        if each.pool.name in counted
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -56,9 +57,7 @@ def write_report(
         retrieval=retrieval,
         choices=[pool for pool in evaluation.pools if pool.is_choice],
         loss_plot=plots.loss_curves(run.output / "metrics.jsonl"),
-        bars=[plots.recall_bars(retrieval, metric) for metric in ("recall@1", "recall@10")]
-        if retrieval
-        else [],
+        bars=plots.recall_bars([pool for pool in retrieval if pool.counts] or retrieval),
         histogram=plots.similarity_histograms(histograms) if histograms else None,
         gallery=build_gallery(judged, pairs, trained, embedder, settings.gallery_queries, settings.seed),
     )
