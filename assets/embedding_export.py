@@ -3,10 +3,10 @@
 import dagster as dg
 
 from assets.metadata import column_schema, reused, table
-from assets.registry import Version, champion, model_folder
+from assets.registry import Version, champion, model_folder, version_with_alias
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.config import ExportSettings
-from vipolyqwen_core.contract import EXPORT
+from vipolyqwen_core.contract import CHALLENGER, EXPORT
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -14,12 +14,14 @@ from vipolyqwen_core.workspace import Workspace
 def embedding_export(
     workspace: WorkspaceResource, recipe: RecipeResource, mlflow: MlflowResource
 ) -> dg.MaterializeResult[None]:
-    """Vectors of both sides of every pair under the champion; only what is new is encoded."""
-    version = champion(mlflow.connect())
+    """Vectors of both sides of every pair under the champion; only what is new is encoded.
+
+    Before there is any champion the challenger stands in: nothing was in use that it could make worse.
+    """
+    client = mlflow.connect()
+    version = champion(client) or version_with_alias(client, CHALLENGER)
     if version is None:
-        raise dg.Failure(
-            "no version is champion, so nothing is exported: see registered_model for the reasons"
-        )
+        raise dg.Failure("neither champion nor challenger is registered: materialise registered_model first")
     return export_under(version, workspace.open(), recipe.load().export)
 
 
@@ -37,6 +39,7 @@ def export_under(version: Version, place: Workspace, settings: ExportSettings) -
             "dagster/column_schema": column_schema(EXPORT),
             "summary": f"{summary.rows:,} rows under version {version.number}, {summary.encoded:,} encoded",
             "model version": version.number,
+            "alias": ", ".join(version.aliases),
             "rows": table(["rows", ""], [*rows, ("deleted", summary.deleted)]),
             "vector index": summary.indexed,
             "reused": reused(summary.reused),

@@ -42,9 +42,9 @@ def evaluation_report(
 
         beside = None if rival is None else model_folder(place, rival.number)
         evaluation = evaluate(run, run.output / "model", beside, folder)
+        mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
         with written_aside(folder / BASIS_FILE) as aside:
             aside.write_text(json.dumps(basis, indent=2), encoding="utf-8")
-        mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.blake2b(json.dumps(basis).encode(), digest_size=16).hexdigest()),
         metadata={

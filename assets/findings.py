@@ -139,7 +139,8 @@ def sources_are_accounted_for(training_set: Path) -> Finding:
     """For each source: accepted pairs = training + evaluation pairs + pairs in the training set's ledger."""
     import polars as pl
 
-    came: dict[str, int] = stage_summary(training_set).details["pairs_in"]
+    sources = stage_summary(training_set).details["sources"]
+    came: dict[str, int] = {name: facts["pairs_in"] for name, facts in sources.items()}
     tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("source") for split in Split]
     tables.append(pl.scan_parquet(training_set / "ledger.parquet").select("source"))
     counts = pl.concat(tables).group_by("source").len().collect()

@@ -17,7 +17,14 @@ from assets.registry import (
     numbered_version,
     version_of_run,
 )
-from assets.resources import DataInput, ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
+from assets.resources import (
+    DataInput,
+    ManifestResource,
+    MlflowResource,
+    RecipeResource,
+    WorkspaceResource,
+    mlflow_name,
+)
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
@@ -58,7 +65,7 @@ def registered_model(
             **origin_tags(run),
             "vipolyqwen.dagster_run_id": context.run_id,
             "vipolyqwen.checks": checks_outcome(context.instance),
-            f"vipolyqwen.{evaluation.primary_metric}": f"{evaluation.primary['trained']:.4f}",
+            mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
         }
         version = settle(client, number, tags, decision)
     return dg.MaterializeResult(
@@ -112,7 +119,8 @@ def origin_tags(run: TrainingRun) -> dict[str, str]:
 
 def datasets(place: Workspace, run: TrainingRun) -> list[DataInput]:
     """The training set and each source that went into it, by digest."""
-    versions: dict[str, str] = stage_summary(run.training_set).details["versions"]
+    sources = stage_summary(run.training_set).details["sources"]
+    versions: dict[str, str] = {name: facts["version"] for name, facts in sources.items()}
     return [
         DataInput("training_set", str(run.training_set), run.tags["data_version"]),
         *(DataInput(name, str(place.validated(name)), version) for name, version in versions.items()),

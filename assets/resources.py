@@ -1,7 +1,9 @@
 """What assets are handed: the workspace, the manifest, the recipe, MLflow. Settings in, objects out."""
 
 import json
+import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.corpus.manifest import Manifest, load_manifest
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace
+
+MAX_BATCH = 1000
+"""Metrics that MLflow takes at once."""
 
 
 class WorkspaceResource(dg.ConfigurableResource[Workspace]):
@@ -107,9 +112,12 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
 
     def log_evaluation(self, run_id: str, metrics: Mapping[str, float], folder: Path) -> None:
         """Log metrics, the report and its files into a run that has ended."""
-        client = self.connect()
-        for name, value in metrics.items():
-            client.log_metric(run_id, name.replace("@", "_at_"), value)  # MLflow refuses an @
+        from mlflow import entities
+
+        client, now = self.connect(), int(time.time() * 1000)
+        logged = [entities.Metric(mlflow_name(name), value, now, 0) for name, value in metrics.items()]
+        for start in range(0, len(logged), MAX_BATCH):
+            client.log_batch(run_id, metrics=logged[start : start + MAX_BATCH])
         client.log_artifacts(run_id, str(folder), "evaluation")
 
     def log_datasets(self, run_id: str, datasets: Sequence[DataInput]) -> None:
@@ -130,6 +138,11 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         experiment = self.connect().get_run(run_id).info.experiment_id
         base = self.tracking_uri if self.tracking_uri.startswith("http") else self.ui_url
         return dg.MetadataValue.url(f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
+
+
+def mlflow_name(name: str) -> str:
+    """The name of a metric with characters that MLflow takes: `mrr_at_10`, `recall_at_1/instr/en_to_vi`."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_").replace(">", "_to_"))
 
 
 def git_commit(folder: Path) -> str | None:

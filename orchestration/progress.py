@@ -65,6 +65,7 @@ class FactoryProgress:
         self.console.print(
             f"[green]✓[/] {asset:<17} {self.source:<16} {seconds:6.1f} s  [dim]{escape(facts)}",
             highlight=False,
+            soft_wrap=True,
         )
         self.bar.advance(self.task)
 

@@ -30,6 +30,8 @@ def print_summary(outcome: FactoryOutcome, workspace: Workspace, console: Consol
     console.print(evaluation_tables(evaluation))
     print_verdict(evaluation, console)
     for warning in outcome.warnings:
+        if "check learned" in warning:
+            continue  # said above, in the verdict
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
     console.print(times_table(outcome))
     registered = outcome.stage("registered_model").metadata

@@ -1,0 +1,128 @@
+"""The whole factory once, from raw files to search hits: Dagster, accelerate launch, MLflow, LanceDB."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import mlflow
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from orchestration.factory import FactoryOutcome, run_factory
+from orchestration.instance import open_instance
+from orchestration.jobs import ASSET_KEYS, CORPUS_ASSETS
+from vipolyqwen_core.config import Recipe, to_json
+from vipolyqwen_core.contract import CHALLENGER, CHAMPION, MODEL_FILES, REGISTERED_MODEL
+from vipolyqwen_core.corpus.demo import write_demo_corpus
+from vipolyqwen_core.corpus.manifest import load_manifest
+from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.search import search
+from vipolyqwen_core.workspace import Workspace, configure
+
+SCALE = 0.1
+
+
+def small() -> Recipe:
+    """The demo's recipe, three steps long."""
+    recipe = demo()
+    return replace(
+        recipe,
+        name="small",
+        batches=replace(recipe.batches, pairs_per_step=24),
+        training=replace(recipe.training, epochs=1, max_steps=3, log_steps=1),
+        evaluation=replace(recipe.evaluation, bootstrap_samples=50, min_pairs=5, min_distinct_targets=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a small corpus and the manifest and recipe beside it."""
+    folder = tmp_path_factory.mktemp("factory")
+    write_demo_corpus(folder / "corpus", scale=SCALE)
+    (folder / "recipe.json").write_text(to_json(small()))
+    workspace = Workspace(folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("VIPOLYQWEN_HOME", "MLFLOW_TRACKING_URI", "DAGSTER_HOME"):
+            patch.setenv(name, "")
+        configure(workspace)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.home / 'mlflow.db'}")
+        patch.setenv("DAGSTER_HOME", str(workspace.home / "dagster"))
+        yield workspace
+
+
+def run(place: Workspace) -> FactoryOutcome:
+    folder = place.home.parent
+    manifest, recipe = folder / "corpus" / "manifest.yaml", folder / "recipe.json"
+    return run_factory(place, str(manifest), str(recipe), Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def outcome(place: Workspace) -> FactoryOutcome:
+    return run(place)
+
+
+def test_all_eight_assets_are_materialised(place: Workspace, outcome: FactoryOutcome) -> None:
+    names = load_manifest(place.home.parent / "corpus" / "manifest.yaml").names
+    expected = {(asset, name) for asset in CORPUS_ASSETS for name in names}
+    expected |= {(asset, None) for asset in ASSET_KEYS if asset not in CORPUS_ASSETS}
+    assert {(stage.asset, stage.source) for stage in outcome.stages} == expected
+    assert not any(stage.reused for stage in outcome.stages)
+    with open_instance(place) as instance:
+        for run_id in outcome.run_ids:
+            assert instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.SUCCESS
+
+
+def test_nothing_vanished_between_the_files_and_the_training_set(
+    place: Workspace, outcome: FactoryOutcome
+) -> None:
+    dirt = json.loads((place.home.parent / "corpus" / "dirt.json").read_text())
+    for name, counts in dirt["sources"].items():
+        curated = next(s for s in outcome.stages if s.asset == "curated_corpus" and s.source == name)
+        assert curated.metadata["records read"] == counts["records"]
+    rows = sum(
+        pl.scan_ipc(place.training_set / f"{s}.arrow").select(pl.len()).collect().item()
+        for s in ("train", "eval")
+    )
+    assert rows == outcome.stage("training_set").metadata["dagster/row_count"]
+
+
+def test_the_model_directory_is_whole_and_encodes(place: Workspace, outcome: FactoryOutcome) -> None:
+    model = place.models / "v1"
+    assert {path.name for path in model.iterdir()} >= set(MODEL_FILES)
+    vector = ViPolyQwenEmbedder.from_pretrained(model).encode("Xin chào")
+    assert vector.shape == (1024,)
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_registered_version_says_where_it_came_from(place: Workspace, outcome: FactoryOutcome) -> None:
+    client = mlflow.MlflowClient(place.mlflow_uri)
+    version = client.get_model_version(REGISTERED_MODEL, "1")
+    assert version.tags["vipolyqwen.recipe"] == "small"
+    assert version.tags["vipolyqwen.dagster_run_id"] == outcome.run_ids[-1]
+    assert version.tags["vipolyqwen.run"] == Path(outcome.stage("trained_model").metadata["folder"]).name
+    assert set(version.aliases) <= {CHAMPION, CHALLENGER}
+    training = client.get_run(version.run_id)
+    assert {data.dataset.name for data in training.inputs.dataset_inputs} >= {"training_set", "demo_ocr"}
+    assert "mrr_at_10" in training.data.metrics
+    assert "evaluation/report.html" in [
+        file.path for file in client.list_artifacts(version.run_id, "evaluation")
+    ]
+
+
+def test_search_finds_what_was_exported(place: Workspace, outcome: FactoryOutcome) -> None:
+    pairs = pl.read_ipc(place.training_set / "train.arrow", memory_map=False).filter(task="text_pair")
+    text = pairs["target"][0]
+    hits = search(place, text, top=5, where="side = 'target'")
+    assert hits[0].text == text
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_a_second_run_reuses_everything(place: Workspace, outcome: FactoryOutcome) -> None:
+    again = run(place)
+    assert {stage.name: stage.reused for stage in again.stages} == {
+        stage.name: True for stage in outcome.stages
+    }
