@@ -1,0 +1,245 @@
+"""The training set: exactly the manifest's sources, no copy, no leak, the same split for good."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from quality.curate import curate
+from quality.ledger import polars_schema
+from quality.training_set import build_training_set, read_assignments
+from quality.validate import validate
+from tests.quality.conftest import instruction, question, scene, sentence
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe, SplitSettings
+from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
+from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.manifest import Manifest, Source
+from vipolyqwen_core.corpus.pictures import decode_picture, image_id
+from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
+from vipolyqwen_core.corpus.tagging import tag
+from vipolyqwen_core.workspace import Workspace
+
+RECIPE = Recipe(name="test", backbone="tiny", split=SplitSettings(eval_share=0.25))
+
+
+@pytest.fixture
+def build(workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings, monkeypatch):
+    """Takes sources from their files to a training set; the suites have tests of their own."""
+    monkeypatch.setattr("quality.validate.judge", lambda suites, tables, docs: [])
+
+    def run(*sources: Source, recipe: Recipe = RECIPE) -> StageSummary:
+        for source in sources:
+            curate(source, recipe.curation, workspace)
+            tag(source, tiny_processing, tiny_backbone, workspace)
+            assert validate(source, workspace).details["accepted"]
+        return build_training_set(Manifest(sources=sources), recipe, workspace)
+
+    return run
+
+
+def read(workspace: Workspace, split: str) -> pl.DataFrame:
+    return pl.read_ipc(workspace.training_set / f"{split}.arrow")
+
+
+def everything(workspace: Workspace) -> pl.DataFrame:
+    return pl.concat([read(workspace, "train"), read(workspace, "eval")])
+
+
+def sides(workspace: Workspace) -> dict[tuple[str, int], str]:
+    """Split or rule of each row, by source and line."""
+    found = {
+        (s, line): split for s, line, split in everything(workspace).select("source", "line", "split").rows()
+    }
+    ledger = pl.read_parquet(workspace.training_set / "ledger.parquet")
+    return found | {(s, line): rule for s, line, rule in ledger.select("source", "line", "rule").rows()}
+
+
+def test_tables_are_those_of_the_contract(workspace, write_source, build) -> None:
+    records = [instruction(i) for i in range(20)] + [question(i) for i in range(20)]
+    records[0]["negatives"] = ["sai", {"text": "<image>", "images": ["3.png"]}]
+    summary = build(write_source(records, pictures=range(20)))
+    train, index = read(workspace, "train"), pl.read_parquet(workspace.training_set / "index.parquet")
+    for split in ("train", "eval"):
+        with pa.memory_map(str(workspace.training_set / f"{split}.arrow")) as file:
+            table = pa.ipc.open_file(file).read_all()
+        assert table.schema.equals(arrow_schema(TRAINING))
+    assert index.schema == polars_schema(PLAN_INDEX)
+    assert index["sample_id"].equals(train["sample_id"])
+    assert (index["tokens"] == train["query_tokens"] + train["target_tokens"]).all()
+    assert (index["images"] == train["query_images"].list.len()).sum() >= train.height - 1
+    assert (summary.pairs_in, summary.pairs_out) == (40, 40)
+    assert summary.details["eval"] == read(workspace, "eval").height == 10
+    assert everything(workspace)["component"].null_count() == 0
+
+
+def test_pictures_are_pinned_to_their_rows_in_the_store(workspace, write_source, build) -> None:
+    record = {**question(1), "negatives": ["sai", {"text": "<image><image>", "images": ["3.png", "0.png"]}]}
+    build(write_source([question(0), record, question(2), instruction(3)], pictures=range(4)))
+    store = ImageStore(**json.loads((workspace.training_set / "images.json").read_text())["corpus"])
+    ids = store.table(["image_id"])["image_id"].to_pylist()
+    for row in everything(workspace).to_dicts():
+        assert [ids[place] for place in row["query_image_rows"]] == row["query_images"]
+        assert row["target_image_rows"] == []
+        if row["line"] == 2:
+            assert row["negative_image_rows"][0] == []
+            assert [ids[p] for p in row["negative_image_rows"][1]] == row["negatives"][1]["images"]
+            data = store.read(row["query_image_rows"])[0]
+            assert image_id(decode_picture(data, 10**6).image) == image_id(scene(1))
+        else:
+            assert row["negative_image_rows"] is None
+
+
+def test_a_source_without_accepted_version_is_named(workspace, write_source, build) -> None:
+    build(one := write_source([instruction(1)], name="one"))
+    two, three = (write_source([instruction(2)], name=name) for name in ("two", "three"))
+    with pytest.raises(ValueError, match="no accepted version of two, three"):
+        build_training_set(Manifest(sources=(two, one, three)), RECIPE, workspace)
+
+
+def test_copies_in_another_source_are_dropped_once(workspace, write_source, build) -> None:
+    long = sentence(3, 30)
+    one = write_source([instruction(1), {**instruction(2), "input": long}, instruction(3)], name="one")
+    two = write_source(
+        [
+            {**instruction(1), "group_id": "labelled"},
+            {**instruction(2), "input": long.upper() + "!"},
+            instruction(4),
+        ],
+        name="two",
+    )
+    summary = build(one, two)
+    found = sides(workspace)
+    assert found["one", 1] == "exact_duplicate"
+    assert {found["one", 2], found["two", 2]} - {"train", "eval"} == {"near_duplicate"}
+    assert found["two", 1] in ("train", "eval")
+    assert summary.rejected == {"exact_duplicate": 1, "near_duplicate": 1}
+    facts = summary.details["sources"]
+    assert {name: entry["pairs_in"] for name, entry in facts.items()} == {"one": 3, "two": 3}
+    assert sum(entry["train"] + entry["eval"] for entry in facts.values()) == 4
+
+
+def linked(workspace: Workspace, *lines: int) -> bool:
+    rows = everything(workspace).filter(pl.col("line").is_in(lines))
+    assert rows.height == len(lines)
+    return rows["component"].n_unique() == 1
+
+
+def test_what_links_rows_and_what_does_not(workspace, write_source, build) -> None:
+    long = sentence(8, 30)
+    picture = scene(50, (300, 200))
+    records = [
+        question(0, "Có gì?"),  # 1, 2: one picture
+        question(9, "Màu gì?", picture=0),
+        question(
+            1, "Trong hình này có tất cả bao nhiêu con vật?"
+        ),  # 3, 4: the same question on other pictures
+        question(2, "Trong hình này có tất cả bao nhiêu con vật?"),
+        {**instruction(5), "input": long},  # 5, 6: the same long side
+        {**instruction(6), "output": long},
+        {**instruction(7), "input": "Kể một câu chuyện."},  # 7, 8: the same short side
+        {**instruction(8), "input": "Kể một câu chuyện."},
+        {**instruction(9), "group_id": "g"},  # 9, 10: one group
+        {**instruction(10), "group_id": "g"},
+        {**instruction(11), "input": long + " nữa"},  # 11: near 5
+        {**question(12), "images": ["big.png"]},  # 12, 13: one picture in two sizes
+        {**question(13), "images": ["small.jpg"]},
+    ]
+    source = write_source(records, pictures=range(4))
+    picture.save(Path(str(source.image_root)) / "big.png")
+    smaller = picture.resize((150, 100), Image.Resampling.LANCZOS)
+    smaller.save(Path(str(source.image_root)) / "small.jpg", quality=90)
+    build(source)
+    assert linked(workspace, 1, 2)
+    assert linked(workspace, 5, 6, 11)
+    assert linked(workspace, 9, 10)
+    assert linked(workspace, 12, 13)
+    assert not linked(workspace, 3, 4)
+    assert not linked(workspace, 7, 8)
+    assert everything(workspace)["component"].n_unique() == 13 - 5
+
+
+def test_the_split_stays_when_the_corpus_grows(workspace, write_source, build) -> None:
+    before: dict[tuple[str, int], str] = {}
+    for size in (30, 45, 60):
+        summary = build(write_source([instruction(i) for i in range(size)]))
+        assert not summary.reused
+        now = sides(workspace)
+        assert all(now[place] == side for place, side in before.items())
+        assert 0.2 <= summary.details["eval"] / size <= 0.3
+        before = now
+        assert read_assignments(workspace.assignments).height == size
+    assert build(write_source([instruction(i) for i in range(60)])).reused
+    # The same training set comes out when it is built again from its own assignments.
+    version = summary.data_version
+    (workspace.training_set / "stage.json").unlink()
+    assert build(write_source([instruction(i) for i in range(60)])).data_version == version
+
+
+def test_a_lost_table_of_assignments_is_noticed(workspace, write_source, build) -> None:
+    source = write_source([instruction(i) for i in range(10)])
+    first = build(source)
+    workspace.assignments.unlink()
+    again = build(source)
+    assert not again.reused
+    assert again.data_version == first.data_version
+
+
+def test_rows_that_meet_both_sides_retire(workspace, write_source, build) -> None:
+    records = [instruction(i) for i in range(12)]
+    build(write_source(records))
+    first = sides(workspace)
+    trained = next(line for (_, line), side in first.items() if side == "train")
+    evaluated = next(line for (_, line), side in first.items() if side == "eval")
+    bridge = {
+        "data_type": "instruction",
+        "input": records[trained - 1]["input"],
+        "output": records[evaluated - 1]["output"],
+    }
+    summary = build(write_source([*records, bridge]))
+    now = sides(workspace)
+    assert now["corpus", evaluated] == "evaluation_retired"
+    assert now["corpus", trained] == now["corpus", 13] == "train"
+    assert summary.rejected == {"evaluation_retired": 1}
+
+
+def test_a_benchmark_never_trains_and_takes_what_it_touches_along(workspace, write_source, build) -> None:
+    benchmark = write_source([instruction(1), instruction(2)], name="benchmark", off_limits=True)
+    near = {**instruction(2), "input": instruction(2)["input"].lower().rstrip(".")}
+    corpus = write_source([near, {**instruction(7), "output": instruction(1)["input"]}, instruction(9)])
+    build(benchmark, corpus, recipe=Recipe(name="t", backbone="tiny", split=SplitSettings(eval_share=0.0)))
+    assert sides(workspace) == {
+        ("benchmark", 1): "off_limits",
+        ("benchmark", 2): "off_limits",
+        ("corpus", 1): "near_duplicate",
+        ("corpus", 2): "linked_to_off_limits",
+        ("corpus", 3): "train",
+    }
+
+
+def test_too_many_linked_rows_stop_the_stage_and_persist_nothing(workspace, write_source, build) -> None:
+    source = write_source([{**instruction(i), "group_id": "all"} for i in range(120)])
+    with pytest.raises(ValueError, match="120 of 120 rows"):
+        build(source)
+    assert not workspace.assignments.exists()
+    assert not workspace.training_set.exists()
+
+
+def test_components_never_cross_the_split(workspace, write_source, build) -> None:
+    rng = np.random.default_rng(3)
+    records = [
+        question(i, f"Câu {i}?", picture=int(rng.integers(12))) if i % 2 else
+        {**instruction(i), "group_id": f"g{rng.integers(15)}"}
+        for i in range(80)
+    ]  # fmt: skip
+    build(write_source(records, pictures=range(12)))
+    table = everything(workspace)
+    assert set(table["split"]) == {"train", "eval"}
+    for column in ("component", "group_id"):
+        assert table.drop_nulls(column).group_by(column).agg(pl.col("split").n_unique())["split"].max() == 1
+    pictures = table.explode("query_images").drop_nulls("query_images")
+    assert pictures.group_by("query_images").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert CurationSettings().min_linking_chars == 32

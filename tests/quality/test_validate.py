@@ -1,0 +1,129 @@
+"""Validation: critical failures block, warnings are recorded, an accepted version stays until a better one."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from quality.curate import curate
+from quality.expectations import total_variation
+from quality.ledger import polars_schema
+from quality.validate import accepted_folder, accepted_stage, validate
+from tests.quality.conftest import instruction, question
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings
+from vipolyqwen_core.contract import TAGGED
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.tables import StageSummary
+from vipolyqwen_core.corpus.tagging import tag
+from vipolyqwen_core.workspace import Workspace
+
+
+@pytest.fixture
+def through(workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings):
+    """Curates, tags and validates a source."""
+
+    def run(source: Source) -> StageSummary:
+        curate(source, CurationSettings(), workspace)
+        tag(source, tiny_processing, tiny_backbone, workspace)
+        return validate(source, workspace)
+
+    return run
+
+
+def failures(summary: StageSummary) -> set[tuple[str, str]]:
+    lines = summary.details["expectations"]
+    return {(line["severity"], line["column"]) for line in lines if not line["success"]}
+
+
+def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, through) -> None:
+    source = write_source(
+        [instruction(i) for i in range(12)] + [question(i) for i in range(4)], pictures=range(4)
+    )
+    summary = through(source)
+    assert summary.details["accepted"]
+    assert failures(summary) == set()
+    assert (summary.pairs_in, summary.pairs_out, summary.rejected) == (16, 16, {})
+    folder = accepted_folder(workspace.validated("corpus"))
+    assert folder == workspace.validated("corpus") / summary.data_version
+    table = pl.read_parquet(folder / "pairs.parquet")
+    assert table.schema == polars_schema(TAGGED)
+    assert table.equals(pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet"))
+    assert Path(summary.details["data_docs"]).is_file()
+    assert {line["suite"] for line in summary.details["expectations"]} == {
+        "pairs", "task_instr", "task_vqa_single", "stages", "pictures",
+    }  # fmt: skip
+    assert validate(source, workspace).reused
+
+
+def test_a_third_of_broken_rows_warns_and_goes_through(workspace, write_source, through) -> None:
+    records = [instruction(i) if i % 3 else "{broken" for i in range(1, 31)]
+    summary = through(write_source(records))
+    assert summary.details["accepted"]
+    assert failures(summary) == {("warning", "rejected_share")}
+
+
+def test_a_source_without_pairs_is_blocked_and_the_accepted_version_stays(
+    workspace, write_source, through
+) -> None:
+    first = through(write_source([instruction(i) for i in range(5)]))
+    second = through(write_source([{**instruction(1), "output": ""}]))
+    assert not second.details["accepted"]
+    assert ("critical", "pairs") in failures(second)
+    assert accepted_stage(workspace.validated("corpus")).data_version == first.data_version
+    third = through(write_source([instruction(i) for i in range(7)]))
+    assert third.details["accepted"]
+    versions = {path.name for path in workspace.validated("corpus").iterdir() if path.is_dir()}
+    assert versions == {first.data_version, third.data_version}
+
+
+def test_rows_that_a_stage_lost_block(workspace, write_source, through) -> None:
+    source = write_source([instruction(i) for i in range(6)])
+    through(source)
+    place = workspace.tagged("corpus")
+    stage = (place / "stage.json").read_text(encoding="utf-8")
+    lossy = stage.replace('"pairs_in": 6', '"pairs_in": 7').replace('"data_version": "', '"data_version": "x')
+    (place / "stage.json").write_text(lossy, encoding="utf-8")
+    summary = validate(source, workspace)
+    assert not summary.details["accepted"]
+    assert ("critical", "missing_tagged") in failures(summary)
+
+
+def test_broken_rows_go_to_the_ledger(workspace, write_source, through) -> None:
+    source = write_source([question(i) for i in range(6)], pictures=range(6))
+    through(source)
+    table = pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet")
+    bare = pl.when(pl.col("line") == 2).then(pl.lit("Gì?")).otherwise("query")
+    table.with_columns(query=bare).write_parquet(workspace.tagged("corpus") / "pairs.parquet")
+    stage = workspace.tagged("corpus") / "stage.json"
+    text = stage.read_text(encoding="utf-8")
+    stage.write_text(text.replace('"data_version": "', '"data_version": "x'), encoding="utf-8")
+    summary = validate(source, workspace)
+    assert summary.details["accepted"]
+    assert summary.rejected == {"placeholder_mismatch": 1}
+    assert summary.pairs_out == 5
+
+
+def test_a_source_that_changed_its_language_warns(workspace, write_source, through) -> None:
+    through(write_source([instruction(i) for i in range(20)], languages=("vi",)))
+    english = [
+        {
+            "data_type": "instruction",
+            "input": f"What is the story of number {i}?",
+            "output": f"It is {i} years.",
+        }
+        for i in range(20)
+    ]
+    summary = through(write_source(english, languages=("vi",)))
+    assert summary.details["accepted"]
+    assert {("warning", "language_drift"), ("warning", "unexpected_language_share")} <= failures(summary)
+
+
+def test_a_source_that_was_not_tagged_is_refused(workspace, write_source) -> None:
+    with pytest.raises(ValueError, match="'corpus' has not been curated and tagged"):
+        validate(write_source([instruction(1)]), workspace)
+
+
+def test_total_variation_is_the_share_that_moved() -> None:
+    assert total_variation({"vi": 1.0}, {"vi": 1.0}) == 0.0
+    assert total_variation({"vi": 1.0}, {"en": 1.0}) == 1.0
+    assert total_variation({"vi": 0.5, "en": 0.5}, {"vi": 0.75, "zh": 0.25}) == 0.5
