@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
+from transformers.utils.logging import disable_progress_bar
 
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import Task
@@ -100,6 +101,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
         refuse_other_trajectory(run.output, finished.trajectory, trajectory(run))
         logger.info("this run is finished: %s", run.output / MODEL_FOLDER)
         return finished
+    disable_progress_bar()  # of transformers, for each file it reads
     training = prepare(run)
     progress = _resume(training)
     if training.is_main:
@@ -207,9 +209,13 @@ def _loop(
             report.update(progress.step)
         _refuse_divergence(progress, result)
         stopped = stop.asked(accelerator.device)
-        if stopped or is_last or progress.step % settings.save_steps == 0:
-            path = training.checkpoints.save(progress, training.model, training.optimizer)
+        is_due = stopped or progress.step % settings.save_steps == 0
+        if is_last or (
+            is_due and not result.refused
+        ):  # a model that has gone wrong must not displace a good one
+            training.checkpoints.save(progress, training.model, training.optimizer)
         if stopped and not is_last:
+            path = training.checkpoints.latest()
             raise StoppedEarly(
                 f"stopped after step {progress.step} of {training.plan.num_steps}; saved: {path}"
             )
@@ -307,6 +313,8 @@ def _metrics(
     if device.type == "cuda":
         metrics["device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     metrics |= meter.throughput.metrics(training.accelerator.num_processes, peak_flops(device))
+    if result.refused:  # its vectors may not be finite
+        return metrics
     watched = collapse_watch(result.pairs, training.run.recipe.objective)
     return metrics | {f"collapse/{name}": value for name, value in watched.items()}
 

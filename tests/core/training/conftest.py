@@ -150,17 +150,25 @@ def training_set(
     return write_training_set(tmp_path_factory.mktemp("data") / "training_set", processor)
 
 
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow store for all tests: to make its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
 @pytest.fixture
 def make_run(
     training_set: Path,
     tiny_backbone: Path,
     tiny_processing: ProcessingSettings,
+    mlflow_uri: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., TrainingRun]:
     """Settings of a run of 2 epochs of 3 steps of 16 pairs in chunks of 8; keywords change a section."""
     monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
 
     def make(name: str = "run", **sections: dict[str, Any]) -> TrainingRun:
         recipe = Recipe(

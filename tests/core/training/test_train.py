@@ -1,28 +1,57 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
-import pytest
+from dataclasses import replace
 
-from vipolyqwen_core.config import to_json
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.result import read_result
-from vipolyqwen_core.training.stopping import StopSignal
+from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
-from vipolyqwen_core.training.train import train
+from vipolyqwen_core.training.train import Diverged, train
 
 
-def losses(run) -> list[dict[str, object]]:
-    """The losses and the samples of each line of metrics."""
-    lines = read_metrics(run.output / "metrics.jsonl")
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run's own is called any more."""
+
+
+class KilledAfter(StopSignal):
+    """Ends the run after some steps, without a save."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def asked(self, device: torch.device) -> bool:
+        self.steps -= 1
+        if self.steps == 0:
+            raise Killed
+        return False
+
+
+class Asked(StopSignal):
+    """SIGTERM has come."""
+
+    def asked(self, device: torch.device) -> bool:
+        return True
+
+
+def losses(run: TrainingRun) -> list[dict[str, object]]:
+    """Losses, gradient norm and samples of each line of metrics."""
+    kept = ("step", "batch", "grad_norm", "learning_rate")
     return [
-        {
-            key: value
-            for key, value in line.items()
-            if key.startswith("loss") or key in ("step", "batch", "grad_norm")
-        }
-        for line in lines
+        {key: value for key, value in line.items() if key.startswith("loss") or key in kept}
+        for line in read_metrics(run.output / "metrics.jsonl")
     ]
+
+
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    return load_file(run.output / "model" / "model.safetensors")
 
 
 def test_a_run_learns_and_exports_a_model(make_run):
@@ -39,6 +68,41 @@ def test_a_run_learns_and_exports_a_model(make_run):
     assert model.config.embedding_dim == 32
 
 
+@pytest.mark.parametrize("negatives", ["chunk", "step"])
+def test_a_run_that_is_killed_again_and_again_equals_one_that_is_not(make_run, negatives):
+    batches = {"negatives": negatives}
+    whole = make_run("whole", batches=batches)
+    train(whole, StopSignal())
+    killed = make_run("killed", batches=batches)
+    for steps in (1, 3, 2, 1):  # saved are steps 2, 4 and 6: killed after 1, 3, 4, 5
+        with pytest.raises(Killed):
+            train(killed, KilledAfter(steps))
+    train(killed, StopSignal())
+    assert losses(killed) == losses(whole)
+    assert all(torch.equal(tensor, weights(killed)[name]) for name, tensor in weights(whole).items())
+
+
+def test_other_workers_and_other_intervals_continue_the_same_run(make_run):
+    whole, killed = make_run("whole"), make_run("killed")
+    train(whole, StopSignal())
+    with pytest.raises(Killed):
+        train(killed, KilledAfter(3))
+    train(make_run("killed", training={"loader_workers": 1, "save_steps": 3}), StopSignal())
+    assert losses(killed) == losses(whole)
+
+
+def test_sigterm_saves_and_the_same_command_resumes(make_run):
+    run = make_run()
+    with pytest.raises(StoppedEarly, match="after step 1 of 6"):
+        train(run, Asked())
+    assert (run.output / "checkpoints" / "step_1").is_dir()
+    assert read_result(run.output) is None
+    run_id = (run.output / "mlflow_run_id").read_text()
+    result = train(run, StopSignal())
+    assert [line["step"] for line in losses(run)] == [1, 2, 3, 4, 5, 6]
+    assert result.mlflow_run_id == run_id
+
+
 def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, caplog):
     run = make_run(training={"max_steps": 1})
     result = train(run, StopSignal())
@@ -49,6 +113,31 @@ def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, ca
     assert (run.output / "result.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 there, 0.1 now"):
         train(make_run(training={"max_steps": 1}, optimizer={"learning_rate": 0.1}), StopSignal())
+
+
+def test_steps_that_are_not_finite_are_refused_counted_and_end_the_run(make_run, caplog):
+    run = make_run(
+        training={"epochs": 6, "save_steps": 1, "keep_checkpoints": 20},
+        optimizer={"learning_rate": 1e38, "warmup_share": 0.0},
+    )
+    with pytest.raises(Diverged, match="10 steps in a row had a gradient that is not finite"):
+        train(run, StopSignal())
+    lines = read_metrics(run.output / "metrics.jsonl")
+    assert lines[0]["refused_steps"] == 0
+    assert [line["refused_steps"] for line in lines[1:]] == list(range(1, 11))
+    assert "step 2 refused" in caplog.text
+    assert (run.output / "checkpoints" / "step_1" / "state.json").is_file()
+
+
+def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(make_run, tmp_path, capsys):
+    run = make_run()
+    config = tmp_path / "config.json"
+    lost = replace(run, training_set=tmp_path / "nowhere")
+    config.write_text(to_json(lost), encoding="utf-8")
+    assert main(["--config", str(config)]) == 2
+    assert "error: no plan index" in capsys.readouterr().err
+    assert "ValueError: no plan index" in (run.output / "errors" / "rank0.txt").read_text()
+    assert main(["--config", str(tmp_path / "absent.json")]) == 2
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys):

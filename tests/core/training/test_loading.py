@@ -1,0 +1,165 @@
+"""A chunk holds what its rows say, wherever it is made."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.hashing import side_hash
+from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.processing.packing import PackedBatch
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks
+from vipolyqwen_core.training.plan import read_plan_index
+from vipolyqwen_core.training.rows import TrainingPictures, TrainingRows
+
+
+@pytest.fixture
+def loader(training_set, tiny_backbone, tiny_processing) -> ChunkLoader:
+    return ChunkLoader(training_set, tiny_backbone, tiny_processing, prefix_dropout=0.0, seed=0)
+
+
+def request(*rows: int, epoch: int = 0, needs_picture: bool = False) -> ChunkRequest:
+    return ChunkRequest(0, epoch, np.array(rows, dtype=np.int64), needs_picture)
+
+
+def segments(packed: PackedBatch) -> list[list[int]]:
+    return [part.tolist() for part in packed.input_ids.split(packed.segments.lengths)]
+
+
+def text_of(loader: ChunkLoader, ids: list[int]) -> str:
+    return loader.processor.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_rows_come_in_the_order_asked_for_across_record_batches(training_set):
+    rows = TrainingRows(training_set / "train.arrow")
+    wanted = [40, 3, 17, 3, 29]
+    assert len(rows) == 48
+    assert [row["query"].split()[1].rstrip(":") for row in rows.take(wanted)] == [str(row) for row in wanted]
+    assert rows.take([]) == []
+    with pytest.raises(ValueError, match="has 48 rows, row 48 was asked for"):
+        rows.take([48])
+
+
+def test_a_chunk_holds_queries_then_targets_then_hard_negatives(loader):
+    chunk = loader[request(0, 1, 2, 3, 4)]
+    assert [TASKS[code] for code in chunk.keys.task] == list(Task)
+    texts = [text_of(loader, ids) for ids in segments(chunk.packed)]
+    assert len(texts) == 2 * 5 + 2
+    assert all(f"question {row}:" in texts[row] for row in range(5))
+    assert all(f"answer {row}:" in texts[5 + row] for row in range(5))
+    assert texts[10].strip().startswith("not ")
+    assert texts[11].strip() == "wrong 2"
+    assert chunk.keys.negative_pair.tolist() == [2, 2]
+    negative = loader.rows.take([2])[0]["negatives"][1]
+    assert chunk.keys.negative_hash[1].item() % 2**64 == side_hash(negative["text"])
+    assert chunk.keys.score.isnan().tolist() == [False, True, True, True, True]
+
+
+def test_the_history_of_a_dialogue_stands_in_its_query(loader):
+    query, target = segments(loader[request(1)].packed)
+    text = text_of(loader, query)
+    assert text.index("hello") < text.index("what is it?") < text.index("question 1:")
+    assert "hello" not in text_of(loader, target)
+
+
+def test_text_pairs_have_the_prefix_on_both_sides_and_others_on_the_query(loader):
+    prefixes = loader.processor.prompt.prefixes
+    for row, task in enumerate(Task):
+        query, target, *negatives = segments(loader[request(row)].packed)
+        assert query[0] == prefixes[task]
+        assert (target[0] == prefixes[task]) == (task is Task.TEXT_PAIR)
+        assert all(negative[0] != prefixes[task] for negative in negatives)
+
+
+def test_a_dropped_prefix_is_dropped_on_both_sides_and_returns_in_other_epochs(loader):
+    ids = set(loader.processor.prompt.prefixes.values())
+    sometimes = ChunkLoader(*replace_dropout(loader, 0.5))
+    seen = []
+    for epoch in range(6):
+        query, target = segments(sometimes[request(0, epoch=epoch)].packed)
+        assert (query[0] in ids) == (target[0] in ids)
+        seen.append(query[0] in ids)
+    assert set(seen) == {True, False}
+    never = ChunkLoader(*replace_dropout(loader, 1.0))
+    assert not ids & set(never[request(0, 1, 2, 3, 4)].packed.input_ids.tolist())
+
+
+def replace_dropout(loader: ChunkLoader, share: float) -> tuple[object, ...]:
+    training_set, backbone, processing, _, seed = loader.arguments
+    return training_set, backbone, processing, share, seed
+
+
+def test_sizes_are_those_of_the_index(loader, training_set):
+    index = read_plan_index(training_set / "index.parquet")
+    for row in range(len(index)):
+        chunk = loader[request(row)]
+        assert chunk.packed.num_tokens == index.tokens[row]
+        assert chunk.packed.num_patches == index.patches[row]
+        assert chunk.filler_tokens == 0
+
+
+def test_a_rank_without_pairs_still_has_something_to_run(loader):
+    chunk = loader[request(needs_picture=True)]
+    assert chunk.keys.num_pairs == 0
+    assert chunk.packed.num_items == 1
+    assert chunk.packed.pictures is not None
+    assert chunk.filler_tokens == chunk.packed.num_tokens
+
+
+def test_text_gets_a_dummy_picture_only_where_another_rank_has_one(loader):
+    assert loader[request(0, 1)].packed.pictures is None
+    assert loader[request(0, 1, needs_picture=True)].packed.num_patches == 4
+
+
+def test_workers_change_nothing(loader):
+    requests = [request(0, 1, 2), request(3, 4, needs_picture=True), request(7)]
+    here = [loader[one] for one in requests]
+    there = list(load_chunks(loader, requests, num_workers=1, pin_memory=False))
+    assert len(there) == 3
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.packed.input_ids, other.packed.input_ids)
+        assert torch.equal(one.packed.position_ids, other.packed.position_ids)
+        assert torch.equal(one.keys.query_hash, other.keys.query_hash)
+        if one.packed.pictures is not None:
+            assert torch.equal(one.packed.pictures.patches, other.packed.pictures.patches)
+
+
+def test_a_worker_needs_no_model_and_gets_no_index(loader):
+    assert len(pickle.dumps(loader)) < 2000
+    code = "import sys, vipolyqwen_core.training.loading; print([n for n in sys.modules if 'qwen2_vl' in n])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_a_missing_picture_is_an_error_that_names_it(loader, training_set, tmp_path):
+    copy = shutil.copytree(training_set, tmp_path / "copy")
+    pinned = {"shop": {"path": str(copy / "shop.lance"), "version": 1}}
+    (copy / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    pictures = TrainingPictures(copy)
+    pictures.check()
+    with pytest.raises(ValueError, match=r"pictures \[99\] of source 'shop' cannot be read"):
+        pictures.read([("shop", 99)])
+    for file in (copy / "shop.lance" / "data").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="of source 'shop' cannot be read from"):
+        TrainingPictures(copy).read([("shop", 0)])
+    shutil.rmtree(copy / "shop.lance")
+    with pytest.raises(ValueError, match="does not exist"):
+        TrainingPictures(copy).check()
+    with pytest.raises(ValueError, match="pins no image store for 'else'"):
+        pictures.read([("else", 0)])
+
+
+def test_an_item_that_cannot_be_encoded_names_its_sample(loader):
+    training_set, backbone, processing, dropout, seed = loader.arguments
+    narrow = ChunkLoader(training_set, backbone, replace(processing, max_tokens=4), dropout, seed)
+    sample = loader.rows.take([3])[0]["sample_id"]
+    with pytest.raises(ValueError, match=f"step 0, sample {sample}"):
+        narrow[request(3)]
