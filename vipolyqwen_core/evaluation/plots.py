@@ -119,9 +119,11 @@ def similarity_histograms(
             axes.set_visible(False)
         for axes, (name, (right, other)) in zip(grid.ravel(), panels.items(), strict=False):
             low = min(0.0, float(np.concatenate([right, other]).min()))
-            bins = np.linspace(low, 1.0, 41).tolist()
-            axes.hist(other, bins=bins, density=True, color=MUTED, alpha=0.55, label="other pairs")
-            axes.hist(right, bins=bins, density=True, color="#2563c9", alpha=0.65, label="right pairs")
+            bins = np.linspace(low, 1.0, 41)
+            for cosines, colour, label in ((other, MUTED, "other pairs"), (right, "#2563c9", "right pairs")):
+                shares = np.histogram(cosines, bins)[0] / max(len(cosines), 1)
+                axes.stairs(shares, bins, fill=True, color=colour, alpha=0.6, label=label)
+            axes.set_ylim(bottom=0)
             axes.set_title(name, fontsize=9)
             axes.set_yticks([])
         grid[0, 0].legend(fontsize=7)
