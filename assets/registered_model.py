@@ -87,7 +87,9 @@ def registered_model(
 def register(run_id: str, run: TrainingRun, evaluation: "Evaluation") -> int:
     """Log the model to its run as models-from-code and register it; the number of the new version."""
     from vipolyqwen_core.serving.mlflow_model import log_registered_model
+    from vipolyqwen_core.serving.model_card import ModelFacts, write_model_card
 
+    write_model_card(run.output / "model", ModelFacts.of(run), evaluation)
     facts = {
         "run": run.run_name,
         "data_version": run.tags["data_version"],

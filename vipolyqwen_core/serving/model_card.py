@@ -158,13 +158,16 @@ def _training(facts: ModelFacts) -> str:
         return "\n".join([f"| {head} |", "|" + " --- |" * columns, *lines])
 
     by_task = table("task | training pairs", ((task, f"{n:,}") for task, n in sorted(facts.pairs.items())))
-    by_source = table(
-        "source | training pairs | license",
-        (
+    if facts.licenses:
+        rows = [
             (name, f"{n:,}", facts.licenses.get(name, "not stated"))
             for name, n in sorted(facts.sources.items())
-        ),
-    )
+        ]
+        by_source = table("source | training pairs | license", rows)
+    else:
+        by_source = table(
+            "source | training pairs", ((name, f"{n:,}") for name, n in sorted(facts.sources.items()))
+        )
     return (
         f"## Training\n\nRecipe `{facts.recipe}`, training set version `{facts.data_version}`.\n\n"
         f"{by_task}\n\n{by_source}"
