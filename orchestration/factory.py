@@ -11,10 +11,13 @@ from typing import Any
 import dagster as dg
 from rich.console import Console
 
+from assets.resources import ManifestResource
 from orchestration.definitions import build_definitions
 from orchestration.instance import close_interrupted_runs, open_instance, process_tags
 from orchestration.jobs import ASSET_KEYS
 from orchestration.progress import FactoryProgress, progress_logger
+from vipolyqwen_core.corpus.manifest import Manifest
+from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -64,10 +67,11 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
 
     Raises:
         FactoryError: a stage or a blocking check failed; names the stage and why
-        ValueError: the manifest or the recipe is wrong
+        ValueError: the manifest or the recipe is wrong, or a source cannot be read at all
     """
+    load_recipe(recipe)
     definitions = build_definitions(workspace, sources, recipe)
-    names = _source_names(definitions)
+    names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
     definitions = dg.Definitions.merge(
         definitions, dg.Definitions(loggers={"progress": progress_logger(progress)})
@@ -170,8 +174,20 @@ def _outcomes(result: dg.ExecuteInProcessResult, source: str | None) -> Iterator
         yield StageOutcome(asset, source, seconds.get(event.step_key, 0.0), metadata)
 
 
-def _source_names(definitions: dg.Definitions) -> list[str]:
-    """The partitions of the corpus."""
-    partitions = definitions.resolve_assets_def("curated_corpus").partitions_def
-    assert partitions is not None
-    return list(partitions.get_partition_keys())
+def check_sources(manifest: Manifest) -> tuple[str, ...]:
+    """Look at every source before any work is done; their names.
+
+    Raises:
+        ValueError: one sentence for each source that cannot be read
+    """
+    from vipolyqwen_core.corpus.readers import check_source
+
+    mistakes = []
+    for source in manifest.sources:
+        try:
+            check_source(source)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return manifest.names

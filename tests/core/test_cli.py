@@ -101,3 +101,20 @@ def test_encode_writes_unit_vectors(vipolyqwen, tiny_model_dir: Path, tmp_path: 
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert str(tmp_path / "out" / "v.npy") in ended.stdout
+
+
+def test_unreadable_sources_are_refused_before_any_work(vipolyqwen, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "manifest.yaml").write_text(
+        "sources:\n"
+        "- {name: gone, format: alpaca, task: instr, paths: gone.json}\n"
+        "- {name: empty, format: owner_jsonl, paths: empty.jsonl}\n"
+    )
+    for command in (["run", "--sources", "manifest.yaml"], ["sources", "check", "manifest.yaml"]):
+        ended = vipolyqwen(*command)
+        said = " ".join((ended.stdout + ended.stderr).split())
+        assert ended.returncode == 1
+        assert "source 'gone': there is no file" in said
+        assert "source 'empty': file" in said
+        assert "is empty" in said
+        assert not list(tmp_path.glob(".vipolyqwen/curated*"))
