@@ -1,0 +1,98 @@
+"""A model of a few weights in float64, so that ranks and chunks can be compared to 1e-9."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vipolyqwen_core.config import BatchSettings, Negatives, ObjectiveSettings, ProcessingSettings
+from vipolyqwen_core.processing.packing import PackedBatch
+from vipolyqwen_core.training.engine import Engine, PlannedStep
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
+from vipolyqwen_core.training.plan import Chunk, plan_chunks, read_plan_index
+
+VOCABULARY = 4096
+WIDTH = 6
+
+
+class StandIn(nn.Module):
+    """Mean of token embeddings and of projected pictures by item, through a linear map, as unit vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.visual = nn.Linear(588, WIDTH)
+        self.head = nn.Linear(WIDTH, WIDTH)
+        self.double()
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        states = self.tokens(batch.input_ids % VOCABULARY)
+        if batch.pictures is not None:
+            patches = self.visual(batch.pictures.patches.double() / 255)
+            merged = patches.unflatten(0, (-1, 4)).mean(1)
+            num_tokens = len(batch.pictures.tokens)
+            states = states.index_copy(0, batch.pictures.tokens, merged[:num_tokens])
+            states = states + 0.0 * merged[num_tokens:].sum()
+        sums = states.new_zeros(batch.num_items, WIDTH).index_add(0, batch.segment_ids, states)
+        counts = torch.bincount(batch.segment_ids, minlength=batch.num_items)[:, None]
+        return nn.functional.normalize(self.head(torch.tanh(sums / counts)), dim=1)
+
+
+def step_of(
+    data: tuple[Path, Path, ProcessingSettings],
+    rows: list[int],
+    negatives: Negatives,
+    chunk_pairs: int,
+    planned_ranks: int | None = None,
+    is_reloaded: bool = False,
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss of one step over all ranks, and the weights after a step of plain gradient descent at rate 1.
+
+    With `planned_ranks` a single process replays the chunks of so many ranks: the same groups of candidates.
+    """
+    training_set, backbone, processing = data
+    accelerator = Accelerator(cpu=True)
+    bare = StandIn()
+    model, optimizer = accelerator.prepare(bare, torch.optim.SGD(bare.parameters(), lr=1.0))
+    engine = Engine(
+        accelerator,
+        model,
+        optimizer.optimizer,
+        vision_parameters=list(accelerator.unwrap_model(model).visual.parameters()),
+        objective=ObjectiveSettings(temperature=0.3),
+        negatives=negatives,
+        max_grad_norm=1e9,
+    )
+    index = read_plan_index(training_set / "index.parquet")
+    ranks = planned_ranks or accelerator.num_processes
+    settings = BatchSettings(pairs_per_step=64, chunk_pairs=chunk_pairs)
+    chunks = plan_chunks(index, np.array(rows), settings, ranks)
+    if planned_ranks is not None:
+        chunks = [Chunk((np.concatenate(chunk.rows),), chunk.has_pictures) for chunk in chunks]
+    loader = ChunkLoader(training_set, backbone, processing, prefix_dropout=0.0, seed=0)
+    loaded = [
+        loader[
+            ChunkRequest(
+                0,
+                0,
+                chunk.rows[accelerator.process_index],
+                chunk.has_pictures or (ranks > 1 and number == len(chunks) - 1),
+            )
+        ]
+        for number, chunk in enumerate(chunks)
+    ]
+    planned = PlannedStep(
+        number=0,
+        num_pairs=len(rows),
+        num_chunks=len(chunks),
+        has_pictures=any(chunk.has_pictures for chunk in chunks),
+        learning_rate=1.0,
+        is_reloaded=is_reloaded,
+    )
+    result = engine.step(planned, iter(loaded * 2 if is_reloaded else loaded))
+    loss = accelerator.reduce(result.loss.clone(), "sum")
+    weights = accelerator.unwrap_model(model).state_dict()
+    return float(loss), {name: tensor.detach().clone() for name, tensor in weights.items()}
