@@ -103,4 +103,5 @@ def print_trace(sample_id: str, workspace: Workspace, console: Console) -> None:
     """What happened to a row at each stage."""
     from quality.trace import trace
 
-    console.print(trace(sample_id, workspace))
+    for step in trace(sample_id, workspace):
+        console.print(str(step), markup=False, highlight=False)

@@ -6,6 +6,7 @@ are found over the shards on disk, and what is left is written in the order of t
     curated/<source>/pairs.parquet       PAIR, sorted by position
     curated/<source>/ledger.parquet      LEDGER: records under stage `read`, pairs under `curated`
     curated/<source>/pictures.parquet    every picture path that was read, to notice when one changes
+    curated/<source>/source.json         the source as the manifest describes it, for `trace`
     curated/<source>/stage.json          StageSummary; details: languages, tasks, images
     images/<source>.lance                IMAGE_STORE, a new version
 """
@@ -50,6 +51,7 @@ CODE_VERSION = 1
 """Raise it when the same input gives another result: earlier results are then made anew."""
 BATCH_PAIRS = 10_000
 ROW_GROUP = 50_000
+SOURCE_FILE = "source.json"
 UNREAD_FIELDS = frozenset({"license", "weight", "off_limits"})
 """What of a source does not decide its pairs."""
 
@@ -94,10 +96,15 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
             records_with_pairs=shards.records - sum(shards.records_rejected.values()),
             records_rejected=dict(shards.records_rejected.most_common()),
             seconds=time.monotonic() - started,
-            details=_details(aside / "pairs.parquet", images),
+            details={
+                **_details(aside / "pairs.parquet"),
+                "images": images,
+                "dialogue_turns": settings.dialogue_turns,
+            },
         )
         assert missing_records(summary) == 0, summary
         assert missing_pairs(summary) == 0, summary
+        (aside / SOURCE_FILE).write_text(to_json(source), encoding="utf-8")
         summary.write(aside)
     logger.info(
         "%s: %d records, %d pairs, %d kept in %.0f s",
@@ -230,14 +237,14 @@ def _write_ledger(shards: Shards, duplicates: pl.DataFrame, folder: Path) -> dic
     return count_rules(pairs.lazy())
 
 
-def _details(pairs: Path, images: dict[str, Any] | None) -> dict[str, Any]:
+def _details(pairs: Path) -> dict[str, Any]:
     scan = pl.scan_parquet(pairs)
 
     def counts(column: str) -> dict[str, int]:
         found = scan.group_by(column).len().sort(["len", column], descending=[True, False]).collect()
         return dict(found.iter_rows())
 
-    return {"languages": counts("language"), "tasks": counts("task"), "images": images}
+    return {"languages": counts("language"), "tasks": counts("task")}
 
 
 def _num_rows(path: Path) -> int:

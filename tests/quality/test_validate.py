@@ -1,4 +1,4 @@
-"""Validation: critical failures block, warnings are recorded, an accepted version stays until a better one."""
+"""Validation: critical failures block, warnings are recorded, an accepted version stays until the next."""
 
 from pathlib import Path
 

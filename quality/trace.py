@@ -1,0 +1,196 @@
+"""The way of one pair through the factory: where it came from, what changed it, where it went."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from quality.curate import SOURCE_FILE
+from quality.validate import accepted_folder
+from vipolyqwen_core.config import from_json
+from vipolyqwen_core.contract import Split
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers import RawPair, list_files, read_source
+from vipolyqwen_core.corpus.tables import read_stage
+from vipolyqwen_core.workspace import Workspace
+
+KEPT, REJECTED = "kept", "rejected"
+MIN_DIGITS = 6
+SHOWN_CHARS = 600
+FACTS = (
+    "task",
+    "language",
+    "prefix",
+    "score",
+    "group_id",
+    "positive_key",
+    "query_images",
+    "target_images",
+    "query_tokens",
+    "target_tokens",
+)
+"""Columns that are shown where they are set or change."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one stage did with the pair."""
+
+    stage: str
+    """`source`, `curated`, `tagged`, `validated` or `training_set`."""
+    outcome: str
+    """`read`, `kept`, `rejected` or `missing`."""
+    sentence: str
+    """For a person."""
+    details: tuple[tuple[str, str], ...] = ()
+    """Name and value of what is worth seeing."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.stage}: {self.outcome}. {self.sentence}"]
+        return "\n".join([*lines, *(f"    {name}: {value}" for name, value in self.details)])
+
+
+def trace(sample_id: str, workspace: Workspace) -> list[Step]:
+    """What happened to a pair at each stage, in order; a pair that several sources hold is followed in each.
+
+    Args:
+        sample_id: 32 hex digits, or the first ones, at least 6
+    Raises:
+        ValueError: no source has such a pair
+    """
+    sample_id = sample_id.strip().lower()
+    if len(sample_id) < MIN_DIGITS:
+        raise ValueError(f"sample {sample_id!r}: give at least {MIN_DIGITS} of its 32 hex digits")
+    home = workspace.curated("any").parent
+    folders = sorted(path.parent for path in home.glob("*/stage.json"))
+    steps = [step for folder in folders for step in _steps(sample_id, folder, workspace)]
+    if not steps:
+        raise ValueError(f"sample {sample_id!r} is in no curated source of {workspace.home}")
+    return steps
+
+
+def _steps(sample_id: str, curated: Path, workspace: Workspace) -> Iterator[Step]:
+    """The steps of every copy of the sample in one source."""
+    columns = ["sample_id", "file", "line", "item"]
+    copies = pl.concat(
+        [_find(curated / name, sample_id).select(columns) for name in ("pairs.parquet", "ledger.parquet")]
+    )
+    for whole, file, line, item in copies.unique(maintain_order=True).iter_rows():
+        yield from _steps_of(whole, curated.name, (file, line, item), workspace)
+
+
+def _steps_of(
+    sample_id: str, source: str, place: tuple[str, int, int], workspace: Workspace
+) -> Iterator[Step]:
+    """The steps of the pair at one place of a source."""
+    raw = _raw_pair(workspace.curated(source), *place)
+    file, line, item = place
+    where = f"{file}, line {line}" + (f", pair {item + 1} of its record" if item else "")
+    yield Step(
+        "source",
+        "read" if raw else "missing",
+        f"{source}: {where}." + ("" if raw else " The source no longer has it there."),
+        _texts({"query": raw.query, "target": raw.target} if raw else {}),
+    )
+    stages = [("curated", workspace.curated(source)), ("tagged", workspace.tagged(source))]
+    if (accepted := accepted_folder(workspace.validated(source))) is not None:
+        stages.append(("validated", accepted))
+    before: dict[str, Any] = {"query": raw.query, "target": raw.target} if raw else {}
+    for stage, folder in stages:
+        rows = _at(_find(folder / "pairs.parquet", sample_id), place)
+        step = _step(stage, rows, _at(_find(folder / "ledger.parquet", sample_id), place), before)
+        yield step
+        if step.outcome != KEPT:
+            return
+        before = rows.row(0, named=True)
+    yield _last_step(sample_id, source, place, workspace)
+
+
+def _step(stage: str, rows: pl.DataFrame, ledger: pl.DataFrame, before: dict[str, Any]) -> Step:
+    if ledger.height:
+        return _rejection(stage, ledger)
+    if rows.is_empty():
+        return Step(stage, "missing", "The stage has not run since the pair arrived.")
+    row = rows.row(0, named=True)
+    changed = {
+        name: f"{before[name]} -> {row[name]}"
+        for name in ("query", "target")
+        if before.get(name) is not None and before[name] != row[name]
+    }
+    facts = {
+        name: row[name] for name in FACTS if row.get(name) is not None and row.get(name) != before.get(name)
+    }
+    facts |= {f"{name} changed": value for name, value in changed.items()}
+    return Step(stage, KEPT, "" if changed else "The texts stay as they are.", _texts(facts))
+
+
+def _rejection(stage: str, ledger: pl.DataFrame) -> Step:
+    entry = ledger.row(0, named=True)
+    return Step(
+        stage, REJECTED, f"Rule {entry['rule']}: {entry['reason']}", _texts({"value": entry["value"]})
+    )
+
+
+def _last_step(sample_id: str, source: str, place: tuple[str, int, int], workspace: Workspace) -> Step:
+    """Where the pair went in the training set."""
+    folder, stage = workspace.training_set, "training_set"
+    ledger = _find(folder / "ledger.parquet", sample_id).filter(pl.col("source") == source)
+    if (ledger := _at(ledger, place)).height:
+        return _rejection(stage, ledger)
+    for split in Split:
+        rows = _find(folder / f"{split.value}.arrow", sample_id)
+        rows = rows.filter(pl.col("source") == source) if rows.width else rows
+        if rows.height:
+            row = rows.row(0, named=True)
+            size = sum(
+                _scan(folder / f"{other.value}.arrow")
+                .filter(pl.col("component") == row["component"])
+                .collect()
+                .height
+                for other in Split
+            )
+            return Step(
+                stage, KEPT, f"In {split.value}.", _texts({"component": f"{row['component']}, {size} pairs"})
+            )
+    return Step(stage, "missing", "No training set was built since the pair was accepted.")
+
+
+def _raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
+    """The pair as the source has it now; None where it is gone."""
+    described, summary = curated / SOURCE_FILE, read_stage(curated)
+    if summary is None or not described.is_file():
+        return None
+    source = from_json(Source, described.read_bytes(), origin=str(described))
+    try:
+        location = next((found.location for found in list_files(source) if found.name == file), None)
+    except ValueError:  # the files are gone
+        return None
+    if location is None:
+        return None
+    for record in read_source(replace(source, paths=(location,)), summary.details["dialogue_turns"]):
+        if record.line == line:
+            return record.pairs[item] if item < len(record.pairs) else None
+    return None
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    return pl.scan_ipc(path) if path.suffix == ".arrow" else pl.scan_parquet(path)
+
+
+def _find(path: Path, sample_id: str) -> pl.DataFrame:
+    """Rows of a table whose sample id begins so; empty where there is no table."""
+    if not path.is_file():
+        return pl.DataFrame(schema={"sample_id": pl.String, "source": pl.String, "file": pl.String,
+                                    "line": pl.Int64, "item": pl.Int32})  # fmt: skip
+    return _scan(path).filter(pl.col("sample_id").str.starts_with(sample_id)).collect(engine="streaming")
+
+
+def _at(rows: pl.DataFrame, place: tuple[str, int, int]) -> pl.DataFrame:
+    file, line, item = place
+    return rows.filter(pl.col("file") == file, pl.col("line") == line, pl.col("item") == item)
+
+
+def _texts(values: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(value)[:SHOWN_CHARS]) for name, value in values.items() if value is not None)

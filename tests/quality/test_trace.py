@@ -1,0 +1,63 @@
+"""Trace: each step of a pair, with what changed it or why it left."""
+
+import json
+
+import polars as pl
+import pytest
+
+from quality.curate import curate
+from quality.trace import trace
+from quality.training_set import build_training_set
+from quality.validate import validate
+from tests.quality.conftest import instruction, question
+from vipolyqwen_core.config import CurationSettings, Recipe
+from vipolyqwen_core.corpus.manifest import Manifest
+from vipolyqwen_core.corpus.tagging import tag
+
+
+def test_the_way_of_a_pair_from_its_line_to_its_side_of_the_split(
+    workspace, write_source, tiny_backbone, tiny_processing, monkeypatch
+) -> None:
+    monkeypatch.setattr("quality.validate.judge", lambda suites, tables, docs: [])
+    dirty = {**question(0), "input": "Trong&nbsp;ảnh  có gì?"}
+    source = write_source([instruction(1), dirty, instruction(1)], pictures=[0])
+    curate(source, CurationSettings(), workspace)
+    ids = dict(
+        pl.read_parquet(workspace.curated("corpus") / "pairs.parquet").select("line", "sample_id").rows()
+    )
+    assert [step.stage for step in trace(ids[2], workspace)] == ["source", "curated", "tagged"]
+    assert trace(ids[2], workspace)[-1].outcome == "missing"
+    tag(source, tiny_processing, tiny_backbone, workspace)
+    validate(source, workspace)
+    build_training_set(Manifest(sources=(source,)), Recipe(name="t", backbone="tiny"), workspace)
+    read, curated, tagged, validated, last = trace(ids[2][:10], workspace)
+    assert "data.jsonl, line 2" in read.sentence
+    assert dict(read.details)["query"] == dirty["input"]
+    assert dict(curated.details)["query changed"] == f"{dirty['input']} -> Trong ảnh có gì?"
+    assert dict(tagged.details)["query changed"] == "Trong ảnh có gì? -> <image>Trong ảnh có gì?"
+    assert (validated.outcome, validated.details) == ("kept", ())
+    assert last.sentence in ("In train.", "In eval.")
+    steps = trace(ids[1], workspace)
+    assert [(step.stage, step.outcome) for step in steps[-2:]] == [
+        ("source", "read"),
+        ("curated", "rejected"),
+    ]
+    assert "exact_duplicate" in str(steps[-1])
+    assert "line 1 of source corpus" in str(steps[-1])
+
+
+def test_an_unknown_sample_is_refused(workspace, write_source) -> None:
+    curate(write_source([instruction(1)]), CurationSettings(), workspace)
+    with pytest.raises(ValueError, match="no curated source"):
+        trace("0123456789", workspace)
+    with pytest.raises(ValueError, match="at least 6"):
+        trace("01", workspace)
+
+
+def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) -> None:
+    curate(write_source([instruction(1)]), CurationSettings(), workspace)
+    sample = pl.read_parquet(workspace.curated("corpus") / "pairs.parquet")["sample_id"][0]
+    (tmp_path / "corpus" / "data.jsonl").write_text(json.dumps(instruction(2)) + "\n" * 3)
+    assert trace(sample, workspace)[0].outcome == "read"
+    (tmp_path / "corpus" / "data.jsonl").unlink()
+    assert trace(sample, workspace)[0].outcome == "missing"
