@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestration.factory import FactoryOutcome, run_factory
+from orchestration.factory import FactoryError, FactoryOutcome, run_factory, run_rollback
 from orchestration.instance import open_instance
 from orchestration.jobs import ASSET_KEYS, CORPUS_ASSETS
 from vipolyqwen_core.config import Recipe, to_json
@@ -130,3 +130,12 @@ def test_a_second_run_reuses_everything(place: Workspace, outcome: FactoryOutcom
     assert {stage.name: stage.reused for stage in again.stages} == {
         stage.name: True for stage in outcome.stages
     }
+
+
+def test_a_rollback_makes_a_version_champion(place: Workspace, outcome: FactoryOutcome) -> None:
+    folder = place.home.parent
+    run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 1)
+    client = mlflow.MlflowClient(place.mlflow_uri)
+    assert client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).version == "1"
+    with pytest.raises(FactoryError, match="has no version 9"):
+        run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 9)

@@ -1,0 +1,135 @@
+"""Findings: what the blocking checks see in tables that are not as they should be."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from assets import findings
+from vipolyqwen_core.config import SplitSettings
+from vipolyqwen_core.corpus.tables import StageSummary
+
+LONG = "a sentence that is long enough to link two rows"
+
+
+def ledger(path: Path, *stages: str) -> None:
+    pl.DataFrame(
+        {"stage": stages, "source": ["letters"] * len(stages)},
+        schema_overrides={"stage": pl.String, "source": pl.String},
+    ).write_parquet(path)
+
+
+def pairs(path: Path, rows: int) -> Path:
+    pl.DataFrame({"sample_id": [str(row) for row in range(rows)]}).write_parquet(path)
+    return path
+
+
+def curated(folder: Path, **changes: Any) -> Path:
+    """A curated source: 10 records, 2 of them rejected; 9 pairs, 1 of them rejected."""
+    facts: dict[str, Any] = {"pairs_in": 9, "pairs_out": 8, "rejected": {"empty_target": 1}}
+    facts |= {"records": 10, "records_with_pairs": 8, "records_rejected": {"broken_json": 2}, **changes}
+    StageSummary(stage="curated", fingerprint="", data_version="", **facts).write(folder)
+    pairs(folder / "pairs.parquet", 8)
+    ledger(folder / "ledger.parquet", "read", "read", "curated")
+    return folder
+
+
+def test_both_equations_hold_for_a_whole_source(tmp_path: Path) -> None:
+    assert findings.curation_loses_nothing(curated(tmp_path)).passed
+
+
+@pytest.mark.parametrize("changes", [{"records": 11}, {"records_with_pairs": 7}, {"pairs_in": 10}])
+def test_a_record_or_pair_that_vanished_is_noticed(tmp_path: Path, changes: dict[str, int]) -> None:
+    assert not findings.curation_loses_nothing(curated(tmp_path, **changes)).passed
+
+
+def test_tables_are_counted_and_summaries_are_not_believed(tmp_path: Path) -> None:
+    folder = curated(tmp_path)
+    pairs(folder / "pairs.parquet", 7)
+    finding = findings.curation_loses_nothing(folder)
+    assert not finding.passed
+    assert "7 out" in finding.sentence
+
+
+def test_a_stage_that_loses_a_pair_is_noticed(tmp_path: Path) -> None:
+    before, after = pairs(tmp_path / "before.parquet", 5), pairs(tmp_path / "after.parquet", 4)
+    ledger(tmp_path / "empty.parquet")
+    ledger(tmp_path / "one.parquet", "tagged")
+    assert not findings.stage_loses_nothing("tagged", before, after, tmp_path / "empty.parquet").passed
+    assert findings.stage_loses_nothing("tagged", before, after, tmp_path / "one.parquet").passed
+
+
+def split(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> Path:
+    """A training set of one row on each side."""
+    clean = {
+        "query": "q",
+        "target": "t",
+        "query_images": [],
+        "target_images": [],
+        "source": "s",
+        "group_id": None,
+    }
+    schema = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String), "group_id": pl.String}
+    for name, row in (("train", train), ("eval", evaluation)):
+        frame = pl.DataFrame([{**clean, "component": name, **row}], schema_overrides=schema)
+        frame.write_ipc(folder / f"{name}.arrow")
+    return folder
+
+
+def test_clean_sides_share_nothing(tmp_path: Path) -> None:
+    """Short texts may stand on both sides: `yes` is the answer to many questions."""
+    assert findings.no_leak(split(tmp_path, {"target": "yes"}, {"target": "yes"}), 32).passed
+
+
+@pytest.mark.parametrize(
+    ("shared", "kind"),
+    [
+        ({"component": "both"}, "components"),
+        ({"query_images": ["picture"]}, "pictures"),
+        ({"group_id": "page 3"}, "declared groups"),
+        ({"target": LONG}, "long texts"),
+    ],
+)
+def test_every_kind_of_leak_is_noticed(tmp_path: Path, shared: dict[str, Any], kind: str) -> None:
+    finding = findings.no_leak(split(tmp_path, shared, shared), 32)
+    assert not finding.passed
+    assert finding.sentence == f"1 {kind} stand on both sides"
+
+
+def test_a_leak_from_query_to_target_is_noticed(tmp_path: Path) -> None:
+    assert not findings.no_leak(split(tmp_path, {"query": LONG}, {"target": LONG}), 32).passed
+
+
+def test_equal_groups_of_two_sources_are_different_groups(tmp_path: Path) -> None:
+    folder = split(tmp_path, {"group_id": "1", "source": "a"}, {"group_id": "1", "source": "b"})
+    assert findings.no_leak(folder, 32).passed
+
+
+def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None:
+    for name, rows in (("train", 190), ("eval", 10)):
+        pl.DataFrame({"component": ["one"] * rows}).write_ipc(tmp_path / f"{name}.arrow")
+    assert not findings.largest_component(tmp_path, SplitSettings()).passed
+    for name, rows in (("train", 190), ("eval", 10)):
+        pl.DataFrame({"component": [f"{name} {row}" for row in range(rows)]}).write_ipc(
+            tmp_path / f"{name}.arrow"
+        )
+    assert findings.largest_component(tmp_path, SplitSettings()).passed
+
+
+@pytest.mark.parametrize(
+    ("metrics", "passed"),
+    [
+        ({"collapse/deviation": 0.8, "collapse/effective_rank": 30.0}, True),
+        ({"collapse/deviation": 0.01, "collapse/effective_rank": 30.0}, False),
+        ({"collapse/deviation": 0.8, "collapse/effective_rank": 1.2}, False),
+        ({}, False),
+    ],
+)
+def test_vectors_that_are_all_alike_are_noticed(metrics: dict[str, float], passed: bool) -> None:
+    assert findings.not_collapsed(metrics).passed is passed
+
+
+def test_a_loss_that_does_not_fall_is_noticed() -> None:
+    assert findings.loss_fell([{"loss": 2.0}, {"loss": 1.0}]).passed
+    assert not findings.loss_fell([{"loss": 1.0}, {"loss": 2.0}]).passed

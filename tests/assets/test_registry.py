@@ -1,0 +1,82 @@
+"""The registry on SQLite: aliases, versions of runs, model directories."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from assets.registered_model import settle
+from assets.registry import (
+    champion,
+    give_alias,
+    keep_model,
+    model_folder,
+    numbered_version,
+    version_of_run,
+    version_with_alias,
+)
+from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
+from vipolyqwen_core.evaluation.promotion import Decision
+from vipolyqwen_core.workspace import Workspace
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
+    """A version; without alias it is half done, as a killed process leaves it."""
+    if not client.search_registered_models():
+        client.create_registered_model(REGISTERED_MODEL)
+    number = int(client.create_model_version(REGISTERED_MODEL, f"file:///{run}").version)
+    if alias is not None:
+        settle(client, number, {"vipolyqwen.run": run}, Decision(alias, ("because",)))
+    return number
+
+
+def test_an_empty_registry_has_no_champion(client: mlflow.MlflowClient) -> None:
+    assert champion(client) is None
+    assert version_of_run(client, "demo-1") is None
+    with pytest.raises(ValueError, match="has no version 7"):
+        numbered_version(client, 7)
+
+
+def test_a_better_version_takes_over(client: mlflow.MlflowClient) -> None:
+    first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", CHAMPION)
+    now = champion(client)
+    assert now is not None
+    assert (now.number, now.run_name) == (second, "demo-2")
+    assert numbered_version(client, first).aliases == ()
+
+
+def test_a_worse_version_leaves_the_champion_alone(client: mlflow.MlflowClient) -> None:
+    first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", CHALLENGER)
+    assert champion(client).number == first
+    assert version_with_alias(client, CHALLENGER).number == second
+
+
+def test_a_challenger_that_is_promoted_is_no_challenger_any_more(client: mlflow.MlflowClient) -> None:
+    register(client, "demo-1", CHAMPION)
+    second = register(client, "demo-2", CHALLENGER)
+    give_alias(client, second, CHAMPION)
+    assert champion(client).number == second
+    assert version_with_alias(client, CHALLENGER) is None
+
+
+def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.MlflowClient) -> None:
+    number = register(client, "demo-1", None)
+    client.set_model_version_tag(REGISTERED_MODEL, str(number), "vipolyqwen.run", "demo-1")
+    assert version_of_run(client, "demo-1") is None
+    whole = register(client, "demo-1", CHAMPION)
+    assert version_of_run(client, "demo-1").number == whole
+
+
+def test_model_directories_are_kept_by_version(tmp_path: Path) -> None:
+    workspace, model = Workspace(tmp_path / "home"), tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="version 3 is missing"):
+        model_folder(workspace, 3)
+    assert keep_model(workspace, model, 3) == model_folder(workspace, 3) == workspace.models / "v3"
+    assert (workspace.models / "v3" / "config.json").read_text() == "{}"
