@@ -314,7 +314,13 @@ def _prefixes(prefix: Task | str | Sequence[Task | str | None] | None, count: in
         return [_task(prefix)] * count
     if len(prefix) != count:
         raise ValueError(f"{count} items but {len(prefix)} prefixes: give one for all, or one for each")
-    return [_task(each) for each in prefix]
+    tasks = []
+    for number, each in enumerate(prefix):
+        try:
+            tasks.append(_task(each))
+        except ValueError as error:
+            raise ItemError(number, "prefix", str(error)) from error
+    return tasks
 
 
 def _task(prefix: Task | str | None) -> Task | None:

@@ -129,7 +129,7 @@ With sentence-transformers, and `vipolyqwen` installed:
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder", trust_remote_code=True)
-model.encode(["a sentence", {{"text": "What is the total?", "image": picture}}], prompt_name=None)
+model.encode([{{"text": "What is the total?", "image": picture}}], prompt_name="ocr")
 ```
 
 With transformers: `import vipolyqwen_core.model`, then `AutoModel.from_pretrained(...)`."""

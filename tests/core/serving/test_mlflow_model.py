@@ -73,7 +73,7 @@ def test_columns_may_be_absent(served: Any) -> None:
     ("row", "message"),
     [
         ({"text": None}, "item 0: neither text nor picture"),
-        ({"text": "a", "prefix": "summary"}, "unknown prefix 'summary'"),
+        ({"text": "a", "prefix": "summary"}, "item 0: unknown prefix 'summary'"),
         ({"text": "a", "images": ["/etc/hostname"]}, "item 0: image 0 is not base64"),
         ({"text": "a", "images": [base64.b64encode(b"text").decode()]}, "item 0: .*no known picture format"),
     ],
