@@ -1,0 +1,89 @@
+"""The built-in corpus from files to training set: all dirt is found where it is stated, nothing leaks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from quality.curate import curate
+from quality.training_set import build_training_set
+from quality.validate import validate
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings
+from vipolyqwen_core.contract import Split
+from vipolyqwen_core.corpus.demo import write_demo_corpus
+from vipolyqwen_core.corpus.manifest import load_manifest
+from vipolyqwen_core.corpus.tagging import tag
+from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.workspace import Workspace
+
+SCALE = 0.08
+
+
+@pytest.fixture(scope="module")
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("home"))
+    manifest = load_manifest(write_demo_corpus(workspace.demo_corpus, scale=SCALE))
+    for source in manifest.sources:
+        curate(source, CurationSettings(), workspace)
+        tag(source, tiny_processing, tiny_backbone, workspace)
+        assert validate(source, workspace).details["accepted"], source.name
+    build_training_set(manifest, demo(), workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def dirt(workspace: Workspace) -> list[dict[str, Any]]:
+    loaded: list[dict[str, Any]] = json.loads(
+        (workspace.demo_corpus / "dirt.json").read_text(encoding="utf-8")
+    )["dirt"]
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def rows(workspace: Workspace) -> pl.DataFrame:
+    return pl.concat([pl.read_ipc(workspace.training_set / f"{split.value}.arrow") for split in Split])
+
+
+def stated(dirt: list[dict[str, Any]], stage: str) -> list[tuple[str, str, int]]:
+    found = [entry for entry in dirt if entry["stage"] == stage]
+    return sorted((entry["source"], entry["rule"], line) for entry in found for line in entry["lines"])
+
+
+def test_tagging_rejects_the_stated_lines(workspace: Workspace, dirt: list[dict[str, Any]]) -> None:
+    ledgers = pl.read_parquet(workspace.tagged("*") / "ledger.parquet")
+    found = ledgers.select("source", "rule", "line").rows()
+    assert sorted(found) == stated(dirt, "tagged")
+    assert found
+
+
+def test_the_training_set_rejects_the_stated_lines(workspace: Workspace, dirt: list[dict[str, Any]]) -> None:
+    ledger = pl.read_parquet(workspace.training_set / "ledger.parquet")
+    found = ledger.select("source", "rule", "line").rows()
+    assert sorted(found) == stated(dirt, "training_set")
+    assert found
+
+
+def test_validation_rejects_nothing_that_earlier_stages_passed(workspace: Workspace) -> None:
+    ledgers = list(workspace.validated("x").parent.glob("*/*/ledger.parquet"))
+    assert len(ledgers) == len(list(workspace.validated("x").parent.iterdir()))
+    assert pl.read_parquet(ledgers).is_empty()
+
+
+def test_linked_dirt_shares_a_component(rows: pl.DataFrame, dirt: list[dict[str, Any]]) -> None:
+    linked = [entry for entry in dirt if entry["outcome"] == "linked"]
+    assert linked
+    components = {(s, line): c for s, line, c in rows.select("source", "line", "component").rows()}
+    for entry in linked:
+        for line, original in zip(entry["lines"], entry["originals"], strict=True):
+            assert components[entry["source"], line] == components[entry["source"], original]
+
+
+def test_no_template_is_filled_on_both_sides(rows: pl.DataFrame) -> None:
+    assert set(rows["split"]) == {"train", "eval"}
+    for column in ("component", "group_id"):
+        crossing = rows.drop_nulls(column).group_by(column).agg(pl.col("split").n_unique())
+        assert crossing["split"].max() == 1
