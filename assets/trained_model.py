@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError  # dagster exports it nowhere
 
 from assets import findings
 from assets.metadata import line_chart, plot, reused, table
@@ -42,7 +43,7 @@ def trained_model(
         mlflow.connect()
         try:
             pipes.run(context=context, command=launch_command(run))
-        except dg.DagsterPipesExecutionError as error:
+        except DagsterPipesExecutionError as error:
             raise training_failure(run) from error
         result = read_result(run.output)
     if result is None:
