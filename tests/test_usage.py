@@ -1,6 +1,5 @@
 """USAGE.md is true: its snippets run, its commands and keys exist, its manifest and its samples are read."""
 
-import ast
 import dataclasses
 import json
 import re
@@ -95,6 +94,23 @@ def test_the_mlflow_snippet_serves_the_champion(folder: Path, monkeypatch: pytes
     assert np.allclose(served[2], embedder.encode("Tổng cộng là bao nhiêu?", "hoa_don.png", "ocr"), atol=1e-5)
 
 
+def test_the_search_snippet_finds_what_was_exported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from tests.core.small_training_set import some_pairs, write_training_set
+    from vipolyqwen_core.config import ExportSettings
+    from vipolyqwen_core.serving.export import export
+
+    workspace = Workspace(folder / "home")
+    write_training_set(workspace.training_set, some_pairs())
+    export(workspace.training_set, folder / "model", "1", workspace, ExportSettings())
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(workspace.home))
+    names = run(blocks("python", "workspace"), {})
+    assert names["hits"]
+    assert all((hit.language, hit.side) == ("vi", "target") for hit in names["hits"])
+    assert len(capsys.readouterr().out.splitlines()) == len(names["hits"])
+
+
 def test_every_command_and_option_exists():
     from vipolyqwen_core.__main__ import app, mount_factory
 
@@ -184,8 +200,6 @@ def test_every_snippet_is_run_by_some_test_and_every_link_leads_somewhere():
         ("bash", ""),
         ("text", ""),
     }
-    for snippet in blocks("python", "workspace"):
-        ast.parse(snippet)
     headings = {
         re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-")
         for line in re.findall(r"^#+ (.*)$", USAGE, re.MULTILINE)
