@@ -112,6 +112,11 @@ class ViPolyQwenModel(PreTrainedModel):
         weights: Tensor = self.pooling.weights(hidden, batch.segment_ids, batch.num_items)
         return weights.mean(1)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token embeddings; accelerate asks for it when it shards the model."""
+        table: nn.Module = self.backbone.get_input_embeddings()
+        return table
+
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Final hidden states of all tokens: [T, H]."""
         embeddings = self.backbone.get_input_embeddings()(batch.input_ids)
