@@ -8,7 +8,7 @@ from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.evaluation.retrieval import Pool, Ranking
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JudgedPool:
     """A pool and what each system made of it."""
 

@@ -73,7 +73,7 @@ def read_rows(table: pa.Table) -> Rows:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """Queries, candidates and right answers. Queries and candidates are named by a row that has them."""
 
@@ -121,7 +121,7 @@ class Pool:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """What one system made of one pool."""
 

@@ -12,7 +12,8 @@ from lancedb.table import Table
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.serving.current_export import current_model, read_current
-from vipolyqwen_core.serving.encoder import Pictures, ViPolyQwenEmbedder
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.inputs import Pictures
 from vipolyqwen_core.workspace import Workspace
 
 TABLE: Final = "embeddings"

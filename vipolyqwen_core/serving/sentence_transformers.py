@@ -25,7 +25,7 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, PREFIX_TOKENS, Task, Tur
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
-from vipolyqwen_core.serving.encoder import Picture, make_item
+from vipolyqwen_core.serving.inputs import Picture, make_item
 
 TASKS: dict[str, Task] = {token: task for task, token in PREFIX_TOKENS.items()}
 

@@ -1,0 +1,129 @@
+"""What users give to be encoded: texts and pictures in any mix, put in order and normalised as in training."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from PIL import Image
+
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.pictures import DECODING_ERRORS, decode_picture, normalise_picture
+from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
+from vipolyqwen_core.processing.processor import Item, ItemError
+
+Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
+"""A picture: PIL, a path, or the bytes of a file."""
+Pictures: TypeAlias = Picture | Iterable[Picture] | None
+"""The pictures of one item."""
+
+MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
+"""Larger pictures are refused before they are decoded."""
+
+
+def make_item(
+    text: str | None,
+    pictures: Pictures = None,
+    prefix: Task | None = None,
+    history: Sequence[Turn] = (),
+) -> Item:
+    """An item out of what a user gave, normalised as in training; missing placeholders stand in front.
+
+    Raises:
+        ValueError: neither text nor picture, an unreadable picture, more placeholders than pictures
+    """
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"text must be a string, not {type(text).__name__}")
+    images = tuple(read_picture(picture) for picture in _listed(pictures))
+    if text is None and not images:
+        raise ValueError("neither text nor picture")
+    turns = [Turn(turn.role, normalise_text(turn.text)) for turn in history]
+    repaired, earlier = repair_dialogue(normalise_text(text or ""), len(images), turns)
+    return Item(text=repaired, images=images, history=earlier or (), prefix=prefix)
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """The picture, upright RGB, as training sees it.
+
+    Raises:
+        ValueError: it cannot be read, or it is none
+    """
+    if isinstance(picture, Image.Image):
+        try:
+            return normalise_picture(picture)
+        except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
+            raise ValueError(f"the picture cannot be decoded: {error}") from error
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            picture = Path(picture).read_bytes()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"picture {str(picture)[:200]!r} cannot be read: {error}") from error
+    if not isinstance(picture, (bytes, bytearray, memoryview)):
+        raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(picture).__name__}")
+    return decode_picture(bytes(picture), MAX_IMAGE_PIXELS).image
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview))
+
+
+def _listed(pictures: Pictures) -> list[Picture]:
+    """The pictures of one item as a list."""
+    if pictures is None:
+        return []
+    if _is_picture(pictures):
+        return [pictures]  # type: ignore[list-item]
+    if not isinstance(pictures, Iterable):
+        raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(pictures).__name__}")
+    return list(pictures)  # type: ignore[arg-type]
+
+
+def arrange(
+    text: str | Iterable[str | None] | None, images: Picture | Iterable[Any] | None
+) -> tuple[list[str | None], list[Pictures], bool]:
+    """Text and pictures of each item, and whether one item was given as itself."""
+    if text is None and images is None:
+        raise ValueError("nothing to encode: give text, images or both")
+    if text is None:
+        if _is_picture(images):
+            return [None], [images], True
+        entries = list(images) if isinstance(images, Iterable) else [images]
+        return [None] * len(entries), entries, False
+    if isinstance(text, str):
+        return [text], [images], True
+    if not isinstance(text, Iterable):
+        raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}")
+    texts = list(text)
+    if images is None:
+        return texts, [None] * len(texts), False
+    if _is_picture(images) or not isinstance(images, Iterable):
+        raise ValueError(f"{len(texts)} texts take a list of {len(texts)} entries as images, not one picture")
+    entries = list(images)
+    if len(entries) != len(texts):
+        raise ValueError(
+            f"{len(texts)} texts but {len(entries)} entries in images: one is needed for each text"
+        )
+    return texts, entries, False
+
+
+def prefixes_of(prefix: Task | str | Sequence[Task | str | None] | None, count: int) -> list[Task | None]:
+    if prefix is None or isinstance(prefix, str):
+        return [_task(prefix)] * count
+    if len(prefix) != count:
+        raise ValueError(f"{count} items but {len(prefix)} prefixes: give one for all, or one for each")
+    tasks = []
+    for number, each in enumerate(prefix):
+        try:
+            tasks.append(_task(each))
+        except ValueError as error:
+            raise ItemError(number, "prefix", str(error)) from error
+    return tasks
+
+
+def _task(prefix: Task | str | None) -> Task | None:
+    if prefix is None:
+        return None
+    if prefix not in set(Task):
+        raise ValueError(f"unknown prefix {prefix!r}: it is None or one of {', '.join(Task)}")
+    return Task(prefix)
