@@ -1,4 +1,4 @@
-"""What users give to be encoded: texts and pictures in any mix, put in order and normalised as in training."""
+"""What users give to be encoded: texts and pictures in any mix, ordered and normalised as in training."""
 
 import os
 from collections.abc import Iterable, Sequence
