@@ -4,10 +4,16 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from vipolyqwen_core.config import Distribution, Precision, TrainingSettings
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
 
 WRAPPED_CLASSES = ("Qwen2VLDecoderLayer", "Qwen2VLVisionBlock")
 """Layers that FSDP2 gathers one by one."""
@@ -42,6 +48,18 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
             "`vipolyqwen train`, or as USAGE.md says"
         )
     return accelerator
+
+
+def shard_head(model: ViPolyQwenModel, settings: TrainingSettings) -> None:
+    """Under FSDP2, make pooling and projection a unit of their own, which computes in float32.
+
+    accelerate has one precision for all units, and vectors rounded to bfloat16 would blur their cosines. Call
+    it before the optimizer is built: parameters are replaced.
+    """
+    if settings.distribution is Distribution.FSDP2:
+        head = [part for part in (model.pooling, model.projection) if list(part.parameters())]
+        fully_shard(head, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
+        register_fsdp_forward_method(model.pooling, "weights")
 
 
 def check_wrapped(model: nn.Module, settings: TrainingSettings) -> None:

@@ -34,7 +34,7 @@ from vipolyqwen_core.training.checkpoints import (
     initialise_optimizer,
     refuse_other_trajectory,
 )
-from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, start_accelerator
+from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_head, start_accelerator
 from vipolyqwen_core.training.engine import Engine, PlannedStep, StepResult
 from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.flops import FlopCounter, peak_flops
@@ -135,6 +135,7 @@ def prepare(run: TrainingRun) -> Training:
     if settings.activation_checkpointing:
         bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     counter = FlopCounter.of(bare)
+    shard_head(bare, settings)
     model, prepared = accelerator.prepare(bare, build_optimizer(bare, recipe.optimizer))
     check_wrapped(model, settings)
     optimizer = prepared.optimizer

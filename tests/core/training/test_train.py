@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
@@ -14,24 +15,6 @@ from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import Diverged, train
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the run's own is called any more."""
-
-
-class KilledAfter(StopSignal):
-    """Ends the run after some steps, without a save."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-
-    def asked(self, device: torch.device) -> bool:
-        self.steps -= 1
-        if self.steps == 0:
-            raise Killed
-        return False
 
 
 class Asked(StopSignal):

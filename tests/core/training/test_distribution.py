@@ -1,0 +1,106 @@
+"""Several processes train, save and resume as one does, and only in the mode that was asked for."""
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+
+from tests.core.distributed import run_on_ranks
+from tests.core.training.interrupted import Killed, KilledAfter
+from vipolyqwen_core.config import Distribution, TrainingRun
+from vipolyqwen_core.training.distribution import start_accelerator
+from vipolyqwen_core.training.stopping import StopSignal
+from vipolyqwen_core.training.tracking import read_metrics
+from vipolyqwen_core.training.train import prepare, train
+
+
+def take_fsdp2_for_possible() -> None:
+    """accelerate shards on GPUs alone; this makes it take its own FSDP2 path on gloo. For tests only."""
+    PartialState(cpu=True)
+    if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def train_in_parts(run: TrainingRun, *parts: int | None) -> list[str]:
+    """Train on this rank again and again, each time up to a kill after some steps; None: to the end.
+
+    Spawned ranks have the environment of the test.
+    """
+    if run.recipe.training.distribution is Distribution.FSDP2:
+        take_fsdp2_for_possible()
+    outcomes = []
+    for steps in parts:
+        try:
+            train(run, StopSignal() if steps is None else KilledAfter(steps))
+            outcomes.append("done")
+        except Killed:
+            outcomes.append("killed")
+    return outcomes
+
+
+def refused_fsdp2(run: TrainingRun) -> str:
+    """What a rank says to FSDP2 without the above: accelerate silently gives data parallel."""
+    try:
+        start_accelerator(replace(run.recipe.training, distribution="fsdp2"))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def train_in_parts_and_ask_for_fsdp2(run: TrainingRun, *parts: int | None) -> tuple[list[str], str]:
+    """Both of the above; a spawn takes seconds."""
+    return train_in_parts(run, *parts), refused_fsdp2(run)
+
+
+def losses(run: TrainingRun) -> list[float]:
+    return [line["loss"] for line in read_metrics(run.output / "metrics.jsonl")]
+
+
+def batches(run: TrainingRun) -> list[str]:
+    return [line["batch"] for line in read_metrics(run.output / "metrics.jsonl")]
+
+
+STEP: dict[str, Any] = {"negatives": "step", "chunk_pairs": 4}
+
+
+def test_two_ranks_train_and_one_process_continues(make_run):
+    alone = make_run("alone", batches=STEP)
+    train(alone, StopSignal())
+    shared = make_run("shared", batches=STEP, training={"distribution": "data_parallel", "processes": 2})
+    for outcomes, refusal in run_on_ranks(train_in_parts_and_ask_for_fsdp2, 2, shared, 3, 2):
+        assert outcomes == ["killed", "killed"]
+        assert "2 processes with fsdp2, but 2 run with data_parallel" in refusal
+    train(make_run("shared", batches=STEP), StopSignal())
+    assert batches(shared) == batches(alone)
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+
+
+def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
+    alone = make_run("alone", batches=STEP)
+    train(alone, StopSignal())
+    shared = make_run("shared", batches=STEP, training={"distribution": "fsdp2", "processes": 2})
+    for outcomes in run_on_ranks(train_in_parts, 2, shared, 3, None):
+        assert outcomes == ["killed", "done"]
+    assert batches(shared) == batches(alone)
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    one, other = (load_file(run.output / "model" / "model.safetensors") for run in (shared, alone))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=3e-3)
+
+    # a sharded checkpoint goes on in one process
+    (shared.output / "result.json").unlink()
+    shutil.rmtree(shared.output / "checkpoints" / "step_6")
+    train(make_run("shared", batches=STEP), StopSignal())
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+
+
+def test_processes_that_are_not_those_of_the_settings_are_refused(make_run):
+    for mode in ("fsdp2", "data_parallel"):
+        with pytest.raises(ValueError, match=f"ask for 2 processes with {mode}, but 1 run with none"):
+            prepare(make_run(training={"distribution": mode, "processes": 2}))
