@@ -67,6 +67,8 @@ def run(sources: SourcesOption = None, recipe: RecipeOption = None, root: RootOp
 
 
 def _run_and_report(workspace: Workspace, sources: str | None, recipe: str) -> None:
+    from dagster import DagsterExecutionInterruptedError
+
     from orchestration.factory import FactoryError, run_factory
     from orchestration.summary import print_summary
     from orchestration.terminal import undisturbed
@@ -79,6 +81,9 @@ def _run_and_report(workspace: Workspace, sources: str | None, recipe: str) -> N
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             console.print(f"Details: {log} and `vipolyqwen ui`", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+            console.print("Interrupted. The same command goes on where this one stopped.")
+            raise typer.Exit(130) from error
         print_summary(outcome, workspace, console)
 
 

@@ -100,8 +100,13 @@ def example_rows(tasks: Sequence[str]) -> list[int]:
 
 
 def print_trace(sample_id: str, workspace: Workspace, console: Console) -> None:
-    """What happened to a row at each stage."""
-    from quality.trace import trace
+    """What happened to a pair at each stage."""
+    from quality.trace import REJECTED, trace
 
     for step in trace(sample_id, workspace):
-        console.print(str(step), markup=False, highlight=False)
+        colour = "yellow" if step.outcome == REJECTED else "green"
+        console.print(
+            f"[bold]{step.stage}[/] [{colour}]{step.outcome}[/] {escape(step.sentence)}", highlight=False
+        )
+        for name, value in step.details:
+            console.print(f"    [dim]{name}:[/] {escape(value)}", highlight=False)

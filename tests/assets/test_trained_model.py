@@ -1,15 +1,20 @@
 """trained_model: what a person is told when training fails, and what a training set must hold."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
 
-from assets.trained_model import refuse_unfit_data, training_failure
-from vipolyqwen_core.config import TrainingRun
+from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
+from assets.trained_model import refuse_unfit_data, trained_model, training_failure
+from orchestration.factory import explain_failure
+from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.training import launch
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -30,23 +35,61 @@ def test_a_rank_that_was_killed_is_told(run: TrainingRun) -> None:
     assert "killed" in training_failure(run).description
 
 
-def test_a_leaking_training_set_is_refused_in_a_later_run_too(tmp_path: Path) -> None:
-    place = Workspace(tmp_path)
+def training_set(place: Workspace, train: str, evaluation: str) -> None:
+    """One row on each side, which show these pictures."""
     folder = place.training_set
     details = {"sources": {"s": {"version": "1", "pairs_in": 2}}}
-    StageSummary("training_set", "", "", pairs_in=2, pairs_out=2, rejected={}, details=details).write(folder)
-    row = {"component": "one", "query": "q", "target": "t", "source": "s"}
+    StageSummary("training_set", "", "1", pairs_in=2, pairs_out=2, rejected={}, details=details).write(folder)
     lists = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String)}
-    frame = pl.DataFrame(
-        [{**row, "query_images": ["picture"], "target_images": [], "group_id": None}],
-        schema_overrides={**lists, "group_id": pl.String},
-    )
-    for split in ("train", "eval"):
+    for split, picture in (("train", train), ("eval", evaluation)):
+        row = {"component": picture, "query": "q", "target": "t", "source": "s", "group_id": None}
+        frame = pl.DataFrame(
+            [{**row, "query_images": [picture], "target_images": []}],
+            schema_overrides={**lists, "group_id": pl.String},
+        )
         frame.write_ipc(folder / f"{split}.arrow")
     pl.DataFrame(schema={"source": pl.String}).write_parquet(folder / "ledger.parquet")
+
+
+def test_a_leaking_training_set_is_refused_in_a_later_run_too(tmp_path: Path) -> None:
+    training_set(Workspace(tmp_path), "picture", "picture")
     with pytest.raises(dg.Failure) as refused:
-        refuse_unfit_data(place, demo())
+        refuse_unfit_data(Workspace(tmp_path), demo())
     assert refused.value.description == (
         "the training set must not train: no_leak: 1 components stand on both sides; "
         "1 pictures stand on both sides"
+    )
+
+
+def test_a_training_process_that_fails_fails_the_asset(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(run: TrainingRun) -> list[str]:
+        place = run.output / "errors" / "rank0.txt"
+        return [
+            sys.executable,
+            "-c",
+            f"import pathlib; place = pathlib.Path({str(place)!r}); place.parent.mkdir(parents=True)\n"
+            "place.write_text('Traceback ...\\nOSError: disk full')\nraise SystemExit(1)",
+        ]
+
+    monkeypatch.setattr(launch, "launch_command", failing)
+    training_set(Workspace(tmp_path), "one", "two")
+    (tmp_path / "recipe.json").write_text(to_json(replace(demo(), backbone=str(tiny_backbone))))
+    (tmp_path / "manifest.yaml").write_text("sources: [{name: s, format: owner_jsonl, paths: s.jsonl}]")
+    result = dg.materialize(
+        [trained_model],
+        resources={
+            "workspace": WorkspaceResource(home=str(tmp_path)),
+            "manifest": ManifestResource(path=str(tmp_path / "manifest.yaml"), home=str(tmp_path)),
+            "recipe": RecipeResource(name=str(tmp_path / "recipe.json")),
+            "mlflow": MlflowResource(
+                tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", artifacts=str(tmp_path / "artifacts")
+            ),
+            "pipes": dg.PipesSubprocessClient(),
+        },
+        raise_on_error=False,
+    )
+    assert explain_failure(result.all_events, None) == (
+        "trained_model: training failed on rank0: OSError: disk full"
     )
