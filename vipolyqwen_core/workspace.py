@@ -160,3 +160,8 @@ def configure(
         os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(data_root).resolve())
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
+
+
+def log_system_metrics() -> None:
+    """Let MLflow log the load of processor, memory and GPU with the runs of this process."""
+    os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")

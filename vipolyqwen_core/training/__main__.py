@@ -6,7 +6,6 @@ resumes a run that was interrupted, and says so where it is finished. `--dry-run
 
 import argparse
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -17,7 +16,7 @@ from pathlib import Path
 from vipolyqwen_core.config import TrainingRun, from_json
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
-from vipolyqwen_core.workspace import configure, current_workspace, process_rank
+from vipolyqwen_core.workspace import configure, current_workspace, log_system_metrics, process_rank
 
 ERRORS_FOLDER = "errors"
 USER_ERROR = 2
@@ -37,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     configure(current_workspace())
-    os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    log_system_metrics()
     try:
         if not told.config.is_file():
             raise ValueError(f"config {told.config} does not exist")
