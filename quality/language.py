@@ -33,10 +33,11 @@ LATIN_NEIGHBOURS = (
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]")
 KANA_OR_HANGUL = re.compile(r"[\u3040-\u30ff\uac00-\ud7af\u1100-\u11ff]")
+BEYOND_LATIN = re.compile(r"[\u0370-\u1dff\u2e80-\uffff\U00010000-\U0010ffff]")
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 LETTER = re.compile(r"[^\W\d_]")
 ONLY_VIETNAMESE = re.compile(r"[ăđơưĂĐƠƯ\u1ea0-\u1ef9]")
-MARKED = re.compile(r"[À-ỹ]")
+MARKED_WORD = re.compile(r"[A-Za-z]*[À-ỹ][^\W\d_]*")
 NOT_WORDS = re.compile(r"https?://\S+|\\[A-Za-z]+|\\.|[A-Za-z]*\d[A-Za-z\d]*|" + re.escape(IMAGE_PLACEHOLDER))
 WORD = re.compile(r"[^\W\d_]{2,}")
 PLAIN_SYLLABLE = re.compile(
@@ -86,10 +87,9 @@ def detect_language(text: str) -> str:
     words = WORD.findall(text)
     if not words:
         return OTHER
-    if not text.isascii() and ONLY_VIETNAMESE.search(text):
-        marked = sum(MARKED.search(word) is not None for word in words)
-        if marked >= VIETNAMESE_SHARE * len(words):
-            return VI
+    only_vietnamese = not text.isascii() and ONLY_VIETNAMESE.search(text) is not None
+    if only_vietnamese and len(MARKED_WORD.findall(text)) >= VIETNAMESE_SHARE * len(words):
+        return VI
     if text.isascii() and _is_plain_vietnamese(words):
         return VI
     if sum(word.lower() in ONLY_ENGLISH for word in words) >= max(2, ENGLISH_SHARE * len(words)):
@@ -99,6 +99,8 @@ def detect_language(text: str) -> str:
 
 def _by_script(text: str) -> str | None:
     """The language where the writing system says it; None: Latin letters prevail, or no letters at all."""
+    if BEYOND_LATIN.search(text) is None:
+        return None
     han = len(HAN.findall(text))
     kana_or_hangul = len(KANA_OR_HANGUL.findall(text))
     latin = len(LATIN.findall(text))

@@ -22,7 +22,7 @@ MAX_ASPECT_CHANGE = 0.02
 CELL_PIXELS = 8
 LIGHT = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 MAX_LIGHT_DIFFERENCE = 20.0
-MAX_COLOUR_DIFFERENCE = 48.0
+MAX_COLOUR_DIFFERENCE = 36.0
 """Mean differences of a cell, of values in [0, 255]. Measured on pages, formulas, drawings and scenes: JPEG
 of quality 60 stays below, half the size mostly; a word replaced on a page is above 22 in light, another
 colour of a shape above 80 in some channel."""

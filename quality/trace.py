@@ -85,7 +85,7 @@ def _steps_of(
     sample_id: str, source: str, place: tuple[str, int, int], workspace: Workspace
 ) -> Iterator[Step]:
     """The steps of the pair at one place of a source."""
-    raw = _raw_pair(workspace.curated(source), *place)
+    raw = raw_pair(workspace.curated(source), *place)
     file, line, item = place
     where = f"{file}, line {line}" + (f", pair {item + 1} of its record" if item else "")
     yield Step(
@@ -157,7 +157,7 @@ def _last_step(sample_id: str, source: str, place: tuple[str, int, int], workspa
     return Step(stage, "missing", "No training set was built since the pair was accepted.")
 
 
-def _raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
+def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
     """The pair as the source has it now; None where it is gone."""
     described, summary = curated / SOURCE_FILE, read_stage(curated)
     if summary is None or not described.is_file():

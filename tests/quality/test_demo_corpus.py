@@ -1,6 +1,7 @@
 """The built-in corpus from files to training set: all dirt is found where it is stated, nothing leaks."""
 
 import json
+from html import escape as html_escape
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ import polars as pl
 import pytest
 
 from quality.curate import curate
+from quality.data_report import funnel, write_data_report
+from quality.rules import RULES
 from quality.training_set import build_training_set
 from quality.validate import validate
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.corpus.demo import write_demo_corpus
 from vipolyqwen_core.corpus.manifest import load_manifest
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.corpus.tagging import tag
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.workspace import Workspace
@@ -87,3 +91,29 @@ def test_no_template_is_filled_on_both_sides(rows: pl.DataFrame) -> None:
     for column in ("component", "group_id"):
         crossing = rows.drop_nulls(column).group_by(column).agg(pl.col("split").n_unique())
         assert crossing["split"].max() == 1
+
+
+def test_the_data_report_shows_funnel_rejects_and_pictures(workspace: Workspace, tmp_path: Path) -> None:
+    html = write_data_report(workspace, tmp_path / "report.html").read_text(encoding="utf-8")
+    for source in load_manifest(workspace.demo_corpus / "manifest.yaml").names:
+        assert source in html
+    for rule in ("near_duplicate", "truncated_image", "too_many_placeholders"):
+        assert f"<td>{rule}" in html
+        assert html_escape(RULES[rule]) in html
+    assert html.count("data:image/jpeg;base64,") >= 9
+    assert html.count("<svg") == 4
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+def test_the_funnel_narrows(workspace: Workspace) -> None:
+    summary = read_stage(workspace.training_set)
+    assert summary is not None
+    for row in funnel(workspace, summary):
+        assert row.read >= row.curated >= row.tagged >= row.validated >= row.train + row.eval > 0
+
+
+def test_a_report_without_training_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no training set"):
+        write_data_report(Workspace(tmp_path), tmp_path / "report.html")
