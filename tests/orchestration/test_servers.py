@@ -1,0 +1,48 @@
+"""The user interfaces: what is started, and that nothing of it is left."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestration.servers import commands, stop
+from vipolyqwen_core.workspace import Workspace
+
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+)
+STUBBORN = (
+    f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {DEAF!r}]); time.sleep(600)"
+)
+
+
+def test_children_that_ignore_ctrl_c_end_too() -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"1\n"
+    (child,) = psutil.Process(server.pid).children()
+    stop([server])
+    assert server.poll() is not None
+    for _ in range(100):
+        if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("the child lives on")
+
+
+def test_a_store_of_its_own_is_served_with_the_workspace_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    served = commands(Workspace(tmp_path), 3000, 5000)
+    assert served["Dagster"] == ["dagster", "dev", "-m", "orchestration.definitions", "-p", "3000"]
+    assert f"sqlite:///{tmp_path}/mlflow.db" in served["MLflow"]
+    assert f"file://{tmp_path}/mlartifacts" in served["MLflow"]
