@@ -20,15 +20,14 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
     from vipolyqwen_core.evaluation import results
 
     metric = evaluation.primary_metric
-    pools = Table(title=f"{metric} over the evaluation pairs", title_justify="left")
-    pools.add_column("pool")
-    for name in ("pairs", "targets"):
-        pools.add_column(name, justify="right")
+    pools = _narrow_table(f"{metric} over the evaluation pairs")
+    pools.add_column("pool", no_wrap=True)
+    pools.add_column("pairs", justify="right", no_wrap=True)
     systems = {
         "trained": results.TRAINED,
-        "no prefix": results.PLAIN,
-        "untrained": results.UNTRAINED,
-        "champion": results.CHAMPION,
+        "no\nprefix": results.PLAIN,
+        "un-\ntrained": results.UNTRAINED,
+        "cham-\npion": results.CHAMPION,
         "BM25": results.BM25,
         "swapped": results.SWAPPED,
         "chance": results.CHANCE,
@@ -36,18 +35,14 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
     shown = {
         name: system for name, system in systems.items() if any(system in p.scores for p in evaluation.pools)
     }
-    for name in (*shown, "gain over untrained", "recall@1", "chance@1"):
-        pools.add_column(name, justify="right")
+    for name in (*shown, "recall\n@1"):
+        pools.add_column(name, justify="right", no_wrap=True)
     for pool in evaluation.pools:
-        gain = pool.gain_over_untrained
         pools.add_row(
             pool.name + ("" if pool.counts else " [dim]*[/]"),
             f"{pool.num_pairs:,}",
-            f"{pool.num_targets:,}",
             *(_number(_score(pool, system, metric)) for system in shown.values()),
-            f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]".replace("[", r"\["),
             _number(_score(pool, results.TRAINED, "recall@1")),
-            _number(_score(pool, results.CHANCE, "recall@1")),
         )
     pools.caption = "* too small, or a choice between two answers: outside the mean"
     parts: list[Table] = [pools]
@@ -56,9 +51,14 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
     return Group(*parts)
 
 
+def _narrow_table(title: str) -> Table:
+    """A table without frames: all of it fits a terminal of 80 columns."""
+    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+
+
 def _similarities(evaluation: "Evaluation") -> Table:
     """Scored pairs: how well the cosine follows the score."""
-    scored = Table(title="scored pairs: Spearman", title_justify="left")
+    scored = _narrow_table("scored pairs: Spearman")
     scored.add_column("language")
     scored.add_column("pairs", justify="right")
     systems = list(evaluation.similarities[0].scores)
