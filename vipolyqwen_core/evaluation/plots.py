@@ -112,14 +112,14 @@ def similarity_histograms(
 ) -> str:
     """Cosines of right pairs beside cosines of other pairs of the same pool, one panel a pool."""
     rows = math.ceil(len(panels) / columns)
+    low = min(0.0, *(float(np.concatenate(both).min()) for both in panels.values()))
+    bins = np.linspace(low, 1.0, 41)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.9 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.ravel()[len(panels) :]:
             axes.set_visible(False)
         for axes, (name, (right, other)) in zip(grid.ravel(), panels.items(), strict=False):
-            low = min(0.0, float(np.concatenate([right, other]).min()))
-            bins = np.linspace(low, 1.0, 41)
             for cosines, colour, label in ((other, MUTED, "other pairs"), (right, "#2563c9", "right pairs")):
                 shares = np.histogram(cosines, bins)[0] / max(len(cosines), 1)
                 axes.stairs(shares, bins, fill=True, color=colour, alpha=0.6, label=label)
