@@ -118,8 +118,8 @@ def test_the_registered_version_says_where_it_came_from(place: Workspace, outcom
 
 
 def test_search_finds_what_was_exported(place: Workspace, outcome: FactoryOutcome) -> None:
-    pairs = pl.read_ipc(place.training_set / "train.arrow", memory_map=False).filter(task="text_pair")
-    text = pairs["target"][0]
+    pairs = pl.scan_ipc(place.training_set / "train.arrow").filter(task="text_pair")
+    text = pairs.select("target").head(1).collect().item()
     hits = search(place, text, top=5, where="side = 'target'")
     assert hits[0].text == text
     assert hits[0].score == pytest.approx(1, abs=1e-3)

@@ -41,11 +41,12 @@ def training_set(place: Workspace, train: str, evaluation: str) -> None:
     details = {"sources": {"s": {"version": "1", "pairs_in": 2}}}
     StageSummary("training_set", "", "1", pairs_in=2, pairs_out=2, rejected={}, details=details).write(folder)
     lists = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String)}
+    turns = pl.List(pl.Struct({"role": pl.String, "text": pl.String}))
     for split, picture in (("train", train), ("eval", evaluation)):
         row = {"component": picture, "query": "q", "target": "t", "source": "s", "group_id": None}
         frame = pl.DataFrame(
-            [{**row, "query_images": [picture], "target_images": []}],
-            schema_overrides={**lists, "group_id": pl.String},
+            [{**row, "query_images": [picture], "target_images": [], "history": None}],
+            schema_overrides={**lists, "group_id": pl.String, "history": turns},
         )
         frame.write_ipc(folder / f"{split}.arrow")
     pl.DataFrame(schema={"source": pl.String}).write_parquet(folder / "ledger.parquet")
