@@ -24,7 +24,7 @@ import torch.multiprocessing as mp
 
 
 def run_on_ranks(
-    function: Callable[..., Any], num_ranks: int, *arguments: Any, timeout_seconds: float = 120
+    function: Callable[..., Any], num_ranks: int, *arguments: Any, timeout_seconds: float = 600
 ) -> list[Any]:
     """`function(*arguments)` on each rank of a gloo group; the results in rank order.
 
