@@ -176,13 +176,15 @@ def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
     """Training and evaluation share no component, picture, declared group or long text."""
     import polars as pl
 
+    from quality.duplicates import whole_query
+
+    texts = {"query": whole_query(), "target": pl.col("target")}
+
     def values(split: Split) -> dict[str, pl.LazyFrame]:
         rows = pl.scan_ipc(training_set / f"{split.value}.arrow")
         sides = [
-            rows.filter(pl.col(f"{side}_images").list.len().fill_null(0) == 0).select(
-                pl.col(side).alias("value")
-            )
-            for side in ("query", "target")
+            rows.filter(pl.col(f"{side}_images").list.len().fill_null(0) == 0).select(value=text)
+            for side, text in texts.items()
         ]
         pictures = [
             rows.select(pl.col(f"{side}_images").explode().alias("value")) for side in ("query", "target")

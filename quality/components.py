@@ -28,18 +28,18 @@ def link_keys(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
 
     A picture links wherever it stands. A text links only where its side has no picture and where it has
     `min_linking_chars` characters, since `Yes` and `What is the total?` say nothing about where rows come
-    from. Hard negatives link nothing: they are other rows' targets.
+    from. Groups are those of a source. Hard negatives link nothing: they are other rows' targets.
 
     Args:
         rows: `row` and the columns of a pair
     """
-    pictures = pl.concat_list("query_images", "target_images")
-    by_picture = rows.select("row", picture=pictures).explode("picture").drop_nulls("picture")
-    by_group = rows.select("row", "group_id").drop_nulls("group_id")
+    sides = [rows.select("row", picture=f"{side}_images") for side in ("query", "target")]
+    by_picture = pl.concat(sides).explode("picture").drop_nulls("picture")
+    by_group = rows.select("row", "source", "group_id").drop_nulls("group_id")
     return pl.concat(
         [
             by_picture.select("row", key=picture_key(pl.col("picture"))),
-            by_group.select("row", key=("group:" + pl.col("group_id")).hash(seed=0)),
+            by_group.select("row", key=pl.format("group:{}:{}", "source", "group_id").hash(seed=0)),
             linking_sides(rows, min_linking_chars).select("row", "key"),
         ]
     )

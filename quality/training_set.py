@@ -34,6 +34,7 @@ from quality.components import (
 )
 from quality.ledger import count_rules, polars_schema, rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
+from quality.overlap import overlap_links
 from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
 from quality.split import SplitResult, check_components, split_rows
@@ -50,7 +51,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 1
+CODE_VERSION = 2
 TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
 
 
@@ -181,6 +182,7 @@ def _components(
             link_keys(rows, settings.min_linking_chars).collect(engine="streaming"),
             earlier_links(facts, assignments),
             copy_links(duplicates),
+            overlap_links(rows, banned),
         ]
     )
     texts = near_sides(

@@ -234,7 +234,8 @@ def _is_sorted(rows: pl.LazyFrame) -> bool:
 
 
 def _suites(source: Source, tables: dict[str, pl.DataFrame], before: Profile | None) -> list[Suite]:
-    suites = [pairs_suite(), *(task_suite(task) for task in Task)]
+    scored = tables["pairs"]["score"].count() > 0
+    suites = [pairs_suite(), *(task_suite(task, scored) for task in Task)]
     suites.append(facts_suite(before is not None, bool(source.languages)))
     return [*suites, pictures_suite()] if "pictures" in tables else suites
 

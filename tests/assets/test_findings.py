@@ -64,13 +64,19 @@ def split(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> Pa
     """A training set of one row on each side."""
     clean = {
         "query": "q",
+        "history": None,
         "target": "t",
         "query_images": [],
         "target_images": [],
         "source": "s",
         "group_id": None,
     }
-    schema = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String), "group_id": pl.String}
+    schema = {
+        "query_images": pl.List(pl.String),
+        "target_images": pl.List(pl.String),
+        "history": pl.List(pl.Struct({"role": pl.String, "text": pl.String})),
+        "group_id": pl.String,
+    }
     for name, row in (("train", train), ("eval", evaluation)):
         frame = pl.DataFrame([{**clean, "component": name, **row}], schema_overrides=schema)
         frame.write_ipc(folder / f"{name}.arrow")
@@ -104,6 +110,14 @@ def test_a_leak_from_query_to_target_is_noticed(tmp_path: Path) -> None:
 def test_equal_groups_of_two_sources_are_different_groups(tmp_path: Path) -> None:
     folder = split(tmp_path, {"group_id": "1", "source": "a"}, {"group_id": "1", "source": "b"})
     assert findings.no_leak(folder, 32).passed
+
+
+def test_the_same_question_after_other_turns_is_another_query(tmp_path: Path) -> None:
+    asked = "Please explain this once more, in simpler words."
+    turns = [[{"role": "user", "text": text}] for text in ("What is rain?", "What is snow?")]
+    rows = [{"query": asked, "history": history} for history in turns]
+    assert findings.no_leak(split(tmp_path, *rows), 32).passed
+    assert not findings.no_leak(split(tmp_path, rows[0], rows[0]), 32).passed
 
 
 def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None:

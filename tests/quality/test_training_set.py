@@ -162,6 +162,15 @@ def test_what_links_rows_and_what_does_not(workspace, write_source, build) -> No
     assert everything(workspace)["component"].n_unique() == 13 - 5
 
 
+def test_equal_group_ids_of_two_sources_are_different_groups(workspace, write_source, build) -> None:
+    one = write_source([{**instruction(1), "group_id": "1"}, {**instruction(2), "group_id": "1"}], name="one")
+    two = write_source([{**instruction(3), "group_id": "1"}], name="two")
+    build(one, two)
+    components = everything(workspace).group_by("source").agg(pl.col("component").unique())
+    assert sorted(len(found) for found in components["component"]) == [1, 1]
+    assert everything(workspace)["component"].n_unique() == 2
+
+
 def test_the_split_stays_when_the_corpus_grows(workspace, write_source, build) -> None:
     before: dict[tuple[str, int], str] = {}
     for size in (30, 45, 60):
@@ -209,7 +218,9 @@ def test_rows_that_meet_both_sides_retire(workspace, write_source, build) -> Non
 def test_a_benchmark_never_trains_and_takes_what_it_touches_along(workspace, write_source, build) -> None:
     benchmark = write_source([instruction(1), instruction(2)], name="benchmark", off_limits=True)
     near = {**instruction(2), "input": instruction(2)["input"].lower().rstrip(".")}
-    corpus = write_source([near, {**instruction(7), "output": instruction(1)["input"]}, instruction(9)])
+    quoting = {**instruction(8), "input": f"{sentence(70, 40)} {instruction(1)['output']} {sentence(71, 40)}"}
+    linked_text = {**instruction(7), "output": instruction(1)["input"]}
+    corpus = write_source([near, linked_text, instruction(9), quoting])
     build(benchmark, corpus, recipe=Recipe(name="t", backbone="tiny", split=SplitSettings(eval_share=0.0)))
     assert sides(workspace) == {
         ("benchmark", 1): "off_limits",
@@ -217,6 +228,7 @@ def test_a_benchmark_never_trains_and_takes_what_it_touches_along(workspace, wri
         ("corpus", 1): "near_duplicate",
         ("corpus", 2): "linked_to_off_limits",
         ("corpus", 3): "train",
+        ("corpus", 4): "linked_to_off_limits",  # a run of 13 words of the benchmark stands inside
     }
 
 

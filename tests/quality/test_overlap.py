@@ -1,0 +1,63 @@
+"""Overlap with benchmarks: a shared run of 13 words links, 12 do not."""
+
+import polars as pl
+import pytest
+
+from quality.overlap import overlap_links
+
+HISTORY = pl.List(pl.Struct({"role": pl.String, "text": pl.String}))
+
+
+def links(texts: list[tuple[str, str]], off_limits: list[str]) -> pl.DataFrame:
+    rows = pl.LazyFrame(
+        {
+            "row": range(len(texts)),
+            "source": [source for source, _ in texts],
+            "query": [text for _, text in texts],
+            "history": [None] * len(texts),
+            "target": ["ngắn"] * len(texts),
+        },
+        schema={
+            "row": pl.Int64,
+            "source": pl.String,
+            "query": pl.String,
+            "history": HISTORY,
+            "target": pl.String,
+        },
+    )
+    return overlap_links(rows, off_limits)
+
+
+def linked(*texts: tuple[str, str]) -> set[int]:
+    found = links(list(texts), ["bench"])
+    shared = found.filter(pl.col("row").n_unique().over("key") > 1)
+    return set(shared["row"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"từ{i}" for i in range(40)],
+        list("今天天气很好我们去公园散步看见了许多美丽的花朵和快乐的孩子们在草地上玩耍唱歌跳舞"),
+    ],
+)
+def test_a_run_of_13_words_links_and_12_do_not(words: list[str]) -> None:
+    space = " " if len(words[0]) > 1 else ""
+    bench = ("bench", space.join(words[:20]))
+    assert linked(bench, ("a", space.join(["x1"] * 3 + words[4:17] + ["x2"] * 30))) == {0, 1}
+    assert linked(bench, ("a", space.join(["x1"] * 3 + words[4:16] + ["x2"] * 30))) == set()
+
+
+def test_case_and_punctuation_do_not_hide_a_run() -> None:
+    words = [f"word{i}" for i in range(15)]
+    assert linked(("bench", " ".join(words)), ("a", ", ".join(words).upper() + "!")) == {0, 1}
+
+
+def test_runs_do_not_reach_from_one_text_into_the_next() -> None:
+    words = [f"w{i}" for i in range(14)]
+    assert linked(("bench", " ".join(words)), ("a", " ".join(words[:7])), ("b", " ".join(words[7:]))) == set()
+
+
+def test_without_benchmarks_nothing_is_computed() -> None:
+    assert links([("a", "x " * 20)], []).is_empty()
+    assert links([("bench", "kurz"), ("a", "x " * 20)], ["bench"]).is_empty()
