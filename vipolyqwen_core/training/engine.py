@@ -175,9 +175,18 @@ class Engine:
                 self._backward((vectors * parts[number]).sum() + 0.0 * surplus)
         return losses, pairs
 
+    @torch.no_grad()
+    def embed(self, chunk: LoadedChunk) -> Tensor:
+        """Vectors of a chunk's pairs and hard negatives, as the model gives them in use: [2B + M, D]."""
+        self.model.eval()
+        return self._forward(chunk)[0]
+
     def _embed(self, chunk: LoadedChunk, step: int, number: int) -> tuple[Tensor, Tensor]:
         """Vectors of the chunk's pairs and hard negatives, and the sum of what belongs to no pair."""
         torch.manual_seed(mixed_seed(self.seed, step, number, self.accelerator.process_index) >> 1)
+        return self._forward(chunk)
+
+    def _forward(self, chunk: LoadedChunk) -> tuple[Tensor, Tensor]:
         packed = chunk.packed.to(self.accelerator.device)
         device = self.accelerator.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):

@@ -71,9 +71,10 @@ class ChunkLoader(Dataset[LoadedChunk]):
         processing: ProcessingSettings,
         prefix_dropout: float,
         seed: int,
+        table: str = "train.arrow",
     ) -> None:
-        self.arguments = (training_set, backbone, processing, prefix_dropout, seed)
-        self.rows = TrainingRows(training_set / "train.arrow")
+        self.arguments = (training_set, backbone, processing, prefix_dropout, seed, table)
+        self.rows = TrainingRows(training_set / table)
         self.pictures = TrainingPictures(training_set)
         self.prefix_dropout = prefix_dropout
         self.seed = seed
@@ -84,7 +85,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
     @cached_property
     def processor(self) -> ViPolyQwenProcessor:
         """The processor of the model that is trained."""
-        _, backbone, processing, _, _ = self.arguments
+        _, backbone, processing, *_ = self.arguments
         return ViPolyQwenProcessor.from_backbone(backbone, processing)
 
     def __getitem__(self, request: ChunkRequest) -> LoadedChunk:

@@ -9,8 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.workspace import current_workspace
 
 logger = logging.getLogger(__name__)
 
@@ -41,33 +41,6 @@ def loss_metrics(loss: float, terms: TermSums) -> dict[str, float]:
         metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + value.mean
         metrics[f"loss/{task.value}/{term}"] = value.mean
     return metrics
-
-
-@dataclass
-class Throughput:
-    """What was done since the last line of metrics."""
-
-    started: float = field(default_factory=time.perf_counter)
-    pairs: int = 0
-    tokens: int = 0
-    filler_tokens: int = 0
-    flops: float = 0.0
-    waiting_seconds: float = 0.0
-    loading_seconds: float = 0.0
-
-    def metrics(self, num_ranks: int, peak_flops: float | None) -> dict[str, float]:
-        """Rates over all ranks. Tokens, filler and operations are this rank's; the ranks are loaded alike."""
-        seconds = time.perf_counter() - self.started
-        metrics = {
-            "pairs_per_second": self.pairs / seconds,
-            "tokens_per_second": num_ranks * self.tokens / seconds,
-            "useful_token_share": 1.0 - self.filler_tokens / max(self.tokens, 1),
-            "waiting_share": self.waiting_seconds / seconds,
-            "loading_share": self.loading_seconds / seconds,
-        }
-        if peak_flops is not None:
-            metrics["mfu"] = self.flops / seconds / peak_flops
-        return metrics
 
 
 class MetricsFile:
@@ -127,27 +100,47 @@ def mlflow_names(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name.replace("@", "_at_"): value for name, value in metrics.items()}
 
 
-class ProgressReport:
-    """Progress with the time left: a bar on a terminal, else a line now and then; also to Dagster."""
+class Tracking:
+    """Where a run reports to: metrics, progress with the time left. On other ranks than 0 it does nothing."""
 
     def __init__(
-        self, num_steps: int, first_step: int, bar: Progress | None, pipes: PipesContext | None
+        self,
+        num_steps: int,
+        first_step: int,
+        metrics_file: MetricsFile | None = None,
+        mlflow: MLflowTracker | None = None,
+        bar: Progress | None = None,
+        pipes: PipesContext | None = None,
     ) -> None:
         self.num_steps = num_steps
         self._first_step = first_step
-        self._started = self._reported = time.monotonic()
+        self._metrics_file = metrics_file
+        self._mlflow = mlflow
         self._bar = bar
-        self._task = bar.add_task("training", total=num_steps, completed=first_step) if bar else None
+        self._bar_task = bar.add_task("training", total=num_steps, completed=first_step) if bar else None
         self._pipes = pipes
+        self._started = self._reported = time.monotonic()
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """So many steps are done; the metrics are those of the last line, where there is a new one."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step)
-            if metrics is not None:
-                self._bar.update(self._task, description=f"loss {metrics['loss']:.4f}")
+    @property
+    def mlflow_run_id(self) -> str:
+        """Id of the MLflow run; empty on other ranks than 0."""
+        return "" if self._mlflow is None else str(self._mlflow.tracker.info.run_id)
+
+    def step_done(self, step: int) -> None:
+        """So many steps are done."""
+        if self._bar is not None and self._bar_task is not None:
+            self._bar.update(self._bar_task, completed=step)
+
+    def metrics(self, step: int, metrics: Mapping[str, float], batch: str) -> None:
+        """A line of metrics after so many steps; `batch` says which samples the last one had."""
+        if self._metrics_file is not None:
+            self._metrics_file.append(step, {**metrics, "batch": batch})
+        if self._mlflow is not None:
+            self._mlflow.log(mlflow_names(metrics), step=step)
+        if self._bar is not None and self._bar_task is not None:
+            self._bar.update(self._bar_task, description=f"loss {metrics['loss']:.4f}")
         now = time.monotonic()
-        if metrics is None or (now - self._reported < SECONDS_BETWEEN_REPORTS and step < self.num_steps):
+        if now - self._reported < SECONDS_BETWEEN_REPORTS and step < self.num_steps:
             return
         self._reported = now
         left = (now - self._started) / max(step - self._first_step, 1) * (self.num_steps - step)
@@ -155,33 +148,36 @@ class ProgressReport:
             f"step {step}/{self.num_steps}, loss {metrics['loss']:.4f}, "
             f"{metrics['pairs_per_second']:.1f} pairs/s, {left / 60:.1f} minutes left"
         )
-        if self._bar is None:
+        if self._bar is None and self._metrics_file is not None:
             logger.info(line)
-        self.tell_dagster(line, {"step": step, "seconds_left": left, **metrics})
-
-    def tell_dagster(self, line: str, details: Mapping[str, Any]) -> None:
-        """A line in the log of the Dagster run, and a message that the asset can follow."""
         if self._pipes is not None:
             self._pipes.log.info(line)
-            self._pipes.report_custom_message({"kind": "training_progress", **details})
+            details = {"kind": "training_progress", "step": step, "seconds_left": left, **metrics}
+            self._pipes.report_custom_message(details)
 
 
 @contextmanager
-def progress_report(num_steps: int, first_step: int, is_main: bool) -> Iterator[ProgressReport]:
-    """Progress of the run, as rank 0 reports it; the other ranks stay silent.
+def tracking(run: TrainingRun, num_steps: int, first_step: int, is_main: bool) -> Iterator[Tracking]:
+    """All reports of a run, as rank 0 makes them. Lines of metrics beyond the first step are dropped.
 
     Only rank 0 may open Dagster Pipes: the asset takes the messages of one process.
     """
-    pipes = open_dagster_pipes() if is_main and PipesEnvVarParamsLoader().is_dagster_pipes_process() else None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = None
-    if is_main and sys.stderr.isatty():
-        bar = Progress(*columns, console=Console(stderr=True))
-        bar.start()
-    try:
-        yield ProgressReport(num_steps, first_step, bar, pipes)
-    finally:
-        if bar is not None:
-            bar.stop()
-        if pipes is not None:
-            pipes.close()
+    if not is_main:
+        yield Tracking(num_steps, first_step)
+        return
+    metrics_file = MetricsFile(run.output / METRICS_FILE)
+    metrics_file.resume(first_step)
+    with ExitStack() as stack:
+        pipes = None
+        if PipesEnvVarParamsLoader().is_dagster_pipes_process():
+            pipes = open_dagster_pipes()
+            stack.callback(pipes.close)
+        bar = None
+        if sys.stderr.isatty():
+            done = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            bar = Progress(*done, TimeRemainingColumn(), console=Console(stderr=True))
+            stack.enter_context(bar)
+        workspace = current_workspace()
+        own_store = workspace.mlflow_uri.startswith("sqlite")
+        mlflow = stack.enter_context(mlflow_run(run, workspace.mlflow_artifacts if own_store else None))
+        yield Tracking(num_steps, first_step, metrics_file, mlflow, bar, pipes)

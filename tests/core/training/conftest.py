@@ -29,7 +29,8 @@ from vipolyqwen_core.corpus.hashing import sample_id, side_hash
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.pictures import image_id
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
-from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+from vipolyqwen_core.processing.packing import PackedBatch, pack
+from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 
 WORDS = ("phở", "hóa đơn", "total", "circle", "blue", "square", "三角形", "receipt", "hồ", "price")
 NUM_PICTURES = 12
@@ -198,3 +199,18 @@ def make_run(
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_backbone: Path, tiny_processing: ProcessingSettings) -> Any:
+    """An untrained model of 32 dimensions."""
+    from vipolyqwen_core.model.modeling import ViPolyQwenModel
+
+    return ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=32), tiny_processing)
+
+
+@pytest.fixture(scope="session")
+def packed_text(tiny_backbone: Path, tiny_processing: ProcessingSettings) -> PackedBatch:
+    """Two texts."""
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+    return pack(processor.encode_batch([Item("a short text"), Item("a text that is somewhat longer")]))

@@ -14,9 +14,10 @@ from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import Distribution, TrainingRun
 from vipolyqwen_core.training.distribution import start_accelerator
+from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
-from vipolyqwen_core.training.train import prepare, train
+from vipolyqwen_core.training.train import train
 
 
 def take_fsdp2_for_possible() -> None:

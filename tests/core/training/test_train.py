@@ -11,7 +11,9 @@ from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training.__main__ import main
+from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
+from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import Diverged, train
@@ -53,10 +55,13 @@ def test_a_run_learns_and_exports_a_model(make_run):
 
 @pytest.mark.parametrize("negatives", ["chunk", "step"])
 def test_a_run_that_is_killed_again_and_again_equals_one_that_is_not(make_run, negatives):
-    batches = {"negatives": negatives}
-    whole = make_run("whole", batches=batches)
+    changed = {
+        "batches": {"negatives": negatives},
+        "objective": {"dynamic_task_weights": negatives == "chunk"},
+    }
+    whole = make_run("whole", **changed)
     train(whole, StopSignal())
-    killed = make_run("killed", batches=batches)
+    killed = make_run("killed", **changed)
     for steps in (1, 3, 2, 1):  # saved are steps 2, 4 and 6: killed after 1, 3, 4, 5
         with pytest.raises(Killed):
             train(killed, KilledAfter(steps))
@@ -72,6 +77,27 @@ def test_other_workers_and_other_intervals_continue_the_same_run(make_run):
         train(killed, KilledAfter(3))
     train(make_run("killed", training={"loader_workers": 1, "save_steps": 3}), StopSignal())
     assert losses(killed) == losses(whole)
+
+
+def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
+    run = make_run(
+        training={"epochs": 4, "eval_steps": 3, "keep_checkpoints": 1, "save_steps": 100},
+        optimizer={"learning_rate": 0.3, "warmup_share": 0.0},
+    )
+    result = train(run, StopSignal())
+    judged = {
+        line["step"]: line["eval/loss"]
+        for line in read_metrics(run.output / "metrics.jsonl")
+        if "eval/loss" in line
+    }
+    assert list(judged) == [3, 6, 9, 12]
+    assert result.exported_step == min(judged, key=judged.__getitem__)
+    kept = {path.name for path in (run.output / "checkpoints").iterdir()}
+    assert kept == {f"step_{result.exported_step}", "step_12"}
+    engine = prepare(run).engine
+    engine.accelerator.unwrap_model(engine.model).load_state_dict(weights(run))
+    exported = QuickEvaluation(run, engine).metrics()["eval/loss"]
+    assert exported == pytest.approx(judged[result.exported_step], rel=1e-5)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(make_run):

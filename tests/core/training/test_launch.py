@@ -1,0 +1,132 @@
+"""The line that launches names what the settings ask for, and nothing that it starts is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vipolyqwen_core.config import TrainingRun, from_json
+from vipolyqwen_core.training.launch import (
+    GUARD,
+    Nodes,
+    TrainingFailed,
+    explain_errors,
+    launch,
+    launch_command,
+)
+
+
+def test_the_line_launches_as_many_processes_as_the_settings_ask_for(make_run):
+    run = make_run(training={"distribution": "fsdp2", "processes": 4})
+    line = launch_command(run)
+    assert tuple(line[:3]) == GUARD
+    assert line[line.index("--num_processes") + 1] == "4"
+    assert "--multi_gpu" in line
+    assert line[-4:] == ["-m", "vipolyqwen_core.training", "--config", str(run.output / "run.json")]
+    assert from_json(TrainingRun, (run.output / "run.json").read_bytes()) == run
+
+
+def test_each_node_of_several_has_its_line(make_run):
+    run = make_run(training={"distribution": "fsdp2", "processes": 8})
+    line = launch_command(run, Nodes(num_nodes=2, rank=1, main_address="10.0.0.1"))
+    for name, value in {
+        "--num_processes": "16",
+        "--num_machines": "2",
+        "--machine_rank": "1",
+        "--main_process_ip": "10.0.0.1",
+    }.items():
+        assert line[line.index(name) + 1] == value
+    with pytest.raises(ValueError, match="address of the first is missing"):
+        launch_command(run, Nodes(num_nodes=2))
+
+
+def test_the_first_traceback_explains_and_silent_ranks_are_named(make_run):
+    run = make_run(training={"distribution": "data_parallel", "processes": 3})
+    assert "without a traceback" in explain_errors(run).sentence
+    errors = run.output / "errors"
+    errors.mkdir(parents=True)
+    for number, (rank, text) in enumerate(
+        [(2, "Trace\nValueError: no picture 7"), (0, "Trace\nRuntimeError: gloo")]
+    ):
+        path = errors / f"rank{rank}.txt"
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, (1000 + number, 1000 + number))
+    explained = explain_errors(run)
+    assert explained.sentence == (
+        "training failed on rank2 (rank 1 died without a traceback): ValueError: no picture 7"
+    )
+    assert explained.traceback == "Trace\nValueError: no picture 7"
+
+
+def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):
+    run = make_run()
+    lost = TrainingRun(
+        recipe=run.recipe, backbone=run.backbone, training_set=tmp_path / "nowhere", output=run.output
+    )
+    with pytest.raises(TrainingFailed, match="failed on rank0: ValueError: no plan index"):
+        launch(lost)
+
+
+STARTER = """
+import subprocess, sys, time
+sleeper = "import time; print('up', flush=True); time.sleep(600)"
+child = subprocess.Popen([*sys.argv[1:], sys.executable, "-c", sleeper])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_guarded_command_ends_with_a_starter_that_is_killed():
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, *GUARD], stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        lines = {starter.stdout.readline().strip(), starter.stdout.readline().strip()}
+        pid = int((lines - {"up"}).pop())
+        assert alive(pid)
+        starter.kill()
+        starter.wait()
+    deadline = time.monotonic() + 30
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+WATCHER = """
+import os, signal, sys, time
+from vipolyqwen_core.training import parent
+parent.SECONDS_BETWEEN_LOOKS = parent.SECONDS_TO_SAVE = 0.05
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if the main thread hung in a collective
+parent.leave_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_rank_that_hangs_leaves_when_its_launcher_is_gone():
+    launcher = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", launcher, WATCHER], stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        assert alive(pid)
+        starter.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)

@@ -1,0 +1,127 @@
+"""What a run reports reads as one run, whatever happened to it."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.training.flops import FlopCounter, peak_flops
+from vipolyqwen_core.training.meter import Throughput
+from vipolyqwen_core.training.optimizer import build_optimizer, learning_rate
+from vipolyqwen_core.training.tracking import (
+    MetricsFile,
+    Tracking,
+    loss_metrics,
+    mlflow_names,
+    read_metrics,
+)
+
+
+def test_losses_are_named_by_task_and_term():
+    sums = torch.zeros(len(TASKS), 2)
+    counts = torch.zeros(len(TASKS), 2)
+    ocr = TASKS.index(Task.OCR)
+    sums[ocr] = torch.tensor([6.0, 1.0])
+    counts[ocr] = torch.tensor([2.0, 4.0])
+    terms = TermSums(("info_nce", "triplet_margin"), sums, counts)
+    assert loss_metrics(1.5, terms) == {
+        "loss": 1.5,
+        "loss/ocr": 3.25,
+        "loss/ocr/info_nce": 3.0,
+        "loss/ocr/triplet_margin": 0.25,
+    }
+    assert mlflow_names({"positive_similarity@0.5": 1.0}) == {"positive_similarity_at_0.5": 1.0}
+
+
+def test_a_resumed_metrics_file_forgets_what_was_not_saved(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        file.append(step, {"loss": step / 3})
+    with file.path.open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 4, "lo')  # killed while writing
+    file.resume(2)
+    file.append(3, {"loss": 1 / 7})
+    assert read_metrics(file.path) == [
+        {"step": 1, "loss": 1 / 3},
+        {"step": 2, "loss": 2 / 3},
+        {"step": 3, "loss": 1 / 7},
+    ]
+
+
+class Pipes:
+    """Records what Dagster would be told."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+        self.log = self
+
+    def info(self, line: str) -> None:
+        self.lines.append(line)
+
+    def report_custom_message(self, message: dict[str, Any]) -> None:
+        self.messages.append(json.loads(json.dumps(message)))
+
+
+def test_dagster_is_told_the_progress_and_the_time_left():
+    pipes = Pipes()
+    tracking = Tracking(num_steps=10, first_step=4, pipes=pipes)  # type: ignore[arg-type]
+    tracking.metrics(10, {"loss": 0.5, "pairs_per_second": 20.0}, batch="ab")
+    assert pipes.lines == ["step 10/10, loss 0.5000, 20.0 pairs/s, 0.0 minutes left"]
+    assert pipes.messages == [
+        {"kind": "training_progress", "step": 10, "seconds_left": 0.0, "loss": 0.5, "pairs_per_second": 20.0}
+    ]
+
+
+def test_rates_are_over_all_ranks_and_mfu_needs_a_known_peak():
+    throughput = Throughput(pairs=10, tokens=100, filler_tokens=5, flops=1e12)
+    metrics = throughput.metrics(num_ranks=2, peak_flops=1e15)
+    assert metrics["tokens_per_second"] == pytest.approx(20 * metrics["pairs_per_second"], rel=0.2)
+    assert metrics["useful_token_share"] == 0.95
+    assert "mfu" in metrics
+    assert "mfu" not in throughput.metrics(2, None)
+    assert peak_flops(torch.device("cpu")) is None
+
+
+def test_operations_are_two_a_weight_and_row_forward_and_twice_that_backward(tiny_model, packed_text):
+    counter = FlopCounter.of(tiny_model)
+    linear = sum(
+        module.weight.numel()
+        for module in tiny_model.backbone.language_model.layers.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    tokens, items = packed_text.num_tokens, packed_text.num_items
+    config = tiny_model.backbone.language_model.config
+    width = config.num_hidden_layers * config.hidden_size
+    attention = sum(n * n for n in packed_text.segments.lengths) * width / 2
+    head = tiny_model.projection.weight.numel()
+    assert counter.count(packed_text) == 6 * (linear * tokens + head * items) + 12 * attention
+
+
+def test_the_rate_warms_up_and_falls_to_zero(make_run):
+    settings = make_run(optimizer={"learning_rate": 1.0, "warmup_share": 0.1}).recipe.optimizer
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert all(one > other for one, other in pairwise(rates[10:]))
+    assert rates[-1] < 1e-3
+    assert learning_rate(0, 1, settings) == 1.0
+
+
+def test_norms_biases_and_the_pooling_context_do_not_decay(tiny_model, make_run):
+    settings = make_run(optimizer={"weight_decay": 0.5}).recipe.optimizer
+    optimizer = build_optimizer(tiny_model, settings)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(tiny_model.named_parameters())
+    assert len(decay) == len(parameters)
+    constant = {name for name, parameter in parameters.items() if decay[id(parameter)] == 0.0}
+    assert constant == {
+        name
+        for name in parameters
+        if name.endswith("bias") or "norm" in name or ".ln_q." in name or name == "pooling.context"
+    }

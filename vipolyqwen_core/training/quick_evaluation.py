@@ -1,0 +1,100 @@
+"""A quick evaluation between steps: the loss of a fixed sample of evaluation pairs, to choose a checkpoint.
+
+It is no judge of the model: that is `vipolyqwen_core.evaluation`. Pairs that choose a checkpoint favour it a
+little, so this is off unless `eval_steps` asks for it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.objectives.negatives import gather
+from vipolyqwen_core.objectives.pairs import TASKS, PairVectors, join_pairs, split_vectors
+from vipolyqwen_core.objectives.routing import compute_losses
+from vipolyqwen_core.training.engine import Engine
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
+from vipolyqwen_core.training.plan import IntArray, PlanIndex, mix, plan_chunks, sample_keys
+from vipolyqwen_core.training.tracking import loss_metrics
+
+MAX_PAIRS = 1024
+EVALUATION_ROWS = "eval.arrow"
+
+
+class QuickEvaluation:
+    """The sample, and how it is embedded. All ranks take part."""
+
+    def __init__(self, run: TrainingRun, engine: Engine) -> None:
+        """Choose the sample: the same pairs whatever their order in the table.
+
+        Raises:
+            ValueError: there are no evaluation pairs
+        """
+        recipe = run.recipe
+        self.engine = engine
+        self.objective = recipe.objective
+        self.batches = recipe.batches
+        self.matryoshka_dims = recipe.model.matryoshka_dims
+        path = run.training_set / EVALUATION_ROWS
+        self.index = read_evaluation_index(path)
+        if not len(self.index):
+            raise ValueError(f"eval_steps is set, but {path} holds no pairs")
+        self.rows: IntArray = np.sort(np.argsort(mix(self.index.keys), kind="stable")[:MAX_PAIRS])
+        self.loader = ChunkLoader(
+            run.training_set,
+            str(run.backbone),
+            recipe.processing,
+            prefix_dropout=0.0,
+            seed=recipe.training.seed,
+            table=EVALUATION_ROWS,
+        )
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """`eval/loss`, and each term by task."""
+        accelerator = self.engine.accelerator
+        rank, num_ranks = accelerator.process_index, accelerator.num_processes
+        embedded: list[PairVectors] = []
+        for chunk in plan_chunks(self.index, self.rows, self.batches, num_ranks):
+            loaded = self.loader[ChunkRequest(0, 0, chunk.rows[rank], chunk.has_pictures)]
+            vectors = self.engine.embed(loaded)
+            embedded.append(split_vectors(vectors, loaded.keys.to(vectors.device)))
+        pairs = join_pairs(embedded)
+        losses = compute_losses(
+            pairs,
+            gather(pairs),
+            self.objective,
+            num_step_pairs=len(self.rows),
+            matryoshka_dims=self.matryoshka_dims,
+        )
+        loss = losses.total.clone()
+        if dist.is_initialized():
+            dist.all_reduce(loss)
+        return {
+            f"eval/{name}": value for name, value in loss_metrics(float(loss), losses.terms.reduced()).items()
+        }
+
+
+def read_evaluation_index(path: Path) -> PlanIndex:
+    """What the plan of chunks needs to know of the evaluation pairs; there are few.
+
+    Raises:
+        ValueError: the table is missing
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: build the training set first")
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    patches = table["query_patches"].to_numpy() + table["target_patches"].to_numpy()
+    codes = {task.value: code for code, task in enumerate(TASKS)}
+    return PlanIndex(
+        keys=sample_keys(table["sample_id"].to_pylist()),
+        tasks=np.array([codes[task] for task in table["task"].to_pylist()], dtype=np.int8),
+        sources=np.zeros(len(table), dtype=np.int32),
+        source_names=("all",),
+        tokens=table["query_tokens"].to_numpy() + table["target_tokens"].to_numpy(),
+        patches=patches,
+        images=(patches > 0).astype(np.int32),
+    )

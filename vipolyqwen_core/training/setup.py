@@ -1,0 +1,88 @@
+"""Everything that a run builds once: data, model, optimizer, checked and wrapped."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.training.checkpoints import Checkpoints, Progress, initialise_optimizer
+from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_head, start_accelerator
+from vipolyqwen_core.training.engine import Engine
+from vipolyqwen_core.training.flops import FlopCounter
+from vipolyqwen_core.training.identity import trajectory
+from vipolyqwen_core.training.optimizer import build_optimizer
+from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
+from vipolyqwen_core.training.rows import TrainingPictures
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """One run in one process: everything that is built once."""
+
+    run: TrainingRun
+    accelerator: Accelerator
+    plan: TrainingPlan
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    engine: Engine
+    counter: FlopCounter
+    checkpoints: Checkpoints
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return bool(self.accelerator.is_main_process)
+
+
+def prepare(run: TrainingRun) -> Training:
+    """Data, model and optimizer, checked and wrapped.
+
+    Raises:
+        ValueError: the training set is missing or wrong, or the processes are not those of the settings
+    """
+    recipe, settings = run.recipe, run.recipe.training
+    index = read_plan_index(run.training_set / "index.parquet")
+    plan = plan_training(
+        index, recipe.batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
+    )
+    TrainingPictures(run.training_set).check()
+    accelerator = start_accelerator(settings)
+    bare = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, settings.seed)
+    if settings.activation_checkpointing:
+        bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    counter = FlopCounter.of(bare)
+    shard_head(bare, settings)
+    model, prepared = accelerator.prepare(bare, build_optimizer(bare, recipe.optimizer))
+    check_wrapped(model, settings)
+    optimizer = prepared.optimizer
+    initialise_optimizer(optimizer)
+    engine = Engine(
+        accelerator,
+        model,
+        optimizer,
+        vision_parameters=list(accelerator.unwrap_model(model).backbone.visual.parameters()),
+        objective=recipe.objective,
+        negatives=recipe.batches.negatives,
+        matryoshka_dims=recipe.model.matryoshka_dims,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        autocast=autocast_type(settings),
+        seed=settings.seed,
+    )
+    checkpoints = Checkpoints(run.output / "checkpoints", settings.keep_checkpoints, trajectory(run))
+    return Training(run, accelerator, plan, model, optimizer, engine, counter, checkpoints)
+
+
+def resume(training: Training) -> Progress:
+    """The state of the newest whole checkpoint, or the beginning."""
+    path = training.checkpoints.latest()
+    if path is None:
+        return Progress()
+    progress = training.checkpoints.load(path, training.model, training.optimizer)
+    logger.info("resumed from %s", path)
+    return progress
