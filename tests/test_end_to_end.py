@@ -136,6 +136,6 @@ def test_a_rollback_makes_a_version_champion(place: Workspace, outcome: FactoryO
     folder = place.home.parent
     run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 1)
     client = mlflow.MlflowClient(place.mlflow_uri)
-    assert client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).version == "1"
+    assert int(client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).version) == 1
     with pytest.raises(FactoryError, match="has no version 9"):
         run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 9)

@@ -1,5 +1,8 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -158,3 +161,21 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
     assert "6 of 16.0 pairs on average" in printed
     assert "2.0 a step on each process" in printed
     assert not run.output.exists()
+
+
+@pytest.mark.slow
+def test_five_sigkills_of_the_real_command_change_nothing(make_run):
+    whole, killed = make_run("whole"), make_run("killed")
+    train(whole, StopSignal())
+    killed.output.mkdir()
+    config = killed.output / "run.json"
+    config.write_text(to_json(killed), encoding="utf-8")
+    command = [sys.executable, "-m", "vipolyqwen_core.training", "--config", str(config)]
+    for lines in (1, 2, 3, 4, 5):  # kill as soon as so many steps are logged
+        with subprocess.Popen(command) as process:
+            while len(read_metrics(killed.output / "metrics.jsonl")) < lines and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+    subprocess.run(command, check=True)
+    assert losses(killed) == losses(whole)
+    assert all(torch.equal(tensor, weights(killed)[name]) for name, tensor in weights(whole).items())
