@@ -50,8 +50,8 @@ def registered_model(
     from vipolyqwen_core.evaluation.promotion import decide
     from vipolyqwen_core.evaluation.results import read_evaluation
 
-    place, settings = workspace.open(), recipe.load()
-    run, training = finished_run(place, manifest.load(), settings)
+    place, settings, corpora = workspace.open(), recipe.load(), manifest.load()
+    run, training = finished_run(place, corpora, settings)
     client = mlflow.connect()
     version = version_of_run(client, run.run_name)
     stands = version is not None
@@ -59,7 +59,8 @@ def registered_model(
         evaluation = read_evaluation(place.evaluations / run.run_name)
         decision = decide(evaluation, settings.registry)
         mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
-        number = register(training.mlflow_run_id, run, evaluation)
+        licenses = {source.name: source.license for source in corpora.sources}
+        number = register(training.mlflow_run_id, run, evaluation, licenses)
         keep_model(place, run.output / "model", number)
         tags = {
             **origin_tags(run),
@@ -84,12 +85,16 @@ def registered_model(
     )
 
 
-def register(run_id: str, run: TrainingRun, evaluation: "Evaluation") -> int:
-    """Log the model to its run as models-from-code and register it; the number of the new version."""
+def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: Mapping[str, str]) -> int:
+    """Log the model to its run as models-from-code and register it; the number of the new version.
+
+    Args:
+        licenses: of each source, for the model card
+    """
     from vipolyqwen_core.serving.mlflow_model import log_registered_model
     from vipolyqwen_core.serving.model_card import ModelFacts, write_model_card
 
-    write_model_card(run.output / "model", ModelFacts.of(run), evaluation)
+    write_model_card(run.output / "model", ModelFacts.of(run, licenses), evaluation)
     facts = {
         "run": run.run_name,
         "data_version": run.tags["data_version"],

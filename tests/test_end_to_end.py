@@ -100,6 +100,8 @@ def test_the_model_directory_is_whole_and_encodes(place: Workspace, outcome: Fac
     vector = ViPolyQwenEmbedder.from_pretrained(model).encode("Xin chào")
     assert vector.shape == (1024,)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    card = (model / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {name} | " in card and "Apache-2.0" in card for name in SOURCES)
 
 
 def test_the_registered_version_says_where_it_came_from(place: Workspace, outcome: FactoryOutcome) -> None:
