@@ -110,15 +110,17 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             )
         return client
 
-    def log_evaluation(self, run_id: str, metrics: Mapping[str, float], folder: Path) -> None:
-        """Log metrics, the report and its files into a run that has ended."""
+    def log_evaluation(
+        self, run_id: str, metrics: Mapping[str, float], folder: Path, place: str = "evaluation"
+    ) -> None:
+        """Log metrics, the report and its files (under `place`) into a run that has ended."""
         from mlflow import entities
 
         client, now = self.connect(), int(time.time() * 1000)
         logged = [entities.Metric(mlflow_name(name), value, now, 0) for name, value in metrics.items()]
         for start in range(0, len(logged), MAX_BATCH):
             client.log_batch(run_id, metrics=logged[start : start + MAX_BATCH])
-        client.log_artifacts(run_id, str(folder), "evaluation")
+        client.log_artifacts(run_id, str(folder), place)
 
     def log_datasets(self, run_id: str, datasets: Sequence[DataInput]) -> None:
         """Name the data of a run, without loading it."""

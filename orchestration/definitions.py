@@ -11,6 +11,7 @@ import dagster as dg
 import assets
 from assets.checks import model_checks, source_checks
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
+from orchestration.ablation import pooling_ablation
 from orchestration.jobs import CORPUS_ASSETS, MODEL_ASSETS, corpus_job, model_job
 from orchestration.partitions import source_partitions
 from orchestration.rollback import rollback
@@ -40,7 +41,7 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
             if isinstance(asset, dg.AssetsDefinition)
         ],
         asset_checks=[*source_checks(partitions), *model_checks()],
-        jobs=[corpus_job(partitions), model_job(), rollback],
+        jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation],
         schedules=[weekly_corpus(partitions), weekly_model()],
         sensors=[changed_sources(), accepted_data()],
         executor=dg.in_process_executor,

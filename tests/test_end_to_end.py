@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from orchestration.definitions import build_definitions
 from orchestration.factory import FactoryError, FactoryOutcome, run_factory, run_rollback
 from orchestration.instance import open_instance
 from orchestration.jobs import ASSET_KEYS, CORPUS_ASSETS
@@ -141,3 +142,24 @@ def test_a_rollback_makes_a_version_champion(place: Workspace, outcome: FactoryO
     assert int(client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).version) == 1
     with pytest.raises(FactoryError, match="has no version 9"):
         run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 9)
+
+
+@pytest.mark.slow
+def test_kinds_of_pooling_are_compared(place: Workspace, outcome: FactoryOutcome) -> None:
+    folder = place.home.parent
+    definitions = build_definitions(
+        place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json")
+    )
+    with open_instance(place) as instance:
+        result = definitions.resolve_job_def("pooling_ablation").execute_in_process(
+            instance=instance, run_config={"ops": {"compare_poolings": {"config": {"poolings": ["mean"]}}}}
+        )
+    assert result.success
+    found = json.loads((place.evaluations / "pooling_ablation-small" / "ablation.json").read_text())
+    assert list(found) == ["attention", "mean"]
+    assert found["attention"]["run"] == Path(outcome.stage("trained_model").metadata["folder"]).name
+    assert found["attention"]["gain over the baseline"] is None
+    mean, low, high = found["mean"]["gain over the baseline"]
+    assert low <= mean <= high
+    registered = mlflow.MlflowClient(place.mlflow_uri).search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    assert [int(version.version) for version in registered] == [1]

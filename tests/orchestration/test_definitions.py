@@ -45,7 +45,9 @@ def graph(definitions: dg.Definitions) -> dict[str, object]:
             checks[place] = {"blocking": spec.blocking, "says": spec.description}
     jobs = {
         job.name: sorted(job.graph.node_dict)
-        for job in (definitions.resolve_job_def(name) for name in ("corpus", "model", "rollback"))
+        for job in (
+            definitions.resolve_job_def(name) for name in ("corpus", "model", "rollback", "pooling_ablation")
+        )
     }
     return {"assets": assets, "checks": checks, "jobs": jobs}
 
