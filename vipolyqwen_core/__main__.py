@@ -19,6 +19,7 @@ from vipolyqwen_core.workspace import (
     Workspace,
     configure,
     current_workspace,
+    hide_loading_bars,
     manifest_setting,
     recipe_setting,
 )
@@ -104,6 +105,7 @@ def encode(
         raise typer.BadParameter(
             f"{len(texts)} texts and {len(pictures)} pictures: pictures go with one text"
         )
+    hide_loading_bars()
     from vipolyqwen_core.serving.current_export import current_model
 
     directory = model or current_model(current_workspace())
@@ -151,6 +153,7 @@ def search(
 
     workspace = current_workspace()
     read_current(workspace)  # says that nothing was exported before seconds of imports
+    hide_loading_bars()
     from vipolyqwen_core.serving import search as searching
     from vipolyqwen_core.terminal import hits_table
 

@@ -165,3 +165,8 @@ def configure(
 def log_system_metrics() -> None:
     """Let MLflow log the load of processor, memory and GPU with the runs of this process."""
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+
+
+def hide_loading_bars() -> None:
+    """Let transformers show no bar for each file of weights; call it before transformers is imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
