@@ -153,14 +153,14 @@ def picture_weights(embedder: ViPolyQwenEmbedder, item: Item) -> list[NDArray[np
     """Weights of the visual tokens of each picture, as lines and columns of the picture."""
     if not item.images:
         return []
-    merge_size = embedder.processor.layout.merge_size
+    layout = embedder.processor.layout
     encoded = embedder.processor.encode(item)
     with torch.inference_mode():
-        weights = embedder.model.pooling_weights(pack([encoded], merge_size).to(embedder.device))
+        weights = embedder.model.pooling_weights(pack([encoded], layout).to(embedder.device))
     by_token = weights.float().cpu().numpy()
     grids = []
     for start, (frames, rows, columns) in zip(encoded.image_starts, encoded.image_grid, strict=True):
-        shape = (rows // merge_size, columns // merge_size)
+        shape = (rows // layout.merge_size, columns // layout.merge_size)
         grids.append(
             by_token[start : start + frames * shape[0] * shape[1]].reshape(frames, *shape).sum(axis=0)
         )

@@ -128,10 +128,13 @@ def segment_attention(
     dropout: float = 0.0,
     *,
     segments: Segments,
+    windows: Segments | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """`attend` in the form that transformers' attention modules call.
+
+    A layer that is marked `windowed` (`mark_windowed_layers`) attends within `windows` instead.
 
     Shapes:
         query, key, value: [1, heads, T, d]
@@ -144,6 +147,9 @@ def segment_attention(
     assert attention_mask is None, "a packed sequence has no mask"
     assert dropout == 0.0, "attention dropout is not supported in packed sequences"
     assert isinstance(module.is_causal, bool)
+    if getattr(module, "windowed", False):
+        assert windows is not None, "a windowed layer without its windows"
+        segments = windows
     # rotary positions may have widened query and key beyond what autocast wants
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     return attend(query, key, value, segments, module.is_causal, scaling)[None], None

@@ -1,7 +1,10 @@
-"""The model: Qwen2-VL over a packed sequence, pooling by segment, a projection, unit vectors."""
+"""The model: a backbone over a packed sequence, pooling by segment, a projection, unit vectors.
+
+The backbone is transformers' Qwen2-VL, Qwen2.5-VL or Qwen3-VL; `vision.py` holds what differs.
+"""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +17,9 @@ from vipolyqwen_core.model.attention import SEGMENTS
 from vipolyqwen_core.model.configuration import ViPolyQwenConfig
 from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
 from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
+from vipolyqwen_core.model.vision import BACKBONE_TYPES, VisualTokens, look, mark_windowed_layers
 from vipolyqwen_core.processing.packing import PackedBatch, Pictures
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
-
-BACKBONE_TYPE: Final = "qwen2_vl"
-"""`model_type` of the backbones that are supported."""
 
 
 class ViPolyQwenModel(PreTrainedModel):
@@ -32,7 +33,6 @@ class ViPolyQwenModel(PreTrainedModel):
     base_model_prefix = "vipolyqwen"
     main_input_name = "batch"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2VLDecoderLayer", "Qwen2VLVisionBlock"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["pooling", "projection"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -45,6 +45,7 @@ class ViPolyQwenModel(PreTrainedModel):
         self.backbone: Any = backbone or AutoModel.from_config(shape, dtype=torch.get_default_dtype())
         visual: Any = self.backbone.visual
         visual.patch_embed = FramePatchEmbed(visual.patch_embed, config.image_mean, config.image_std)
+        mark_windowed_layers(visual)
         self.pooling: Any = POOLINGS[Pooling(config.pooling)](hidden_size, config.pooling_heads)
         self.projection = nn.Linear(hidden_size, config.embedding_dim)
         self.post_init()
@@ -58,18 +59,20 @@ class ViPolyQwenModel(PreTrainedModel):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> "ViPolyQwenModel":
-        """A new model on a backbone: a directory or a hub id of Qwen2-VL's shape.
+        """A new model on a backbone, a directory or a hub id: Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
 
         The prefixes get spare rows of the embedding table, or new ones, with the mean of the tokens in use.
         The seed decides the projection, the one random part.
 
         Raises:
-            ValueError: it is not a Qwen2-VL, or `pooling_heads` does not divide the hidden size
+            ValueError: it is none of `BACKBONE_TYPES`, or `pooling_heads` does not divide the hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
         kind = AutoConfig.from_pretrained(backbone).model_type
-        if kind != BACKBONE_TYPE:
-            raise ValueError(f"backbone {backbone} is a {kind!r}; expected {BACKBONE_TYPE!r}")
+        if kind not in BACKBONE_TYPES:
+            raise ValueError(
+                f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}"
+            )
         pretrained = AutoModel.from_pretrained(backbone, dtype=dtype, attn_implementation=SEGMENTS)
         _add_prefix_rows(pretrained, sorted(processor.prompt.prefixes.values()))
         pretrained.config.name_or_path = Path(backbone).name  # no path of this machine in a model directory
@@ -120,36 +123,42 @@ class ViPolyQwenModel(PreTrainedModel):
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Final hidden states of all tokens: [T, H]."""
         embeddings = self.backbone.get_input_embeddings()(batch.input_ids)
+        deepstack = {}
         if batch.pictures is not None:
-            embeddings = self._insert_pictures(embeddings, batch.pictures)
+            seen = look(self.backbone.visual, batch.pictures)
+            embeddings = _insert_pictures(embeddings, batch.pictures, seen)
+            if seen.deepstack:
+                deepstack = _behind_layers(embeddings, batch.pictures, seen)
         outputs = self.backbone.language_model(
             inputs_embeds=embeddings[None],
             position_ids=batch.position_ids,
             use_cache=False,  # with a cache, transformers takes the packed sequence for one item
             segments=batch.segments,
+            **deepstack,
         )
         hidden: Tensor = outputs.last_hidden_state[0]
         return hidden
 
-    def _insert_pictures(self, embeddings: Tensor, pictures: Pictures) -> Tensor:
-        """The embeddings with visual tokens in their places: [T, H].
 
-        `cu_seqlens` makes transformers hand all patches to `segment_attention` at once, which knows better.
-        """
-        num_patches = len(pictures.patches)
-        visual: Tensor = self.backbone.visual(
-            pictures.patches,
-            grid_thw=pictures.grid,
-            position_ids=pictures.position_ids,
-            cu_seqlens=torch.tensor([0, num_patches], dtype=torch.int32),
-            max_seqlen=num_patches,
-            segments=pictures.segments,
-        ).pooler_output.to(embeddings.dtype)
-        num_tokens = len(pictures.tokens)
-        embeddings = embeddings.index_copy(0, pictures.tokens, visual[:num_tokens])
-        if num_tokens < len(visual):  # a dummy picture: no value, but the vision tower has its gradients
-            embeddings = embeddings + 0.0 * visual[num_tokens:].sum()
-        return embeddings
+def _insert_pictures(embeddings: Tensor, pictures: Pictures, seen: VisualTokens) -> Tensor:
+    """The embeddings with visual tokens in their places: [T, H]."""
+    num_tokens = len(pictures.tokens)
+    visual = seen.embeddings.to(embeddings.dtype)
+    embeddings = embeddings.index_copy(0, pictures.tokens, visual[:num_tokens])
+    if num_tokens < len(visual):  # a dummy picture: no value, but the vision tower has its gradients
+        unused = (rows[num_tokens:].sum() for rows in (visual, *seen.deepstack))
+        embeddings = embeddings + 0.0 * sum(unused)
+    return embeddings
+
+
+def _behind_layers(embeddings: Tensor, pictures: Pictures, seen: VisualTokens) -> dict[str, Any]:
+    """What Qwen3-VL's language model adds to the visual tokens behind its first layers."""
+    places = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    places[pictures.tokens] = True
+    return {
+        "visual_pos_masks": places[None],
+        "deepstack_visual_embeds": [rows[: len(pictures.tokens)] for rows in seen.deepstack],
+    }
 
 
 def _add_prefix_rows(backbone: Any, prefix_ids: list[int]) -> None:

@@ -25,14 +25,14 @@ class FramePatchEmbed(nn.Module):
         """Embeddings of patches.
 
         Shapes:
-            patches: [P, 588] uint8
+            patches: [P, patch bytes] uint8
             returns: [P, embed_dim]
         """
         kernel = self.proj.weight.sum(2)
         return F.linear(self.normalise(patches).to(kernel.dtype), kernel.flatten(1), self.proj.bias)
 
     def normalise(self, patches: Tensor) -> Tensor:
-        """Float32 values of one frame, as transformers' processor normalises them: [P, 588]."""
+        """Float32 values of one frame, as transformers' processor normalises them: [P, patch bytes]."""
         mean, std = (torch.tensor(values, device=patches.device)[:, None] for values in (self.mean, self.std))
         values: Tensor = patches.unflatten(1, (len(self.mean), -1)).float()
         return ((values - 255 * mean) / (255 * std)).flatten(1)

@@ -20,6 +20,9 @@ from vipolyqwen_core.processing.processor import EncodedItem, Grid
 BUCKET_GROWTH: Final = 1.25
 """Segments share a bucket when the longest is at most this much longer than the shortest."""
 
+DEFAULT_LAYOUT: Final = PatchLayout()
+"""That of Qwen2-VL."""
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -50,11 +53,11 @@ class Segments:
     """[S + 1] int32 boundaries."""
 
     @classmethod
-    def of(cls, lengths: Iterable[int]) -> "Segments":
+    def of(cls, lengths: Iterable[int], device: torch.device | str = "cpu") -> "Segments":
         """Segments of the given lengths, one after the other."""
         lengths = tuple(int(length) for length in lengths)
         boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return cls(lengths, torch.from_numpy(boundaries))
+        return cls(lengths, torch.from_numpy(boundaries).to(device))
 
     @property
     def num_rows(self) -> int:
@@ -106,7 +109,7 @@ class Pictures:
     """All pictures of a batch, for the vision tower."""
 
     patches: Tensor
-    """[P, 588] uint8 patches, one frame each."""
+    """[P, patch bytes] uint8 patches, one frame each; 588 bytes for patches of 14 x 14 pixels."""
     grid: Tensor
     """[N, 3] int64 frames, rows and columns of patches; it stays on the host."""
     position_ids: Tensor
@@ -158,7 +161,9 @@ class PackedBatch:
         return _moved(self, lambda tensor: tensor.pin_memory())
 
 
-def pack(items: Sequence[EncodedItem], merge_size: int = 2, dummy_picture: bool = False) -> PackedBatch:
+def pack(
+    items: Sequence[EncodedItem], layout: PatchLayout = DEFAULT_LAYOUT, dummy_picture: bool = False
+) -> PackedBatch:
     """The items as one sequence, in their order.
 
     `dummy_picture` adds a blank picture where no item has one: its visual tokens replace nothing, but the
@@ -169,6 +174,7 @@ def pack(items: Sequence[EncodedItem], merge_size: int = 2, dummy_picture: bool 
     """
     if not items:
         raise ValueError("pack: no items")
+    merge_size = layout.merge_size
     lengths = np.asarray([item.num_tokens for item in items])
     input_ids = np.concatenate([item.input_ids for item in items])
     grids = [grid for item in items for grid in item.image_grid]
@@ -185,7 +191,7 @@ def pack(items: Sequence[EncodedItem], merge_size: int = 2, dummy_picture: bool 
         )
         pictures = _pictures(np.concatenate(patches), grids, tokens, merge_size)
     elif dummy_picture:
-        blank = np.zeros((merge_size**2, PatchLayout().patch_bytes), dtype=np.uint8)
+        blank = np.zeros((merge_size**2, layout.patch_bytes), dtype=np.uint8)
         pictures = _pictures(blank, [(1, merge_size, merge_size)], np.empty(0, dtype=np.int64), merge_size)
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),

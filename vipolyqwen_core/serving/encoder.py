@@ -172,7 +172,7 @@ class ViPolyQwenEmbedder:
         vectors = np.empty((len(window), self.embedding_dim), dtype=np.float32)
         with torch.inference_mode():
             for places in batches_by_cost(tokens, batch_tokens, batch_size):
-                batch = pack([window[place] for place in places], self.processor.layout.merge_size)
+                batch = pack([window[place] for place in places], self.processor.layout)
                 vectors[places] = self.model(batch.to(self.device)).float().cpu().numpy()
         return vectors
 

@@ -68,7 +68,7 @@ class ViPolyQwenModule(InputModule):
                 items.append(_item(given, prompt))
             except ValueError as error:
                 raise ValueError(f"input {number}: {error}") from error
-        return {"packed": pack(self.processor.encode_batch(items), self.processor.layout.merge_size)}
+        return {"packed": pack(self.processor.encode_batch(items), self.processor.layout)}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """The features with `sentence_embedding` [S, D] added."""

@@ -15,9 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from vipolyqwen_core.config import Distribution, Precision, TrainingSettings
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 
-WRAPPED_CLASSES = ("Qwen2VLDecoderLayer", "Qwen2VLVisionBlock")
-"""Layers that FSDP2 gathers one by one."""
-
 
 def start_accelerator(settings: TrainingSettings) -> Accelerator:
     """accelerate in the mode that the settings ask for.
@@ -31,7 +28,6 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
             fsdp_version=2,
             reshard_after_forward=True,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=list(WRAPPED_CLASSES),
             mixed_precision_policy=_precision_policy(settings.precision),
             state_dict_type="SHARDED_STATE_DICT",
             cpu_ram_efficient_loading=False,

@@ -50,7 +50,7 @@ class FlopCounter:
     token_attention: int
     """Layers times attention width of the language model."""
     patch_attention: int
-    """Layers times attention width of the vision tower."""
+    """Layers times attention width of the vision tower; layers that look at windows cost next to nothing."""
     merged_patches: int
     """Patches of a visual token."""
 
@@ -64,10 +64,12 @@ class FlopCounter:
             token_weights=_linear_weights(model.backbone.language_model.layers),
             patch_weights=_linear_weights(visual.blocks)
             + sum(p.numel() for p in visual.patch_embed.parameters()),
-            merged_weights=_linear_weights(visual.merger),
+            merged_weights=_linear_weights(visual.merger)
+            + _linear_weights(getattr(visual, "deepstack_merger_list", nn.ModuleList())),
             item_weights=_linear_weights(model.projection),
             token_attention=text.num_hidden_layers * text.num_attention_heads * width,
-            patch_attention=len(visual.blocks) * visual.config.embed_dim,
+            patch_attention=sum(not block.attn.windowed for block in visual.blocks)
+            * visual.patch_embed.proj.out_channels,
             merged_patches=visual.config.spatial_merge_size**2,
         )
 

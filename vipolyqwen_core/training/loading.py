@@ -103,8 +103,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
         except ItemError as error:
             sample = rows[_row_of_item(error.item, rows)]["sample_id"]
             raise ValueError(f"step {request.step}, sample {sample}: {error.reason}") from error
-        merge_size = self.processor.layout.merge_size
-        packed = pack(encoded, merge_size, dummy_picture=request.needs_picture)
+        packed = pack(encoded, self.processor.layout, dummy_picture=request.needs_picture)
         return LoadedChunk(
             packed=packed,
             keys=keys,

@@ -5,57 +5,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, Qwen2VLModel
 
 import vipolyqwen_core.model  # noqa: F401  # registers the classes
+from tests.core.model.plain import DIM, ITEMS, build, picture, plain_vectors, vectors
 from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
-from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model.attention import SEGMENTS
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
-from vipolyqwen_core.processing.patches import pixel_values
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
-
-DIM = 48
-
-
-def picture(width: int, height: int, seed: int) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
-ITEMS = (
-    Item(""),  # one token
-    Item("xin chào thế giới, hôm nay trời đẹp"),
-    Item("<image>", (picture(56, 84, 1),)),
-    Item("<image><image> so <image> sánh <image>", tuple(picture(28 * n, 56, n) for n in range(1, 5))),
-    Item("What is the total?", prefix=Task.TEXT_PAIR),
-    Item(
-        "và <image>?", (picture(28, 28, 7),), (Turn("user", "gì?"), Turn("assistant", "ô")), Task.VQA_SINGLE
-    ),
-    Item("收据的总额是多少 " * 12),
-    Item("x"),
-)
-
-
-def randomised(model: ViPolyQwenModel) -> ViPolyQwenModel:
-    """Weights of the head as after some training: a new context vector is zero."""
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in model.named_parameters():
-        if name.startswith("pooling") or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return model.eval()
-
-
-def build(backbone: Path, processing: ProcessingSettings, pooling: Pooling) -> ViPolyQwenModel:
-    settings = ModelSettings(pooling=pooling, pooling_heads=4, embedding_dim=DIM)
-    return randomised(ViPolyQwenModel.from_backbone(backbone, settings, processing))
 
 
 @pytest.fixture(scope="module")
@@ -71,41 +32,6 @@ def processor(tiny_backbone: Path, tiny_processing: ProcessingSettings) -> ViPol
 @pytest.fixture(scope="module")
 def encoded(processor: ViPolyQwenProcessor) -> list[EncodedItem]:
     return processor.encode_batch(ITEMS)
-
-
-def vectors(model: ViPolyQwenModel, items: list[EncodedItem]) -> Tensor:
-    with torch.no_grad():
-        embedded: Tensor = model(pack(items))
-    return embedded
-
-
-def plain_vectors(
-    model: ViPolyQwenModel, backbone: Path, processor: ViPolyQwenProcessor, items: list[EncodedItem]
-) -> Tensor:
-    """The same weights in a plain Qwen2VLModel with its own masks and positions, item by item."""
-    plain = Qwen2VLModel.from_pretrained(backbone, attn_implementation="eager")
-    plain.load_state_dict(model.backbone.state_dict())
-    rows = []
-    for item in items:
-        ids = torch.from_numpy(item.input_ids)[None]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if item.patches is not None:
-            inputs["pixel_values"] = torch.from_numpy(pixel_values(item.patches, processor.layout))
-            inputs["image_grid_thw"] = torch.tensor(item.image_grid)
-            inputs["mm_token_type_ids"] = (ids == plain.config.image_token_id).int()
-        with torch.no_grad():
-            hidden = plain(**inputs).last_hidden_state[0]
-            if model.config.pooling == Pooling.MEAN:
-                pooled = hidden.mean(0)
-            elif model.config.pooling == Pooling.LAST:
-                pooled = hidden[-1]
-            else:
-                context = model.pooling.context
-                slices = hidden.split(context.shape[1], dim=1)
-                parts = [(s @ c).softmax(0) @ s for s, c in zip(slices, context, strict=True)]
-                pooled = torch.cat(parts)
-            rows.append(F.normalize(model.projection(pooled), dim=0))
-    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("pooling", list(Pooling))
@@ -333,8 +259,8 @@ def test_another_architecture_is_refused(
 ) -> None:
     for path in tiny_backbone.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}', encoding="utf-8")
-    with pytest.raises(ValueError, match="is a 'qwen2_5_vl'; expected 'qwen2_vl'"):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="is a 'qwen3'; expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"):
         ViPolyQwenModel.from_backbone(tmp_path, ModelSettings(), tiny_processing)
 
 

@@ -1,0 +1,298 @@
+"""Encoding, beside sentence-transformers 6.2: items a second on the same weights, with equal vectors.
+
+Both sides run Qwen2-VL with the same random weights, mean pooling and the same projection, on the same items:
+texts whose lengths spread as those of real corpora do (log-normal), pictures of many sizes, decoded already.
+Each side of each kind of items has a process of its own, which keeps its model; they take turns, and the
+medians are compared. sentence-transformers sorts by length and pads to the longest of a batch; it has its
+best batch size of `BATCH_SIZES`, ours has its default. On a GPU both are bfloat16, in the shape of
+Qwen2-VL-2B; on a CPU float32, and a smaller shape.
+
+Useful tokens: of those that the language model computes, the share that belongs to an item. Peak memory: of
+the process beyond its loaded model; on a GPU as torch counts it.
+"""
+
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from tests.benchmarks.peer import build_peer
+from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
+from vipolyqwen_core.corpus.demo import demo_texts
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.model.tiny import build_tiny_backbone
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE: Final = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+ALIKE: Final = 0.999 if DEVICE == "cuda" else 0.99999
+"""Least cosine of the two vectors of an item, in the precision of the device."""
+BATCH_SIZES: Final = (8, 16, 32, 64)
+ROUNDS: Final = 5
+COUNTS: Final = {"text": 384, "mixed": 192} if DEVICE == "cpu" else {"text": 4096, "mixed": 1024}
+"""Items of each kind."""
+PROCESSING: Final = ProcessingSettings(min_pixels=28 * 28, max_pixels=256 * 28 * 28, max_tokens=2048)
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths and depths of a Qwen2-VL; its heads are 128 wide in the language model of the large one."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+
+    @property
+    def described(self) -> str:
+        """For the head of the table."""
+        return (
+            f"hidden size {self.hidden}, {self.layers} layers; "
+            f"vision {self.vision_width}, {self.vision_layers} layers"
+        )
+
+
+SHAPE: Final = (
+    Shape(256, 768, 6, 8, 2, 192, 4, 6) if DEVICE == "cpu" else Shape(1536, 8960, 28, 12, 2, 1280, 32, 16)
+)
+
+
+def build_backbone(directory: Path) -> Path:
+    """The tiny backbone, its files and tokenizer, with random weights of `SHAPE`."""
+    build_tiny_backbone(directory, demo_texts())
+    content = Qwen2VLConfig.from_pretrained(directory).to_dict()
+    half = SHAPE.hidden // SHAPE.heads // 2
+    content["text_config"] |= {
+        "hidden_size": SHAPE.hidden,
+        "intermediate_size": SHAPE.intermediate,
+        "num_hidden_layers": SHAPE.layers,
+        "layer_types": ["full_attention"] * SHAPE.layers,
+        "num_attention_heads": SHAPE.heads,
+        "num_key_value_heads": SHAPE.key_value_heads,
+        "initializer_range": 0.04,
+    }
+    content["text_config"]["rope_parameters"]["mrope_section"] = [half // 4, half * 3 // 8, half * 3 // 8]
+    content["vision_config"] |= {
+        "embed_dim": SHAPE.vision_width,
+        "depth": SHAPE.vision_layers,
+        "num_heads": SHAPE.vision_heads,
+        "hidden_size": SHAPE.hidden,
+    }
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_dict(content)).to(DTYPE).save_pretrained(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What both sides encode."""
+
+    text: str | None
+    pictures: tuple[Image.Image, ...]
+
+
+@cache
+def samples(kind: str) -> tuple[Sample, ...]:
+    """`text`: texts alone. `mixed`: as many texts, pictures with a text, and a few with several pictures."""
+    chance = random.Random(0)
+    words = " ".join(sorted(demo_texts())).split()
+
+    def text() -> str:
+        count = min(600, max(1, round(chance.lognormvariate(3.3, 1.0))))
+        start = chance.randrange(len(words) - count)
+        return " ".join(words[start : start + count])
+
+    def picture() -> Image.Image:
+        width, height = (round(chance.lognormvariate(5.6, 0.5)) for _ in range(2))
+        noise = np.random.default_rng(chance.randrange(2**32)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return Image.fromarray(noise).resize((max(32, min(width, 1200)), max(32, min(height, 1200))))
+
+    made = []
+    for _ in range(COUNTS[kind]):
+        lot = chance.random() if kind == "mixed" else 0.0
+        if lot < 0.4:
+            made.append(Sample(text(), ()))
+        elif lot < 0.8:
+            made.append(Sample(text(), (picture(),)))
+        elif lot < 0.9:
+            made.append(Sample(None, (picture(),)))
+        else:
+            made.append(Sample(text(), tuple(picture() for _ in range(chance.randint(2, 4)))))
+    return tuple(made)
+
+
+class Ours:
+    """The embedder."""
+
+    def __init__(self, backbone: Path, kind: str) -> None:
+        model = new_model(backbone)
+        self.embedder = ViPolyQwenEmbedder(
+            model, ViPolyQwenProcessor.from_backbone(backbone, PROCESSING), DEVICE
+        )
+        self.texts = [sample.text for sample in samples(kind)]
+        self.pictures = [list(sample.pictures) or None for sample in samples(kind)]
+
+    def encode(self, batch_size: int | None) -> Vectors:
+        return self.embedder.encode(self.texts, images=self.pictures, batch_size=batch_size)
+
+    def useful(self, batch_size: int | None) -> float:
+        """Share of useful tokens: what is packed has no others."""
+        useful, computed = 0, 0
+
+        def count(_: Any, arguments: tuple[Any, ...]) -> None:
+            nonlocal useful, computed
+            useful += sum(arguments[0].segments.lengths)
+            computed += arguments[0].num_tokens
+
+        hook = self.embedder.model.register_forward_pre_hook(count)
+        self.encode(batch_size)
+        hook.remove()
+        return useful / computed
+
+
+class Peer:
+    """sentence-transformers."""
+
+    def __init__(self, backbone: Path, kind: str) -> None:
+        self.peer = build_peer(backbone, PROCESSING, new_model(backbone).projection, DEVICE, DTYPE)
+        self.inputs = [_input(sample) for sample in samples(kind)]
+
+    def encode(self, batch_size: int | None) -> Vectors:
+        assert batch_size is not None
+        return np.asarray(self.peer.encode(self.inputs, batch_size=batch_size, show_progress_bar=False))
+
+    def useful(self, batch_size: int | None) -> float:
+        """Share of useful tokens: the rest is padding."""
+        useful, computed = 0, 0
+
+        def count(_: Any, arguments: tuple[Any, ...]) -> None:
+            nonlocal useful, computed
+            mask = arguments[0]["attention_mask"]
+            useful += int(mask.sum())
+            computed += mask.numel()
+
+        hook = self.peer[0].register_forward_pre_hook(count)
+        self.encode(batch_size)
+        hook.remove()
+        return useful / computed
+
+
+def _input(sample: Sample) -> Any:
+    """A sample in the form of sentence-transformers."""
+    pictures = list(sample.pictures)
+    image = pictures[0] if len(pictures) == 1 else pictures
+    if sample.text is None:
+        return image
+    return {"text": sample.text, "image": image} if pictures else sample.text
+
+
+def new_model(backbone: Path) -> ViPolyQwenModel:
+    """The model of both sides; the peer takes its projection."""
+    settings = ModelSettings(pooling=Pooling.MEAN, embedding_dim=SHAPE.hidden)
+    return ViPolyQwenModel.from_backbone(backbone, settings, PROCESSING, dtype=DTYPE)
+
+
+def peak_memory() -> int:
+    """Bytes of this process at most so far, or of the GPU."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(side: type[Ours] | type[Peer], backbone: Path, kind: str, line: Connection) -> None:
+    """One side in a process of its own: answers batch sizes with seconds and vectors until told to stop."""
+    worker = side(backbone, kind)
+    worker.encode(64)  # the first call prepares much
+    line.send(None)
+    while (order := line.recv()) is not None:
+        what, batch_size = order
+        if what == "useful":
+            line.send(worker.useful(batch_size))
+        elif what == "peak":
+            line.send(peak_memory())
+        else:
+            started = time.perf_counter()
+            vectors = worker.encode(batch_size)
+            line.send((time.perf_counter() - started, vectors))
+
+
+@contextmanager
+def process(side: type[Ours] | type[Peer], backbone: Path, kind: str) -> Iterator[Callable[..., Any]]:
+    """A side at work; the function sends it an order and waits for the answer."""
+    context = multiprocessing.get_context("spawn")
+    line, far_end = context.Pipe()
+    worker = context.Process(target=serve, args=(side, backbone, kind, far_end), daemon=True)
+    worker.start()
+    far_end.close()
+    line.recv()
+
+    def order(what: str, batch_size: int | None) -> Any:
+        line.send((what, batch_size))
+        return line.recv()
+
+    try:
+        yield order
+    finally:
+        line.send(None)
+        worker.join()
+
+
+def compare(kind: str, backbone: Path) -> list[str]:
+    """The rows of one kind of items."""
+    with process(Ours, backbone, kind) as ours, process(Peer, backbone, kind) as peer:
+        tried = {size: peer("encode", size)[0] for size in BATCH_SIZES}
+        best = min(tried, key=tried.__getitem__)
+        seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+        for _ in range(ROUNDS):
+            took, our_vectors = ours("encode", None)
+            seconds["ours"].append(took)
+            took, peer_vectors = peer("encode", best)
+            seconds["peer"].append(took)
+        alike = float((our_vectors * peer_vectors).sum(1).min())
+        assert alike >= ALIKE, f"{kind}: the vectors differ, cosine {alike}"
+        useful = ours("useful", None), peer("useful", best)
+        peaks = ours("peak", None), peer("peak", None)
+    count = COUNTS[kind]
+    rates = count / median(seconds["ours"]), count / median(seconds["peer"])
+    return [
+        f"| {kind}, {count} items | ours | {rates[0]:.1f} | **{rates[0] / rates[1]:.2f}** | "
+        f"{useful[0]:.1%} | {peaks[0] / 2**30:.2f} | {alike:.6f} |",
+        f"| | sentence-transformers, batches of {best} | {rates[1]:.1f} | 1 | "
+        f"{useful[1]:.1%} | {peaks[1] / 2**30:.2f} | |",
+    ]
+
+
+def run() -> list[str]:
+    """Items a second, share of useful tokens and peak memory, texts and mixed items apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = build_backbone(Path(folder))
+        rows = [row for kind in COUNTS for row in compare(kind, backbone)]
+    return [
+        f"{DEVICE}, {str(DTYPE).removeprefix('torch.')}; {SHAPE.described}.",
+        "",
+        "| items | side | items/s | ratio | useful tokens | peak GB | least cosine |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+    ]
