@@ -48,6 +48,7 @@ def attend(
                 query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=causal
             )
             return attended
+        grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GQA else {}
         attended = varlen_attn(
             query,
             key,
@@ -58,7 +59,7 @@ def attend(
             longest,
             scale=scale,
             window_size=CAUSAL_WINDOW if causal else FULL_WINDOW,
-            **({"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GQA else {}),
+            **grouped,
         )  # type: ignore[assignment]  # a tuple comes only with return_aux
         return attended
     return _attend_in_buckets(query, key, value, segments, causal, scale)
