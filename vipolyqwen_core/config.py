@@ -222,6 +222,8 @@ class TrainingSettings:
     """Processes that decode and tokenise, on each rank; 0: in the main process."""
     activation_checkpointing: bool = True
     """Compute activations twice to hold them once."""
+    compile_layers: bool = False
+    """Compile what layers do element by element (torch.compile): for GPUs; the first minute is slow."""
     log_steps: Positive = 10
     """Steps between two lines of metrics."""
     save_steps: Positive = 200

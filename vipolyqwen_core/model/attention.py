@@ -7,6 +7,7 @@ No T x T mask exists anywhere. transformers calls `segment_attention` under the 
 hands it the `Segments` of the language model or of the vision tower as a keyword.
 """
 
+import inspect
 from typing import Any, Final
 
 import torch
@@ -26,6 +27,8 @@ SEGMENTS: Final = "vipolyqwen_segments"
 HALF: Final = (torch.float16, torch.bfloat16)
 FULL_WINDOW: Final = (-1, -1)
 CAUSAL_WINDOW: Final = (-1, 0)
+ASKS_FOR_GQA: Final = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""torch 2.11 hands fewer heads of keys and values to the kernel unasked; later ones want to be told."""
 
 
 def attend(
@@ -45,6 +48,7 @@ def attend(
                 query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=causal
             )
             return attended
+        grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GQA else {}
         attended = varlen_attn(
             query,
             key,
@@ -55,7 +59,7 @@ def attend(
             longest,
             scale=scale,
             window_size=CAUSAL_WINDOW if causal else FULL_WINDOW,
-            enable_gqa=query.shape[1] != key.shape[1],
+            **grouped,
         )  # type: ignore[assignment]  # a tuple comes only with return_aux
         return attended
     return _attend_in_buckets(query, key, value, segments, causal, scale)

@@ -123,6 +123,9 @@ class ViPolyQwenModel(PreTrainedModel):
     def hidden_states(self, batch: PackedBatch) -> Tensor:
         """Final hidden states of all tokens: [T, H]."""
         embeddings = self.backbone.get_input_embeddings()(batch.input_ids)
+        device = embeddings.device.type
+        if torch.is_autocast_enabled(device):  # else the float32 table makes all that is added to it float32
+            embeddings = embeddings.to(torch.get_autocast_dtype(device))
         deepstack = {}
         if batch.pictures is not None:
             seen = look(self.backbone.visual, batch.pictures)

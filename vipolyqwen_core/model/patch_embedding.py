@@ -33,6 +33,10 @@ class FramePatchEmbed(nn.Module):
 
     def normalise(self, patches: Tensor) -> Tensor:
         """Float32 values of one frame, as transformers' processor normalises them: [P, patch bytes]."""
-        mean, std = (torch.tensor(values, device=patches.device)[:, None] for values in (self.mean, self.std))
-        values: Tensor = patches.unflatten(1, (len(self.mean), -1)).float()
-        return ((values - 255 * mean) / (255 * std)).flatten(1)
+        # by Python numbers: a tensor of them would make the device wait for the host at each chunk
+        channels = patches.unflatten(1, (len(self.mean), -1)).float().unbind(1)
+        normalised = [
+            (channel - 255 * mean) / (255 * std)
+            for channel, mean, std in zip(channels, self.mean, self.std, strict=True)
+        ]
+        return torch.cat(normalised, dim=1)

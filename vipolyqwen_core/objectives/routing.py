@@ -114,7 +114,9 @@ def compute_losses(
         values, names = _values(anchors, candidates, settings, matryoshka_dims)
         applies = _applies(anchors.keys, settings, names)
         weights = _weights(settings, names, task_weights, 1 + len(set(matryoshka_dims)))
-        weights_of_pair = weights.to(values)[anchors.keys.task] * applies
+        # small tables cross without waiting for what the device has still to do
+        weights = weights.to(values.device, values.dtype, non_blocking=True)
+        weights_of_pair = weights[anchors.keys.task] * applies
         # a sum of all vectors times zero: every rank's backward reaches every collective
         touched = sum(
             (vectors.sum() for pairs in (anchors, candidates) for vectors in (pairs.query, pairs.target)),
@@ -191,7 +193,7 @@ def _applies(keys: PairKeys, settings: ObjectiveSettings, names: Sequence[str]) 
     positive, scored = positives(keys, settings), ~keys.score.isnan()
     everyone = torch.ones_like(positive)
     able = {"score_mse": scored, UNIFORMITY: everyone}
-    return of_task.to(keys.task.device)[keys.task] & torch.stack(
+    return of_task.to(keys.task.device, non_blocking=True)[keys.task] & torch.stack(
         [able.get(name, positive) for name in bare], dim=1
     )
 

@@ -128,7 +128,7 @@ class Engine:
             chunk = next(chunks)
             with self._synchronised(number == planned.num_chunks - 1):
                 vectors, surplus = self._embed(chunk, planned.number, number)
-                pairs = split_vectors(vectors, chunk.keys.to(vectors.device))
+                pairs = split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True))
                 losses = compute_losses(
                     pairs,
                     gather(pairs),
@@ -156,7 +156,7 @@ class Engine:
             chunk = next(chunks)
             with torch.no_grad():
                 vectors, _ = self._embed(chunk, planned.number, number)
-            embedded.append(split_vectors(vectors, chunk.keys.to(vectors.device)))
+            embedded.append(split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True)))
             if not planned.is_reloaded:
                 held.append(chunk)
         pairs = join_pairs(embedded)

@@ -62,8 +62,9 @@ class FlopCounter:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return cls(
             token_weights=_linear_weights(model.backbone.language_model.layers),
+            # of the kernel of two frames only the sum of both multiplies (`model.patch_embedding`)
             patch_weights=_linear_weights(visual.blocks)
-            + sum(p.numel() for p in visual.patch_embed.parameters()),
+            + visual.patch_embed.proj.weight.numel() // visual.config.temporal_patch_size,
             merged_weights=_linear_weights(visual.merger)
             + _linear_weights(getattr(visual, "deepstack_merger_list", nn.ModuleList())),
             item_weights=_linear_weights(model.projection),

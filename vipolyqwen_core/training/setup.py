@@ -10,6 +10,7 @@ from torch import nn
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training.checkpoints import Checkpoints, Progress, initialise_optimizer
+from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_head, start_accelerator
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter
@@ -56,6 +57,8 @@ def prepare(run: TrainingRun) -> Training:
     bare = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, settings.seed)
     if settings.activation_checkpointing:
         bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.compile_layers:
+        compile_layers(bare)
     counter = FlopCounter.of(bare)
     shard_head(bare, settings)
     model, prepared = accelerator.prepare(bare, build_optimizer(bare, recipe.optimizer))
