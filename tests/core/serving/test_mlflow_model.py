@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.core.small_training_set import picture
+from tests.mlflow_store import mlflow_store
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.mlflow_model import log_registered_model, requirements
 
@@ -25,16 +26,13 @@ def encoded(number: int) -> str:
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mlflow_store(f"sqlite:///{folder / 'mlflow.db'}"):
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         experiment = mlflow.create_experiment("test", artifact_location=str(folder / "artifacts"))
         with mlflow.start_run(experiment_id=experiment) as run:
             pass
         yield log_registered_model(tiny_model_dir, "vipolyqwen", {"recipe": "demo"}, run_id=run.info.run_id)
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")

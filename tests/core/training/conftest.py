@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.config import (
     BatchSettings,
     Distribution,
@@ -165,10 +166,9 @@ def make_run(
     mlflow_uri: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., TrainingRun]:
+) -> Iterator[Callable[..., TrainingRun]]:
     """Settings of a run of 2 epochs of 3 steps of 16 pairs in chunks of 8; keywords change a section."""
     monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
 
     def make(name: str = "run", **sections: dict[str, Any]) -> TrainingRun:
@@ -198,7 +198,8 @@ def make_run(
             output=tmp_path / name,
         )
 
-    return make
+    with mlflow_store(mlflow_uri):
+        yield make
 
 
 @pytest.fixture(scope="session")
