@@ -74,13 +74,16 @@ def _attend_in_buckets(
         batch = [rows.unflatten(0, shape) for rows in (query, key, value)]
         return _dense(batch, None, causal, scale).flatten(0, 1)
     buckets = segments.buckets
-    dense = [_ToBuckets.apply(rows, buckets.rows, buckets.places) for rows in (query, key, value)]
-    attended, begin = [], 0
-    for shape, mask in zip(buckets.shapes, buckets.masks, strict=True):
-        end = begin + shape[0] * shape[1]
-        batch = [rows[begin:end].unflatten(0, shape) for rows in dense]
+    sizes = [count * length for count, length in buckets.shapes]
+    # split, not sliced: a slice's backward fills a gradient of the whole sequence, for every bucket again
+    dense = zip(
+        *(_ToBuckets.apply(rows, buckets.rows, buckets.places).split(sizes) for rows in (query, key, value)),
+        strict=True,
+    )
+    attended = []
+    for parts, shape, mask in zip(dense, buckets.shapes, buckets.masks, strict=True):
+        batch = [rows.unflatten(0, shape) for rows in parts]
         attended.append(_dense(batch, None if causal else mask, causal, scale).flatten(0, 1))
-        begin = end
     packed: Tensor = _FromBuckets.apply(torch.cat(attended), buckets.rows, buckets.places, buckets.fill)
     return packed
 

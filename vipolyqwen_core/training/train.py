@@ -92,7 +92,7 @@ class Loop:
         """
         training = self.training
         num_ranks = training.accelerator.num_processes
-        stream = self.meter.watch(_stream(training, progress.step))
+        stream = self.meter.watch(chunk_stream(training, progress.step))
         for planned in planned_steps(training.plan, training.run.recipe, progress.step, num_ranks):
             result, progress = self._step(planned, stream, progress)
             judged, progress = self._judge(progress)
@@ -163,7 +163,7 @@ class Loop:
             )
 
 
-def _stream(training: Training, first_step: int) -> Iterator[LoadedChunk]:
+def chunk_stream(training: Training, first_step: int) -> Iterator[LoadedChunk]:
     """This rank's chunks, in order, from a step on."""
     run, accelerator = training.run, training.accelerator
     recipe = run.recipe

@@ -1,18 +1,15 @@
 """A training set of a few dozen rows over all five tasks, with tiny pictures, as the factory writes it."""
 
-import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.core.training.training_files import WrittenPair, write_training_files
 from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.config import (
     BatchSettings,
@@ -25,11 +22,7 @@ from vipolyqwen_core.config import (
     TrainingRun,
     TrainingSettings,
 )
-from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task, Turn
-from vipolyqwen_core.corpus.hashing import sample_id, side_hash
-from vipolyqwen_core.corpus.image_store import write_images
-from vipolyqwen_core.corpus.pictures import image_id
-from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
+from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 
@@ -41,27 +34,9 @@ def write_training_set(
     folder: Path, processor: ViPolyQwenProcessor, num_rows: int = 48, data_version: str = "data1"
 ) -> Path:
     """Write the files of a training set; row i has task i % 5."""
-    folder.mkdir(parents=True)
     pictures = [_picture(number) for number in range(NUM_PICTURES)]
-    ids = [image_id(picture) for picture in pictures]
-    version = write_images(folder / "shop.lance", map(_stored, pictures, ids))
-    pinned = {"shop": {"path": str(folder / "shop.lance"), "version": version}}
-    (folder / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
-    rows = [_row(number, processor, pictures, ids) for number in range(num_rows + num_rows // 4)]
-    _write_table(folder / "train.arrow", rows[:num_rows])
-    _write_table(folder / "eval.arrow", [{**row, "split": "eval"} for row in rows[num_rows:]])
-    index = [
-        {
-            **{key: row[key] for key in ("sample_id", "task", "source")},
-            "tokens": row["query_tokens"] + row["target_tokens"],
-            "patches": row["query_patches"] + row["target_patches"],
-            "images": len(row["query_images"]) + len(row["target_images"]),
-        }
-        for row in rows[:num_rows]
-    ]
-    pq.write_table(pa.Table.from_pylist(index, schema=arrow_schema(PLAN_INDEX)), folder / "index.parquet")
-    StageSummary("training_set", "f", data_version, num_rows, num_rows, {}).write(folder)
-    return folder
+    pairs = [_pair(number) for number in range(num_rows + num_rows // 4)]
+    return write_training_files(folder, processor, pictures, pairs[:num_rows], pairs[num_rows:], data_version)
 
 
 def _picture(number: int) -> Image.Image:
@@ -70,77 +45,21 @@ def _picture(number: int) -> Image.Image:
     return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def _stored(picture: Image.Image, identity: str) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return {
-        "image_id": identity,
-        "bytes": buffer.getvalue(),
-        "format": "PNG",
-        "width": picture.width,
-        "height": picture.height,
-        "phash": "0" * 16,
-        "origin": f"{identity}.png",
-        "reencoded": False,
-    }
-
-
-def _row(
-    number: int, processor: ViPolyQwenProcessor, pictures: list[Image.Image], ids: list[str]
-) -> dict[str, Any]:
+def _pair(number: int) -> WrittenPair:
     """A pair whose target repeats words of its query, so that there is something to learn."""
     random = np.random.default_rng([7, number])
     task = list(Task)[number % 5]
     words = " ".join(random.choice(WORDS, 4))
     count = {Task.OCR: 1, Task.VQA_SINGLE: 1, Task.VQA_MULTI: 2}.get(task, 0)
-    rows = random.choice(len(pictures), count, replace=False).tolist()
-    query = "<image>" * count + f"question {number}: {words}"
-    target = f"answer {number}: {words}"
-    history = [Turn("user", "hello"), Turn("assistant", "what is it?")] if number % 10 == 1 else []
-    negatives = [f"not {words}", f"wrong {number}"] if number % 10 == 2 else []
-    sizes = [pictures[row].size for row in rows]
-    asked = processor.measure([query], [sizes], [history], [task])
-    answers = [target, *negatives]
-    prefix = task if task is Task.TEXT_PAIR else None
-    told = processor.measure(answers, prefixes=[prefix] * len(answers))
-    score = float(np.float32(random.random())) if task is Task.TEXT_PAIR else None
-    images = [ids[row] for row in rows]
-    return {
-        "sample_id": sample_id(task, query, target, images, (), history, score),
-        "source": "shop",
-        "task": task.value,
-        "language": "en",
-        "query": query,
-        "query_images": images,
-        "history": [turn._asdict() for turn in history] or None,
-        "target": target,
-        "target_images": [],
-        "score": score,
-        "negatives": [{"text": text, "images": []} for text in negatives] or None,
-        "file": "rows.jsonl",
-        "line": number + 1,
-        "item": 0,
-        "prefix": task.value,
-        "query_hash": side_hash(query, images, history),
-        "target_hash": side_hash(target),
-        "positive_hash": 0,
-        "query_tokens": int(asked.tokens[0]),
-        "target_tokens": int(told.tokens.sum()),
-        "query_patches": int(asked.patches[0]),
-        "target_patches": 0,
-        "split": "train",
-        "component": str(number),
-        "query_image_rows": rows,
-        "target_image_rows": [],
-        "negative_image_rows": [[] for _ in negatives] or None,
-    }
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """In batches of a few rows, so that rows lie in several."""
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(TRAINING))
-    with pa.ipc.new_file(path, table.schema) as writer:
-        writer.write_table(table, max_chunksize=10)
+    return WrittenPair(
+        task,
+        query="<image>" * count + f"question {number}: {words}",
+        target=f"answer {number}: {words}",
+        pictures=tuple(random.choice(NUM_PICTURES, count, replace=False).tolist()),
+        history=(Turn("user", "hello"), Turn("assistant", "what is it?")) if number % 10 == 1 else (),
+        negatives=(f"not {words}", f"wrong {number}") if number % 10 == 2 else (),
+        score=float(np.float32(random.random())) if task is Task.TEXT_PAIR else None,
+    )
 
 
 @pytest.fixture(scope="session")
