@@ -1,7 +1,7 @@
 """The way of one pair through the factory: where it came from, what changed it, where it went."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +164,10 @@ def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
         return None
     source = from_json(Source, described.read_bytes(), origin=str(described))
     try:
-        location = next((found.location for found in list_files(source) if found.name == file), None)
+        list_files(source)
     except ValueError:  # the files are gone
         return None
-    if location is None:
-        return None
-    for record in read_source(replace(source, paths=(location,)), summary.details["dialogue_turns"]):
+    for record in read_source(source, summary.details["dialogue_turns"], only=file):
         if record.line == line:
             return record.pairs[item] if item < len(record.pairs) else None
     return None
