@@ -24,9 +24,11 @@ class ImageRoot:
             ValueError: there is no such folder
         """
         self.root = root
+        self._named = ""
         if root is None:
             return
         self._fs, path = url_to_fs(root)
+        self._named = path.rstrip("/")
         self._local = "file" in self._fs.protocol
         self._folder = str(Path(path).resolve()) if self._local else path.rstrip("/")
         if not self._fs.isdir(self._folder):
@@ -34,6 +36,8 @@ class ImageRoot:
 
     def locate(self, path: str) -> str:
         """The path below the root, with slashes and without `.` or inner `..`.
+
+        A path may climb out and come back by the root's own name: `../Data/x.png` below the root `Data`.
 
         Raises:
             PictureError: with rule `path_leaves_root` for an absolute path, a URL or one that climbs out of
@@ -43,6 +47,8 @@ class ImageRoot:
             raise PictureError("missing_image", "the path of the picture is empty")
         slashed = path.strip().replace("\\", "/")
         below = posixpath.normpath(slashed)
+        if below.startswith("../") and self._named:
+            below = posixpath.relpath(posixpath.join(self._named, below), self._named)
         if _ABSOLUTE.match(slashed) or below == ".." or below.startswith("../"):
             raise PictureError("path_leaves_root", "the path of the picture leaves the image root")
         return below
