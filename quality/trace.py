@@ -157,12 +157,17 @@ def _last_step(sample_id: str, source: str, place: tuple[str, int, int], workspa
     return Step(stage, "missing", "No training set was built since the pair was accepted.")
 
 
+def curated_source(curated: Path) -> Source | None:
+    """The source as it was when it was curated; None: it was not."""
+    described = curated / SOURCE_FILE
+    return from_json(Source, described.read_bytes(), origin=str(described)) if described.is_file() else None
+
+
 def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
     """The pair as the source has it now; None where it is gone."""
-    described, summary = curated / SOURCE_FILE, read_stage(curated)
-    if summary is None or not described.is_file():
+    source, summary = curated_source(curated), read_stage(curated)
+    if source is None or summary is None:
         return None
-    source = from_json(Source, described.read_bytes(), origin=str(described))
     try:
         list_files(source)
     except ValueError:  # the files are gone
