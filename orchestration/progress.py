@@ -63,7 +63,7 @@ class FactoryProgress:
         """A stage is done."""
         seconds = time.monotonic() - self.started.get(asset, time.monotonic())
         self.console.print(
-            f"[green]✓[/] {asset:<17} {self.source:<16} {seconds:6.1f} s  [dim]{escape(facts)}",
+            f"[green]✓[/] {asset:<17} {self.source:<20} {seconds:6.1f} s  [dim]{escape(facts)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -102,9 +102,9 @@ def facts(materialization: dg.AssetMaterialization) -> str:
         words.append(str(values["summary"]))
     elif "dagster/row_count" in values:
         words.append(f"{values['dagster/row_count']:,} rows")
-    for what in ("records", "pairs"):
-        if values.get(f"{what} rejected"):
-            words.append(f"{values[f'{what} rejected']:,} {what} rejected")
+    for what in ("record", "pair"):
+        if count := values.get(f"{what}s rejected"):
+            words.append(f"{count:,} {what}{'s' if count != 1 else ''} rejected")
     return ", ".join(words)
 
 

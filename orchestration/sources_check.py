@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +15,13 @@ from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.corpus.manifest import Manifest, Source
 from vipolyqwen_core.workspace import Workspace
 
+if TYPE_CHECKING:
+    from vipolyqwen_core.corpus.image_root import ImageRoot
+    from vipolyqwen_core.corpus.readers import Record
+
 NUM_REJECTS = 3
+MAX_PATHS = 5000
+"""So many picture paths of a source are looked up; the factory looks at all."""
 NUM_PAIRS = 3
 MAX_CHARS = 200
 
@@ -30,6 +36,12 @@ class Reading:
     rejects: Counter[str] = field(default_factory=Counter)
     first_rejects: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Place, rule, reason, value."""
+    paths: set[str] = field(default_factory=set)
+    """Picture paths that were looked up."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """Rules that refused some of them."""
+    first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Place and path of the first by rule."""
 
 
 def read(source: Source, dialogue_turns: str) -> Reading:
@@ -38,11 +50,14 @@ def read(source: Source, dialogue_turns: str) -> Reading:
     Raises:
         ValueError: it cannot be read at all
     """
+    from vipolyqwen_core.corpus.image_root import ImageRoot
     from vipolyqwen_core.corpus.readers import check_source, read_source
 
     check_source(source)
     reading = Reading()
+    root = ImageRoot(source.image_root)
     for record in read_source(source, dialogue_turns):
+        _look_up_pictures(record, root, reading)
         reading.records += 1
         reading.pairs += len(record.pairs)
         reading.tasks.update(pair.task.value for pair in record.pairs)
@@ -53,6 +68,22 @@ def read(source: Source, dialogue_turns: str) -> Reading:
                 place = f"{record.file}:{record.line}"
                 reading.first_rejects.append((place, reject.rule, reject.reason, reject.value))
     return reading
+
+
+def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> None:
+    """Which picture paths of a record name no file that may be read. None is opened."""
+    from vipolyqwen_core.corpus.pictures import PictureError
+
+    for pair in record.pairs:
+        for path in (*pair.query_images, *pair.target_images):
+            if not isinstance(path, str) or path in reading.paths or len(reading.paths) >= MAX_PATHS:
+                continue
+            reading.paths.add(path)
+            try:
+                root.check(path)
+            except PictureError as error:
+                reading.lost[error.rule] += 1
+                reading.first_lost.setdefault(error.rule, (f"{record.file}:{record.line}", path))
 
 
 def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, console: Console) -> bool:
@@ -129,3 +160,10 @@ def _print_reading(reading: Reading, console: Console) -> None:
         console.print(
             f"  [yellow]{place}[/] {rule}: {escape(reason)} ({escape(short(value))})", highlight=False
         )
+    if reading.paths:
+        known = f"the first {MAX_PATHS:,}" if len(reading.paths) >= MAX_PATHS else f"{len(reading.paths):,}"
+        lost = f"{reading.lost.total():,} cannot be read" if reading.lost else "each is there"
+        console.print(f"{known} picture paths: {lost}", highlight=False)
+    for rule, count in reading.lost.most_common():
+        place, path = reading.first_lost[rule]
+        console.print(f"  {count:,} x {rule}: [yellow]{place}[/] {escape(repr(path))}", highlight=False)

@@ -1,44 +1,42 @@
 """The data report: one HTML file for people who would rather look at the data than at tables.
 
-Funnel from raw files to training set, rejects by rule, counts, histograms, samples of kept rows with their
-pictures, samples of rejected rows with what was wrong, and copies beside what they copy.
+Funnel from raw files to training set, rejects by rule, failed expectations, counts by task, language and
+source, histograms, components, samples of kept and rejected rows with their pictures, and near copies beside
+what they copy.
 """
 
-import base64
 import io
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
 
-from quality.row_duplicates import EXACT, NEAR
+from quality.language import LANGUAGES
+from quality.report_samples import kept_samples, near_copies, rejected_samples
 from quality.rules import RULES
-from quality.trace import raw_pair
-from quality.validate import accepted_folder
-from vipolyqwen_core.contract import Split
-from vipolyqwen_core.corpus.image_store import ImageStore
+from quality.validate import accepted_folder, accepted_stage
+from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage, written_aside
+from vipolyqwen_core.evaluation.plots import STYLE, TASK_COLOURS
 from vipolyqwen_core.workspace import Workspace
 
 TEMPLATE = "data_report.html.jinja"
-KEPT_SAMPLES = 3
-"""Rows of each task that are shown."""
-REJECTED_SAMPLES = 2
-"""Rows of each rule that are shown."""
-COPY_SAMPLES = 6
-THUMBNAIL_PIXELS = 180
 HISTOGRAMS = (
     ("query_tokens", "tokens of the query"),
     ("target_tokens", "tokens of the target"),
     ("pictures", "pictures of a pair"),
     ("score", "score of a scored pair"),
 )
-BINS = 30
+BINS = 40
+SCORE_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class FunnelRow:
 
     source: str
     records: int
+    unread: int
+    """Records that gave no pair."""
     read: int
     curated: int
     tagged: int
@@ -74,16 +74,22 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    counts = _counts(rows)
+    stages = funnel(workspace, summary)
     html = environment.get_template(TEMPLATE).render(
         summary=summary,
-        funnel=funnel(workspace, summary),
+        funnel=[*stages, _total(stages)] if len(stages) > 1 else stages,
         rejects=_rejects(ledger),
-        counts=summary.details["counts"],
+        expectations=_failed_expectations(workspace, sources),
+        languages=[name for name in LANGUAGES if any(row["language"] == name for row in counts)],
+        by_task=_pivot(counts, ["task"], [task.value for task in Task]),
+        by_source=_pivot(counts, ["source", "task"], sources),
         histograms=_histograms(rows),
         components=_component_sizes(rows),
-        kept=_kept_samples(rows, summary.details["sources"], workspace),
-        rejected=_rejected_samples(ledger),
-        copies=_copies(ledger, workspace),
+        linked=_linked(rows, sources),
+        kept=kept_samples(rows, summary.details["sources"], workspace),
+        rejected=rejected_samples(ledger, workspace),
+        copies=near_copies(ledger, workspace),
     )
     with written_aside(path) as aside:
         aside.write_text(html, encoding="utf-8")
@@ -99,6 +105,7 @@ def funnel(workspace: Workspace, summary: StageSummary) -> list[FunnelRow]:
             FunnelRow(
                 source=name,
                 records=curated.records if curated else 0,
+                unread=sum(curated.records_rejected.values()) if curated else 0,
                 read=curated.pairs_in if curated else 0,
                 curated=curated.pairs_out if curated else 0,
                 tagged=tagged.pairs_out if tagged else 0,
@@ -108,6 +115,11 @@ def funnel(workspace: Workspace, summary: StageSummary) -> list[FunnelRow]:
             )
         )
     return rows
+
+
+def _total(rows: Sequence[FunnelRow]) -> FunnelRow:
+    names = [field.name for field in fields(FunnelRow) if field.name != "source"]
+    return FunnelRow("all", **{name: sum(getattr(row, name) for row in rows) for name in names})
 
 
 def _ledger(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
@@ -124,15 +136,45 @@ def _ledger(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
 
 
 def _rejects(ledger: pl.LazyFrame) -> list[dict[str, Any]]:
+    """Rows by stage and rule, and how many of them each source has. A rule of an adapter shows one reason."""
     counts = (
-        ledger.group_by("stage", "rule")
-        .agg(pl.len().alias("rows"), pl.col("source").unique().sort())
+        ledger.group_by("stage", "rule", "source")
+        .agg(pl.len().alias("rows"), pl.col("reason").min())
+        .sort("rows", "source", descending=[True, False])
+        .group_by("stage", "rule", maintain_order=True)
+        .agg(pl.col("rows").sum(), pl.col("reason").first(), sources=pl.struct("source", "rows"))
         .collect()
     )
     return [
-        {**row, "sentence": RULES.get(row["rule"], "")}
+        {**row, "sentence": RULES.get(row["rule"], f"For example: {row['reason']}.")}
         for row in counts.sort("rows", "stage", "rule", descending=[True, False, False]).to_dicts()
     ]
+
+
+def _failed_expectations(workspace: Workspace, sources: Sequence[str]) -> list[dict[str, Any]]:
+    """What the accepted versions did not meet; nothing critical, or they were not accepted."""
+    failed = []
+    for name in sources:
+        stage = accepted_stage(workspace.validated(name))
+        lines = stage.details["expectations"] if stage is not None else []
+        failed += [{"source": name, **line} for line in lines if not line["success"]]
+    return failed
+
+
+def _counts(rows: pl.LazyFrame) -> list[dict[str, Any]]:
+    by = ["source", "task", "language", "split"]
+    return rows.group_by(by).len(name="pairs").sort(by).collect(engine="streaming").to_dicts()
+
+
+def _pivot(counts: Sequence[dict[str, Any]], by: Sequence[str], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Pairs by language and split for each value of `by`: `names`, `cells` of train and eval, and `all`."""
+    found: dict[tuple[str, ...], dict[tuple[str, str], int]] = defaultdict(lambda: defaultdict(int))
+    for row in counts:
+        cells = found[tuple(row[name] for name in by)]
+        for language in (row["language"], "all"):
+            cells[language, row["split"]] += row["pairs"]
+    ordered = sorted(found, key=lambda names: (order.index(names[0]), names))
+    return [{"names": names, "cells": found[names]} for names in ordered]
 
 
 def _histograms(rows: pl.LazyFrame) -> list[tuple[str, str]]:
@@ -141,23 +183,35 @@ def _histograms(rows: pl.LazyFrame) -> list[tuple[str, str]]:
     table = rows.select("task", "query_tokens", "target_tokens", "score", pictures=pictures).collect()
     plots = []
     for column, title in HISTOGRAMS:
-        figure = Figure(figsize=(5, 2.6), layout="constrained")
-        axes = figure.subplots()
         values = table.drop_nulls(column)
         if values.is_empty():
             continue
-        by_task = values.partition_by("task", as_dict=True)
-        names = sorted(str(task) for (task,) in by_task)
-        axes.hist(
-            [by_task[(name,)][column].to_numpy() for name in names],
-            bins=BINS, histtype="step", label=names, linewidth=1.3,
-        )  # fmt: skip
-        axes.set_xlabel(title)
-        axes.set_ylabel("pairs")
-        axes.set_yscale("log")
-        axes.legend(fontsize=7)
-        plots.append((title, _svg(figure)))
+        edges = _edges(column, float(values[column].max()))  # type: ignore[arg-type]
+        by_task = {
+            str(task): part[column] for (task,), part in values.partition_by("task", as_dict=True).items()
+        }
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(5.4, 2.9), layout="constrained")
+            axes = figure.subplots()
+            for task in Task:
+                if task.value in by_task:
+                    heights = np.histogram(by_task[task.value].to_numpy(), edges)[0]
+                    axes.stairs(heights, edges, color=TASK_COLOURS[task], lw=1.4, label=task.value)
+            axes.set(xlabel=title, ylabel="pairs", yscale="log", ylim=(0.8, None), xlim=(edges[0], edges[-1]))
+            if column == "pictures":
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(fontsize=8)
+            plots.append((title, _svg(figure)))
     return plots
+
+
+def _edges(column: str, largest: float) -> np.ndarray[Any, Any]:
+    """Edges of the bins: one for each number of pictures, fixed ones for scores."""
+    if column == "pictures":
+        return np.arange(int(largest) + 2) - 0.5
+    if column == "score":
+        return np.linspace(0.0, 1.0, SCORE_BINS + 1)
+    return np.linspace(0.0, max(largest, 1.0), BINS + 1)
 
 
 def _svg(figure: Figure) -> str:
@@ -172,57 +226,11 @@ def _component_sizes(rows: pl.LazyFrame) -> list[dict[str, int]]:
     return sizes.sort("pairs", descending=True).head(12).collect().to_dicts()
 
 
-def _kept_samples(rows: pl.LazyFrame, sources: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
-    """Some rows of each task, with their pictures, the same at each run."""
-    columns = ["sample_id", "source", "task", "language", "split", "query", "history", "target", "score"]
-    some = rows.select(*columns, "query_image_rows", "target_image_rows").filter(
-        pl.col("sample_id").rank("ordinal").over("task") <= KEPT_SAMPLES
+def _linked(rows: pl.LazyFrame, sources: Sequence[str]) -> list[dict[str, Any]]:
+    """Pairs, components and the largest component of each source, counting its own pairs only."""
+    sizes = rows.group_by("source", "component").len(name="pairs")
+    found = sizes.group_by("source").agg(
+        pl.col("pairs").sum(), components=pl.len(), largest=pl.col("pairs").max()
     )
-    shown = []
-    for row in some.sort("task", "sample_id").collect().to_dicts():
-        places = row.pop("query_image_rows") + row.pop("target_image_rows")
-        stage = read_stage(workspace.validated(row["source"]) / sources[row["source"]]["version"])
-        images = stage.details["images"] if stage is not None else None
-        pictures = ImageStore(images["path"], images["version"]).read(places) if images and places else []
-        shown.append({**row, "pictures": [_thumbnail(data) for data in pictures]})
-    return shown
-
-
-def _thumbnail(data: bytes) -> str:
-    """A small picture as a data URL."""
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _rejected_samples(ledger: pl.LazyFrame) -> list[dict[str, Any]]:
-    """Some lines of each rule, the same at each run."""
-    place = pl.struct("source", "file", "line", "item").rank("ordinal").over("stage", "rule")
-    some = ledger.filter(~pl.col("rule").is_in([EXACT, NEAR])).with_columns(place=place)
-    return (
-        some.filter(pl.col("place") <= REJECTED_SAMPLES).sort("stage", "rule", "place").collect().to_dicts()
-    )
-
-
-def _copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, Any]]:
-    """Near copies that were dropped, beside the row that stays."""
-    near = ledger.filter(pl.col("rule") == NEAR).sort("sample_id").head(COPY_SAMPLES).collect()
-    shown = []
-    for row in near.iter_rows(named=True):
-        dropped = raw_pair(workspace.curated(row["source"]), row["file"], row["line"], row["item"])
-        kept = (
-            pl.scan_parquet(workspace.curated("*") / "pairs.parquet")
-            .filter(pl.col("sample_id") == row["value"])
-            .select("query", "target")
-            .first()
-            .collect()
-        )
-        if dropped is None or kept.is_empty():
-            continue
-        query, target = kept.row(0)
-        texts = [("query", dropped.query, query), ("target", dropped.target, target)]
-        shown.append({"reason": row["reason"], "texts": texts})
-    return shown
+    by_source = {row["source"]: row for row in found.collect(engine="streaming").to_dicts()}
+    return [by_source[name] for name in sources if name in by_source]

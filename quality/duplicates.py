@@ -38,9 +38,14 @@ def comparable(text: pl.Expr) -> pl.Expr:
     return text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
 
 
+def earlier_turns() -> pl.Expr:
+    """The earlier turns of a dialogue as one text; null where there are none."""
+    return pl.col("history").list.eval(pl.element().struct.field("text")).list.join("\n")
+
+
 def whole_query() -> pl.Expr:
     """The query side as one text: earlier turns of a dialogue belong to it."""
-    turns = pl.col("history").list.eval(pl.element().struct.field("text")).list.join("\n")
+    turns = earlier_turns()
     return pl.when(turns.is_null()).then("query").otherwise(turns + "\n" + pl.col("query"))
 
 

@@ -63,7 +63,6 @@ def narrow_pairs(rows: pl.LazyFrame) -> pl.LazyFrame:
     content = {
         side: (pictures[side] > 0) | (pl.col(side).str.strip_chars().str.len_chars() > 0) for side in pictures
     }
-    target = pl.col("target").str.strip_chars()
     return rows.select(
         sample_id=pl.col("sample_id").hash(seed=0),
         task=pl.col("task").cast(pl.Categorical),
@@ -78,11 +77,18 @@ def narrow_pairs(rows: pl.LazyFrame) -> pl.LazyFrame:
         target_has_content=content["target"],
         turns=pl.col("history").list.len().fill_null(0).cast(pl.Int32),
         score="score",
-        query_is_target=(pl.col("query").str.strip_chars() == target) & (pictures["target"] == 0),
+        query_is_target=_is_target(),
+        score_of_equals=pl.when(_is_target()).then("score"),
         query_tokens="query_tokens",
         target_tokens="target_tokens",
         has_hashes=(pl.col("query_hash") != 0) & (pl.col("target_hash") != 0),
     )
+
+
+def _is_target() -> pl.Expr:
+    """Whether the query says exactly what the target says."""
+    same = pl.col("query").str.strip_chars() == pl.col("target").str.strip_chars()
+    return same & (num_pictures("target") == 0)
 
 
 def num_pictures(side: str) -> pl.Expr:
@@ -154,6 +160,7 @@ def _scored_pair() -> list[Expectation]:
     return [
         ExpectColumnValuesToNotBeNull(column="score", mostly=0.9, severity=WARNING),
         ExpectColumnMeanToBeBetween(column="score", min_value=0.02, max_value=0.98, severity=WARNING),
+        between("score_of_equals", 0.99, None, WARNING),  # equal texts with a low score: one of them is wrong
     ]
 
 

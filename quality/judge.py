@@ -82,11 +82,26 @@ def _observed(result: ExpectationValidationResult) -> str:
             return f"the metric raised: {str(message.get('exception_message'))[:200]}"
     seen = result.result
     if "observed_value" in seen:
-        return str(seen["observed_value"])
+        return _short(seen["observed_value"]) + _bounds(result)
     if seen.get("unexpected_count"):
-        sample = ", ".join(str(value)[:40] for value in seen.get("partial_unexpected_list", [])[:3])
-        return f"{seen['unexpected_count']} of {seen['element_count']} unexpected: {sample}"
+        sample = ", ".join(_short(value)[:40] for value in seen.get("partial_unexpected_list", [])[:3])
+        count = f"{seen['unexpected_count']:,} of {seen['element_count']:,} unexpected"
+        return f"{count}: {sample}{_bounds(result)}"
     return f"0 of {seen.get('element_count', 0)} unexpected"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _bounds(result: ExpectationValidationResult) -> str:
+    """What an expectation that failed allows, where it is a range."""
+    config = result.expectation_config
+    kwargs = {} if config is None or result.success else config.kwargs
+    low, high = kwargs.get("min_value"), kwargs.get("max_value")
+    words = [] if low is None else [f"at least {low:g}"]
+    words += [] if high is None else [f"at most {high:g}"]
+    return f"; expected {' and '.join(words)}" if words else ""
 
 
 def _write_docs(context: Any, folder: Path) -> None:

@@ -1,9 +1,10 @@
 """Which pairs are copies of another: equal ones, then near ones, and which copy stays.
 
 A pair is dropped only when task, query (earlier turns included), target and pictures all match another's:
-exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near. The copy
-that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then the earlier
-row.
+exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near. Earlier
+turns are compared apart from the question: dialogues with a long beginning in common may end on different
+ones. The copy that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then
+the earlier row.
 """
 
 from pathlib import Path
@@ -12,16 +13,17 @@ import polars as pl
 
 from quality.duplicates import (
     comparable,
+    earlier_turns,
     exact_duplicates,
     near_duplicates,
     near_pairs,
     numbers_key,
-    whole_query,
 )
 from quality.rules import RULES
 from vipolyqwen_core.config import CurationSettings
 
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
+COMPARED = ("query", "target", "history")
 LABELS = ("score", "group_id", "positive_key")
 MAX_CHARS = 2**20 - 1
 MAX_ROWS = 2**38
@@ -37,7 +39,7 @@ def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Pat
     ranked = rows.with_columns(rank=preference())
     exact = exact_duplicates(ranked, ["task", "query_hash", "target_hash"])
     distinct = ranked.join(exact.lazy(), on="row", how="anti")
-    pairs = near_pairs(_texts(distinct, settings), ["query", "target"], settings.near_duplicate_threshold,
+    pairs = near_pairs(_texts(distinct, settings), COMPARED, settings.near_duplicate_threshold,
                        settings.seed, scratch)  # fmt: skip
     members = pl.concat([pairs["a"], pairs["b"]]).unique().alias("row").to_frame()
     ranks = (
@@ -60,24 +62,22 @@ def preference() -> pl.Expr:
 
 
 def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
-    """`row`, `block`, `query`, `target`: long sides to compare; all the rest must be equal, by the block."""
-    query, target = comparable(whole_query()), comparable(pl.col("target"))
+    """`row`, `block`, COMPARED: long texts to compare; all the rest must be equal, by the block."""
+    sources = {"query": pl.col("query"), "target": pl.col("target"), "history": earlier_turns()}
+    whole = {name: comparable(text) for name, text in sources.items()}
     texts = {
         name: pl.when(text.str.len_chars() >= settings.min_linking_chars).then(text)
-        for name, text in (("query", query), ("target", target))
+        for name, text in whole.items()
     }
     same = pl.struct(
         "task",
         "query_images",
         "target_images",
-        short_query=pl.when(texts["query"].is_null()).then(query),
-        short_target=pl.when(texts["target"].is_null()).then(target),
-        query_numbers=numbers_key(query),
-        target_numbers=numbers_key(target),
+        **{f"short_{name}": pl.when(texts[name].is_null()).then(text) for name, text in whole.items()},
+        **{f"{name}_numbers": numbers_key(text) for name, text in whole.items()},
     )
-    return rows.select("row", block=same.hash(seed=0), **texts).filter(
-        pl.col("query").is_not_null() | pl.col("target").is_not_null()
-    )
+    compared = pl.any_horizontal(pl.col(name).is_not_null() for name in COMPARED)
+    return rows.select("row", block=same.hash(seed=0), **texts).filter(compared)
 
 
 def _explained(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """The way of one pair through the factory: where it came from, what changed it, where it went."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,19 +157,22 @@ def _last_step(sample_id: str, source: str, place: tuple[str, int, int], workspa
     return Step(stage, "missing", "No training set was built since the pair was accepted.")
 
 
+def curated_source(curated: Path) -> Source | None:
+    """The source as it was when it was curated; None: it was not."""
+    described = curated / SOURCE_FILE
+    return from_json(Source, described.read_bytes(), origin=str(described)) if described.is_file() else None
+
+
 def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
     """The pair as the source has it now; None where it is gone."""
-    described, summary = curated / SOURCE_FILE, read_stage(curated)
-    if summary is None or not described.is_file():
+    source, summary = curated_source(curated), read_stage(curated)
+    if source is None or summary is None:
         return None
-    source = from_json(Source, described.read_bytes(), origin=str(described))
     try:
-        location = next((found.location for found in list_files(source) if found.name == file), None)
+        list_files(source)
     except ValueError:  # the files are gone
         return None
-    if location is None:
-        return None
-    for record in read_source(replace(source, paths=(location,)), summary.details["dialogue_turns"]):
+    for record in read_source(source, summary.details["dialogue_turns"], only=file):
         if record.line == line:
             return record.pairs[item] if item < len(record.pairs) else None
     return None

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -105,6 +106,21 @@ def test_texts_that_differ_in_a_number_or_a_picture_are_no_copies(workspace, wri
     ]
     curate(write_source(records, pictures=[1, 2]), SETTINGS, workspace)
     assert pairs(workspace).height == 5
+
+
+def test_dialogues_are_copies_only_where_their_last_question_is(workspace, write_source) -> None:
+    def dialogue(beginning: str, question: str) -> dict[str, Any]:
+        turns = [("user", beginning), ("assistant", sentence(6, 60)), ("user", question)]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return {"data_type": "instruction", "input": messages, "output": sentence(7)}
+
+    records = [
+        dialogue(sentence(5, 60), "Ai cao hơn?"),
+        dialogue(sentence(5, 60), "Ai mặc áo đỏ?"),  # the long beginning is the same, the question is not
+        dialogue(sentence(5, 60).upper() + "!", "Ai cao hơn?"),
+    ]
+    curate(write_source(records), SETTINGS, workspace)
+    assert rules_of(workspace) == {(3, "near_duplicate"): 1}
 
 
 def test_scores_that_differ_are_named(workspace, write_source) -> None:

@@ -11,7 +11,8 @@ from quality.training_set import build_training_set
 from quality.validate import validate
 from tests.quality.conftest import instruction, question
 from vipolyqwen_core.config import CurationSettings, Recipe
-from vipolyqwen_core.corpus.manifest import Manifest
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
 from vipolyqwen_core.corpus.tagging import tag
 
 
@@ -44,6 +45,18 @@ def test_the_way_of_a_pair_from_its_line_to_its_side_of_the_split(
     ]
     assert "exact_duplicate" in str(steps[-1])
     assert "line 1 of source corpus" in str(steps[-1])
+
+
+def test_a_line_of_parallel_files_is_found_again(workspace, tmp_path) -> None:
+    for name, lines in (("a.txt", ["một", "hai\u00a0 hai"]), ("b.txt", ["one", "two"])):
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    source = Source(name="bitext", format=Format.PARALLEL_LINES, task=Task.TEXT_PAIR, paths=paths)
+    curate(source, CurationSettings(), workspace)
+    sample = pl.read_parquet(workspace.curated("bitext") / "pairs.parquet")["sample_id"][1]
+    read, curated, _ = trace(sample, workspace)
+    assert dict(read.details) == {"query": "hai\u00a0 hai", "target": "two"}
+    assert dict(curated.details)["query changed"] == "hai\u00a0 hai -> hai hai"
 
 
 def test_an_unknown_sample_is_refused(workspace, write_source) -> None:

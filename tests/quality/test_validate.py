@@ -9,7 +9,7 @@ from quality.curate import curate
 from quality.expectations import total_variation
 from quality.ledger import polars_schema
 from quality.validate import accepted_folder, accepted_stage, validate
-from tests.quality.conftest import instruction, question
+from tests.quality.conftest import instruction, question, sentence
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings
 from vipolyqwen_core.contract import TAGGED
 from vipolyqwen_core.corpus.manifest import Source
@@ -60,6 +60,19 @@ def test_a_third_of_broken_rows_warns_and_goes_through(workspace, write_source, 
     summary = through(write_source(records))
     assert summary.details["accepted"]
     assert failures(summary) == {("warning", "rejected_share")}
+
+
+def test_equal_texts_with_a_low_score_warn_and_the_range_is_said(workspace, write_source, through) -> None:
+    def scored(query: str, target: str, score: float) -> dict[str, object]:
+        kind = "contrastive_with_score"
+        return {"data_type": kind, "input": query, "output": target, "similarity_score": score}
+
+    records = [scored(sentence(i), sentence(i + 50), 0.4) for i in range(8)]
+    records += [scored(sentence(90), sentence(90), 1.0), scored(sentence(91), sentence(91) + " ", 0.8)]
+    summary = through(write_source(records))
+    (failed,) = [line for line in summary.details["expectations"] if not line["success"]]
+    assert (failed["suite"], failed["column"]) == ("task_text_pair", "score_of_equals")
+    assert failed["observed"] == "1 of 10 unexpected: 0.8; expected at least 0.99"
 
 
 def test_a_source_without_pairs_is_blocked_and_the_accepted_version_stays(

@@ -3,12 +3,15 @@
 import posixpath
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from fsspec.core import url_to_fs
 
 from vipolyqwen_core.corpus.pictures import PictureError
 
+T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
@@ -24,9 +27,11 @@ class ImageRoot:
             ValueError: there is no such folder
         """
         self.root = root
+        self._named, self._local = "", False
         if root is None:
             return
         self._fs, path = url_to_fs(root)
+        self._named = path.rstrip("/")
         self._local = "file" in self._fs.protocol
         self._folder = str(Path(path).resolve()) if self._local else path.rstrip("/")
         if not self._fs.isdir(self._folder):
@@ -34,6 +39,8 @@ class ImageRoot:
 
     def locate(self, path: str) -> str:
         """The path below the root, with slashes and without `.` or inner `..`.
+
+        A path may climb out and come back by the root's own name: `../Data/x.png` below the root `Data`.
 
         Raises:
             PictureError: with rule `path_leaves_root` for an absolute path, a URL or one that climbs out of
@@ -43,6 +50,8 @@ class ImageRoot:
             raise PictureError("missing_image", "the path of the picture is empty")
         slashed = path.strip().replace("\\", "/")
         below = posixpath.normpath(slashed)
+        if below.startswith("../") and self._named:
+            below = posixpath.relpath(posixpath.join(self._named, below), self._named)
         if _ABSOLUTE.match(slashed) or below == ".." or below.startswith("../"):
             raise PictureError("path_leaves_root", "the path of the picture leaves the image root")
         return below
@@ -54,30 +63,47 @@ class ImageRoot:
             PictureError: with rule `path_leaves_root`, `missing_image`, `no_image_root`, `too_many_bytes`
                 or `unreadable_image`
         """
+        return self._found(path, self._read_local if self._local else self._read_remote)
+
+    def check(self, path: str) -> None:
+        """Refuse what `read` refuses, without reading the picture.
+
+        Raises:
+            PictureError: as `read` does
+        """
+        self._found(path, self._local_place if self._local else self._remote_place)
+
+    def _found(self, path: str, use: Callable[[str], T]) -> T:
         below = self.locate(path)
         if self.root is None:
             raise PictureError("no_image_root", "the source names no image_root that the path lies below")
         forms = dict.fromkeys([below, *(unicodedata.normalize(form, below) for form in ("NFC", "NFD"))])
         for form in forms:
             try:
-                return self._read_local(form) if self._local else self._read_remote(form)
+                return use(form)
             except FileNotFoundError:
                 continue
             except (OSError, UnicodeEncodeError) as error:  # a folder, no permission, a name too long
                 raise PictureError("unreadable_image", f"the picture cannot be read: {error}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
 
-    def _read_local(self, below: str) -> bytes:
+    def _local_place(self, below: str) -> Path:
         place = Path(self._folder, below).resolve()
         if not place.is_relative_to(self._folder):  # a symbolic link
             raise PictureError("path_leaves_root", "the path of the picture leaves the image root by a link")
         self._check_size(place.stat().st_size)
-        return place.read_bytes()
+        return place
 
-    def _read_remote(self, below: str) -> bytes:
+    def _read_local(self, below: str) -> bytes:
+        return self._local_place(below).read_bytes()
+
+    def _remote_place(self, below: str) -> str:
         place = f"{self._folder}/{below}"
         self._check_size(self._fs.size(place) or 0)
-        return bytes(self._fs.cat_file(place))
+        return place
+
+    def _read_remote(self, below: str) -> bytes:
+        return bytes(self._fs.cat_file(self._remote_place(below)))
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > MAX_PICTURE_BYTES:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from vipolyqwen_core.contract import BACKBONE_FILES
 from vipolyqwen_core.processing.vocabulary import QWEN2_VL_SPECIAL_TOKENS, byte_level_tokenizer, special
@@ -46,7 +47,11 @@ def build_tiny_backbone(directory: Path, texts: Iterable[str], seed: int = 0) ->
         torch.manual_seed(seed)
         model = Qwen2VLForConditionalGeneration(_configuration(tokenizer))
     model.generation_config.pad_token_id = tokenizer.token_to_id("<|endoftext|>")
+    shows_progress = is_progress_bar_enabled()
+    disable_progress_bar()  # one for a file that is written in a moment
     model.save_pretrained(directory)
+    if shows_progress:
+        enable_progress_bar()
     _write_json(directory / "preprocessor_config.json", _picture_settings())
     missing = [name for name in BACKBONE_FILES if not (directory / name).is_file()]
     assert not missing, missing

@@ -23,7 +23,8 @@ def root(tmp_path: Path) -> ImageRoot:
 
 
 @pytest.mark.parametrize(
-    "path", ["a/x.png", "a\\x.png", "./a/x.png", "a/../a//x.png", " a/x.png", "inner.png"]
+    "path",
+    ["a/x.png", "a\\x.png", "./a/x.png", "a/../a//x.png", " a/x.png", "inner.png", "../images/a/x.png"],
 )
 def test_a_path_below_the_root_is_found(root: ImageRoot, path: str) -> None:
     assert root.read(path) == b"x"
@@ -34,7 +35,9 @@ def test_names_are_found_in_either_unicode_form(root: ImageRoot) -> None:
 
 
 def test_a_located_path_is_the_same_for_every_spelling(root: ImageRoot) -> None:
-    assert {root.locate(path) for path in ("a\\x.png", "./a/x.png", "a/b/../x.png")} == {"a/x.png"}
+    assert {root.locate(path) for path in ("a\\x.png", "./a/x.png", "a/b/../x.png", "../images/a/x.png")} == {
+        "a/x.png"
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,8 @@ def test_a_located_path_is_the_same_for_every_spelling(root: ImageRoot) -> None:
         ("../secret.png", "path_leaves_root"),
         ("..\\secret.png", "path_leaves_root"),
         ("a/../../secret.png", "path_leaves_root"),
+        ("../images/../secret.png", "path_leaves_root"),
+        ("../images", "unreadable_image"),
         ("..", "path_leaves_root"),
         ("/etc/passwd", "path_leaves_root"),
         ("C:\\x.png", "path_leaves_root"),

@@ -43,13 +43,14 @@ UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, 
 """What libraries raise where a file or its packing is broken."""
 
 
-def read_source(source: Source, dialogue_turns: str = "last") -> Iterator[Record]:
+def read_source(source: Source, dialogue_turns: str = "last", only: str | None = None) -> Iterator[Record]:
     """The records of all files of a source, streaming, by name of file and line.
 
     A file that breaks off gives what was read before and one rejection with rule `unreadable_file`.
 
     Args:
         dialogue_turns: `last` or `each`: which answers of a dialogue become pairs
+        only: the name of one file; none: all of them
     Raises:
         ValueError: there is no file, or one has a suffix that is not read: what `check_source` refuses
     """
@@ -58,6 +59,8 @@ def read_source(source: Source, dialogue_turns: str = "last") -> Iterator[Record
         yield from islice(_whole(read_parallel_lines(source), name), source.max_rows)
         return
     for file in list_files(source):
+        if only is not None and file.name != only:
+            continue
         if source.format is Format.ADAPTER:
             records = read_adapted(source, file)
         else:

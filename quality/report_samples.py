@@ -1,0 +1,181 @@
+"""Rows that the data report shows: kept ones, rejected ones, and near copies beside what they copy.
+
+The same rows at each run. Rejected rows are read again from their source, as they stand there; those at the
+beginning of a file are chosen, so that this costs little however large the source is.
+"""
+
+import base64
+import difflib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from PIL import Image
+
+from quality.row_duplicates import EXACT, NEAR
+from quality.trace import curated_source, raw_pair
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.pictures import PictureError, decode_picture
+from vipolyqwen_core.corpus.readers import RawImage, RawPair
+from vipolyqwen_core.corpus.tables import read_stage
+from vipolyqwen_core.workspace import Workspace
+
+KEPT_SAMPLES = 4
+"""Rows of each task, from as many sources as it has."""
+REJECTED_SAMPLES = 3
+"""Rows of each rule, from as many sources as it has."""
+COPY_SAMPLES = 8
+MAX_PICTURES = 4
+MAX_CHARS = 600
+MAX_LINES = 12
+THUMBNAIL_PIXELS = 240
+MAX_IMAGE_PIXELS = 100_000_000
+PIECE = re.compile(r"\s+|[\u2e80-\u9fff]|\w+|.")
+"""What is compared as one: a word, a Chinese character, a sign."""
+
+
+def kept_samples(rows: pl.LazyFrame, sources: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+    """Some rows of each task, with their pictures.
+
+    Args:
+        rows: of both sides of the split
+        sources: facts of each source by name, with its `version`
+    """
+    smallest = rows.group_by("task", "source").agg(pl.col("sample_id").bottom_k(KEPT_SAMPLES).sort())
+    chosen = _spread(smallest.collect(engine="streaming"), "task", "sample_id", KEPT_SAMPLES)
+    columns = ["sample_id", "source", "task", "language", "split", "query", "history", "target", "score"]
+    some = rows.select(*columns, "query_image_rows", "target_image_rows").filter(
+        pl.col("sample_id").is_in(chosen)
+    )
+    shown = []
+    for row in some.sort("task", "source", "sample_id").collect(engine="streaming").to_dicts():
+        places = (row.pop("query_image_rows") + row.pop("target_image_rows"))[:MAX_PICTURES]
+        stage = read_stage(workspace.validated(row["source"]) / sources[row["source"]]["version"])
+        images = stage.details["images"] if stage is not None else None
+        pictures = ImageStore(images["path"], images["version"]).read(places) if images and places else []
+        for turn in row["history"] or ():
+            turn["text"] = cut(turn["text"])
+        texts = {side: cut(row[side]) for side in ("query", "target")}
+        shown.append({**row, **texts, "pictures": [_thumbnail(_opened(data)) for data in pictures]})
+    return shown
+
+
+def _spread(groups: pl.DataFrame, by: str, column: str, count: int) -> list[Any]:
+    """At most `count` entries of the lists in `column` for each value of `by`, first ones first."""
+    entries = groups.with_columns(place=pl.int_ranges(pl.col(column).list.len()))
+    entries = entries.explode(column, "place").sort(by, "place", "source", column)
+    return entries.group_by(by, maintain_order=True).head(count)[column].to_list()
+
+
+def rejected_samples(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, Any]]:
+    """Some lines of each rule but those of copies, with what the source has there."""
+    place = pl.struct("stage", "source", "file", "line", "item", "rule", "reason", "value")
+    first = (
+        ledger.filter(~pl.col("rule").is_in([EXACT, NEAR]))
+        .group_by("stage", "rule", "source")
+        .agg(entry=place.sort_by("file", "line", "item").head(REJECTED_SAMPLES))
+        .with_columns(which=pl.format("{}:{}", "stage", "rule"))
+    )
+    entries = first.collect(engine="streaming").with_columns(place=pl.int_ranges(pl.col("entry").list.len()))
+    lines = entries.explode("entry", "place").sort("stage", "rule", "place", "source")
+    some = lines.group_by("which", maintain_order=True).head(REJECTED_SAMPLES)["entry"]
+    return [_with_raw_pair(entry, workspace) for entry in some]
+
+
+def _with_raw_pair(entry: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    curated = workspace.curated(entry["source"])
+    pair = None if entry["item"] is None else raw_pair(curated, entry["file"], entry["line"], entry["item"])
+    texts = {} if pair is None else {"query": cut(pair.query), "target": cut(pair.target)}
+    pictures = [] if pair is None else raw_pictures(curated, pair)
+    return {**entry, "value": cut(entry["value"] or ""), "texts": texts, "pictures": pictures}
+
+
+def raw_pictures(curated: Path, pair: RawPair) -> list[str]:
+    """The pictures that a pair names in its source, small; those that cannot be read are left out."""
+    source = curated_source(curated)
+    if source is None:
+        return []
+    try:
+        root = ImageRoot(source.image_root)
+    except ValueError:  # the folder is gone
+        return []
+    return list(_readable((*pair.query_images, *pair.target_images)[:MAX_PICTURES], root))
+
+
+def _readable(references: Sequence[RawImage], root: ImageRoot) -> Iterable[str]:
+    for reference in references:
+        try:
+            data = root.read(reference) if isinstance(reference, str) else reference
+            yield _thumbnail(decode_picture(data, MAX_IMAGE_PIXELS).image)
+        except PictureError:  # why it was rejected stands beside it
+            continue
+
+
+def near_copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, Any]]:
+    """Near copies that were dropped, beside the row that stays, from as many sources as there are."""
+    place = pl.struct("source", "file", "line", "item", "reason", "value")
+    near = (
+        ledger.filter(pl.col("rule") == NEAR)
+        .group_by("source")
+        .agg(entry=place.sort_by("file", "line", "item").head(COPY_SAMPLES))
+        .with_columns(which=pl.lit(0))
+        .collect(engine="streaming")
+    )
+    entries = near.with_columns(place=pl.int_ranges(pl.col("entry").list.len()))
+    some = entries.explode("entry", "place").sort("place", "source").head(COPY_SAMPLES)["entry"].to_list()
+    kept = {
+        row["sample_id"]: row
+        for row in pl.scan_parquet(workspace.curated("*") / "pairs.parquet")
+        .filter(pl.col("sample_id").is_in([entry["value"] for entry in some]))
+        .select("sample_id", "query", "target")
+        .collect(engine="streaming")
+        .iter_rows(named=True)
+    }
+    shown = []
+    for entry in sorted(some, key=lambda entry: (entry["source"], entry["file"], entry["line"])):
+        curated = workspace.curated(entry["source"])
+        dropped = raw_pair(curated, entry["file"], entry["line"], entry["item"])
+        if dropped is None or entry["value"] not in kept:
+            continue
+        stays = kept[entry["value"]]
+        texts = [
+            (side, *marked(cut(getattr(dropped, side)), cut(stays[side]))) for side in ("query", "target")
+        ]
+        shown.append({**entry, "texts": texts, "pictures": raw_pictures(curated, dropped)})
+    return shown
+
+
+def marked(left: str, right: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Both texts in pieces, each with whether it is only in this one of the two."""
+    ours, theirs = PIECE.findall(left), PIECE.findall(right)
+    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    sides: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
+    for kind, start, end, their_start, their_end in matcher.get_opcodes():
+        for side, pieces in zip(sides, (ours[start:end], theirs[their_start:their_end]), strict=True):
+            if pieces:
+                side.append(("".join(pieces), kind != "equal"))
+    return sides
+
+
+def cut(text: str) -> str:
+    """The text, cut where it has many characters or lines."""
+    short = "\n".join(text[:MAX_CHARS].split("\n")[:MAX_LINES])
+    return text if short == text else short + " …"
+
+
+def _opened(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def _thumbnail(image: Image.Image) -> str:
+    """A small picture as a data URL."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

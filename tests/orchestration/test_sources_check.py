@@ -1,0 +1,38 @@
+"""The dry run of sources: what it counts, and that it names what the factory would reject."""
+
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from orchestration.sources_check import _print_reading, read
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format, Source
+
+
+def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [
+        {"image": path, "question": "?", "answer": "a"} for path in ("a.png", "b.png", "../c.png", "b.png")
+    ]
+    lines = [*map(json.dumps, rows), "{", json.dumps({"image": "a.png", "question": "?"})]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = Source(
+        name="shop",
+        format=Format.IMAGE_QA,
+        task=Task.VQA_SINGLE,
+        paths=(str(tmp_path / "data.jsonl"),),
+        image_root=str(tmp_path),
+    )
+    reading = read(source, "last")
+    assert (reading.records, reading.pairs) == (6, 4)
+    assert reading.rejects == {"broken_json": 1, "missing_field": 1}
+    assert reading.lost == {"missing_image": 1, "path_leaves_root": 1}
+    console = Console(record=True, width=200, file=io.StringIO())
+    _print_reading(reading, console)
+    text = console.export_text()
+    assert "3 picture paths: 2 cannot be read" in text
+    assert "1 x missing_image: data.jsonl:2 'b.png'" in text
+    assert "data.jsonl:5 broken_json" in text
