@@ -66,7 +66,7 @@ def test_the_picture_placeholder_is_no_word() -> None:
 @pytest.mark.parametrize(
     ("words", "marked", "plain", "english"),
     [
-        (2, 0.95, 0.90, 0.99),
+        (2, 0.95, 0.90, 0.985),
         (3, 0.975, 0.90, 0.99),
         (4, 0.985, 0.95, 0.985),
         (6, 0.99, 0.96, 0.985),
