@@ -61,7 +61,7 @@ def trace(wanted: str, workspace: Workspace) -> list[Step]:
 
     Args:
         wanted: 32 hex digits of a sample, or the first ones, 6 at least; or `FILE:LINE`,
-            `SOURCE/FILE:LINE`, as ledgers name files: every pair of the record there, or why it could not be read
+            `SOURCE/FILE:LINE` as ledgers name files: each pair of the record there, or why it was not read
     Raises:
         ValueError: no source has such a pair or record
     """
