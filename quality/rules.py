@@ -122,7 +122,7 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
             score.cast(pl.String),
         )
     )
-    rules.append(RowRule("answer_in_query", _answered(), pl.col("target")))
+    rules.append(RowRule("answer_in_query", answered(), pl.col("target")))
     return rules
 
 
@@ -135,7 +135,7 @@ def _limit(settings: CurationSettings, name: str) -> pl.Expr:
     return limit
 
 
-def _answered() -> pl.Expr:
+def answered() -> pl.Expr:
     """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair."""
     query, target = pl.col("query").str.strip_chars(), pl.col("target").str.strip_chars()
     ends = query.str.ends_with(target) & (target.str.len_chars() >= MIN_ANSWER_CHARS)
