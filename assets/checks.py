@@ -5,18 +5,20 @@ about their inputs once more, since a later run does not remember the answers.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from assets import findings
 from assets.findings import Finding
+from assets.metadata import table
 from assets.registry import model_folder, version_of_run
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import Recipe, TrainingRun
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.workspace import Workspace
 
@@ -27,15 +29,21 @@ SourceQuestion = Callable[[Workspace, str], Finding]
 
 
 def report(finding: Finding, severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
-    """A finding as Dagster records it."""
-    plain = (int, float, str)
-    metadata = {
-        name: value if isinstance(value, plain) else dg.MetadataValue.json(value)
-        for name, value in finding.facts.items()
-    }
+    """A finding as Dagster records it. A failure that harms nothing is a warning."""
+    metadata = {name: _shown(value) for name, value in finding.facts.items()}
+    if not finding.passed and not finding.harmful:
+        severity = dg.AssetCheckSeverity.WARN
     return dg.AssetCheckResult(
         passed=finding.passed, severity=severity, description=finding.sentence, metadata=metadata
     )
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, int | float | str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return table(list(value[0]), [list(row.values()) for row in value])
+    return dg.MetadataValue.json(value)
 
 
 def curated_nothing_vanishes(place: Workspace, source: str) -> Finding:
@@ -61,36 +69,82 @@ def validated_nothing_vanishes(place: Workspace, source: str) -> Finding:
     return findings.validation_loses_nothing(place.tagged(source) / "pairs.parquet", place.validated(source))
 
 
-def critical_expectations(place: Workspace, source: str) -> Finding:
-    """All expectations of severity critical hold; else the last accepted version stays in use."""
-    return findings.expectations_hold(place.validated(source), "critical")
+def curated_expectations(place: Workspace, source: str) -> Finding:
+    """The suite of curated pairs: schema, ranges, languages, lengths, no answer in its query."""
+    from quality.stage_expectations import judge_curated
+
+    return findings.expectations_hold(judge_curated(source, place))
 
 
-def warning_expectations(place: Workspace, source: str) -> Finding:
-    """All expectations of severity warning hold."""
-    return findings.expectations_hold(place.validated(source), "warning")
+def tagged_expectations(place: Workspace, source: str) -> Finding:
+    """The suite of tagged pairs: prefix, placeholders, identities, tokens."""
+    from quality.stage_expectations import judge_tagged
+
+    return findings.expectations_hold(judge_tagged(source, place))
+
+
+def suite_question(check: str, what: str) -> SourceQuestion:
+    """Whether the suites that report under a name hold for the last judgement of a source."""
+
+    def question(place: Workspace, source: str) -> Finding:
+        return findings.suite_holds(place.validated(source), check)
+
+    question.__doc__ = what
+    return question
 
 
 BLOCKING, WARNING = True, False
 
+SUITES = {
+    "validated": "What holds for every pair that may train: prefix, placeholders, tokens, scores.",
+    **{f"task_{task.value}": f"What holds for the pairs of task {task.value}." for task in Task},
+    "balance": "No answer and no score drowns the others of its task.",
+    "stages": "Schemas, order, both equations, and the shares of rejects, duplicates and languages.",
+    "pictures": "Every picture that is named is stored, and of a size that can be read.",
+    "drift": "Volume, languages, tasks, lengths and scores are near those of the last accepted version.",
+}
+"""Suites of validation, each an asset check. Where a critical expectation fails, nothing trains on it."""
+
 SOURCE_CHECKS: tuple[tuple[str, str, SourceQuestion, bool], ...] = (
     ("curated_corpus", "nothing_vanishes", curated_nothing_vanishes, BLOCKING),
     ("curated_corpus", "has_pairs", curated_has_pairs, BLOCKING),
+    ("curated_corpus", "expectations", curated_expectations, BLOCKING),
     ("tagged_corpus", "nothing_vanishes", tagged_nothing_vanishes, BLOCKING),
+    ("tagged_corpus", "expectations", tagged_expectations, BLOCKING),
     ("validated_corpus", "nothing_vanishes", validated_nothing_vanishes, BLOCKING),
-    ("validated_corpus", "critical_expectations", critical_expectations, BLOCKING),
-    ("validated_corpus", "warning_expectations", warning_expectations, WARNING),
+    *(
+        ("validated_corpus", f"suite_{check}", suite_question(check, what), BLOCKING)
+        for check, what in SUITES.items()
+    ),
 )
 """Asset, name of the check, its question, whether it blocks."""
 
 
-def source_checks(sources: dg.PartitionsDefinition[str]) -> list[dg.AssetChecksDefinition]:
-    """The checks of the three assets that are partitioned by source."""
+def source_checks(
+    sources: dg.PartitionsDefinition[str], own: Sequence[str] = ()
+) -> list[dg.AssetChecksDefinition]:
+    """The checks of the three assets that are partitioned by source.
+
+    Args:
+        own: names under which suites of the user's report
+    """
+    checks = [
+        *SOURCE_CHECKS,
+        *(
+            (
+                "validated_corpus",
+                f"own_{name}",
+                suite_question(name, f"Expectations of one's own: {name}."),
+                BLOCKING,
+            )
+            for name in own
+        ),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", dg.PreviewWarning
         )  # partitioned checks are new, and do what is needed
-        return [_source_check(*entry, sources) for entry in SOURCE_CHECKS]
+        return [_source_check(*entry, sources) for entry in checks]
 
 
 def _source_check(
@@ -144,6 +198,11 @@ def training_set_no_leak(asked: Asked) -> Finding:
     return findings.no_leak(asked.place.training_set, asked.recipe.curation.min_linking_chars)
 
 
+def training_set_expected(asked: Asked) -> Finding:
+    """The suites of the training set: schemas, rows, shares of sources, and both sides of the split alike."""
+    return findings.training_set_expectations(asked.place)
+
+
 def trained_model_finite(asked: Asked) -> Finding:
     """The loss is a number, and hardly a step was refused for its gradient."""
     return findings.losses_are_finite(asked.run()[1])
@@ -191,6 +250,7 @@ MODEL_CHECKS: tuple[tuple[str, str, ModelQuestion, bool], ...] = (
     ("training_set", "both_splits", training_set_both_splits, BLOCKING),
     ("training_set", "largest_component", training_set_largest_component, BLOCKING),
     ("training_set", "no_leak", training_set_no_leak, BLOCKING),
+    ("training_set", "expectations", training_set_expected, BLOCKING),
     ("trained_model", "finite", trained_model_finite, BLOCKING),
     ("trained_model", "not_collapsed", trained_model_not_collapsed, BLOCKING),
     ("trained_model", "loss_fell", trained_model_loss_fell, WARNING),

@@ -34,6 +34,13 @@ class Finding:
     """For a person: what was found."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Numbers behind it, and examples."""
+    harmful: bool = True
+    """Whether it would harm training where it failed; else a blocking check only warns."""
+
+    @property
+    def forbids(self) -> bool:
+        """Whether nothing may be trained on it."""
+        return self.harmful and not self.passed
 
 
 def curation_loses_nothing(folder: Path) -> Finding:
@@ -86,19 +93,31 @@ def validation_loses_nothing(before: Path, folder: Path) -> Finding:
     )
 
 
-def expectations_hold(folder: Path, severity: str) -> Finding:
-    """Every expectation of a severity (`critical`, `warning`) holds for the last judgement of a source."""
-    lines = [line for line in stage_summary(folder).details["expectations"] if line["severity"] == severity]
+def expectations_hold(lines: Sequence[Mapping[str, Any]]) -> Finding:
+    """Every expectation of a suite holds. It blocks where a critical one does not."""
     failed = [line for line in lines if not line["success"]]
     words = [
-        f"{line['expectation']} of {line['column'] or 'the table'}: observed {line['observed']}"
+        f"{line['expectation']} of {line['column'] or 'the table'} ({line['severity']}):"
+        f" observed {line['observed']}"
         for line in failed
     ]
     return Finding(
         passed=not failed,
-        sentence="; ".join(words) or f"all {len(lines)} {severity} expectations hold",
-        facts={"expectations": len(lines), "failed": len(failed)},
+        sentence="; ".join(words)
+        or (
+            f"all {len(lines)} expectations hold"
+            if lines
+            else "the source has nothing that the suite is about"
+        ),
+        facts={"expectations": len(lines), "failed": len(failed), "observed": [dict(line) for line in lines]},
+        harmful=any(line["severity"] == "critical" for line in failed),
     )
+
+
+def suite_holds(folder: Path, check: str) -> Finding:
+    """Every expectation of a check holds for the last judgement of a source."""
+    lines = stage_summary(folder).details["expectations"]
+    return expectations_hold([line for line in lines if line["check"] == check])
 
 
 def has_pairs(pairs: Path) -> Finding:
@@ -223,7 +242,15 @@ def training_set_findings(place: Workspace, settings: Recipe) -> dict[str, Findi
         "both_splits": both_splits(folder),
         "largest_component": largest_component(folder, settings.split),
         "no_leak": no_leak(folder, settings.curation.min_linking_chars),
+        "expectations": training_set_expectations(place),
     }
+
+
+def training_set_expectations(place: Workspace) -> Finding:
+    """Every expectation on the training set as a whole holds."""
+    from quality.training_set_expectations import judge_training_set
+
+    return expectations_hold(judge_training_set(place))
 
 
 def both_splits(training_set: Path) -> Finding:

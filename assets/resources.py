@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from vipolyqwen_core.config import Recipe
-from vipolyqwen_core.corpus.manifest import Manifest, load_manifest
+from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace
 
@@ -48,6 +48,16 @@ class ManifestResource(dg.ConfigurableResource[Manifest]):
 
         folder = Workspace(Path(self.home)).demo_corpus
         return load_manifest(write_demo_corpus(folder), root=folder)
+
+    def own_checks(self) -> tuple[str, ...]:
+        """Names under which suites of the manifest's `expectations` report.
+
+        Raises:
+            ValueError: the manifest is wrong
+        """
+        if self.path is None:
+            return ()
+        return tuple(check_name(entry) for entry in load_manifest(self.path).expectations)
 
     def names(self) -> tuple[str, ...]:
         """Names of the sources, without writing anything.

@@ -100,7 +100,7 @@ def refuse_unfit_data(place: Workspace, settings: Recipe) -> None:
         dagster.Failure: it must not train
     """
     answers = findings.training_set_findings(place, settings)
-    failed = [f"{name}: {finding.sentence}" for name, finding in answers.items() if not finding.passed]
+    failed = [f"{name}: {finding.sentence}" for name, finding in answers.items() if finding.forbids]
     if failed:
         raise dg.Failure("the training set must not train: " + "; ".join(failed))
 

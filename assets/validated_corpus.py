@@ -15,11 +15,12 @@ def validated_corpus(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, manifest: ManifestResource
 ) -> dg.MaterializeResult[None]:
     """Pairs held against row rules and Great Expectations suites; accepted only if all critical ones pass."""
+    from quality.own_suites import own_suites
     from quality.validate import validate
 
-    place = workspace.open()
-    source = manifest.load().source(context.partition_key)
-    summary = validate(source, place)
+    place, sources = workspace.open(), manifest.load()
+    source = sources.source(context.partition_key)
+    summary = validate(source, place, own_suites(sources))
     accepted = bool(summary.details["accepted"])
     version = place.validated(source.name) / summary.data_version
     return dg.MaterializeResult(
@@ -37,10 +38,11 @@ def validated_corpus(
 def expectations_table(expectations: Sequence[Mapping[str, Any]]) -> dg.MetadataValue[str]:
     """What was expected, what was observed; failures first."""
     ordered = sorted(expectations, key=lambda entry: bool(entry["success"]))
-    header = ["", "expectation", "column", "severity", "observed"]
+    header = ["", "suite", "expectation", "column", "severity", "observed"]
     rows = [
         (
             "ok" if entry["success"] else "**failed**",
+            entry["suite"],
             entry["expectation"],
             entry["column"],
             entry["severity"],

@@ -103,11 +103,15 @@ def check_sources(
         raise typer.Exit(1)
 
 
-def trace(sample_id: Annotated[str, typer.Argument(help="32 hex digits.")]) -> None:
+def trace(
+    sample: Annotated[
+        str, typer.Argument(metavar="SAMPLE_ID", help="32 hex digits, the first 6 of them, or FILE:LINE.")
+    ],
+) -> None:
     """Tell what happened to a row at each stage."""
     from orchestration.summary import print_trace
 
-    print_trace(sample_id, current_workspace(), output)
+    print_trace(sample, current_workspace(), output)
 
 
 def rollback(version: Annotated[int, typer.Argument(help="The registered version to go back to.")]) -> None:

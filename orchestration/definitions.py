@@ -40,7 +40,7 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
             for asset in dg.load_assets_from_package_module(assets)
             if isinstance(asset, dg.AssetsDefinition)
         ],
-        asset_checks=[*source_checks(partitions), *model_checks()],
+        asset_checks=[*source_checks(partitions, manifest.own_checks()), *model_checks()],
         jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation],
         schedules=[weekly_corpus(partitions), weekly_model()],
         sensors=[changed_sources(), accepted_data()],

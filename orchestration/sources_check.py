@@ -87,8 +87,18 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
 
 
 def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, console: Console) -> bool:
-    """Print each source; False where one of them cannot be read."""
+    """Print each source; False where one of them cannot be read.
+
+    Raises:
+        ValueError: a suite of the manifest's `expectations` is wrong
+    """
     from vipolyqwen_core.corpus.tagging import preview
+
+    if manifest.expectations:
+        from quality.own_suites import own_suites
+
+        names = [suite.name for suite in own_suites(manifest)]
+        console.print(f"Suites of your own: {', '.join(names)}", highlight=False, soft_wrap=True)
 
     unreadable = []
     with backbone_for_reading(recipe.backbone, workspace) as backbone:

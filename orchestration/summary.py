@@ -99,11 +99,11 @@ def example_rows(tasks: Sequence[str]) -> list[int]:
     return [first[task] for task in EXAMPLE_TASKS if task in first][:NUM_EXAMPLES]
 
 
-def print_trace(sample_id: str, workspace: Workspace, console: Console) -> None:
-    """What happened to a pair at each stage."""
+def print_trace(wanted: str, workspace: Workspace, console: Console) -> None:
+    """What happened at each stage to a pair, or to the record at a place."""
     from quality.trace import REJECTED, trace
 
-    for step in trace(sample_id, workspace):
+    for step in trace(wanted, workspace):
         colour = "yellow" if step.outcome == REJECTED else "green"
         console.print(
             f"[bold]{step.stage}[/] [{colour}]{step.outcome}[/] {escape(step.sentence)}", highlight=False

@@ -1,11 +1,15 @@
 """What is expected of a source before it may train: suites of Great Expectations as Python code.
 
+There is one for each stage's table, one for each task, one for the stages as a whole, one that compares with
+the last accepted version, one for the balance of answers and one for the pictures. Those of the training set
+stand in `training_set_expectations`, those of users are read by `own_suites`.
+
 Great Expectations has no Polars engine, and long texts in pandas are slow and large. So Polars computes a
 narrow frame (lengths, counts, truths) and a few facts about the stages, and the suites judge these.
 Severity critical blocks the source, warning is recorded. The row rules stand in `quality.rules`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -30,8 +34,10 @@ from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from quality.duplicates import whole_query
-from quality.language import LANGUAGES, OTHER
+from quality.language import LANGUAGES
+from quality.rules import answered
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task
+from vipolyqwen_core.corpus.hashing import fingerprint
 
 CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
 
@@ -39,8 +45,19 @@ MAX_REJECTED_SHARE = 0.2
 MAX_DUPLICATE_SHARE = 0.2
 MAX_OTHER_SHARE = 0.3
 MAX_UNEXPECTED_LANGUAGE_SHARE = 0.2
+MIN_BALANCE_PAIRS = 50
+"""The answers of fewer pairs say nothing."""
 MAX_DRIFT = 0.25
 """How far a share may move between two accepted versions before somebody should look."""
+
+
+TABLES = {
+    "pairs": "one narrow row for each validated pair",
+    "balance": "one row for each task: how its answers and scores are spread",
+    "pictures": "one row for each stored picture",
+    "facts": "one row: counts and shares of the stages, and how far they moved",
+}
+"""The frames that are judged before a source is accepted; suites of one's own may be about any of them."""
 
 
 @dataclass(frozen=True)
@@ -50,39 +67,73 @@ class Suite:
     name: str
     """As in Data Docs."""
     table: str
-    """`pairs`, `facts` or `pictures`."""
+    """The frame that it judges: `curated`, `tagged`, one of TABLES, or one of the training set's."""
     expectations: Sequence[Expectation]
     """In order."""
     task: Task | None = None
     """Only the rows of this task; none: all."""
+    check: str = ""
+    """The asset check that reports it; empty: one of its own name."""
+    sources: frozenset[str] = frozenset()
+    """Only these sources; empty: all of them."""
+    columns: Mapping[str, pl.Expr] = field(default_factory=dict)
+    """Further columns of `pairs`, out of those of the contract's TAGGED."""
+
+    def digest(self) -> str:
+        """Changes with anything that the suite says."""
+        said = [expectation.configuration.to_json_dict() for expectation in self.expectations]
+        columns = {name: str(value) for name, value in self.columns.items()}
+        return fingerprint(self.name, self.table, self.task, said, columns)
 
 
-def narrow_pairs(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """One narrow row for each tagged pair: what the suites look at."""
+def narrow_curated(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """One narrow row for each curated pair: what the suites look at."""
+    return rows.select(**_curated_columns())
+
+
+def narrow_pairs(rows: pl.LazyFrame, further: Mapping[str, pl.Expr] | None = None) -> pl.LazyFrame:
+    """One narrow row for each tagged pair: that of the curated pair, and what tagging added."""
+    return rows.select(**_curated_columns(), **_tagged_columns(), **(further or {}))
+
+
+def names_of_columns() -> tuple[str, ...]:
+    """Columns of `pairs`."""
+    return (*_curated_columns(), *_tagged_columns())
+
+
+def _curated_columns() -> dict[str, pl.Expr]:
     pictures = {side: num_pictures(side) for side in ("query", "target")}
-    content = {
-        side: (pictures[side] > 0) | (pl.col(side).str.strip_chars().str.len_chars() > 0) for side in pictures
+    return {
+        "sample_id": pl.col("sample_id").hash(seed=0),
+        "task": pl.col("task").cast(pl.Categorical),
+        "language": pl.col("language").cast(pl.Categorical),
+        "query_chars": whole_query().str.len_chars().cast(pl.Int32),
+        "target_chars": pl.col("target").str.len_chars().cast(pl.Int32),
+        "query_pictures": pictures["query"],
+        "target_pictures": pictures["target"],
+        "query_has_content": _has_content("query", pictures["query"]),
+        "target_has_content": _has_content("target", pictures["target"]),
+        "turns": pl.col("history").list.len().fill_null(0).cast(pl.Int32),
+        "score": pl.col("score"),
+        "score_of_equals": pl.when(_is_target()).then("score"),
+        "answer_in_query": answered().fill_null(False),
     }
-    return rows.select(
-        sample_id=pl.col("sample_id").hash(seed=0),
-        task=pl.col("task").cast(pl.Categorical),
-        language=pl.col("language").cast(pl.Categorical),
-        prefix_is_task=pl.col("prefix") == pl.col("task"),
-        query_chars=whole_query().str.len_chars().cast(pl.Int32),
-        target_chars=pl.col("target").str.len_chars().cast(pl.Int32),
-        query_pictures=pictures["query"],
-        target_pictures=pictures["target"],
-        placeholders_match=placeholders_match(),
-        query_has_content=content["query"],
-        target_has_content=content["target"],
-        turns=pl.col("history").list.len().fill_null(0).cast(pl.Int32),
-        score="score",
-        query_is_target=_is_target(),
-        score_of_equals=pl.when(_is_target()).then("score"),
-        query_tokens="query_tokens",
-        target_tokens="target_tokens",
-        has_hashes=(pl.col("query_hash") != 0) & (pl.col("target_hash") != 0),
-    )
+
+
+def _tagged_columns() -> dict[str, pl.Expr]:
+    return {
+        "prefix_is_task": pl.col("prefix") == pl.col("task"),
+        "placeholders_match": placeholders_match(),
+        "query_tokens": pl.col("query_tokens"),
+        "target_tokens": pl.col("target_tokens"),
+        "query_patches": pl.col("query_patches"),
+        "target_patches": pl.col("target_patches"),
+        "has_hashes": (pl.col("query_hash") != 0) & (pl.col("target_hash") != 0),
+    }
+
+
+def _has_content(side: str, pictures: pl.Expr) -> pl.Expr:
+    return (pictures > 0) | (pl.col(side).str.strip_chars().str.len_chars() > 0)
 
 
 def _is_target() -> pl.Expr:
@@ -120,28 +171,66 @@ def between(
     )
 
 
-def pairs_suite() -> Suite:
-    """What holds for every pair, whatever its task."""
+def _rows() -> list[Expectation]:
+    """What holds for the rows of any stage."""
+    return [
+        ExpectTableRowCountToBeBetween(min_value=1, severity=CRITICAL),
+        ExpectColumnValuesToBeUnique(column="sample_id", severity=CRITICAL),
+        ExpectColumnValuesToBeInSet(
+            column="task", value_set=[task.value for task in Task], severity=CRITICAL
+        ),
+        ExpectColumnValuesToBeInSet(column="language", value_set=list(LANGUAGES), severity=CRITICAL),
+        true("query_has_content", CRITICAL),
+        true("target_has_content", CRITICAL),
+        ExpectColumnValuesToBeInSet(column="answer_in_query", value_set=[False], severity=CRITICAL),
+        between("score", 0.0, 1.0, CRITICAL),
+    ]
+
+
+def curated_suite() -> Suite:
+    """What holds for every curated pair."""
     return Suite(
-        "pairs",
-        "pairs",
+        "curated",
+        "curated",
         [
-            ExpectTableRowCountToBeBetween(min_value=1, severity=CRITICAL),
-            ExpectColumnValuesToBeUnique(column="sample_id", severity=CRITICAL),
-            ExpectColumnValuesToBeInSet(
-                column="task", value_set=[task.value for task in Task], severity=CRITICAL
-            ),
-            ExpectColumnValuesToBeInSet(column="language", value_set=list(LANGUAGES), severity=CRITICAL),
-            true("prefix_is_task", CRITICAL),
-            true("query_has_content", CRITICAL),
-            true("target_has_content", CRITICAL),
-            true("placeholders_match", CRITICAL),
-            true("has_hashes", CRITICAL),
-            between("score", 0.0, 1.0, CRITICAL),
-            between("query_tokens", 1, None, CRITICAL),
-            between("target_tokens", 1, None, CRITICAL),
+            *_rows(),
             between("query_chars", None, 20_000, WARNING, mostly=0.99),
             between("target_chars", None, 20_000, WARNING, mostly=0.99),
+            between("turns", None, 100, WARNING, mostly=0.99),
+        ],
+    )
+
+
+def tagged_suite() -> Suite:
+    """What holds for tagged pairs, before the row rules of validation have had their say."""
+    return Suite(
+        "tagged",
+        "tagged",
+        [
+            ExpectTableRowCountToBeBetween(min_value=1, severity=CRITICAL),
+            true("prefix_is_task", CRITICAL),
+            true("has_hashes", CRITICAL),
+            true("placeholders_match", WARNING, mostly=0.99),
+            between("query_tokens", 1, None, WARNING, mostly=0.99),
+            between("target_tokens", 1, None, WARNING, mostly=0.99),
+        ],
+    )
+
+
+def pairs_suite() -> Suite:
+    """What holds for every pair that may train, whatever its task."""
+    return Suite(
+        "validated",
+        "pairs",
+        [
+            *_rows(),
+            true("prefix_is_task", CRITICAL),
+            true("placeholders_match", CRITICAL),
+            true("has_hashes", CRITICAL),
+            between("query_tokens", 1, None, CRITICAL),
+            between("target_tokens", 1, None, CRITICAL),
+            between("query_patches", 0, None, CRITICAL),
+            between("target_patches", 0, None, CRITICAL),
         ],
     )
 
@@ -165,15 +254,11 @@ def _scored_pair() -> list[Expectation]:
 
 
 def _instr() -> list[Expectation]:
-    return [
-        ExpectColumnValuesToBeInSet(column="query_is_target", value_set=[False], severity=CRITICAL),
-        between("target_chars", 2, None, WARNING, mostly=0.95),
-    ]
+    return [between("target_chars", 2, None, WARNING, mostly=0.95)]
 
 
 def _with_picture() -> list[Expectation]:
     return [
-        ExpectColumnValuesToBeInSet(column="query_is_target", value_set=[False], severity=CRITICAL),
         between("query_pictures", 1, None, CRITICAL),
         between("query_pictures", None, 16, WARNING),
     ]
@@ -192,10 +277,12 @@ TASK_EXPECTATIONS = {
 }
 
 
-def facts_suite(has_earlier: bool, languages_declared: bool) -> Suite:
+def facts_suite(languages_declared: bool) -> Suite:
     """What holds for the stages of the source as a whole; a frame of one row."""
     expectations = [
-        true("schema_is_right", CRITICAL),
+        true("curated_schema_is_right", CRITICAL),
+        true("tagged_schema_is_right", CRITICAL),
+        true("validated_schema_is_right", CRITICAL),
         true("is_sorted", CRITICAL),
         between("pairs", 1, None, CRITICAL),
         between("missing_records", 0, 0, CRITICAL),
@@ -211,15 +298,57 @@ def facts_suite(has_earlier: bool, languages_declared: bool) -> Suite:
         expectations.append(
             between("unexpected_language_share", None, MAX_UNEXPECTED_LANGUAGE_SHARE, WARNING)
         )
-    if has_earlier:
-        expectations += [
-            between("pairs_ratio", 0.5, None, WARNING),
+    return Suite("stages", "facts", expectations)
+
+
+def drift_suite() -> Suite:
+    """How far the source may have moved since its last accepted version."""
+    return Suite(
+        "drift",
+        "facts",
+        [
+            between("pairs_ratio", 0.5, 10.0, WARNING),
+            between("length_ratio", 1 / 1.5, 1.5, WARNING),
             between("language_drift", None, MAX_DRIFT, WARNING),
             between("task_drift", None, MAX_DRIFT, WARNING),
-            between("length_ratio", 1 / 1.5, 1.5, WARNING),
+            between("length_drift", None, MAX_DRIFT, WARNING),
             between("score_drift", None, MAX_DRIFT, WARNING),
-        ]
-    return Suite("stages", "facts", expectations)
+        ],
+    )
+
+
+def balance_of_tasks(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """How the answers and scores of each task are spread; tasks of few pairs are left out.
+
+    `top_target_share`: of the most frequent answer; `positive_share`: of scored pairs with a score of at
+    least 0.5.
+    """
+    answers = pl.col("target_hash")
+    return (
+        rows.group_by("task")
+        .agg(
+            pairs=pl.len(),
+            top_target_share=answers.unique_counts().max() / pl.len(),
+            distinct_target_share=answers.n_unique() / pl.len(),
+            positive_share=(pl.col("score") >= 0.5).mean(),
+            score_deviation=pl.col("score").std(),
+        )
+        .filter(pl.col("pairs") >= MIN_BALANCE_PAIRS)
+        .sort("task")
+    )
+
+
+def balance_suite() -> Suite:
+    """That no answer or score drowns the others of its task: a label that never changes teaches nothing."""
+    return Suite(
+        "balance",
+        "balance",
+        [
+            between("top_target_share", None, 0.6, WARNING),
+            between("positive_share", 0.05, 0.95, WARNING),
+            between("score_deviation", 0.02, None, WARNING),
+        ],
+    )
 
 
 def pictures_suite() -> Suite:
@@ -238,58 +367,3 @@ def pictures_suite() -> Suite:
             ExpectColumnMeanToBeBetween(column="reencoded", max_value=0.5, severity=WARNING),
         ],
     )
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How an accepted version looked, for the next one to be compared with."""
-
-    pairs: int
-    """Pairs that were accepted."""
-    languages: dict[str, float] = field(default_factory=dict)
-    """Share of the pairs by language."""
-    tasks: dict[str, float] = field(default_factory=dict)
-    """Share of the pairs by task."""
-    mean_chars: float = 0.0
-    """Characters of both sides."""
-    mean_score: float | None = None
-    """Of scored pairs."""
-
-    def drift(self, earlier: "Profile") -> dict[str, float]:
-        """Columns of the facts that compare with an earlier version."""
-        scores = (self.mean_score, earlier.mean_score)
-        return {
-            "pairs_ratio": self.pairs / earlier.pairs if earlier.pairs else 1.0,
-            "language_drift": total_variation(self.languages, earlier.languages),
-            "task_drift": total_variation(self.tasks, earlier.tasks),
-            "length_ratio": self.mean_chars / earlier.mean_chars if earlier.mean_chars else 1.0,
-            "score_drift": 0.0 if scores[0] is None or scores[1] is None else abs(scores[0] - scores[1]),
-        }
-
-
-def profile(narrow: pl.DataFrame) -> Profile:
-    """The profile of narrow pairs."""
-
-    def shares(column: str) -> dict[str, float]:
-        counts = narrow[column].cast(pl.String).value_counts().sort("count", column, descending=True)
-        return {name: count / narrow.height for name, count in counts.iter_rows()}
-
-    chars = narrow.select((pl.col("query_chars") + pl.col("target_chars")).mean()).item()
-    mean_score = narrow.select(pl.col("score").mean()).item()
-    return Profile(
-        pairs=narrow.height,
-        languages=shares("language"),
-        tasks=shares("task"),
-        mean_chars=float(chars or 0.0),
-        mean_score=None if mean_score is None else float(mean_score),
-    )
-
-
-def total_variation(a: dict[str, float], b: dict[str, float]) -> float:
-    """Half the sum of the differences of two distributions: the share that moved."""
-    return sum(abs(a.get(name, 0.0) - b.get(name, 0.0)) for name in a.keys() | b.keys()) / 2
-
-
-def unexpected_share(languages: dict[str, float], expected: Sequence[str]) -> float:
-    """Share of pairs in a language that was not declared; `other` may be numbers, and does not count."""
-    return sum(share for name, share in languages.items() if name not in expected and name != OTHER)

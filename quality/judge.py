@@ -1,6 +1,7 @@
 """Great Expectations as the judge: suites against frames, in one run, with Data Docs as HTML."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vipolyqwen_core.corpus.tables import written_aside
 
 pandas_execution_engine.HASH_THRESHOLD = 0  # frames below 1 GB are fingerprinted with md5 otherwise
 SITE = "data_docs"
-SHOWN = ("suite", "expectation", "column", "severity", "success", "observed")
+SHOWN = ("check", "suite", "expectation", "column", "severity", "success", "observed")
 
 
 def judge(
@@ -23,14 +24,15 @@ def judge(
 ) -> list[dict[str, Any]]:
     """Validate each suite against its table; one line for each expectation.
 
-    A suite of a task without rows is left out. A metric that raised counts as a failure, and says so.
+    A suite of a task without rows, or of a table that the source has not, is left out. A metric that raised
+    counts as a failure, and says so.
 
     Args:
         suites: what is expected
         tables: frames by the name that suites use
         docs: folder for Data Docs, replaced as a whole; none: no HTML
     Returns:
-        dicts of suite, expectation, column, severity, success, observed
+        dicts of check, suite, expectation, column, severity, success, observed
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -40,30 +42,34 @@ def judge(
     for suite in suites:
         if not suite.expectations:
             continue
-        frame = tables[suite.table]
+        frame = tables.get(suite.table)
+        if frame is None:
+            continue
         if suite.task is not None:
             frame = frame.filter(pl.col("task") == suite.task.value)
             if frame.is_empty():
                 continue
         batch = datasource.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("whole")
-        expected = gx.ExpectationSuite(name=suite.name, expectations=list(suite.expectations))
+        copies = [copy(expectation) for expectation in suite.expectations]  # one belongs to one context
+        expected = gx.ExpectationSuite(name=suite.name, expectations=copies)
         definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=context.suites.add(expected))
         context.validation_definitions.add(definition)
         result = definition.run(batch_parameters={"dataframe": frame.to_pandas()}, result_format="SUMMARY")
         results.append(result)
-        lines += [_line(suite.name, single) for single in result.results]
+        lines += [_line(suite, single) for single in result.results]
     if docs is not None:
         with written_aside(docs) as aside:
             _write_docs(context, aside)
     return lines
 
 
-def _line(suite: str, result: ExpectationValidationResult) -> dict[str, Any]:
+def _line(suite: Suite, result: ExpectationValidationResult) -> dict[str, Any]:
     config = result.expectation_config
     assert config is not None
     severity = config.severity
     values = (
-        suite,
+        suite.check or suite.name,
+        suite.name,
         config.type,
         config.kwargs.get("column"),
         str(getattr(severity, "value", severity)),

@@ -12,6 +12,7 @@ from functools import cache
 
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 
+from quality.plain_vietnamese import ALSO_ENGLISH, PLAIN_SYLLABLE, is_plain_vietnamese
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
 
 VI, EN, ZH, OTHER = "vi", "en", "zh", "other"
@@ -40,15 +41,7 @@ ONLY_VIETNAMESE = re.compile(r"[ăđơưĂĐƠƯ\u1ea0-\u1ef9]")
 MARKED_WORD = re.compile(r"[A-Za-z]*[À-ỹ][^\W\d_]*")
 NOT_WORDS = re.compile(r"https?://\S+|\\[A-Za-z]+|\\.|[A-Za-z]*\d[A-Za-z\d]*|" + re.escape(IMAGE_PLACEHOLDER))
 WORD = re.compile(r"[^\W\d_]{2,}")
-PLAIN_SYLLABLE = re.compile(
-    r"(?:ngh|ng|nh|gh|gi|kh|ph|th|tr|ch|qu|[bcdghklmnprstvx])?"
-    r"(?:uye|uya|uyu|oai|oay|oeo|uoi|uou|ieu|yeu|uay|uoc|ia|ie|ye|iu|ua|ue|ui|uo|uu|uy|oa|oe|oi|oo|ai|ao|au|ay"
-    r"|eo|eu|[aeiouy])"
-    r"(?:ch|ng|nh|[cmnpt])?"
-)
-"""A Vietnamese syllable without its diacritics."""
-SYLLABLE_SHARE = 0.75
-MIN_SYLLABLES = 4
+SYLLABLE = re.compile(PLAIN_SYLLABLE)
 VIETNAMESE_SHARE = 0.3
 ONLY_ENGLISH = frozenset(
     {
@@ -90,7 +83,7 @@ def detect_language(text: str) -> str:
     only_vietnamese = not text.isascii() and ONLY_VIETNAMESE.search(text) is not None
     if only_vietnamese and len(MARKED_WORD.findall(text)) >= VIETNAMESE_SHARE * len(words):
         return VI
-    if text.isascii() and _is_plain_vietnamese(words):
+    if text.isascii() and _is_plain(words):
         return VI
     if sum(word.lower() in ONLY_ENGLISH for word in words) >= max(2, ENGLISH_SHARE * len(words)):
         return EN
@@ -114,12 +107,10 @@ def _by_script(text: str) -> str | None:
     return None
 
 
-def _is_plain_vietnamese(words: list[str]) -> bool:
-    """Whether the words are Vietnamese syllables without diacritics. English fails at `is`, `of`, `what`."""
-    if len(words) < MIN_SYLLABLES:
-        return False
-    syllables = sum(PLAIN_SYLLABLE.fullmatch(word.lower()) is not None for word in words)
-    return syllables >= SYLLABLE_SHARE * len(words)
+def _is_plain(words: list[str]) -> bool:
+    """Whether the words are Vietnamese syllables without diacritics."""
+    syllables = [word for word in map(str.lower, words) if SYLLABLE.fullmatch(word)]
+    return is_plain_vietnamese(len(words), len(syllables), sum(word in ALSO_ENGLISH for word in syllables))
 
 
 @cache

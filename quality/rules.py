@@ -100,6 +100,9 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
     needs_picture = pl.col("task").is_in([Task.OCR.value, Task.VQA_SINGLE.value, Task.VQA_MULTI.value])
     pictures = pl.col("query_images").list.len().fill_null(0)
     rules = [RowRule("no_picture", needs_picture & (pictures == 0), pl.col("query"))]
+    min_chars, max_chars, max_repetition = (
+        _limit(settings, name) for name in ("min_chars", "max_chars", "max_repetition")
+    )
     for side in ("query", "target"):
         text, chars = pl.col(side), pl.col(side).str.len_chars()
         bare = pl.col(f"{side}_images").list.len().fill_null(0) == 0
@@ -107,9 +110,9 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
         # Where a side has pictures, `<image>` alone is no text, but the pictures are content.
         rules += [
             RowRule(f"empty_{side}", bare & (text.str.strip_chars() == "") | ~bare & text.is_null(), text),
-            RowRule(f"{side}_too_short", bare & ~blank & (chars < settings.min_chars), text),
-            RowRule(f"{side}_too_long", chars > settings.max_chars, pl.format("{} characters", chars)),
-            RowRule(f"repetitive_{side}", _repeats(text, settings.max_repetition), text),
+            RowRule(f"{side}_too_short", bare & ~blank & (chars < min_chars), text),
+            RowRule(f"{side}_too_long", chars > max_chars, pl.format("{} characters", chars)),
+            RowRule(f"repetitive_{side}", _repeats(text, max_repetition), text),
         ]
     score = pl.col("score")
     rules.append(
@@ -119,11 +122,20 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
             score.cast(pl.String),
         )
     )
-    rules.append(RowRule("answer_in_query", _answered(), pl.col("target")))
+    rules.append(RowRule("answer_in_query", answered(), pl.col("target")))
     return rules
 
 
-def _answered() -> pl.Expr:
+def _limit(settings: CurationSettings, name: str) -> pl.Expr:
+    """A limit for each row: that of its task, else that of all tasks."""
+    limit = pl.lit(getattr(settings, name))
+    for task, limits in settings.by_task.items():
+        if (own := getattr(limits, name)) is not None:
+            limit = pl.when(pl.col("task") == task.value).then(pl.lit(own)).otherwise(limit)
+    return limit
+
+
+def answered() -> pl.Expr:
     """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair."""
     query, target = pl.col("query").str.strip_chars(), pl.col("target").str.strip_chars()
     ends = query.str.ends_with(target) & (target.str.len_chars() >= MIN_ANSWER_CHARS)
@@ -131,7 +143,7 @@ def _answered() -> pl.Expr:
     return (pl.col("task") != Task.TEXT_PAIR.value) & only_text & ((query == target) | ends)
 
 
-def _repeats(text: pl.Expr, max_share: float) -> pl.Expr:
+def _repeats(text: pl.Expr, max_share: pl.Expr) -> pl.Expr:
     """Whether one repeated line, phrase, word or character fills more than `max_share` of a long text.
 
     Only texts with few distinct words or characters are counted out.
@@ -141,12 +153,8 @@ def _repeats(text: pl.Expr, max_share: float) -> pl.Expr:
     lines = text.str.count_matches("\n") >= 2
     few_characters = (words.list.len() <= 3) & (text.str.len_chars() >= MIN_REPETITION_CHARS)
     suspected = (text.str.len_chars() >= MIN_REPETITION_CHARS) & (few_words | lines | few_characters)
-    return (
-        pl.when(suspected)
-        .then(text)
-        .map_elements(lambda value: repetition_share(value) > max_share, return_dtype=pl.Boolean)
-        .fill_null(False)
-    )
+    share = pl.when(suspected).then(text).map_elements(repetition_share, return_dtype=pl.Float64)
+    return (share > max_share).fill_null(False)
 
 
 def repetition_share(text: str) -> float:

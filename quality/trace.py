@@ -1,4 +1,7 @@
-"""The way of one pair through the factory: where it came from, what changed it, where it went."""
+"""The way of one pair through the factory: where it came from, what changed it, where it went.
+
+A pair is named by its id, or by its place; a record that could not be read has nothing but its place.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from quality.curate import SOURCE_FILE
+from quality.ledger import READ_STAGE
 from quality.validate import accepted_folder
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
@@ -39,7 +43,7 @@ class Step:
     """What one stage did with the pair."""
 
     stage: str
-    """`source`, `curated`, `tagged`, `validated` or `training_set`."""
+    """`source`, `read` (of a record without pairs), `curated`, `tagged`, `validated` or `training_set`."""
     outcome: str
     """`read`, `kept`, `rejected` or `missing`."""
     sentence: str
@@ -52,23 +56,46 @@ class Step:
         return "\n".join([*lines, *(f"    {name}: {value}" for name, value in self.details)])
 
 
-def trace(sample_id: str, workspace: Workspace) -> list[Step]:
+def trace(wanted: str, workspace: Workspace) -> list[Step]:
     """What happened to a pair at each stage, in order; a pair that several sources hold is followed in each.
 
     Args:
-        sample_id: 32 hex digits, or the first ones, at least 6
+        wanted: 32 hex digits of a sample, or the first ones, 6 at least; or `FILE:LINE`,
+            `SOURCE/FILE:LINE` as ledgers name files: each pair of the record there, or why it was not read
     Raises:
-        ValueError: no source has such a pair
+        ValueError: no source has such a pair or record
     """
-    sample_id = sample_id.strip().lower()
-    if len(sample_id) < MIN_DIGITS:
-        raise ValueError(f"sample {sample_id!r}: give at least {MIN_DIGITS} of its 32 hex digits")
     home = workspace.curated("any").parent
     folders = sorted(path.parent for path in home.glob("*/stage.json"))
+    file, colon, line = wanted.strip().rpartition(":")
+    if colon and line.isdecimal():
+        steps = [step for folder in folders for step in _steps_at(file, int(line), folder, workspace)]
+        if not steps:
+            raise ValueError(f"no curated source of {workspace.home} has a record in {file}, line {line}")
+        return steps
+    sample_id = wanted.strip().lower()
+    if len(sample_id) < MIN_DIGITS:
+        raise ValueError(
+            f"sample {sample_id!r}: give at least {MIN_DIGITS} of its 32 hex digits, or FILE:LINE"
+        )
     steps = [step for folder in folders for step in _steps(sample_id, folder, workspace)]
     if not steps:
         raise ValueError(f"sample {sample_id!r} is in no curated source of {workspace.home}")
     return steps
+
+
+def _steps_at(file: str, line: int, curated: Path, workspace: Workspace) -> Iterator[Step]:
+    """The steps of what stands at one place of a source: of a record that was rejected, and of each pair."""
+    here = pl.col("line") == line, pl.col("file").is_in([file, file.removeprefix(f"{curated.name}/")])
+    ledger = pl.scan_parquet(curated / "ledger.parquet").filter(*here).collect(engine="streaming")
+    for entry in ledger.filter(pl.col("stage") == READ_STAGE).iter_rows(named=True):
+        yield Step("source", "read", f"{curated.name}: {entry['file']}, line {line}.")
+        yield _rejection(READ_STAGE, pl.DataFrame([entry]))
+    columns = ["sample_id", "file", "item"]
+    kept = pl.scan_parquet(curated / "pairs.parquet").filter(*here).select(columns)
+    pairs = pl.concat([kept.collect(engine="streaming"), ledger.select(columns).drop_nulls("sample_id")])
+    for sample_id, found, item in pairs.sort("item").iter_rows():
+        yield from _steps_of(sample_id, curated.name, (found, line, item), workspace)
 
 
 def _steps(sample_id: str, curated: Path, workspace: Workspace) -> Iterator[Step]:

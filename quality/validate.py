@@ -14,24 +14,26 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from quality.drift import Profile, profile, unexpected_share
 from quality.expectations import (
     CRITICAL,
-    Profile,
     Suite,
+    balance_of_tasks,
+    balance_suite,
+    drift_suite,
     facts_suite,
     narrow_pairs,
     pairs_suite,
     pictures_suite,
     placeholders_match,
-    profile,
     task_suite,
-    unexpected_share,
 )
 from quality.judge import judge
 from quality.language import OTHER
@@ -44,7 +46,7 @@ from quality.ledger import (
     write_ledger,
 )
 from quality.rules import RowRule, first_failure
-from vipolyqwen_core.contract import TAGGED, Task
+from vipolyqwen_core.contract import PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Source
@@ -59,9 +61,11 @@ DUPLICATE_RULES = ("exact_duplicate", "near_duplicate")
 ROW_GROUP = 50_000
 
 
-def validate(source: Source, workspace: Workspace) -> StageSummary:
+def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) -> StageSummary:
     """Judge the tagged pairs of a source; `details["accepted"]` says whether they may train.
 
+    Args:
+        own: suites of the user's, beside the built-in ones
     Raises:
         ValueError: the source was not tagged yet
     """
@@ -72,11 +76,15 @@ def validate(source: Source, workspace: Workspace) -> StageSummary:
             f"source {source.name!r} has not been curated and tagged yet: run these stages first"
         )
     folder = workspace.validated(source.name)
-    mark = fingerprint(STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages)
+    own = [suite for suite in own if not suite.sources or source.name in suite.sources]
+    digests = [suite.digest() for suite in own]
+    mark = fingerprint(
+        STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages, digests
+    )
     if (summary := unchanged_stage(folder, mark)) is not None:
         logger.info("%s: unchanged, %s", source.name, _verdict(summary))
         return summary
-    docs = workspace.data_docs / source.name
+    docs = workspace.data_docs / source.name / STAGE
     with written_aside(folder / "candidate") as aside:
         aside.mkdir(parents=True)
         kept, rejected = _apply_rules(workspace.tagged(source.name) / "pairs.parquet", aside)
@@ -90,8 +98,8 @@ def validate(source: Source, workspace: Workspace) -> StageSummary:
         )
         earlier = accepted_stage(folder)
         before = Profile(**earlier.details["profile"]) if earlier is not None else None
-        tables, now = _tables(source, aside, (curated, tagged, summary), before)
-        lines = judge(_suites(source, tables, before), tables, docs)
+        tables, now = _tables(source, aside, workspace, (curated, tagged, summary), before, own)
+        lines = judge([*_suites(source, tables, before), *own], tables, docs)
         failed = [line for line in lines if not line["success"]]
         summary = replace(
             summary,
@@ -177,17 +185,25 @@ def link_or_copy(file: Path, place: Path) -> None:
 
 
 def _tables(
-    source: Source, folder: Path, stages: tuple[StageSummary, ...], before: Profile | None
+    source: Source,
+    folder: Path,
+    workspace: Workspace,
+    stages: tuple[StageSummary, ...],
+    before: Profile | None,
+    own: Sequence[Suite],
 ) -> tuple[dict[str, pl.DataFrame], Profile]:
     """What the suites judge, and the profile of the pairs."""
     curated, tagged, validated = stages
     rows = pl.scan_parquet(folder / "pairs.parquet")
-    narrow = narrow_pairs(rows).collect(engine="streaming")
+    further = {name: value for suite in own for name, value in suite.columns.items()}
+    narrow = narrow_pairs(rows, further).collect(engine="streaming")
     now = profile(narrow)
     read = curated.pairs_in + sum(curated.records_rejected.values())
     duplicates = sum(curated.rejected.get(rule, 0) for rule in DUPLICATE_RULES)
     facts: dict[str, Any] = {
-        "schema_is_right": rows.collect_schema() == polars_schema(TAGGED),
+        "curated_schema_is_right": _has_schema(workspace.curated(source.name), PAIR),
+        "tagged_schema_is_right": _has_schema(workspace.tagged(source.name), TAGGED),
+        "validated_schema_is_right": _has_schema(folder, TAGGED),
         "is_sorted": _is_sorted(rows),
         "pairs": validated.pairs_out,
         "missing_records": missing_records(curated),
@@ -201,6 +217,9 @@ def _tables(
         **(now.drift(before) if before is not None else {}),
     }
     tables = {"pairs": narrow}
+    balance = balance_of_tasks(rows).collect(engine="streaming")
+    if balance.height:
+        tables["balance"] = balance
     images = curated.details.get("images")
     named = pictures_of(rows).collect(engine="streaming")
     missing = named
@@ -215,6 +234,10 @@ def _tables(
         )
     facts["missing_pictures"] = missing.height
     return {**tables, "facts": pl.DataFrame([facts])}, now
+
+
+def _has_schema(folder: Path, columns: Sequence[Column]) -> bool:
+    return pl.scan_parquet(folder / "pairs.parquet").collect_schema() == polars_schema(columns)
 
 
 def pictures_of(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -236,8 +259,8 @@ def _is_sorted(rows: pl.LazyFrame) -> bool:
 def _suites(source: Source, tables: dict[str, pl.DataFrame], before: Profile | None) -> list[Suite]:
     scored = tables["pairs"]["score"].count() > 0
     suites = [pairs_suite(), *(task_suite(task, scored) for task in Task)]
-    suites.append(facts_suite(before is not None, bool(source.languages)))
-    return [*suites, pictures_suite()] if "pictures" in tables else suites
+    suites += [balance_suite(), facts_suite(bool(source.languages)), pictures_suite()]
+    return suites if before is None else [*suites, drift_suite()]
 
 
 def _accept(folder: Path, version: str) -> None:

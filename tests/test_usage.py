@@ -175,6 +175,24 @@ def test_the_adapter_reads_what_it_was_written_for(tmp_path: Path, monkeypatch: 
     sys.modules.pop("usage_readers")
 
 
+def test_the_suites_are_read_as_the_manifest_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from quality.own_suites import own_suites
+
+    (manifest,), (entries,) = blocks("yaml", "manifest"), blocks("yaml", "suites")
+    (tmp_path / "corpora.yaml").write_text(manifest + entries, encoding="utf-8")
+    (tmp_path / "receipts.yaml").write_text(blocks("yaml", "suite")[0], encoding="utf-8")
+    (tmp_path / "my_suites.py").write_text(blocks("python", "suite")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = load_manifest(tmp_path / "corpora.yaml")
+    suites = own_suites(loaded)
+    sys.modules.pop("my_suites")
+    assert [(suite.name, suite.check) for suite in suites] == [
+        ("receipts_say_what_was_paid", "receipts"),
+        ("chats_are_polite", "chats"),
+    ]
+    assert [len(suite.expectations) for suite in suites] == [2, 1]
+
+
 def test_the_recipe_snippet_makes_a_recipe_and_the_table_names_all():
     names = run(blocks("python", "recipe"), {})
     recipe = names["receipts"]()
@@ -193,6 +211,9 @@ def test_every_snippet_is_run_by_some_test_and_every_link_leads_somewhere():
         ("python", "adapter"),
         ("python", "recipe"),
         ("yaml", "manifest"),
+        ("yaml", "suites"),
+        ("yaml", "suite"),
+        ("python", "suite"),
         ("json", "owner"),
         ("bash", ""),
         ("text", ""),

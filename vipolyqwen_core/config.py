@@ -105,6 +105,18 @@ class ProcessingSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TextLimits:
+    """Limits of the texts of one task; None: as for all tasks."""
+
+    min_chars: Positive | None = None
+    """Shortest text of a side without pictures."""
+    max_chars: Positive | None = None
+    """Longest text of a side."""
+    max_repetition: Share | None = None
+    """Largest share of a side that one repeated line or word may fill."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CurationSettings:
     """Which rows are kept."""
 
@@ -114,6 +126,8 @@ class CurationSettings:
     """Longest text of a side."""
     max_repetition: Share = 0.9
     """Largest share of a side of 100 characters or more that one repeated line or word may fill."""
+    by_task: dict[Task, TextLimits] = Field(default_factory=dict)
+    """Other limits for the rows of a task."""
     max_image_pixels: Positive = 100_000_000
     """Larger pictures are rejected before they are decoded."""
     near_duplicate_threshold: Share = 0.85

@@ -77,6 +77,14 @@ def test_a_source_added_to_the_manifest_is_a_partition(tmp_path: Path) -> None:
     assert partitions() == ["letters", "receipts"]
 
 
+def test_suites_of_ones_own_are_checks(tmp_path: Path) -> None:
+    path = Path(manifest(tmp_path, "letters"))
+    path.write_text(path.read_text() + "expectations: [suites/totals.yaml, my.suites:chats]\n")
+    built = build_definitions(Workspace(tmp_path), str(path), "demo")
+    names = {spec.name for check in built.asset_checks or () for spec in check.check_specs}
+    assert {"own_totals", "own_chats", "suite_drift"} <= names
+
+
 def test_a_wrong_manifest_is_refused_when_definitions_load(tmp_path: Path) -> None:
     path = tmp_path / "manifest.yaml"
     path.write_text("sources: [{name: a, format: song, paths: a.txt}]")

@@ -3,13 +3,16 @@
 import ast
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.rules import RULES, repetition_share, row_rules
+from quality.rules import RULES, first_failure, repetition_share, row_rules
 from quality.validate import row_rules as validation_rules
-from vipolyqwen_core.config import CurationSettings
+from tests.quality.conftest import sentence
+from vipolyqwen_core.config import CurationSettings, TextLimits, from_json, to_json
+from vipolyqwen_core.contract import Task
 
 CODE = Path(__file__).resolve().parents[2]
 RAISED = {"RecordError": 0, "PictureError": 0, "Rejection": 0, "ItemError": 1, "RowRule": 0}
@@ -37,9 +40,9 @@ def test_every_rule_of_rows_is_explained_by_one_sentence() -> None:
     names = [rule.name for rule in (*row_rules(CurationSettings()), *validation_rules())]
     assert len(names) == len(set(names))
     assert set(names) <= set(RULES)
-    for name, sentence in RULES.items():
+    for name, meaning in RULES.items():
         assert name == name.lower()
-        assert sentence.endswith(".")
+        assert meaning.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -62,3 +65,35 @@ def test_repetition_share(text: str, low: float, high: float) -> None:
 @given(st.text(max_size=80))
 def test_repetition_is_a_share(text: str) -> None:
     assert 0.0 <= repetition_share(text) <= 1.0
+
+
+def test_limits_are_those_of_the_task() -> None:
+    limits = {Task.OCR: TextLimits(max_repetition=1.0, max_chars=5000), Task.INSTR: TextLimits(min_chars=10)}
+    settings = CurationSettings(max_chars=300, by_task=limits)
+    texts = {"long": sentence(1, 100), "repeated": "ha " * 50, "short": "ngắn", "middle": sentence(1, 30)}
+    rows = pl.DataFrame(
+        [
+            {"task": task.value, "text": name, "query": "Một câu hỏi đủ dài?", "target": text}
+            for task in (Task.OCR, Task.INSTR, Task.TEXT_PAIR)
+            for name, text in texts.items()
+        ]
+    ).with_columns(
+        query_images=pl.when(pl.col("task") == "ocr").then(pl.lit(["id"])),
+        target_images=pl.lit(None, dtype=pl.List(pl.String)),
+        score=pl.lit(None, dtype=pl.Float32),
+    )
+    judged = first_failure(rows, row_rules(settings)).filter(pl.col("rule").is_not_null())
+    assert set(judged.select("task", "text", "rule").iter_rows()) == {
+        ("instr", "long", "target_too_long"),
+        ("instr", "repeated", "repetitive_target"),
+        ("instr", "short", "target_too_short"),
+        ("text_pair", "long", "target_too_long"),
+        ("text_pair", "repeated", "repetitive_target"),
+    }
+
+
+def test_limits_by_task_survive_json() -> None:
+    settings = CurationSettings(by_task={Task.OCR: TextLimits(max_chars=9)})
+    assert from_json(CurationSettings, to_json(settings)) == settings
+    with pytest.raises(ValueError, match=r"by_task\.ocr\.max_chars"):
+        from_json(CurationSettings, '{"by_task": {"ocr": {"max_chars": 0}}}')

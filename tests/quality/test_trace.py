@@ -67,6 +67,24 @@ def test_an_unknown_sample_is_refused(workspace, write_source) -> None:
         trace("01", workspace)
 
 
+def test_a_line_is_followed_even_where_it_could_not_be_read(workspace, write_source) -> None:
+    dialogue = [
+        {"role": role, "content": f"{role} {turn}"} for turn in "ab" for role in ("user", "assistant")
+    ]
+    records = ["{broken", {"data_type": "instruction", "input": dialogue}, {**instruction(2), "output": ""}]
+    curate(write_source(records), CurationSettings(dialogue_turns="each"), workspace)
+    read, rejected = trace("data.jsonl:1", workspace)
+    assert (read.stage, rejected.stage, rejected.outcome) == ("source", "read", "rejected")
+    assert "broken_json" in rejected.sentence
+    assert dict(rejected.details)["value"] == "{broken"
+    steps = trace("corpus/data.jsonl:2", workspace)
+    assert [step.stage for step in steps] == ["source", "curated", "tagged"] * 2
+    assert [dict(step.details)["target"] for step in steps[::3]] == ["assistant a", "assistant b"]
+    assert "empty_target" in trace("data.jsonl:3", workspace)[-1].sentence
+    with pytest.raises(ValueError, match=r"no curated source .* has a record in data\.jsonl, line 4"):
+        trace("data.jsonl:4", workspace)
+
+
 def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) -> None:
     curate(write_source([instruction(1)]), CurationSettings(), workspace)
     sample = pl.read_parquet(workspace.curated("corpus") / "pairs.parquet")["sample_id"][0]

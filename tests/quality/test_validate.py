@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from quality.curate import curate
-from quality.expectations import total_variation
+from quality.drift import total_variation
 from quality.ledger import polars_schema
 from quality.validate import accepted_folder, accepted_stage, validate
 from tests.quality.conftest import instruction, question, sentence
@@ -50,7 +50,7 @@ def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, t
     assert table.equals(pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet"))
     assert Path(summary.details["data_docs"]).is_file()
     assert {line["suite"] for line in summary.details["expectations"]} == {
-        "pairs", "task_instr", "task_vqa_single", "stages", "pictures",
+        "validated", "task_instr", "task_vqa_single", "stages", "pictures",
     }  # fmt: skip
     assert validate(source, workspace).reused
 

@@ -11,9 +11,14 @@
         weight: 2.0                       # expected uses of a row an epoch
         columns: {images: picture, query: question, target: answer}
 
+    expectations:                         # suites of one's own, beside those that always judge
+      - suites/receipts.yaml              # a file, relative to this one
+      - my_suites:chats                   # package.module:function
+
 A manifest that is wrong is refused with the file, the source, the key and what was expected.
 """
 
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -124,9 +129,17 @@ class Manifest:
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """The sources."""
+    expectations: tuple[str, ...] = ()
+    """YAML files, or `package.module:function`, with suites of the user's own."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "Manifest":
+        checks = [check_name(entry) for entry in self.expectations]
+        for entry, name in zip(self.expectations, checks, strict=True):
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"expectations: {entry!r} is no YAML file and no package.module:function")
+            if checks.count(name) > 1:
+                raise ValueError(f"expectations: two of them are called {name!r}")
         names = [source.name for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -148,6 +161,14 @@ class Manifest:
     def names(self) -> tuple[str, ...]:
         """Names of the sources, in order."""
         return tuple(source.name for source in self.sources)
+
+
+def check_name(entry: str) -> str:
+    """Name of the check that reports an entry of `expectations`: that of its file or function."""
+    if (function := re.fullmatch(r"[\w.]+:(\w+)", entry)) is not None:
+        return function[1]
+    path = Path(entry)
+    return path.stem if path.suffix in (".yaml", ".yml") else ""
 
 
 def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
@@ -175,6 +196,8 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
             _anchor(source, folder) if isinstance(source, dict) else source for source in content["sources"]
         ],
     }
+    if isinstance(own := content.get("expectations"), list):
+        anchored["expectations"] = [_anchor_suite(entry, path.resolve().parent) for entry in own]
     try:
         return TypeAdapter(Manifest).validate_python(anchored)
     except ValidationError as error:
@@ -191,6 +214,12 @@ def _anchor(source: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(root := source.get("image_root"), str):
         anchored["image_root"] = anchor_path(root, folder)
     return anchored
+
+
+def _anchor_suite(entry: Any, folder: Path) -> Any:
+    """A file of expectations belongs to the manifest, wherever the corpora lie."""
+    is_file = isinstance(entry, str) and entry.endswith((".yaml", ".yml"))
+    return anchor_path(entry, folder) if is_file else entry
 
 
 def anchor_path(path: str, folder: Path) -> str:

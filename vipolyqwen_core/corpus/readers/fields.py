@@ -1,6 +1,7 @@
 """Fields that several formats share: lists of pictures, hard negatives, declared keys."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -42,6 +43,32 @@ def _image_of(entry: Any) -> RawImage:
     if isinstance(entry, (str, bytes)):
         return entry
     raise RecordError("wrong_type", f"a picture is no path and no bytes but {type(entry).__name__}", entry)
+
+
+def answers_of(value: Any, what: str) -> tuple[str, ...]:
+    """The answers to one question: a text, or a list of alternatives, the most frequent first and each once.
+
+    An alternative is a text or an object with `answer` or `text`, as VQA corpora have them; SQuAD's
+    `{text: [...]}` is understood, too. Blank ones count only where there is no other.
+
+    Raises:
+        RecordError: anything else, an empty list too
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        value = value["text"]
+    if not isinstance(value, list):
+        return (text_of(value, what),)
+    texts = Counter(text_of(_alternative(entry), what) for entry in value)
+    if not texts:
+        raise RecordError("missing_field", f"{what} is an empty list", value)
+    ordered = [text for text, _ in texts.most_common()]
+    return tuple(text for text in ordered if text.strip()) or (ordered[0],)
+
+
+def _alternative(entry: Any) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    return next((entry[key] for key in ("answer", "text") if key in entry), entry)
 
 
 def negatives_of(value: Any) -> tuple[RawSide, ...]:

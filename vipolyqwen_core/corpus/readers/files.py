@@ -4,18 +4,23 @@ import codecs
 import io
 import re
 import unicodedata
+import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
+import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
 
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
 
+ZSTD_SUFFIX = ".zst"
+PIECE_BYTES = 1024 * 1024
+"""A longer line may be read in pieces."""
 _MAGIC = re.compile(r"[*?\[]")
 _TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
 _TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
@@ -39,7 +44,8 @@ class SourceFile:
     def suffix(self) -> str:
         """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`."""
         path = PurePosixPath(self.name)
-        return (path.with_suffix("") if infer_compression(self.name) else path).suffix.lower()
+        is_packed = infer_compression(self.name) or path.suffix.lower() == ZSTD_SUFFIX
+        return (path.with_suffix("") if is_packed else path).suffix.lower()
 
 
 class Line(NamedTuple):
@@ -91,10 +97,40 @@ def files_fingerprint(files: Collection[SourceFile]) -> str:
 
 @contextmanager
 def open_bytes(location: str) -> Iterator[IO[bytes]]:
-    """The content of a file, unpacked where its suffix says that it is packed (`.gz`, `.bz2`, `.xz`)."""
+    """The content of a file, unpacked where its suffix says that it is packed: `.gz .bz2 .xz .zst .zip`.
+
+    Raises:
+        OSError: it cannot be opened, or it is a ZIP archive of several files
+    """
     fs, path = url_to_fs(location)
+    if PurePosixPath(path).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
+        with fs.open(path, "rb") as packed, pa.CompressedInputStream(packed, "zstd") as stream:
+            yield io.BufferedReader(stream)
+        return
+    if infer_compression(path) == "zip":
+        with fs.open(path, "rb") as packed, zipfile.ZipFile(packed) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if len(members) != 1:
+                raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
+            with archive.open(members[0]) as stream:
+                yield stream
+        return
     with fs.open(path, "rb", compression="infer") as stream:
         yield stream
+
+
+@contextmanager
+def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
+    """UTF-16 as text, where its mark says so; else bytes without the mark of UTF-8."""
+    with open_bytes(location) as stream:
+        buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
+        start = buffered.peek(4)[:4]
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            yield io.TextIOWrapper(buffered, encoding="utf-16", errors="replace", newline="\n")
+            return
+        if start.startswith(codecs.BOM_UTF8):
+            buffered.read(len(codecs.BOM_UTF8))
+        yield buffered
 
 
 def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]:
@@ -103,18 +139,38 @@ def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
     """
-    with open_bytes(location) as stream:
-        buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
-        start = buffered.peek(4)[:4]
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            wide = io.TextIOWrapper(buffered, encoding="utf-16", errors="replace", newline="\n")
-            for number, text in enumerate(wide, 1):
+    with _open_text(location) as stream:
+        if isinstance(stream, io.TextIOWrapper):
+            for number, text in enumerate(stream, 1):
                 yield Line(number, text.rstrip("\r\n"))
             return
-        for number, data in enumerate(buffered, 1):
-            if number == 1:
-                data = data.removeprefix(codecs.BOM_UTF8)
+        for number, data in enumerate(stream, 1):
             yield Line(number, decode_line(data.rstrip(b"\r\n"), languages))
+
+
+def read_pieces(location: str, languages: Collection[str] = ()) -> Iterator[str]:
+    """The text of a file as `read_lines` decodes it, in pieces that end with a line where lines are short.
+
+    Raises:
+        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
+    """
+    with _open_text(location) as stream:
+        if isinstance(stream, io.TextIOWrapper):
+            while text := stream.read(PIECE_BYTES):
+                yield text
+            return
+        while data := stream.readline(PIECE_BYTES):
+            while not data.endswith(b"\n") and _cut_character(data) and (more := stream.read(1)):
+                data += more
+            yield decode_line(data, languages)
+
+
+def _cut_character(data: bytes) -> bool:
+    """Whether bytes end within a character of UTF-8."""
+    for back, byte in enumerate(reversed(data[-3:]), 1):
+        if byte & 0xC0 != 0x80:
+            return byte >= 0xC0 and back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
+    return False
 
 
 def decode_line(data: bytes, languages: Collection[str] = ()) -> str:

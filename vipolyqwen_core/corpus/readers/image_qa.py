@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.fields import declared, images_of, keys_of
+from vipolyqwen_core.corpus.readers.fields import answers_of, declared, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.rows import Key, optional, required, text_of
 
 
 def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
-    """The pair of one row. Without a question of its own it takes the `query_text` of the manifest.
+    """The pair of one row, or one for each alternative answer.
+
+    Without a question of its own it takes the `query_text` of the manifest.
 
     Raises:
         RecordError: pictures, question or answer are missing
@@ -20,13 +22,15 @@ def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: st
     if not images:
         raise RecordError("no_images", "the row has no picture", sorted(str(key) for key in fields))
     keys = keys_of(source, "query", "question")
+    answers = required(fields, keys_of(source, "target", "answer", "answers", "output"))
     fixed = source.query_text is not None and "query" not in source.columns
     return [
         RawPair(
             task=source.task,
             query=str(source.query_text) if fixed else text_of(required(fields, keys), "the question"),
-            target=text_of(required(fields, keys_of(source, "target", "answer", "output")), "the answer"),
+            target=answer,
             query_images=images,
             **declared(fields, source),
         )
+        for answer in answers_of(answers, "the answer")
     ]

@@ -14,7 +14,7 @@ from typing import Any
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
-from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of
+from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, answers_of, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
 from vipolyqwen_core.corpus.readers.rows import Key, optional, required, text_of
 
@@ -43,7 +43,7 @@ TARGET_KEYS = {
 
 
 def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
-    """The pairs of one sample; several only for a dialogue with `dialogue_turns` `each`.
+    """The pairs of one sample; several for alternative answers and a dialogue with `dialogue_turns` `each`.
 
     Raises:
         RecordError: the sample cannot become pairs
@@ -55,15 +55,18 @@ def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) 
     question = required(fields, QUERY_KEYS[task])
     if isinstance(question, list) and task is not Task.TEXT_PAIR:
         return _dialogue(task, question, images, fields, source, dialogue_turns)
+    answer = required(fields, TARGET_KEYS[task])
+    is_scored = task is Task.TEXT_PAIR
     return [
         RawPair(
             task=task,
             query=text_of(question, "the question"),
-            target=text_of(required(fields, TARGET_KEYS[task]), "the answer"),
+            target=target,
             query_images=images,
-            score=_score_of(fields, source) if task is Task.TEXT_PAIR else None,
+            score=_score_of(fields, source) if is_scored else None,
             **declared(fields, source),
         )
+        for target in ((text_of(answer, "the answer"),) if is_scored else answers_of(answer, "the answer"))
     ]
 
 

@@ -1,6 +1,7 @@
 """One source, whatever its format: its records, and the check that it can be read at all."""
 
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -39,7 +40,17 @@ ROW_FORMATS: dict[Format, PairsOfRow] = {
 }
 """Formats whose records are rows of a table; the others read files in their own way."""
 
-UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeError, OverflowError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,  # a ZIP archive that asks for an unknown method of packing
+    pa.ArrowException,
+    UnicodeError,
+    OverflowError,
+)
 """What libraries raise where a file or its packing is broken."""
 
 

@@ -1,13 +1,11 @@
 """Rows of tables: JSON, JSON Lines, CSV, TSV and Parquet files as numbered mappings, and fields out of them.
 
-JSON Lines, CSV, TSV and Parquet stream. A `.json` file is read whole, as text, and its array is decoded
-element by element, so one broken element costs only itself; corpora beyond the memory belong into JSON Lines.
-A line that is blank is no record.
+All of them stream, arrays of a `.json` file too; a broken line or element costs only itself. A line that is
+blank is no record.
 """
 
 import csv
 import json
-import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,14 +13,14 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.files import Line, SourceFile, open_bytes, read_lines, read_text
+from vipolyqwen_core.corpus.readers.files import Line, SourceFile, open_bytes, read_lines, read_pieces
+from vipolyqwen_core.corpus.readers.json_elements import Element, JsonWindow, elements_of_lists
 from vipolyqwen_core.corpus.readers.records import RecordError
 
 MAX_QUOTED_LINES = 200
 """A quote that stays open for more lines is taken for a plain character."""
 PARQUET_ROWS = 256
 """Rows of a Parquet file in memory at once."""
-_NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
 
 Key = str | int
 
@@ -80,18 +78,23 @@ def _mapping_row(number: int, fields: Any) -> Row:
 def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     """Elements of the array of a `.json` file: at the top, or the one list of objects in the top object.
 
-    Files that are named .json and hold JSON Lines are common: they are read as such.
+    Files that are named .json and hold JSON Lines are common: they are read as such. Of a top object that is
+    too large to be looked at as a whole, each list of objects is read.
     """
-    text = read_text(file.location, source.languages)
-    start = text.lstrip()[:1]
-    if start == "[":
-        yield from _array_rows(text, text.index("[") + 1)
+    window = JsonWindow(read_pieces(file.location, source.languages))
+    if window.peek() == "[":
+        yield from _element_rows(window.elements())
         return
     try:
-        whole = json.loads(text)
+        whole = window.value()
     except (ValueError, RecursionError):
-        lines = (Line(number, line) for number, line in enumerate(text.split("\n"), 1))
-        yield from _json_lines(lines)
+        if window.is_full:
+            yield from _element_rows(elements_of_lists(window))
+        else:
+            yield from _json_lines(read_lines(file.location, source.languages))
+        return
+    if window.peek():
+        yield from _json_lines(read_lines(file.location, source.languages))
         return
     lists = [value for value in whole.values() if _holds_objects(value)] if isinstance(whole, dict) else []
     if len(lists) == 1:
@@ -104,27 +107,12 @@ def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def _array_rows(text: str, place: int) -> Iterator[Row]:
-    decoder = json.JSONDecoder()
-    number = 0
-    while True:
-        while place < len(text) and (text[place] == "," or text[place].isspace()):
-            place += 1
-        if place >= len(text) or text[place] == "]":
-            return
-        number += 1
-        try:
-            fields, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError) as error:
-            broken = text[place : place + 1000]
-            yield Row(number, {}, RecordError("broken_json", f"not JSON: {_plain(error)}", broken))
-            following = _NEXT_OBJECT.search(text, place + 1)
-            if following is None:
-                return
-            place = following.end()
-            continue
-        place = end
-        yield _mapping_row(number, fields)
+def _element_rows(elements: Iterator[Element]) -> Iterator[Row]:
+    for number, (value, broken) in enumerate(elements, 1):
+        if broken is None:
+            yield _mapping_row(number, value)
+        else:
+            yield Row(number, {}, RecordError("broken_json", f"not JSON: {broken[:120]}", value))
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:

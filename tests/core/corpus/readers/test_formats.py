@@ -150,6 +150,31 @@ class TestImageQa:
         (record,) = read(tmp_path, "a.jsonl", jsonl({"image": "a", "meta": {"latex": "x^2"}}), **keys)
         assert record.pairs == (RawPair(Task.VQA_SINGLE, "Đọc", "x^2", query_images=("a",)),)
 
+    @pytest.mark.parametrize(
+        ("answers", "targets"),
+        [
+            (["a", "b", "b", " "], ["b", "a"]),
+            ([{"answer": "yes", "answer_confidence": "maybe"}, {"answer": "no"}], ["yes", "no"]),
+            ({"text": ["x", "y"], "answer_start": [1, 2]}, ["x", "y"]),
+            ([3, 4.5], ["3", "4.5"]),
+            ([" "], [" "]),
+        ],
+    )
+    def test_alternative_answers_are_a_pair_each(
+        self, tmp_path: Path, answers: Any, targets: list[str]
+    ) -> None:
+        row = {"image": "a.png", "question": "q", "answers": answers}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert [pair.target for pair in record.pairs] == targets
+        assert {(pair.query, pair.query_images) for pair in record.pairs} == {("q", ("a.png",))}
+
+    @pytest.mark.parametrize(
+        ("answers", "rule"), [([], "missing_field"), ([None], "wrong_type"), ({}, "wrong_type")]
+    )
+    def test_alternatives_that_are_none_are_rejected(self, tmp_path: Path, answers: Any, rule: str) -> None:
+        row = {"image": "a.png", "question": "q", "answer": answers}
+        assert rules(read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)) == [rule]
+
     def test_a_row_without_picture_or_answer_is_rejected(self, tmp_path: Path) -> None:
         rows = [
             {"image": "", "question": "q", "answer": "t"},

@@ -1,0 +1,183 @@
+"""Suites of one's own, as the manifest's key `expectations` names them: YAML files, or Python functions.
+
+    name: receipts_have_a_total          # as in Data Docs; default: the name of the file
+    table: pairs                         # pairs (default), balance, pictures or facts
+    task: ocr                            # only the rows of this task
+    sources: [receipts]                  # only these sources
+    columns:                             # further columns of `pairs`: SQL over those of the tagged table
+      has_total: target LIKE '%TOTAL%'
+    expectations:                        # Great Expectations' own names and arguments
+      - expectation: ExpectColumnValuesToBeInSet
+        column: has_total
+        value_set: [true]
+        mostly: 0.9
+        severity: warning                # critical (default) keeps the source from training
+
+A function, `package.module:function`, takes nothing and returns a `Suite` or a list of them.
+"""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import great_expectations.expectations as classes
+import polars as pl
+import yaml
+from great_expectations.compatibility.pydantic import ValidationError
+from great_expectations.expectations.expectation import Expectation
+
+from quality.expectations import CRITICAL, TABLES, Suite, names_of_columns
+from quality.ledger import polars_schema
+from vipolyqwen_core.contract import TAGGED, Task
+from vipolyqwen_core.corpus.manifest import Manifest, check_name
+
+BUILT_IN = frozenset(
+    {"validated", "balance", "stages", "pictures", "drift", *(f"task_{t.value}" for t in Task)}
+)
+KEYS = ("name", "table", "task", "sources", "columns", "expectations")
+
+
+def own_suites(manifest: Manifest) -> list[Suite]:
+    """All suites that the manifest names.
+
+    Raises:
+        ValueError: names the file or function, the suite, the key and what was expected
+    """
+    suites = []
+    for entry in manifest.expectations:
+        found = _of_function(entry) if ":" in Path(entry).name else [_of_file(Path(entry))]
+        suites += [replace(suite, check=check_name(entry)) for suite in found]
+    names = [suite.name for suite in suites]
+    for suite in suites:
+        if names.count(suite.name) > 1 or suite.name in BUILT_IN:
+            raise ValueError(f"expectations: suite {suite.name!r} needs a name that no other suite has")
+        strange = sorted(suite.sources - set(manifest.names))
+        if strange:
+            raise ValueError(
+                f"suite {suite.name!r}, key 'sources': the manifest has no source {strange[0]!r}"
+            )
+        _check_columns(suite)
+    return suites
+
+
+def _of_function(entry: str) -> Sequence[Suite]:
+    module_name, function_name = entry.split(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name, None)
+    except ImportError as error:
+        raise ValueError(
+            f"expectations {entry} cannot be imported: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"expectations {entry}: module {module_name} has no function {function_name}")
+    made = function()
+    suites = [made] if isinstance(made, Suite) else made
+    if not isinstance(suites, list) or not all(isinstance(suite, Suite) for suite in suites):
+        raise ValueError(
+            f"expectations {entry} returned {type(made).__name__}; expected Suite, or a list of them"
+        )
+    for suite in suites:
+        if suite.table not in TABLES:
+            where = f"expectations {entry}, suite {suite.name!r}"
+            raise ValueError(f"{where}: table {suite.table!r} is none of {_listed(TABLES)}")
+    return suites
+
+
+def _of_file(path: Path) -> Suite:
+    if not path.is_file():
+        raise ValueError(f"expectations {path}: there is no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"expectations {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("expectations"), list):
+        raise ValueError(f"expectations {path}: expected a mapping with a list `expectations`")
+    name = str(content.get("name", path.stem))
+    where = f"expectations {path}, suite {name!r}"
+    for key in content:
+        if key not in KEYS:
+            raise ValueError(f"{where}, key {key!r}: expected one of {_listed(KEYS)}")
+    return Suite(
+        name,
+        _one_of(content.get("table", "pairs"), TABLES, f"{where}, key 'table'"),
+        [
+            _expectation(said, f"{where}, expectation {i}")
+            for i, said in enumerate(content["expectations"], 1)
+        ],
+        task=None
+        if (task := content.get("task")) is None
+        else Task(_one_of(task, list(Task), f"{where}, key 'task'")),
+        sources=frozenset(_names(content.get("sources") or [], f"{where}, key 'sources'")),
+        columns=dict(_columns(content.get("columns") or {}, f"{where}, key 'columns'")),
+    )
+
+
+def _expectation(said: Any, where: str) -> Expectation:
+    if not isinstance(said, dict) or not isinstance(said.get("expectation"), str):
+        raise ValueError(f"{where}: expected a mapping with the key `expectation`, given {said!r:.80}")
+    name = said["expectation"]
+    kind = getattr(classes, _camel(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, Expectation)):
+        raise ValueError(f"{where}, key 'expectation': Great Expectations has no {name!r}")
+    arguments = {key: value for key, value in said.items() if key != "expectation"}
+    try:
+        return kind(**{"severity": CRITICAL, **arguments})
+    except ValidationError as error:
+        mistakes = (
+            f"key {'.'.join(map(str, mistake['loc']))!r}: {mistake['msg']}" for mistake in error.errors()
+        )
+        raise ValueError(f"{where} ({name}), {'; '.join(mistakes)}") from error
+
+
+def _camel(name: str) -> str:
+    """`expect_column_max_to_be_between` is another way to write `ExpectColumnMaxToBeBetween`."""
+    return "".join(part.capitalize() for part in name.split("_")) if "_" in name else name
+
+
+def _columns(said: Any, where: str) -> Iterator[tuple[str, pl.Expr]]:
+    if not isinstance(said, dict):
+        raise ValueError(f"{where}: expected a mapping of names to SQL, given {said!r:.80}")
+    schema = polars_schema(TAGGED)
+    for name, sql in said.items():
+        try:
+            value = pl.sql_expr(str(sql))
+            pl.DataFrame(schema=schema).select(value)
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"{where}, {name}: {' '.join(str(error).split())[:200]}") from error
+        yield str(name), value
+
+
+def _check_columns(suite: Suite) -> None:
+    """Refuse a column that `pairs` cannot have."""
+    if suite.task is not None and suite.table not in ("pairs", "balance"):
+        raise ValueError(f"suite {suite.name!r}, key 'task': table {suite.table} has no rows of a task")
+    if suite.table != "pairs":
+        if suite.columns:
+            raise ValueError(f"suite {suite.name!r}, key 'columns': only table pairs takes further columns")
+        return
+    known = (*names_of_columns(), *suite.columns)
+    for expectation in suite.expectations:
+        column = getattr(expectation, "column", None)
+        if column is not None and column not in known:
+            raise ValueError(
+                f"suite {suite.name!r}, {type(expectation).__name__}, key 'column': table pairs has no"
+                f" {column!r}; it has {_listed(known)}"
+            )
+
+
+def _names(said: Any, where: str) -> list[str]:
+    if not isinstance(said, list) or not all(isinstance(name, str) for name in said):
+        raise ValueError(f"{where}: expected a list of names, given {said!r:.80}")
+    return said
+
+
+def _one_of(said: Any, allowed: Any, where: str) -> str:
+    if said not in list(allowed):
+        raise ValueError(f"{where}: expected one of {_listed(allowed)}, given {said!r}")
+    return str(said)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(str(name) for name in names)

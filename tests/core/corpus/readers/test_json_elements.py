@@ -1,0 +1,108 @@
+"""A JSON document is read element by element, wherever its pieces are cut."""
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers import json_elements, read_source
+from vipolyqwen_core.corpus.readers.json_elements import JsonWindow
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    return (text[start : start + size] for start in range(0, len(text), size))
+
+
+@given(st.lists(VALUES, max_size=6), st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
+def test_elements_are_those_of_the_whole_wherever_it_is_cut(
+    values: list[Any], size: int, indent: int | None, ascii_only: bool
+) -> None:
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    window = JsonWindow(pieces(text, size))
+    assert window.peek() == "["
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_elements, "MIN_CHARS", 1)
+        assert [element.value for element in window.elements()] == values
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_a_broken_element_costs_only_itself_wherever_it_is_cut(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_elements, "MIN_CHARS", 1)
+    text = json.dumps([{"a": f"số {number}", "b": [number]} for number in range(6)], indent=1)
+    text = text.replace('"a": "s\\u1ed1 2"', '"a" "2"').replace('"s\\u1ed1 4"', '"bad \\q"')
+    window = JsonWindow(pieces(text, size))
+    window.peek()
+    found = list(window.elements())
+    assert [element.value["b"] for element in found if element.broken is None] == [[0], [1], [3], [5]]
+    assert [number for number, element in enumerate(found) if element.broken] == [2, 4]
+
+
+def read(path: Path) -> Iterator[Any]:
+    source = Source(name="s", format=Format.ALPACA, task=Task.INSTR, paths=(str(path),))
+    return read_source(source)
+
+
+@pytest.mark.parametrize("start", ["[", '{"info": {"n": 1}, "data": [', '{"a": 1, "b": [1], "data": ['])
+def test_a_large_document_takes_the_memory_of_a_few_elements(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one line, as `json.dump` writes it."""
+    monkeypatch.setattr(json_elements, "MAX_ELEMENT_CHARS", 40_000)
+    monkeypatch.setattr("vipolyqwen_core.corpus.readers.files.PIECE_BYTES", 20_000)
+    end = "]" if start == "[" else '], "more": null}'
+    with (tmp_path / "a.json").open("w", encoding="utf-8") as file:
+        file.write(start)
+        for number in range(15_000):
+            row = {"instruction": f"việc {number}", "output": "xong " * 20}
+            file.write((", " if number else "") + json.dumps(row, ensure_ascii=False))
+        file.write(end)
+    num_bytes = (tmp_path / "a.json").stat().st_size
+    tracemalloc.start()
+    count = sum(len(record.pairs) for record in read(tmp_path / "a.json"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 15_000
+    assert peak < num_bytes / 2
+
+
+def test_an_element_without_end_is_broken_and_not_the_whole_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_elements, "MAX_ELEMENT_CHARS", 5_000)
+    monkeypatch.setattr(json_elements, "MIN_CHARS", 1)
+    monkeypatch.setattr("vipolyqwen_core.corpus.readers.files.PIECE_BYTES", 1_000)
+    good = '{"instruction": "a", "output": "b"}'
+    endless = '{"instruction": "' + "x" * 20_000 + '"}'
+    (tmp_path / "a.json").write_text(f"[{good},\n{endless},\n{good}\n]")
+    first, second, third = read(tmp_path / "a.json")
+    assert first.pairs
+    assert third.pairs
+    assert second.rejection is not None
+    assert second.rejection.rule == "broken_json"
+
+
+def test_a_text_that_is_cut_within_a_character_stays_whole(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("vipolyqwen_core.corpus.readers.files.PIECE_BYTES", 3)
+    rows = [{"instruction": "đường 收据 😀", "output": "được"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    (record,) = read(tmp_path / "a.json")
+    assert (record.pairs[0].query, record.pairs[0].target) == ("đường 收据 😀", "được")

@@ -1,0 +1,209 @@
+"""Suites: each defect that they are there for is found, with its severity; a sound table passes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from quality.curate import curate
+from quality.drift import profile
+from quality.expectations import (
+    balance_of_tasks,
+    balance_suite,
+    curated_suite,
+    drift_suite,
+    narrow_curated,
+    narrow_pairs,
+    pairs_suite,
+    pictures_suite,
+    tagged_suite,
+    task_suite,
+)
+from quality.judge import judge
+from quality.stage_expectations import judge_curated, judge_tagged
+from quality.training_set import build_training_set
+from quality.training_set_expectations import judge_training_set
+from quality.validate import validate
+from tests.quality.conftest import instruction, question, scene
+from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
+from vipolyqwen_core.corpus.tagging import tag
+from vipolyqwen_core.workspace import Workspace
+
+SUITES = {
+    "curated": curated_suite(),
+    "tagged": tagged_suite(),
+    "validated": pairs_suite(),
+    **{f"task_{task.value}": task_suite(task, scored=True) for task in Task},
+}
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory, tiny_backbone, tiny_processing) -> tuple[Workspace, Source]:
+    """A sound source of three tasks, tagged."""
+    folder = tmp_path_factory.mktemp("sound")
+    (folder / "images").mkdir()
+    for number in range(8):
+        scene(number).save(folder / "images" / f"{number}.png")
+    pairs = [
+        {"data_type": "contrastive_with_score", "input": instruction(i)["input"],
+         "output": instruction(i)["output"], "similarity_score": i / 10} for i in range(100, 110)
+    ]  # fmt: skip
+    for pair, score in zip(pairs, range(10), strict=True):
+        pair["similarity_score"] = score / 10
+    records = [*(instruction(i) for i in range(24)), *(question(i) for i in range(8)), *pairs]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    source = Source(
+        name="corpus",
+        format=Format.OWNER_JSONL,
+        paths=(str(folder / "data.jsonl"),),
+        image_root=str(folder / "images"),
+    )
+    workspace = Workspace(folder / "home")
+    curate(source, CurationSettings(), workspace)
+    tag(source, tiny_processing, tiny_backbone, workspace)
+    return workspace, source
+
+
+def failures(lines: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {(line["suite"], line["column"], line["severity"]) for line in lines if not line["success"]}
+
+
+def test_a_sound_source_passes_at_each_stage(tagged) -> None:
+    workspace, _ = tagged
+    for lines in (judge_curated("corpus", workspace), judge_tagged("corpus", workspace)):
+        assert len(lines) > 5
+        assert failures(lines) == set()
+    for stage in ("curated", "tagged"):
+        assert (workspace.data_docs / "corpus" / stage / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "suites", "column", "severity"),
+    [
+        ({"sample_id": pl.lit("one")}, ("curated", "validated"), "sample_id", "critical"),
+        ({"language": pl.lit("fr")}, ("curated", "validated"), "language", "critical"),
+        ({"target": pl.lit(" ")}, ("curated", "validated"), "target_has_content", "critical"),
+        ({"score": pl.lit(1.5, pl.Float32)}, ("curated", "validated"), "score", "critical"),
+        ({"target": pl.col("query")}, ("curated", "validated"), "answer_in_query", "critical"),
+        ({"query": pl.lit("x " * 20_000)}, ("curated",), "query_chars", "warning"),
+        ({"prefix": pl.lit("ocr")}, ("tagged", "validated"), "prefix_is_task", "critical"),
+        ({"query_hash": pl.lit(0, pl.UInt64)}, ("tagged", "validated"), "has_hashes", "critical"),
+        ({"query": pl.lit("no picture here")}, ("tagged",), "placeholders_match", "warning"),
+        ({"query": pl.lit("no picture here")}, ("validated",), "placeholders_match", "critical"),
+        ({"target_tokens": pl.lit(0, pl.Int32)}, ("validated",), "target_tokens", "critical"),
+        ({"query_images": pl.lit(None)}, ("task_vqa_single",), "query_pictures", "critical"),
+        ({"target": pl.lit("x")}, ("task_instr",), "target_chars", "warning"),
+        ({"score": pl.lit(None)}, ("task_text_pair",), "score", "warning"),
+    ],
+)
+def test_each_defect_is_found(
+    tagged, spoilt: dict[str, pl.Expr], suites: tuple[str, ...], column: str, severity: str
+) -> None:
+    rows = pl.read_parquet(tagged[0].tagged("corpus") / "pairs.parquet")
+    broken = rows.with_columns(**{name: value.cast(rows.schema[name]) for name, value in spoilt.items()})
+    tables = {
+        "curated": narrow_curated(broken.lazy()).collect(),
+        "tagged": narrow_pairs(broken.lazy()).collect(),
+        "pairs": narrow_pairs(broken.lazy()).collect(),
+    }
+    found = failures(judge([SUITES[name] for name in suites], tables, None))
+    assert {(suite, column, severity) for suite in suites} <= found
+
+
+def test_answers_that_are_all_alike_and_scores_of_one_kind_are_noticed() -> None:
+    def rows(targets: list[int], scores: list[float | None]) -> pl.LazyFrame:
+        frame = pl.DataFrame(
+            {"target_hash": targets, "score": scores}, schema_overrides={"score": pl.Float32}
+        )
+        return frame.with_columns(task=pl.lit("text_pair")).lazy()
+
+    def found(frame: pl.LazyFrame) -> set[str]:
+        table = balance_of_tasks(frame).collect()
+        return {column for _, column, _ in failures(judge([balance_suite()], {"balance": table}, None))}
+
+    assert found(rows(list(range(100)), [i / 100 for i in range(100)])) == set()
+    assert found(rows([1] * 70 + list(range(30)), [None] * 100)) == {"top_target_share"}
+    assert found(rows(list(range(100)), [1.0] * 100)) == {"positive_share", "score_deviation"}
+    assert balance_of_tasks(rows([1] * 40, [1.0] * 40)).collect().is_empty()
+
+
+def test_small_and_lost_pictures_are_noticed() -> None:
+    table = pl.DataFrame(
+        {
+            "image_id": ["a", "a"], "width": [8, 30], "height": [20, 0], "aspect": [0.4, 300.0],
+            "phash": ["0" * 16, "0"], "reencoded": [1, 1],
+        }
+    )  # fmt: skip
+    found = failures(judge([pictures_suite()], {"pictures": table}, None))
+    assert {(column, severity) for _, column, severity in found} >= {
+        ("image_id", "critical"), ("height", "critical"), ("phash", "critical"),
+        ("width", "warning"), ("aspect", "warning"), ("reencoded", "warning"),
+    }  # fmt: skip
+
+
+def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
+    def looks(rows: int, language: str, task: str, chars: int, score: float) -> pl.DataFrame:
+        half = [chars] * rows
+        return pl.DataFrame(
+            {"language": [language] * rows, "task": [task] * rows, "query_chars": half, "target_chars": half,
+             "score": [score] * rows}
+        )  # fmt: skip
+
+    def found(now: pl.DataFrame) -> set[str]:
+        moved = profile(now).drift(profile(looks(100, "vi", "instr", 40, 0.9)))
+        return {
+            column
+            for _, column, _ in failures(judge([drift_suite()], {"facts": pl.DataFrame([moved])}, None))
+        }
+
+    assert found(looks(90, "vi", "instr", 42, 0.91)) == set()
+    assert found(looks(40, "vi", "instr", 40, 0.9)) == {"pairs_ratio"}
+    assert found(looks(100, "en", "instr", 40, 0.9)) == {"language_drift"}
+    assert found(looks(100, "vi", "ocr", 40, 0.9)) == {"task_drift"}
+    assert found(looks(100, "vi", "instr", 400, 0.9)) == {"length_ratio", "length_drift"}
+    assert found(looks(100, "vi", "instr", 40, 0.2)) == {"score_drift"}
+
+
+@pytest.fixture(scope="module")
+def training(tagged) -> Workspace:
+    workspace, source = tagged
+    assert validate(source, workspace).details["accepted"]
+    recipe = Recipe(name="test", backbone="tiny", split=SplitSettings(eval_share=0.3))
+    build_training_set(Manifest(sources=(source,)), recipe, workspace)
+    return workspace
+
+
+def test_a_sound_training_set_passes(training: Workspace) -> None:
+    lines = judge_training_set(training)
+    assert len(lines) >= 14
+    assert failures(lines) == set()
+    assert (training.data_docs / "training_set" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "column"),
+    [
+        ({"component": pl.lit(None, pl.String)}, "component"),
+        ({"split": pl.lit("test")}, "split"),
+        ({"query_image_rows": pl.lit(None, pl.List(pl.Int64))}, "pictures_are_placed"),
+        ({"sample_id": pl.lit("one")}, "sample_id"),
+        ({"more": pl.lit(1)}, "tables_have_schema"),
+    ],
+)
+def test_each_defect_of_a_training_set_is_found(
+    training: Workspace, tmp_path: Path, spoilt: dict[str, pl.Expr], column: str
+) -> None:
+    place = Workspace(tmp_path)
+    shutil.copytree(training.training_set, place.training_set)
+    file = place.training_set / "train.arrow"
+    pl.read_ipc(file).with_columns(**spoilt).write_ipc(file)
+    if column == "tables_have_schema":
+        other = place.training_set / "eval.arrow"
+        pl.read_ipc(other).with_columns(**spoilt).write_ipc(other)
+    found = failures(judge_training_set(place))
+    assert (column, "critical") in {(name, severity) for _, name, severity in found}

@@ -1,0 +1,167 @@
+"""Suites of one's own: read from YAML and Python, judged with the others, refused where they are wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quality.curate import curate
+from quality.own_suites import own_suites
+from quality.validate import accepted_folder, validate
+from tests.quality.conftest import instruction, question
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.corpus.manifest import Manifest, load_manifest
+from vipolyqwen_core.corpus.tagging import tag
+
+SUITE = {
+    "task": "instr",
+    "columns": {"ends_well": "target LIKE '%.'"},
+    "expectations": [
+        {"expectation": "ExpectColumnValuesToBeInSet", "column": "ends_well", "value_set": [True]},
+        {
+            "expectation": "expect_column_max_to_be_between",
+            "column": "target_chars",
+            "max_value": 20,
+            "severity": "warning",
+        },
+    ],
+}
+FUNCTIONS = """
+from great_expectations.expectations import ExpectTableRowCountToBeBetween
+
+from quality.expectations import Suite
+
+
+def many_rows():
+    return [Suite("many", "pairs", [ExpectTableRowCountToBeBetween(min_value=9, severity="critical")])]
+
+
+def nothing():
+    return None
+"""
+
+
+def write_suite(folder: Path, **changes: object) -> Path:
+    path = folder / "my_suite.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, **changes}), encoding="utf-8")
+    return path
+
+
+def manifest_of(source, *entries: object) -> Manifest:
+    return Manifest(sources=(source,), expectations=tuple(map(str, entries)))
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "suites_of_test.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("functions")
+def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
+    workspace, write_source, tiny_backbone, tiny_processing, tmp_path
+) -> None:
+    source = write_source([instruction(i) for i in range(6)] + [question(0)], pictures=[0])
+    curate(source, CurationSettings(), workspace)
+    tag(source, tiny_processing, tiny_backbone, workspace)
+    manifest = manifest_of(source, write_suite(tmp_path))
+    summary = validate(source, workspace, own_suites(manifest))
+    lines = [line for line in summary.details["expectations"] if line["check"] == "my_suite"]
+    assert [(line["column"], line["severity"], line["success"]) for line in lines] == [
+        ("ends_well", "critical", True),
+        ("target_chars", "warning", False),
+    ]
+    assert summary.details["accepted"]
+    docs = Path(summary.details["data_docs"]).parent
+    assert any("my_suite" in page.as_posix() for page in docs.rglob("*.html"))
+
+    manifest = manifest_of(source, write_suite(tmp_path), "suites_of_test:many_rows")
+    summary = validate(source, workspace, own_suites(manifest))
+    assert not summary.reused  # another suite, another verdict
+    assert not summary.details["accepted"]
+    assert accepted_folder(workspace.validated("corpus")) is not None
+    assert {line["check"] for line in summary.details["expectations"] if not line["success"]} == {
+        "my_suite",
+        "many_rows",
+    }
+
+
+def test_a_suite_may_be_for_other_sources(
+    workspace, write_source, tiny_backbone, tiny_processing, tmp_path
+) -> None:
+    source = write_source([instruction(i) for i in range(3)])
+    other = write_source([instruction(9)], name="other")
+    curate(source, CurationSettings(), workspace)
+    tag(source, tiny_processing, tiny_backbone, workspace)
+    path = write_suite(tmp_path, sources=["other"])
+    suites = own_suites(Manifest(sources=(source, other), expectations=(str(path),)))
+    assert {line["check"] for line in validate(source, workspace, suites).details["expectations"]}.isdisjoint(
+        {"my_suite"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tabel": "pairs"}, "key 'tabel': expected one of name, table"),
+        ({"table": "rows"}, "key 'table': expected one of pairs, balance"),
+        ({"task": "song"}, "key 'task': expected one of text_pair"),
+        ({"sources": ["nowhere"]}, "key 'sources': the manifest has no source 'nowhere'"),
+        ({"sources": "corpus"}, "key 'sources': expected a list of names"),
+        ({"columns": {"x": "LENGTH(nothing) > 3"}}, "key 'columns', x: .*nothing"),
+        ({"columns": {"x": "not sql ("}}, "key 'columns', x: "),
+        ({"table": "facts"}, "key 'task': table facts has no rows of a task"),
+        ({"table": "balance"}, "key 'columns': only table pairs takes further columns"),
+        ({"name": "drift"}, "suite 'drift' needs a name that no other suite has"),
+        ({"expectations": "all is well"}, "a mapping with a list `expectations`"),
+        ({"expectations": ["all is well"]}, "expectation 1: expected a mapping with the key `expectation`"),
+        ({"expectations": [{"expectation": "ExpectMiracles"}]}, "Great Expectations has no 'ExpectMiracles'"),
+        (
+            {"expectations": [{"expectation": "ExpectColumnValuesToNotBeNull", "colum": "score"}]},
+            "expectation 1 .ExpectColumnValuesToNotBeNull., .*key 'colum': extra fields not permitted",
+        ),
+        (
+            {"expectations": [{"expectation": "ExpectColumnValuesToNotBeNull", "column": "scores"}]},
+            "key 'column': table pairs has no 'scores'; it has sample_id, task",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_with_file_suite_and_key(
+    write_source, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    manifest = manifest_of(write_source([instruction(1)]), write_suite(tmp_path, **changes))
+    with pytest.raises(ValueError, match=message) as refused:
+        own_suites(manifest)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("functions")
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("nowhere.yaml", "nowhere.yaml: there is no such file"),
+        ("no_such_module:f", "no_such_module:f cannot be imported"),
+        ("suites_of_test:absent", "module suites_of_test has no function absent"),
+        ("suites_of_test:nothing", "returned NoneType; expected Suite"),
+    ],
+)
+def test_an_entry_that_leads_nowhere_is_named(write_source, entry: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        own_suites(manifest_of(write_source([instruction(1)]), entry))
+
+
+def test_the_manifest_finds_its_suites_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIPOLYQWEN_DATA_ROOT", "/somewhere/else")
+    source = {"name": "a", "format": "owner_jsonl", "paths": "a.jsonl"}
+    content = {"sources": [source], "expectations": ["suites/x.yaml", "package.module:function"]}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(content))
+    loaded = load_manifest(tmp_path / "m.yaml")
+    assert loaded.expectations == (str(tmp_path / "suites/x.yaml"), "package.module:function")
+    for wrong, message in (
+        (["x.yaml", "suites/x.yaml"], "two of them are called 'x'"),
+        (["x.txt"], "'x.txt' is no YAML file and no package.module:function"),
+        (3, "key 'expectations'"),
+    ):
+        (tmp_path / "m.yaml").write_text(yaml.safe_dump({**content, "expectations": wrong}))
+        with pytest.raises(ValueError, match=message):
+            load_manifest(tmp_path / "m.yaml")

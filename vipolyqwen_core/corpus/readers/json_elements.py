@@ -1,0 +1,144 @@
+"""Elements of a JSON document, one after the other: a document of any size takes the memory of one element.
+
+A parser that stops at the first mistake would lose the rest of a file; here a broken element costs itself.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MAX_ELEMENT_CHARS = 32 * 1024 * 1024
+"""A value that has not ended after so many characters is broken."""
+MIN_CHARS = 64 * 1024
+"""So much is read at once at least."""
+_SPACE = re.compile(r"[\s,]*")
+_COLON = re.compile(r"\s*:\s*")
+_LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
+_NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
+_LOOK_BACK = 100
+"""A mark of the next object may stand across the end of what is in memory."""
+_LONGEST_LITERAL = len("-Infinity") + 1
+
+
+class Element(NamedTuple):
+    """One value of a document."""
+
+    value: Any
+    broken: str | None = None
+    """Why there is no value; then `value` is the text at that place."""
+
+
+class JsonWindow:
+    """The part of a document that is in memory, and the place that is read next."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+        self._text = ""
+        self._place = 0
+        self._decoder = json.JSONDecoder()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a value has not ended within MAX_ELEMENT_CHARS."""
+        return len(self._text) - self._place >= MAX_ELEMENT_CHARS
+
+    def peek(self) -> str:
+        """The next character that is neither space nor comma; empty at the end."""
+        while True:
+            self._place = _SPACE.match(self._text, self._place).end()  # type: ignore[union-attr]
+            if self._place < len(self._text):
+                return self._text[self._place]
+            if not self._read_on():
+                return ""
+
+    def skip(self) -> None:
+        """Pass the next character."""
+        self._place += 1
+
+    def value(self) -> Any:
+        """The value that begins here; the place moves behind it.
+
+        Raises:
+            ValueError, RecursionError: there is none, or a number of too many digits; the place stays
+        """
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                if self._may_go_on(error) and self._read_on():
+                    continue
+                raise
+            if end == len(self._text) and self._text[end - 1] not in '}]"' and self._read_on():
+                continue  # a number may go on
+            self._place = end
+            return value
+
+    def begins_list_of_objects(self) -> bool:
+        """Whether a list whose first element is an object begins here."""
+        while len(self._text) - self._place < _LOOK_BACK and self._read_on():
+            pass
+        return _LIST_OF_OBJECTS.match(self._text, self._place) is not None
+
+    def colon(self) -> bool:
+        """Pass a colon; False where there is none."""
+        self.peek()
+        found = _COLON.match(self._text, self._place)
+        self._place = found.end() if found else self._place
+        return found is not None
+
+    def elements(self) -> Iterator[Element]:
+        """Elements of the list that begins here, to its end; after a broken one the next object."""
+        self.skip()
+        while self.peek() not in ("]", ""):
+            try:
+                value = self.value()
+            except (ValueError, RecursionError) as error:
+                yield Element(self._text[self._place : self._place + 1000], str(error))
+                if not self._seek_object():
+                    return
+            else:
+                yield Element(value)
+        self.skip()
+
+    def _seek_object(self) -> bool:
+        self._place += 1
+        while True:
+            if found := _NEXT_OBJECT.search(self._text, self._place):
+                self._place = found.end()
+                return True
+            self._place = max(self._place, len(self._text) - _LOOK_BACK)
+            if not self._read_on():
+                return False
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        """Whether the text in memory may only have been cut there."""
+        if self.is_full:
+            return False
+        return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _LONGEST_LITERAL
+
+    def _read_on(self) -> bool:
+        """Twice as much of the document in memory, from the place on; False at the end of the document."""
+        parts = [self._text[self._place :]]
+        wanted = max(2 * len(parts[0]), MIN_CHARS)
+        num_chars = len(parts[0])
+        while num_chars < wanted and (piece := next(self._pieces, None)) is not None:
+            parts.append(piece)
+            num_chars += len(piece)
+        self._text, self._place = "".join(parts), 0
+        return len(parts) > 1
+
+
+def elements_of_lists(window: JsonWindow) -> Iterator[Element]:
+    """Elements of each list of objects in the object that begins here; other values are passed over."""
+    window.skip()
+    while window.peek() not in ("}", ""):
+        try:
+            window.value()
+            if window.colon() and window.begins_list_of_objects():
+                yield from window.elements()
+            else:
+                window.value()
+        except (ValueError, RecursionError) as error:
+            yield Element(window.peek(), str(error))
+            return
