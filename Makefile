@@ -11,7 +11,7 @@ export GX_ANALYTICS_ENABLED = False
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format ui bench constraints clean
+.PHONY: help install demo test test-slow test-gpu check format ui bench bench-gpu constraints clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ ui: $(STAMP) ## open Dagster and MLflow over the workspace
 
 bench: $(STAMP) ## run the benchmarks; figures of the last run are in tests/benchmarks/RESULTS.md
 	$(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(STAMP) ## measure training on one GPU, within 10 minutes; GPU_FLAGS=--smoke: a tiny model, anywhere
+	$(BIN)/python -m tests.benchmarks.gpu --output .vipolyqwen/benchmarks $(GPU_FLAGS)
 
 constraints: ## pin anew what is installed in .venv (after trying newer versions by hand)
 	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^torch==([0-9.]+).*/torch==\1/' > constraints.txt

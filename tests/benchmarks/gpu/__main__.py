@@ -102,6 +102,8 @@ def measure(report: Report, scale: Scale, folder: Path) -> None:
     """All parts, in the order in which they matter; the peer last, since it needs the memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report.fact(machine=machine(), commit=commit(), lance="Lance" if HAS_LANCE else "an Arrow file instead")
+    if not scale.at_full_size:
+        report.note("A tiny model: its figures show that the script works, and nothing about the goals.")
     rates = measure_rates(device, scale.matmul)
     report.fact(
         matmul_tflops=round(rates.matmul_flops / 1e12, 3), copy_gb_per_second=round(rates.copy_bytes / 1e9, 1)

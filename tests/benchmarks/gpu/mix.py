@@ -5,9 +5,9 @@
     a fifth  OCR              a picture of 64 to 1,024 visual tokens and 8 to 16 tokens; 16 to 32 tokens
     a fifth  VQA              a picture of 64 to 512 visual tokens and 8 to 16 tokens; 4 to 12 tokens
 
-Each range is drawn from uniformly. The words are those of the built-in corpus, in three languages; the
-tokenizer is learned from them, so it is small, while the table of embeddings has its full size. Pictures are
-JPEGs of smooth noise, a few pixels off the size that the vision tower wants, so they are decoded and resized.
+Each range is drawn from uniformly. Words are syllables in the manner of Vietnamese; the tokenizer is learned
+from them, so it is small, while the table of embeddings has its full size. Pictures are JPEGs of
+smooth noise, a few pixels off the size that the vision tower wants, so they are decoded and resized.
 """
 
 import io
@@ -26,7 +26,6 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task
-from vipolyqwen_core.corpus.demo import demo_texts
 from vipolyqwen_core.corpus.hashing import sample_id, side_hash
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.pictures import image_id
@@ -37,6 +36,12 @@ from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 SOURCE = "synthetic"
 VISUAL_TOKEN = 28
 """Side of a visual token in pixels."""
+STARTS = "bcdđghklmnpqrstvx"
+ENDS = (
+    "a", "an", "ang", "anh", "ao", "âm", "ân", "ấy", "át", "ăn", "e", "em", "ép", "ê", "iên", "iểu", "o",
+    "ong", "ô", "ông", "ổi", "ơ", "ơi", "u", "ung", "uộc", "ư", "ưng", "ương", "oanh", "uyên", "iết",
+)  # fmt: skip
+WORDS = tuple(start + end for start in STARTS for end in ENDS)
 Range = tuple[int, int]
 
 
@@ -87,7 +92,8 @@ VISION_2B: dict[str, Any] = {
 
 def build_backbone(directory: Path, at_full_size: bool, device: torch.device) -> Path:
     """A directory of Qwen2-VL's files: the tiny one, or one of the 2B model's shapes with random weights."""
-    build_tiny_backbone(directory, demo_texts())
+    random = np.random.default_rng(0)
+    build_tiny_backbone(directory, [" ".join(random.choice(WORDS, 40)) for _ in range(500)])
     if at_full_size:
         torch.manual_seed(0)
         with torch.device(device):
@@ -147,14 +153,12 @@ def write_mix(
 
 def _writer(processor: ViPolyQwenProcessor, random: np.random.Generator) -> Callable[[Range], str]:
     """A function that writes a text of about as many tokens as a number drawn from a range."""
-    words = sorted({word for text in demo_texts() for word in text.split()})
-    sample = " ".join(words)
-    tokens_per_word = int(processor.measure([sample]).truncated_tokens[0])
-    tokens_per_word += int(processor.measure([sample]).tokens[0])
+    measures = processor.measure([" ".join(WORDS)])
+    words_a_token = len(WORDS) / int(measures.tokens[0] + measures.truncated_tokens[0])
 
     def write(tokens: Range) -> str:
-        count = random.integers(tokens[0], tokens[1] + 1) * len(words) / tokens_per_word
-        return " ".join(random.choice(words, max(round(count), 1)))
+        count = random.integers(tokens[0], tokens[1] + 1) * words_a_token
+        return " ".join(random.choice(WORDS, max(round(count), 1)))
 
     return write
 

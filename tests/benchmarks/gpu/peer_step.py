@@ -53,8 +53,7 @@ class Peer:
         self.optimizer.zero_grad(set_to_none=True)
         for of_kind in features:
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                value = loss(of_kind, torch.empty(0))
-            value.backward()
+                loss(of_kind, torch.empty(0)).backward()  # which embeds again, and in bfloat16 too
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         synchronize(self.device)
