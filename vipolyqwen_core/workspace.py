@@ -111,9 +111,10 @@ class Workspace:
         return Path(os.environ.get("DAGSTER_HOME") or self.home / "dagster")
 
 
-STEADY = {"OMP_WAIT_POLICY": "PASSIVE"}
+STEADY = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """Threads that wait for others sleep instead of spinning: on a busy machine spinning cost training on a CPU
-five sixths of its pairs a second. OpenMP reads it when PyTorch is imported."""
+five sixths of its pairs a second. OpenMP reads it when PyTorch is imported. And the memory of a GPU is not
+cut to pieces by chunks that all differ in size; PyTorch reads that when the GPU is first used."""
 
 
 def current_workspace() -> Workspace:

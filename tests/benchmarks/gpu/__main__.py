@@ -59,6 +59,7 @@ from vipolyqwen_core.config import (
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.loading import ChunkRequest
 from vipolyqwen_core.training.setup import Training, prepare
+from vipolyqwen_core.workspace import configure, current_workspace
 
 PART_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, OSError)
 """What one part may end with while the others go on; the script then ends with status 1."""
@@ -86,8 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
         sys.exit("no CUDA device; --smoke runs the same code with a tiny model")
-    # chunks differ in size at each step: without this, the allocator's blocks fit ever worse
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    configure(current_workspace())  # as a training does, before the first use of the GPU
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # the tiny model is too small for threads to help
     report = Report(arguments.output, arguments.limit)
