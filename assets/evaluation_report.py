@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.metadata import bar_chart, plot, reused, table
-from assets.registry import champion, model_folder, version_of_run
+from assets.registry import Version, champion, model_folder, version_of_run
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.evaluation import EVALUATION_FILE
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.results import Evaluation
 
 BASIS_FILE = "basis.json"
-"""Beside an evaluation: what it depends on, so that it can be reused."""
+"""Beside an evaluation: what it depends on, and the digest of the evaluation itself, so that neither one of
+another champion nor one that somebody made by hand is taken for it."""
 
 
 @dg.asset(deps=["trained_model"], kinds={"pytorch"}, pool="gpu")
@@ -31,11 +33,12 @@ def evaluation_report(
     run, training = finished_run(place, manifest.load(), recipe.load())
     client = mlflow.connect()
     registered, rival = version_of_run(client, run.run_name), champion(client)
-    if rival is not None and rival.run_name == run.run_name:
+    crowned = rival is not None and rival.run_name == run.run_name
+    if crowned:
         rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
     basis = evaluation_basis(run, None if rival is None else rival.number)
-    evaluation = stored_evaluation(folder, basis, settled=registered is not None)
+    evaluation = stored_evaluation(folder, basis, settled=crowned or registered is not None)
     stands = evaluation is not None
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
@@ -43,8 +46,7 @@ def evaluation_report(
         beside = None if rival is None else model_folder(place, rival.number)
         evaluation = evaluate(run, run.output / "model", beside, folder)
         mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
-        with written_aside(folder / BASIS_FILE) as aside:
-            aside.write_text(json.dumps(basis, indent=2), encoding="utf-8")
+        write_basis(folder, basis)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.blake2b(json.dumps(basis).encode(), digest_size=16).hexdigest()),
         metadata={
@@ -59,12 +61,31 @@ def evaluation_report(
 
 def evaluation_basis(run: TrainingRun, champion_number: int | None) -> dict[str, Any]:
     """Everything an evaluation depends on."""
+    from vipolyqwen_core.evaluation.results import VERSION
+
     return {
-        "result": hashlib.blake2b((run.output / "result.json").read_bytes(), digest_size=16).hexdigest(),
+        "version": VERSION,
+        "result": file_digest(run.output / "result.json"),
         "settings": json.loads(to_json(run.recipe.evaluation)),
         "positive_score": run.recipe.objective.positive_score,
         "champion": champion_number,
     }
+
+
+def write_basis(folder: Path, basis: Mapping[str, Any]) -> None:
+    """Say what the evaluation in a folder rests on."""
+    with written_aside(folder / BASIS_FILE) as aside:
+        content = {**basis, "evaluation": file_digest(folder / EVALUATION_FILE)}
+        aside.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def read_basis(folder: Path) -> dict[str, Any] | None:
+    """What the evaluation in a folder rests on; None: there is none, or it is not the one that was judged."""
+    file, evaluation = folder / BASIS_FILE, folder / EVALUATION_FILE
+    if not (file.is_file() and evaluation.is_file()):
+        return None
+    basis: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return basis if basis.get("evaluation") == file_digest(evaluation) else None
 
 
 def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> "Evaluation | None":
@@ -74,12 +95,39 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     """
     from vipolyqwen_core.evaluation.results import read_evaluation
 
-    file = folder / BASIS_FILE
-    if not file.is_file():
+    before = read_basis(folder)
+    if before is None:
         return None
-    before = json.loads(file.read_text(encoding="utf-8"))
     differing = {name for name in basis if before.get(name) != basis[name]}
     return read_evaluation(folder) if differing <= ({"champion"} if settled else set()) else None
+
+
+def judged_evaluation(folder: Path, run_name: str, now: Version | None) -> "Evaluation":
+    """The evaluation that a decision may rest on: it was held against the champion of this moment.
+
+    A run that is champion itself was killed between its alias and its last tag: it was decided on already.
+
+    Raises:
+        dg.Failure: there is none, or the champion has changed since
+    """
+    from vipolyqwen_core.evaluation.results import read_evaluation
+
+    basis = read_basis(folder)
+    if basis is None:
+        raise dg.Failure(f"no evaluation in {folder} to decide on: materialise evaluation_report first")
+    number = None if now is None else now.number
+    crowned = now is not None and now.run_name == run_name
+    if basis["champion"] != number and not crowned:
+        raise dg.Failure(
+            f"the evaluation was held against champion {basis['champion'] or 'none'}, but the champion is "
+            f"{number or 'none'} by now: materialise evaluation_report again"
+        )
+    return read_evaluation(folder)
+
+
+def file_digest(path: Path) -> str:
+    """32 hex digits: hash of a file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:

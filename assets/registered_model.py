@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.checks import MODEL_CHECKS
+from assets.evaluation_report import judged_evaluation
 from assets.findings import stage_summary
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
     RUN_TAG,
     Version,
+    champion,
     give_alias,
+    half_registered,
     keep_model,
     numbered_version,
     version_of_run,
@@ -38,7 +41,7 @@ CHECKED_BEFORE = ("training_set", "trained_model", "evaluation_report")
 """Assets whose checks a version carries the outcome of."""
 
 
-@dg.asset(deps=["evaluation_report"], kinds={"mlflow"})
+@dg.asset(deps=["evaluation_report"], kinds={"mlflow"}, pool="gpu")
 def registered_model(
     context: dg.AssetExecutionContext,
     workspace: WorkspaceResource,
@@ -46,9 +49,12 @@ def registered_model(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult[None]:
-    """A version that carries where it came from; `champion` where it is better by the recipe's rules."""
+    """A version that carries where it came from; `champion` where it is better by the recipe's rules.
+
+    It shares a pool with `rollback` and the evaluation, so nobody moves an alias between reading the champion
+    and deciding.
+    """
     from vipolyqwen_core.evaluation.promotion import decide
-    from vipolyqwen_core.evaluation.results import read_evaluation
 
     place, settings, corpora = workspace.open(), recipe.load(), manifest.load()
     run, training = finished_run(place, corpora, settings)
@@ -56,19 +62,23 @@ def registered_model(
     version = version_of_run(client, run.run_name)
     stands = version is not None
     if version is None:
-        evaluation = read_evaluation(place.evaluations / run.run_name)
-        decision = decide(evaluation, settings.registry)
-        mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
-        licenses = {source.name: source.license for source in corpora.sources}
-        number = register(training.mlflow_run_id, run, evaluation, licenses)
-        keep_model(place, run.output / "model", number)
+        folder = place.evaluations / run.run_name
+        evaluation = judged_evaluation(folder, run.run_name, champion(client))
+        half = half_registered(client, run.run_name)
+        if half is None:
+            mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
+            licenses = {source.name: source.license for source in corpora.sources}
+            number = register(training.mlflow_run_id, run, evaluation, licenses)
+            keep_model(place, run.output / "model", number)
+        else:
+            number = half.number
         tags = {
             **origin_tags(run),
             "vipolyqwen.dagster_run_id": context.run_id,
             "vipolyqwen.checks": checks_outcome(context.instance),
             mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
         }
-        version = settle(client, number, tags, decision)
+        version = settle(client, number, tags, decide(evaluation, settings.registry))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(version.number)),
         metadata={

@@ -24,7 +24,8 @@ from vipolyqwen_core.workspace import (
     recipe_setting,
 )
 
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError)
+USER_ERRORS = (ValueError, OSError)
+"""What a user can mend: a wrong value, or a file, folder or disk that is not as it should be."""
 DEBUG = "debug"
 
 output = Console()
@@ -61,8 +62,11 @@ def one_sentence(error: BaseException) -> str:
     from rich.markup import escape
 
     message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        message = f"{error.filename} does not exist"
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = (
+            "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be used: {error.strerror}"
+        )
+        message = f"{error.filename} {reason}"
     return escape(message)
 
 
@@ -205,7 +209,10 @@ def evaluate(
     champion: Annotated[Path | None, typer.Option(help="Model directory to compare with.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the report goes.")] = None,
 ) -> None:
-    """Judge a trained model beside chance, BM25 and its untrained self."""
+    """Judge a trained model beside chance, BM25 and its untrained self.
+
+    The factory's own evaluation of the run, which decides about promotion, stays as it is.
+    """
     from vipolyqwen_core.config import TrainingRun, from_json
 
     told = run / "run.json"
@@ -213,7 +220,7 @@ def evaluate(
     from vipolyqwen_core.evaluation.evaluate import evaluate as judge
     from vipolyqwen_core.terminal import evaluation_tables, print_verdict
 
-    out = out or current_workspace().evaluations / settings.run_name
+    out = out or current_workspace().evaluations / f"{settings.run_name}-alone"
     evaluation = judge(settings, run / "model", champion, out)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
