@@ -130,8 +130,8 @@ def ui(
     sources: SourcesOption = None,
     recipe: RecipeOption = None,
     root: RootOption = None,
-    port: Annotated[int, typer.Option(help="Port of Dagster.")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of Dagster.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of MLflow.")] = 5000,
 ) -> None:
     """Serve Dagster and MLflow over the workspace, until Ctrl-C."""
     workspace = current_workspace()
