@@ -17,6 +17,7 @@ from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.evaluation import EVALUATION_FILE
 
 if TYPE_CHECKING:  # brings SciPy along
+    from vipolyqwen_core.evaluation.bootstrap import Interval
     from vipolyqwen_core.evaluation.results import Evaluation
 
 BASIS_FILE = "basis.json"
@@ -54,6 +55,7 @@ def evaluation_report(
             "reused": reused(stands),
             "folder": dg.MetadataValue.path(str(folder)),
             "report": dg.MetadataValue.path(str(folder / "report.html")),
+            "report in MLflow": mlflow.run_link(training.mlflow_run_id, "evaluation/report.html"),
             "MLflow run": mlflow.run_link(training.mlflow_run_id),
         },
     )
@@ -132,7 +134,7 @@ def file_digest(path: Path) -> str:
 
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
-    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS
+    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED, UNTRAINED
 
     metric = evaluation.primary_metric
     shown = [system for system in SYSTEMS if any(system in pool.scores for pool in evaluation.pools)]
@@ -153,9 +155,8 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
             pool.num_targets,
             "yes" if pool.counts else "",
             *(pool.scores.get(system, {}).get(metric) for system in shown),
-            f"{pool.gain_over_untrained.mean:+.3f} "
-            f"[{pool.gain_over_untrained.low:+.3f}, {pool.gain_over_untrained.high:+.3f}]",
-            pool.scores["trained"].get("recall@1"),
+            interval(pool.gain_over_untrained),
+            pool.scores[TRAINED].get("recall@1"),
             pool.scores[CHANCE].get("recall@1"),
         )
         for pool in evaluation.pools
@@ -167,12 +168,23 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     ]
     verdict = [("for", fact) for fact in evaluation.verdict.facts]
     verdict += [("**against**", failure) for failure in evaluation.verdict.failures]
-    trained, untrained = evaluation.primary["trained"], evaluation.primary["untrained"]
-    return {
+    trained, untrained = evaluation.primary[TRAINED], evaluation.primary[UNTRAINED]
+    across = [
+        (pool.name, pool.num_pairs, *(pool.scores[system].get(metric) for system in (TRAINED, CHANCE)))
+        for pool in evaluation.cross_lingual
+    ]
+    found: dict[str, Any] = {}
+    if across:
+        found["across languages"] = table(["asked > answered", "pairs", metric, "chance"], across)
+    if evaluation.matryoshka:
+        found["shorter vectors"] = table(["dimensions", metric], list(evaluation.matryoshka.items()))
+    if evaluation.gain_over_champion is not None:
+        found["gain over the champion"] = interval(evaluation.gain_over_champion)
+    return found | {
         "summary": f"{metric} {trained:.3f}, untrained {untrained:.3f}",
         "learned": evaluation.verdict.learned,
         "verdict": table(["", "sentence"], verdict),
-        metric: evaluation.primary["trained"],
+        metric: trained,
         f"{metric} by pool": table(header, rows),
         "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
         "systems": plot(
@@ -181,3 +193,8 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
         "dagster/row_count": evaluation.num_rows,
         "seconds": round(evaluation.seconds, 2),
     }
+
+
+def interval(gain: "Interval") -> str:
+    """`+0.120 [+0.080, +0.160]`"""
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

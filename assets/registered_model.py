@@ -40,6 +40,10 @@ if TYPE_CHECKING:  # brings SciPy along
 CHECKED_BEFORE = ("training_set", "trained_model", "evaluation_report")
 """Assets whose checks a version carries the outcome of."""
 
+MODEL_CARD = "README.md"
+MAX_DESCRIPTION_CHARS = 5000
+"""Of a version, in MLflow's tables."""
+
 
 @dg.asset(deps=["evaluation_report"], kinds={"mlflow"}, pool="gpu")
 def registered_model(
@@ -78,6 +82,8 @@ def registered_model(
             "vipolyqwen.checks": checks_outcome(context.instance),
             mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
         }
+        card = (place.models / f"v{number}" / MODEL_CARD).read_text(encoding="utf-8")
+        client.update_model_version(REGISTERED_MODEL, str(number), description=described(card))
         version = settle(client, number, tags, decide(evaluation, settings.registry))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(version.number)),
@@ -121,6 +127,13 @@ def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decisio
     give_alias(client, number, decision.alias)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), DECISION_TAG, "; ".join(decision.reasons))
     return numbered_version(client, number)
+
+
+def described(card: str) -> str:
+    """A model card as the description of a version: without its front matter, as long as MLflow takes."""
+    _, _, text = card.removeprefix("---").partition("\n---\n") if card.startswith("---") else ("", "", card)
+    text = text.strip()
+    return text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
 
 
 def origin_tags(run: TrainingRun) -> dict[str, str]:

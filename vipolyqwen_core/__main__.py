@@ -44,6 +44,9 @@ class Commands(TyperGroup):
                 raise
             complaints.print(f"[bold red]error:[/] {one_sentence(error)}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            complaints.print("Interrupted.")
+            raise typer.Exit(130) from error
 
 
 app = typer.Typer(

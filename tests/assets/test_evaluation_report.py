@@ -1,12 +1,20 @@
 """Which stored evaluation is reused, and on which one a promotion may rest."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from assets.evaluation_report import judged_evaluation, read_basis, stored_evaluation, write_basis
+from assets.evaluation_report import (
+    evaluation_metadata,
+    judged_evaluation,
+    read_basis,
+    stored_evaluation,
+    write_basis,
+)
+from assets.registered_model import MAX_DESCRIPTION_CHARS, described
 from assets.registry import Version
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.results import BM25, TRAINED, UNTRAINED, Evaluation, Verdict
@@ -75,3 +83,17 @@ def test_a_decision_rests_on_the_champion_of_this_moment(folder: Path) -> None:
 
 def test_a_run_that_is_champion_already_is_decided_on(folder: Path) -> None:
     assert judged_evaluation(folder, RUN, Version(4, (), {"vipolyqwen.run": RUN})) == evaluation()
+
+
+def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:
+    full = replace(evaluation(), matryoshka={256: 0.4}, gain_over_champion=Interval(0.02, -0.01, 0.05))
+    shown = evaluation_metadata(full)
+    assert shown["gain over the champion"] == "+0.020 [-0.010, +0.050]"
+    assert "256 | 0.4" in shown["shorter vectors"].value
+    assert not {"gain over the champion", "shorter vectors"} & set(evaluation_metadata(evaluation()))
+
+
+def test_a_version_is_described_by_its_card_without_front_matter() -> None:
+    assert described("---\ntags: [a]\n---\n\n# Model\n\n---\nmore\n") == "# Model\n\n---\nmore"
+    assert described("# Model") == "# Model"
+    assert len(described("x" * 9000)) == MAX_DESCRIPTION_CHARS
