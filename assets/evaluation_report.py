@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.metadata import bar_chart, plot, reused, table
-from assets.registry import champion, model_folder, version_of_run
+from assets.registry import Version, champion, model_folder, version_of_run
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.evaluation import EVALUATION_FILE
 
 if TYPE_CHECKING:  # brings SciPy along
+    from vipolyqwen_core.evaluation.bootstrap import Interval
     from vipolyqwen_core.evaluation.results import Evaluation
 
 BASIS_FILE = "basis.json"
-"""Beside an evaluation: what it depends on, so that it can be reused."""
+"""Beside an evaluation: what it depends on, and the digest of the evaluation itself, so that neither one of
+another champion nor one that somebody made by hand is taken for it."""
 
 
 @dg.asset(deps=["trained_model"], kinds={"pytorch"}, pool="gpu")
@@ -31,11 +34,12 @@ def evaluation_report(
     run, training = finished_run(place, manifest.load(), recipe.load())
     client = mlflow.connect()
     registered, rival = version_of_run(client, run.run_name), champion(client)
-    if rival is not None and rival.run_name == run.run_name:
+    crowned = rival is not None and rival.run_name == run.run_name
+    if crowned:
         rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
     basis = evaluation_basis(run, None if rival is None else rival.number)
-    evaluation = stored_evaluation(folder, basis, settled=registered is not None)
+    evaluation = stored_evaluation(folder, basis, settled=crowned or registered is not None)
     stands = evaluation is not None
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
@@ -43,8 +47,7 @@ def evaluation_report(
         beside = None if rival is None else model_folder(place, rival.number)
         evaluation = evaluate(run, run.output / "model", beside, folder)
         mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
-        with written_aside(folder / BASIS_FILE) as aside:
-            aside.write_text(json.dumps(basis, indent=2), encoding="utf-8")
+        write_basis(folder, basis)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.blake2b(json.dumps(basis).encode(), digest_size=16).hexdigest()),
         metadata={
@@ -52,6 +55,7 @@ def evaluation_report(
             "reused": reused(stands),
             "folder": dg.MetadataValue.path(str(folder)),
             "report": dg.MetadataValue.path(str(folder / "report.html")),
+            "report in MLflow": mlflow.run_link(training.mlflow_run_id, "evaluation/report.html"),
             "MLflow run": mlflow.run_link(training.mlflow_run_id),
         },
     )
@@ -59,12 +63,31 @@ def evaluation_report(
 
 def evaluation_basis(run: TrainingRun, champion_number: int | None) -> dict[str, Any]:
     """Everything an evaluation depends on."""
+    from vipolyqwen_core.evaluation.results import VERSION
+
     return {
-        "result": hashlib.blake2b((run.output / "result.json").read_bytes(), digest_size=16).hexdigest(),
+        "version": VERSION,
+        "result": file_digest(run.output / "result.json"),
         "settings": json.loads(to_json(run.recipe.evaluation)),
         "positive_score": run.recipe.objective.positive_score,
         "champion": champion_number,
     }
+
+
+def write_basis(folder: Path, basis: Mapping[str, Any]) -> None:
+    """Say what the evaluation in a folder rests on."""
+    with written_aside(folder / BASIS_FILE) as aside:
+        content = {**basis, "evaluation": file_digest(folder / EVALUATION_FILE)}
+        aside.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def read_basis(folder: Path) -> dict[str, Any] | None:
+    """What the evaluation in a folder rests on; None: there is none, or it is not the one that was judged."""
+    file, evaluation = folder / BASIS_FILE, folder / EVALUATION_FILE
+    if not (file.is_file() and evaluation.is_file()):
+        return None
+    basis: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return basis if basis.get("evaluation") == file_digest(evaluation) else None
 
 
 def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> "Evaluation | None":
@@ -74,17 +97,44 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     """
     from vipolyqwen_core.evaluation.results import read_evaluation
 
-    file = folder / BASIS_FILE
-    if not file.is_file():
+    before = read_basis(folder)
+    if before is None:
         return None
-    before = json.loads(file.read_text(encoding="utf-8"))
     differing = {name for name in basis if before.get(name) != basis[name]}
     return read_evaluation(folder) if differing <= ({"champion"} if settled else set()) else None
 
 
+def judged_evaluation(folder: Path, run_name: str, now: Version | None) -> "Evaluation":
+    """The evaluation that a decision may rest on: it was held against the champion of this moment.
+
+    A run that is champion itself was killed between its alias and its last tag: it was decided on already.
+
+    Raises:
+        dg.Failure: there is none, or the champion has changed since
+    """
+    from vipolyqwen_core.evaluation.results import read_evaluation
+
+    basis = read_basis(folder)
+    if basis is None:
+        raise dg.Failure(f"no evaluation in {folder} to decide on: materialise evaluation_report first")
+    number = None if now is None else now.number
+    crowned = now is not None and now.run_name == run_name
+    if basis["champion"] != number and not crowned:
+        raise dg.Failure(
+            f"the evaluation was held against champion {basis['champion'] or 'none'}, but the champion is "
+            f"{number or 'none'} by now: materialise evaluation_report again"
+        )
+    return read_evaluation(folder)
+
+
+def file_digest(path: Path) -> str:
+    """32 hex digits: hash of a file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
-    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS
+    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED, UNTRAINED
 
     metric = evaluation.primary_metric
     shown = [system for system in SYSTEMS if any(system in pool.scores for pool in evaluation.pools)]
@@ -105,9 +155,8 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
             pool.num_targets,
             "yes" if pool.counts else "",
             *(pool.scores.get(system, {}).get(metric) for system in shown),
-            f"{pool.gain_over_untrained.mean:+.3f} "
-            f"[{pool.gain_over_untrained.low:+.3f}, {pool.gain_over_untrained.high:+.3f}]",
-            pool.scores["trained"].get("recall@1"),
+            interval(pool.gain_over_untrained),
+            pool.scores[TRAINED].get("recall@1"),
             pool.scores[CHANCE].get("recall@1"),
         )
         for pool in evaluation.pools
@@ -119,12 +168,23 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     ]
     verdict = [("for", fact) for fact in evaluation.verdict.facts]
     verdict += [("**against**", failure) for failure in evaluation.verdict.failures]
-    trained, untrained = evaluation.primary["trained"], evaluation.primary["untrained"]
-    return {
+    trained, untrained = evaluation.primary[TRAINED], evaluation.primary[UNTRAINED]
+    across = [
+        (pool.name, pool.num_pairs, *(pool.scores[system].get(metric) for system in (TRAINED, CHANCE)))
+        for pool in evaluation.cross_lingual
+    ]
+    found: dict[str, Any] = {}
+    if across:
+        found["across languages"] = table(["asked > answered", "pairs", metric, "chance"], across)
+    if evaluation.matryoshka:
+        found["shorter vectors"] = table(["dimensions", metric], list(evaluation.matryoshka.items()))
+    if evaluation.gain_over_champion is not None:
+        found["gain over the champion"] = interval(evaluation.gain_over_champion)
+    return found | {
         "summary": f"{metric} {trained:.3f}, untrained {untrained:.3f}",
         "learned": evaluation.verdict.learned,
         "verdict": table(["", "sentence"], verdict),
-        metric: evaluation.primary["trained"],
+        metric: trained,
         f"{metric} by pool": table(header, rows),
         "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
         "systems": plot(
@@ -133,3 +193,8 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
         "dagster/row_count": evaluation.num_rows,
         "seconds": round(evaluation.seconds, 2),
     }
+
+
+def interval(gain: "Interval") -> str:
+    """`+0.120 [+0.080, +0.160]`"""
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

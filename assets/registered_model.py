@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.checks import MODEL_CHECKS
+from assets.evaluation_report import judged_evaluation
 from assets.findings import stage_summary
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
     RUN_TAG,
     Version,
+    champion,
     give_alias,
+    half_registered,
     keep_model,
     numbered_version,
     version_of_run,
@@ -37,8 +40,12 @@ if TYPE_CHECKING:  # brings SciPy along
 CHECKED_BEFORE = ("training_set", "trained_model", "evaluation_report")
 """Assets whose checks a version carries the outcome of."""
 
+MODEL_CARD = "README.md"
+MAX_DESCRIPTION_CHARS = 5000
+"""Of a version, in MLflow's tables."""
 
-@dg.asset(deps=["evaluation_report"], kinds={"mlflow"})
+
+@dg.asset(deps=["evaluation_report"], kinds={"mlflow"}, pool="gpu")
 def registered_model(
     context: dg.AssetExecutionContext,
     workspace: WorkspaceResource,
@@ -46,9 +53,12 @@ def registered_model(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult[None]:
-    """A version that carries where it came from; `champion` where it is better by the recipe's rules."""
+    """A version that carries where it came from; `champion` where it is better by the recipe's rules.
+
+    It shares a pool with `rollback` and the evaluation, so nobody moves an alias between reading the champion
+    and deciding.
+    """
     from vipolyqwen_core.evaluation.promotion import decide
-    from vipolyqwen_core.evaluation.results import read_evaluation
 
     place, settings, corpora = workspace.open(), recipe.load(), manifest.load()
     run, training = finished_run(place, corpora, settings)
@@ -56,19 +66,25 @@ def registered_model(
     version = version_of_run(client, run.run_name)
     stands = version is not None
     if version is None:
-        evaluation = read_evaluation(place.evaluations / run.run_name)
-        decision = decide(evaluation, settings.registry)
-        mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
-        licenses = {source.name: source.license for source in corpora.sources}
-        number = register(training.mlflow_run_id, run, evaluation, licenses)
-        keep_model(place, run.output / "model", number)
+        folder = place.evaluations / run.run_name
+        evaluation = judged_evaluation(folder, run.run_name, champion(client))
+        half = half_registered(client, run.run_name)
+        if half is None:
+            mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
+            licenses = {source.name: source.license for source in corpora.sources}
+            number = register(training.mlflow_run_id, run, evaluation, licenses)
+            keep_model(place, run.output / "model", number)
+        else:
+            number = half.number
         tags = {
             **origin_tags(run),
             "vipolyqwen.dagster_run_id": context.run_id,
             "vipolyqwen.checks": checks_outcome(context.instance),
             mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
         }
-        version = settle(client, number, tags, decision)
+        card = (place.models / f"v{number}" / MODEL_CARD).read_text(encoding="utf-8")
+        client.update_model_version(REGISTERED_MODEL, str(number), description=described(card))
+        version = settle(client, number, tags, decide(evaluation, settings.registry))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(version.number)),
         metadata={
@@ -111,6 +127,13 @@ def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decisio
     give_alias(client, number, decision.alias)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), DECISION_TAG, "; ".join(decision.reasons))
     return numbered_version(client, number)
+
+
+def described(card: str) -> str:
+    """A model card as the description of a version: without its front matter, as long as MLflow takes."""
+    _, _, text = card.removeprefix("---").partition("\n---\n") if card.startswith("---") else ("", "", card)
+    text = text.strip()
+    return text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
 
 
 def origin_tags(run: TrainingRun) -> dict[str, str]:

@@ -29,6 +29,11 @@ class Version:
         """The training run it came of."""
         return self.tags.get(RUN_TAG)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether its registration came to its end."""
+        return DECISION_TAG in self.tags
+
 
 def champion(client: Any) -> Version | None:
     """The version in use; None: there is none yet."""
@@ -61,11 +66,20 @@ def version_with_alias(client: Any, alias: str) -> Version | None:
 
 def version_of_run(client: Any, run_name: str) -> Version | None:
     """The version that came of a training run, as far as one was finished."""
+    return next((version for version in versions_of_run(client, run_name) if version.is_settled), None)
+
+
+def half_registered(client: Any, run_name: str) -> Version | None:
+    """The version of a training run whose registration was killed when all but tags and alias stood."""
+    return next((version for version in versions_of_run(client, run_name) if not version.is_settled), None)
+
+
+def versions_of_run(client: Any, run_name: str) -> list[Version]:
+    """Versions that name a training run, the newest first."""
     found = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
-    for entry in sorted(found, key=lambda entry: -int(entry.version)):
-        if entry.tags.get(RUN_TAG) == run_name and DECISION_TAG in entry.tags:
-            return _version(client.get_model_version(REGISTERED_MODEL, entry.version))
-    return None
+    own = [entry for entry in found if entry.tags.get(RUN_TAG) == run_name]
+    own.sort(key=lambda entry: -int(entry.version))
+    return [_version(client.get_model_version(REGISTERED_MODEL, entry.version)) for entry in own]
 
 
 def give_alias(client: Any, number: int, alias: str) -> None:

@@ -145,11 +145,12 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         ]
         self.connect().log_inputs(run_id, inputs)
 
-    def run_link(self, run_id: str) -> dg.MetadataValue[str]:
-        """Page of a run in MLflow's UI."""
+    def run_link(self, run_id: str, artifact: str = "") -> dg.MetadataValue[str]:
+        """Page of a run in MLflow's UI, or of one of its artifacts."""
         experiment = self.connect().get_run(run_id).info.experiment_id
         base = self.tracking_uri if self.tracking_uri.startswith("http") else self.ui_url
-        return dg.MetadataValue.url(f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}")
+        page = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        return dg.MetadataValue.url(f"{page}/artifacts/{artifact}" if artifact else page)
 
 
 def mlflow_name(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
+from assets.evaluation_report import interval
 from assets.metadata import bar_chart, plot, table
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import refuse_unfit_data, training_run
@@ -108,7 +109,7 @@ def ablation_metadata(found: "dict[Pooling, Evaluation]") -> dict[str, object]:
     for pooling, evaluation in found.items():
         gain = evaluation.gain_over_champion
         by_pool = {pool.name: pool.scores["trained"][metric] for pool in evaluation.pools}
-        compared = "baseline" if gain is None else f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        compared = "baseline" if gain is None else interval(gain)
         mean = evaluation.primary["trained"]
         rows.append((pooling.value, mean, compared, evaluation.primary["plain"], *map(by_pool.get, pools)))
     header = ["pooling", metric, "gain over the baseline", "without prefix", *pools]

@@ -3,6 +3,8 @@
 Everything heavy is imported inside the commands, so that `--help` is quick.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -67,24 +69,31 @@ def run(sources: SourcesOption = None, recipe: RecipeOption = None, root: RootOp
 
 
 def _run_and_report(workspace: Workspace, sources: str | None, recipe: str) -> None:
-    from dagster import DagsterExecutionInterruptedError
-
     from orchestration.factory import FactoryError, run_factory
     from orchestration.summary import print_summary
     from orchestration.terminal import undisturbed
 
     log = workspace.home / "factory.log"
-    with undisturbed(log) as console:
+    with undisturbed(log) as console, _resumable(console):
         try:
             outcome = run_factory(workspace, sources, recipe, console)
         except FactoryError as error:
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             console.print(f"Details: {log} and `vipolyqwen ui`", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
-            console.print("Interrupted. The same command goes on where this one stopped.")
-            raise typer.Exit(130) from error
         print_summary(outcome, workspace, console)
+
+
+@contextmanager
+def _resumable(console: Console) -> Iterator[None]:
+    """Whoever stops a run is told that nothing is lost. Dagster has an error of its own for Ctrl-C."""
+    from dagster import DagsterExecutionInterruptedError
+
+    try:
+        yield
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+        console.print("Interrupted. The same command goes on where this one stopped.")
+        raise typer.Exit(130) from error
 
 
 def check_sources(
@@ -120,7 +129,7 @@ def rollback(version: Annotated[int, typer.Argument(help="The registered version
     from orchestration.terminal import undisturbed
 
     workspace = current_workspace()
-    with undisturbed(workspace.home / "factory.log"):
+    with undisturbed(workspace.home / "factory.log") as console, _resumable(console):
         try:
             run_rollback(workspace, manifest_setting(), recipe_setting(), version)
         except FactoryError as error:
@@ -134,8 +143,8 @@ def ui(
     sources: SourcesOption = None,
     recipe: RecipeOption = None,
     root: RootOption = None,
-    port: Annotated[int, typer.Option(help="Port of Dagster.")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of Dagster.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of MLflow.")] = 5000,
 ) -> None:
     """Serve Dagster and MLflow over the workspace, until Ctrl-C."""
     workspace = current_workspace()

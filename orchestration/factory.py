@@ -67,6 +67,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
 
     Raises:
         FactoryError: a stage or a blocking check failed; names the stage and why
+        KeyboardInterrupt: a person stopped it
         ValueError: the manifest or the recipe is wrong, or a source cannot be read at all
     """
     load_recipe(recipe)
@@ -92,8 +93,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
                 tags=process_tags(os.getpid()),
             )
             run_ids.append(result.run_id)
-            if not result.success:
-                raise FactoryError(explain_failure(result.all_events, source))
+            refuse_failure(result, source)
             stages += _outcomes(result, source)
             warnings += _failed_checks(result.all_events, source, dg.AssetCheckSeverity.WARN)
     return FactoryOutcome(tuple(stages), tuple(run_ids), tuple(warnings))
@@ -104,6 +104,7 @@ def run_rollback(workspace: Workspace, sources: str | None, recipe: str, version
 
     Raises:
         FactoryError: there is no such version, or its export failed
+        KeyboardInterrupt: a person stopped it
     """
     definitions = build_definitions(workspace, sources, recipe)
     with open_instance(workspace) as instance:
@@ -114,8 +115,28 @@ def run_rollback(workspace: Workspace, sources: str | None, recipe: str, version
             run_config={"ops": {"roll_back": {"config": {"version": version}}}},
             tags=process_tags(os.getpid()),
         )
-        if not result.success:
-            raise FactoryError(explain_failure(result.all_events, None))
+        refuse_failure(result, None)
+
+
+def refuse_failure(result: dg.ExecuteInProcessResult, source: str | None) -> None:
+    """Nothing, where a run went well.
+
+    Raises:
+        KeyboardInterrupt: a person stopped it; Dagster reports that as the failure of a step
+        FactoryError: it failed; names the stage and why
+    """
+    if result.success:
+        return
+    if any(event.is_step_failure and _is_interruption(event) for event in result.all_events):
+        raise KeyboardInterrupt
+    raise FactoryError(explain_failure(result.all_events, source))
+
+
+def _is_interruption(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error
+    while error is not None and error.cls_name != dg.DagsterExecutionInterruptedError.__name__:
+        error = error.cause
+    return error is not None
 
 
 def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     """Serve until Ctrl-C, SIGTERM, or until one of the two ends by itself.
 
     Raises:
-        ValueError: one of them ended by itself; names which
+        ValueError: a port is taken, or one of them ended by itself; names which
     """
+    refuse_taken_ports(**{"--port": port, "--mlflow-port": mlflow_port})
     write_settings(workspace.dagster_home)
     workspace.home.mkdir(parents=True, exist_ok=True)
     with (workspace.home / "ui.log").open("ab") as log:
@@ -44,6 +46,21 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
             ended = [name for name, server in servers.items() if server.poll() is not None]
             stop(list(servers.values()))
         raise ValueError(f"{' and '.join(ended)} ended by itself: see {workspace.home / 'ui.log'}")
+
+
+def refuse_taken_ports(**ports: int) -> None:
+    """Dagster would quietly take another port than the one that is printed, and MLflow end.
+
+    Raises:
+        ValueError: something listens there; names the option
+    """
+    for option, port in ports.items():
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise ValueError(f"port {port} is taken: give another one with {option}")
+    if len(set(ports.values())) < len(ports):
+        raise ValueError(f"{' and '.join(ports)} are the same port")
 
 
 def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:

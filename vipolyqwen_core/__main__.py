@@ -24,7 +24,8 @@ from vipolyqwen_core.workspace import (
     recipe_setting,
 )
 
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError)
+USER_ERRORS = (ValueError, OSError)
+"""What a user can mend: a wrong value, or a file, folder or disk that is not as it should be."""
 DEBUG = "debug"
 
 output = Console()
@@ -43,6 +44,9 @@ class Commands(TyperGroup):
                 raise
             complaints.print(f"[bold red]error:[/] {one_sentence(error)}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            complaints.print("Interrupted.")
+            raise typer.Exit(130) from error
 
 
 app = typer.Typer(
@@ -58,11 +62,18 @@ app = typer.Typer(
 
 def one_sentence(error: BaseException) -> str:
     """The message of an error on one line, with rich's markup made harmless."""
+    from pydantic import ValidationError
     from rich.markup import escape
 
-    message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        message = f"{error.filename} does not exist"
+    from vipolyqwen_core.config import explain
+
+    message = explain(error) if isinstance(error, ValidationError) else str(error)
+    message = " ".join(message.split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = (
+            "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be used: {error.strerror}"
+        )
+        message = f"{error.filename} {reason}"
     return escape(message)
 
 
@@ -205,15 +216,22 @@ def evaluate(
     champion: Annotated[Path | None, typer.Option(help="Model directory to compare with.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the report goes.")] = None,
 ) -> None:
-    """Judge a trained model beside chance, BM25 and its untrained self."""
+    """Judge a trained model beside chance, BM25 and its untrained self.
+
+    The factory's own evaluation of the run, which decides about promotion, stays as it is.
+    """
     from vipolyqwen_core.config import TrainingRun, from_json
 
     told = run / "run.json"
     settings = from_json(TrainingRun, told.read_bytes(), origin=str(told))
+    for model in (run / "model", champion):
+        if model is not None and not (model / "config.json").is_file():  # said before minutes of encoding
+            raise ValueError(f"{model} is no model directory: it has no config.json")
+    hide_loading_bars()
     from vipolyqwen_core.evaluation.evaluate import evaluate as judge
     from vipolyqwen_core.terminal import evaluation_tables, print_verdict
 
-    out = out or current_workspace().evaluations / settings.run_name
+    out = out or current_workspace().evaluations / f"{settings.run_name}-alone"
     evaluation = judge(settings, run / "model", champion, out)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
@@ -225,9 +243,10 @@ def export(
     model: Annotated[Path, typer.Argument(help="Model directory.")],
     model_version: Annotated[str, typer.Option(help="Version that the table records.")],
     training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens encoded at once.")] = 16_384,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens encoded at once.")] = 16_384,
 ) -> None:
     """Encode a training set's pairs into Parquet and the LanceDB table that `search` reads."""
+    hide_loading_bars()
     from vipolyqwen_core.config import ExportSettings
     from vipolyqwen_core.serving.export import export as write
 
@@ -251,8 +270,16 @@ def source_weights() -> dict[str, float]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    """The lines of a text file that are not empty.
+
+    Raises:
+        ValueError: it is not UTF-8
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: byte {error.start} cannot be read") from error
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def main() -> None:

@@ -351,6 +351,7 @@ def explain(error: ValidationError) -> str:
     sentences = []
     for mistake in error.errors():
         place = ".".join(str(part) for part in mistake["loc"]) or "the whole"
-        given = "" if mistake["type"] == "missing" else f" (given: {str(mistake['input'])[:80]!r})"
+        told = mistake["type"] not in ("missing", "json_invalid")
+        given = f" (given: {str(mistake['input'])[:80]!r})" if told else ""
         sentences.append(f"{place}: {mistake['msg']}{given}")
     return "; ".join(sentences)

@@ -9,6 +9,7 @@ from assets.registered_model import settle
 from assets.registry import (
     champion,
     give_alias,
+    half_registered,
     keep_model,
     model_folder,
     numbered_version,
@@ -68,6 +69,7 @@ def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.
     number = register(client, "demo-1", None)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), "vipolyqwen.run", "demo-1")
     assert version_of_run(client, "demo-1") is None
+    assert half_registered(client, "demo-1").number == number
     whole = register(client, "demo-1", CHAMPION)
     assert version_of_run(client, "demo-1").number == whole
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vipolyqwen_core.__main__ import one_sentence
+from vipolyqwen_core.config import ExportSettings, TrainingRun, to_json
+from vipolyqwen_core.recipes import demo
+
 
 @pytest.fixture
 def vipolyqwen(tmp_path: Path):
@@ -61,13 +65,18 @@ def test_version(vipolyqwen) -> None:
         (["encode"], 2, "nothing to encode"),
         (["encode", "a", "b", "--image", "x.png"], 2, "pictures go with one text"),
         (["encode", "--file", "nowhere.txt"], 1, "nowhere.txt does not exist"),
+        (["encode", "--file", "."], 1, ". cannot be used: Is a directory"),
         (["encode", "a", "--prefix", "song"], 2, "song"),
         (["search"], 2, "nothing to look for"),
         (["search", "a"], 1, "nothing was exported yet"),
         (["train", "--recipe", "grand"], 1, "unknown recipe 'grand'"),
         (["train", "--config", "nowhere.json"], 1, "nowhere.json does not exist"),
         (["evaluate", "nowhere"], 1, "does not exist"),
+        (["export", "m", "--model-version", "../x"], 1, "'../x' cannot name a folder"),
+        (["export", "m", "--model-version", "lancedb"], 1, "'lancedb' cannot name a folder"),
         (["run", "--sources", "nowhere.yaml"], 1, "manifest"),
+        (["run", "--sources", "."], 1, "is no file"),
+        (["ui", "--port", "99999"], 2, "65535"),
         (["sources", "check", "nowhere.yaml"], 1, "nowhere.yaml does not exist"),
         (["dance"], 2, "No such command"),
     ],
@@ -77,6 +86,32 @@ def test_a_mistake_ends_in_one_sentence(vipolyqwen, arguments: list[str], code: 
     assert ended.returncode == code, ended.stderr
     assert sentence in ended.stderr + ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_a_file_that_is_no_text_is_named(vipolyqwen, tmp_path: Path) -> None:
+    (tmp_path / "picture.txt").write_bytes(b"ab\xff\xfe")
+    ended = vipolyqwen("encode", "--file", "picture.txt")
+    assert ended.returncode == 1
+    assert "picture.txt is no text in UTF-8: byte 2" in ended.stderr
+
+
+def test_a_rival_that_is_no_model_is_refused_before_any_work(vipolyqwen, tmp_path: Path) -> None:
+    run = TrainingRun(
+        recipe=demo(), backbone=tmp_path, training_set=tmp_path / "none", output=tmp_path / "run"
+    )
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text(to_json(run))
+    ended = vipolyqwen("evaluate", "run", "--champion", "rival")
+    assert ended.returncode == 1
+    assert "rival is no model directory" in ended.stderr
+
+
+def test_settings_out_of_range_are_named_without_jargon() -> None:
+    with pytest.raises(ValueError, match="batch_tokens") as caught:
+        ExportSettings(batch_tokens=0)
+    sentence = one_sentence(caught.value)
+    assert sentence == "batch_tokens: Input should be greater than 0 (given: '0')"
 
 
 def test_debug_shows_the_traceback(vipolyqwen) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
-from orchestration.factory import explain_failure
+from orchestration.factory import FactoryError, explain_failure, refuse_failure
 
 
 def failed_events(asset: dg.AssetsDefinition, *checks: dg.AssetChecksDefinition) -> list[dg.DagsterEvent]:
@@ -59,3 +60,17 @@ def test_a_blocking_check_tells_what_it_found() -> None:
     sentence = explain_failure(failed_events(curated_corpus, nothing_vanishes), "receipts")
     expected = "curated_corpus of source receipts: check nothing_vanishes: 5 in, 4 out, 0 in the ledger"
     assert sentence == expected
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(dg.DagsterExecutionInterruptedError(), KeyboardInterrupt), (ValueError("no"), FactoryError)],
+)
+def test_whoever_stops_a_run_is_told_of_no_failure(raised: BaseException, told: type[BaseException]) -> None:
+    @dg.asset
+    def training_set() -> None:
+        raise raised
+
+    result = dg.materialize([training_set], raise_on_error=False)
+    with pytest.raises(told):
+        refuse_failure(result, None)

@@ -1,5 +1,6 @@
 """The user interfaces: what is started, and that nothing of it is left."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestration.servers import commands, stop
+from orchestration.servers import commands, refuse_taken_ports, stop
 from vipolyqwen_core.workspace import Workspace
 
 DEAF = (
@@ -36,6 +37,19 @@ def test_children_that_ignore_ctrl_c_end_too() -> None:
             return
         time.sleep(0.05)
     pytest.fail("the child lives on")
+
+
+def test_a_taken_port_is_named_with_its_option() -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        port, other = taken.getsockname()[1], free.getsockname()[1]
+        refuse_taken_ports(**{"--port": other})
+        with pytest.raises(ValueError, match=f"port {port} is taken: give another one with --mlflow-port"):
+            refuse_taken_ports(**{"--port": other, "--mlflow-port": port})
+        with pytest.raises(ValueError, match="are the same port"):
+            refuse_taken_ports(**{"--port": other, "--mlflow-port": other})
 
 
 def test_a_store_of_its_own_is_served_with_the_workspace_artifacts(

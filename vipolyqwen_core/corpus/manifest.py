@@ -182,7 +182,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"manifest {path} does not exist")
+        raise ValueError(f"manifest {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,0 +1,6 @@
+"""Judging a model: pools, metrics, baselines, bootstrap, verdict, promotion, report."""
+
+from typing import Final
+
+EVALUATION_FILE: Final = "evaluation.json"
+"""What an evaluation found, in its folder."""

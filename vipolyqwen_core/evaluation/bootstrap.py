@@ -31,12 +31,19 @@ class Sample:
     clusters: NDArray[np.int64]
     """[Q]; equal numbers are drawn together."""
 
+    @property
+    def num_components(self) -> int:
+        """How many there are to draw."""
+        return len(np.unique(self.clusters))
+
 
 def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float, seed: int) -> Interval:
     """Mean over the samples of the mean within each, with a percentile interval.
 
     Each sample is resampled on its own: every pool keeps its weight, however many queries it has. For a
-    paired comparison pass differences, so that both systems are always drawn on the same queries.
+    paired comparison pass differences, so that both systems are always drawn on the same queries. One
+    component alone tells nothing about how components differ; its interval would have no width and prove
+    anything. So with such a sample the interval is all that differences of shares can be, -1 to 1.
 
     Raises:
         ValueError: no sample, or an empty one
@@ -45,6 +52,9 @@ def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float,
     """
     if not samples or any(len(sample.values) == 0 for sample in samples):
         raise ValueError("a bootstrap needs at least one value in each sample")
+    mean = float(np.mean([np.mean(sample.values) for sample in samples]))
+    if any(sample.num_components == 1 for sample in samples):
+        return Interval(mean=mean, low=-1.0, high=1.0)
     rng = np.random.default_rng(seed)
     means = np.zeros(resamples)
     for sample in samples:
@@ -58,5 +68,4 @@ def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float,
     means /= len(samples)
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(means, [tail, 1.0 - tail])
-    mean = float(np.mean([np.mean(sample.values) for sample in samples]))
     return Interval(mean=mean, low=float(low), high=float(high))

@@ -31,6 +31,9 @@ from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
 
 logger = logging.getLogger(__name__)
 
+MIN_COMPONENTS = 10
+"""Of a pool that counts: a bootstrap over fewer linked groups of queries is surer than it may be."""
+
 
 def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path) -> Evaluation:
     """Scores of a model on the evaluation pairs of its run; writes `evaluation.json` and `report.html`.
@@ -123,14 +126,18 @@ def _judge(
 
 def _is_large(pool: Pool, settings: EvaluationSettings) -> bool:
     enough_targets = pool.is_choice or len(pool.targets) >= settings.min_distinct_targets
-    return enough_targets and pool.num_pairs >= settings.min_pairs
+    enough_pairs = pool.num_pairs >= settings.min_pairs and pool.num_components >= MIN_COMPONENTS
+    return enough_targets and enough_pairs
 
 
 def _counted(judged: Sequence[JudgedPool], settings: EvaluationSettings) -> tuple[list[JudgedPool], bool]:
     """Pools that make the primary metric, and whether they are large enough; if none is, the next best."""
     retrieval = [each for each in judged if not each.pool.is_choice]
     large = [each for each in retrieval if _is_large(each.pool, settings)]
-    return (large, True) if large else (retrieval or list(judged), False)
+    if large:
+        return large, True
+    spread = [each for each in retrieval if each.pool.num_components > 1]
+    return spread or retrieval or list(judged), False
 
 
 def _pool_result(judged: JudgedPool, settings: EvaluationSettings, counts: bool) -> PoolResult:

@@ -10,8 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 from vipolyqwen_core.config import explain
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.evaluation import EVALUATION_FILE
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
+
+VERSION: Final = 1
+"""Raised when the same model and pairs would be judged otherwise: what was stored before is made anew."""
 
 TRAINED: Final = "trained"
 PLAIN: Final = "plain"
@@ -140,7 +144,7 @@ class Evaluation:
 
     def write(self, folder: Path) -> Path:
         """Write `evaluation.json` into a folder."""
-        path = folder / "evaluation.json"
+        path = folder / EVALUATION_FILE
         with written_aside(path) as aside:
             text = json.dumps(asdict(self), ensure_ascii=False, indent=2, allow_nan=False)
             aside.write_text(text, encoding="utf-8")
@@ -153,7 +157,7 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         ValueError: there is none, or it is of another version
     """
-    file = path / "evaluation.json" if path.is_dir() else path
+    file = path / EVALUATION_FILE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"no evaluation at {file}")
     try:

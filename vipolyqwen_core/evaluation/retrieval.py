@@ -103,6 +103,11 @@ class Pool:
         """Whether all questions have the same two answers: judged by accuracy, outside the mean."""
         return len(self.targets) <= 2
 
+    @property
+    def num_components(self) -> int:
+        """Linked groups of queries."""
+        return len(np.unique(self.clusters))
+
     @cached_property
     def num_relevant(self) -> Ints:
         """[Q] right answers of each query."""

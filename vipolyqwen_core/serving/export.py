@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -74,9 +75,11 @@ def export(
     """Bring the exported table up to date with a training set under a model version.
 
     Raises:
-        ValueError: there is no training set, or no model
+        ValueError: there is no training set, no model, or the version cannot name a folder
     """
     started = time.monotonic()
+    if not re.fullmatch(r"\w[\w.+-]*", model_version) or model_version == workspace.lancedb.name:
+        raise ValueError(f"model version {model_version!r} cannot name a folder: give a number or a word")
     schema = export_schema(model, model_version)
     folder = workspace.exports / model_version
     parquet = folder / "embeddings.parquet"
@@ -196,9 +199,9 @@ class _Update:
         self._delete_gone()
         keys, identities = self._present()
         for block in self.wanted.blocks():
-            missing = np.flatnonzero(~np.isin(row_hashes(block.rows, IDENTITY), identities))
+            missing = np.flatnonzero(~_is_among(row_hashes(block.rows, IDENTITY), identities))
             if len(missing):
-                known = np.isin(row_hashes(block.rows, KEY)[missing], keys)
+                known = _is_among(row_hashes(block.rows, KEY)[missing], keys)
                 self._replace(block, missing[known])
                 self._add(block, missing[~known])
 
@@ -211,18 +214,19 @@ class _Update:
             yield pa.Table.from_batches([batch])
 
     def _present(self) -> tuple[Hashes, Hashes]:
-        """Keys and identities of the rows that stand."""
+        """Keys and identities of the rows that stand, each sorted."""
         found = [(row_hashes(rows, KEY), row_hashes(rows, IDENTITY)) for rows in self._scan(IDENTITY)]
         if not found:
             return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)
-        return np.concatenate([keys for keys, _ in found]), np.concatenate([ids for _, ids in found])
+        keys, identities = zip(*found, strict=True)
+        return np.sort(np.concatenate(keys)), np.sort(np.concatenate(identities))
 
     def _delete_gone(self) -> None:
         wanted = [row_hashes(block.rows, KEY) for block in self.wanted.blocks()]
-        keys = np.concatenate(wanted) if wanted else np.empty(0, dtype=np.uint64)
+        keys = np.sort(np.concatenate(wanted)) if wanted else np.empty(0, dtype=np.uint64)
         gone: list[tuple[str, str]] = []
         for rows in self._scan(KEY):
-            lost = np.flatnonzero(~np.isin(row_hashes(rows, KEY), keys))
+            lost = np.flatnonzero(~_is_among(row_hashes(rows, KEY), keys))
             gone += [(rows["sample_id"][i].as_py(), rows["side"][i].as_py()) for i in lost]
         self._delete(gone)
         self.deleted = len(gone)
@@ -265,6 +269,14 @@ class _Update:
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         self.table.add(pa.table(columns, schema=self.table.schema))
+
+
+def _is_among(hashes: Hashes, known: Hashes) -> np.ndarray:
+    """Which hashes are among sorted ones. `np.isin` would sort the millions anew for each block."""
+    if len(known) == 0:
+        return np.zeros(len(hashes), dtype=bool)
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.asarray(known[places] == hashes)
 
 
 def _where(side: str, sample_ids: list[str]) -> str:

@@ -25,6 +25,13 @@ def test_queries_of_one_component_are_not_taken_for_independent() -> None:
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
+def test_one_component_alone_proves_nothing() -> None:
+    together = Sample(np.full(200, 0.4), np.zeros(200, dtype=np.int64))
+    apart = Sample(np.full(200, 0.4), np.arange(200))
+    interval = bootstrap_mean([together, apart], 100, 0.95, seed=0)
+    assert (interval.mean, interval.low, interval.high) == (pytest.approx(0.4), -1.0, 1.0)
+
+
 def test_each_pool_has_the_same_weight() -> None:
     small = Sample(np.ones(5), np.arange(5))
     large = Sample(np.zeros(500), np.arange(500))

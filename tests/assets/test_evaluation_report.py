@@ -1,0 +1,99 @@
+"""Which stored evaluation is reused, and on which one a promotion may rest."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.evaluation_report import (
+    evaluation_metadata,
+    judged_evaluation,
+    read_basis,
+    stored_evaluation,
+    write_basis,
+)
+from assets.registered_model import MAX_DESCRIPTION_CHARS, described
+from assets.registry import Version
+from vipolyqwen_core.evaluation.bootstrap import Interval
+from vipolyqwen_core.evaluation.results import BM25, TRAINED, UNTRAINED, Evaluation, Verdict
+
+RUN = "demo-1"
+
+
+def evaluation(mrr: float = 0.5) -> Evaluation:
+    return Evaluation(
+        run_name=RUN,
+        model="model",
+        champion=None,
+        data_version="d",
+        num_rows=1,
+        primary_metric="mrr@10",
+        primary={TRAINED: mrr, UNTRAINED: 0.1, BM25: 0.2},
+        enough=True,
+        gain_over_untrained=Interval(0.4, 0.3, 0.5),
+        gain_over_champion=None,
+        pools=(),
+        cross_lingual=(),
+        similarities=(),
+        matryoshka={},
+        verdict=Verdict(True, (), ()),
+        seconds=1.0,
+    )
+
+
+def basis(champion: int | None) -> dict[str, Any]:
+    return {"version": 1, "result": "r", "champion": champion}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An evaluation that was held against version 3."""
+    evaluation().write(tmp_path)
+    write_basis(tmp_path, basis(3))
+    return tmp_path
+
+
+def test_an_evaluation_is_reused_on_the_same_basis(folder: Path) -> None:
+    assert stored_evaluation(folder, basis(3), settled=False) == evaluation()
+    assert stored_evaluation(folder, {**basis(3), "result": "other"}, settled=False) is None
+
+
+def test_a_later_champion_reopens_the_judgement_only_before_registration(folder: Path) -> None:
+    assert stored_evaluation(folder, basis(4), settled=False) is None
+    assert stored_evaluation(folder, basis(4), settled=True) == evaluation()
+
+
+def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:
+    evaluation(mrr=0.9).write(folder)  # killed before its basis was written, or made by hand
+    assert read_basis(folder) is None
+    assert stored_evaluation(folder, basis(3), settled=True) is None
+    with pytest.raises(dg.Failure, match="materialise evaluation_report first"):
+        judged_evaluation(folder, RUN, Version(3, (), {}))
+
+
+def test_a_decision_rests_on_the_champion_of_this_moment(folder: Path) -> None:
+    assert judged_evaluation(folder, RUN, Version(3, (), {})) == evaluation()
+    with pytest.raises(dg.Failure, match="held against champion 3, but the champion is 5 by now"):
+        judged_evaluation(folder, RUN, Version(5, (), {"vipolyqwen.run": "demo-2"}))
+    with pytest.raises(dg.Failure, match="the champion is none by now"):
+        judged_evaluation(folder, RUN, None)
+
+
+def test_a_run_that_is_champion_already_is_decided_on(folder: Path) -> None:
+    assert judged_evaluation(folder, RUN, Version(4, (), {"vipolyqwen.run": RUN})) == evaluation()
+
+
+def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:
+    full = replace(evaluation(), matryoshka={256: 0.4}, gain_over_champion=Interval(0.02, -0.01, 0.05))
+    shown = evaluation_metadata(full)
+    assert shown["gain over the champion"] == "+0.020 [-0.010, +0.050]"
+    assert "256 | 0.4" in shown["shorter vectors"].value
+    assert not {"gain over the champion", "shorter vectors"} & set(evaluation_metadata(evaluation()))
+
+
+def test_a_version_is_described_by_its_card_without_front_matter() -> None:
+    assert described("---\ntags: [a]\n---\n\n# Model\n\n---\nmore\n") == "# Model\n\n---\nmore"
+    assert described("# Model") == "# Model"
+    assert len(described("x" * 9000)) == MAX_DESCRIPTION_CHARS
