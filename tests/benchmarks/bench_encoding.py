@@ -43,9 +43,9 @@ DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE: Final = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 ALIKE: Final = 0.999 if DEVICE == "cuda" else 0.99999
 """Least cosine of the two vectors of an item, in the precision of the device."""
-BATCH_SIZES: Final = (8, 16, 32, 64)
-ROUNDS: Final = 5
-COUNTS: Final = {"text": 384, "mixed": 192} if DEVICE == "cpu" else {"text": 4096, "mixed": 1024}
+BATCH_SIZES: Final = (4, 8, 16, 32)
+ROUNDS: Final = 3
+COUNTS: Final = {"text": 128, "mixed": 48} if DEVICE == "cpu" else {"text": 4096, "mixed": 1024}
 """Items of each kind."""
 PROCESSING: Final = ProcessingSettings(min_pixels=28 * 28, max_pixels=256 * 28 * 28, max_tokens=2048)
 
@@ -224,7 +224,7 @@ def peak_memory() -> int:
 def serve(side: type[Ours] | type[Peer], backbone: Path, kind: str, line: Connection) -> None:
     """One side in a process of its own: answers batch sizes with seconds and vectors until told to stop."""
     worker = side(backbone, kind)
-    worker.encode(64)  # the first call prepares much
+    worker.encode(16)  # the first call prepares much
     line.send(None)
     while (order := line.recv()) is not None:
         what, batch_size = order

@@ -9,6 +9,7 @@ Inputs are treated exactly as in training: the same normalisation of text and pi
 `<image>` placeholders. Nothing is padded, so the vector of an item does not depend on its neighbours.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.serving.inputs import Picture, arrange, make_item, prefixes_of
+
+logger = logging.getLogger(__name__)
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -54,16 +57,21 @@ class ViPolyQwenEmbedder:
         self.processor = processor
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | None = None) -> "ViPolyQwenEmbedder":
-        """The embedder of a model directory, on the GPU where there is one.
+    def from_pretrained(
+        cls, path: str | Path, device: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> "ViPolyQwenEmbedder":
+        """The embedder of a model directory or of a hub id, on the GPU where there is one.
+
+        It computes in the precision that the model was saved in; `dtype`, such as "bfloat16", asks for
+        another, with a warning.
 
         Raises:
-            ValueError: the directory does not exist or holds no model
+            ValueError: the directory does not exist or holds no model, and it is no model on the hub
         """
-        path = Path(path)
-        if not (path / "config.json").is_file():
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path} is no model directory: it has no config.json")
-        return cls(ViPolyQwenModel.from_pretrained(path), ViPolyQwenProcessor.from_pretrained(path), device)
+        processor = ViPolyQwenProcessor.from_pretrained(path)
+        return cls(ViPolyQwenModel.from_pretrained(path, dtype=dtype), processor, device)
 
     @property
     def embedding_dim(self) -> int:
@@ -127,8 +135,16 @@ class ViPolyQwenEmbedder:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         windows = []
+        cut_items = cut_tokens = 0
         for window in _windows(self._prepared(sources), WINDOW_BATCHES * batch_tokens):
             windows.append(self._forward_window(window, batch_size, batch_tokens))
+            cut_items += sum(item.truncated_tokens > 0 for item in window)
+            cut_tokens += sum(item.truncated_tokens for item in window)
+        if cut_items:
+            logger.warning(
+                "%d items were longer than %d tokens: %d tokens of their texts were cut",
+                *(cut_items, self.processor.settings.max_tokens, cut_tokens),
+            )
         return np.concatenate(windows) if windows else np.empty((0, self.embedding_dim), dtype=np.float32)
 
     def _prepared(self, sources: Iterable[Callable[[], Item]]) -> Iterator[EncodedItem]:
