@@ -5,7 +5,6 @@ The backbone is transformers' Qwen2-VL, Qwen2.5-VL or Qwen3-VL; `vision.py` hold
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,7 +89,7 @@ class ViPolyQwenModel(PreTrainedModel):
             return cls(config, pretrained)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # what is not named here passes through
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> Any:
         """A saved model, a directory or a hub id, in the precision that it was saved in.
@@ -113,12 +112,15 @@ class ViPolyQwenModel(PreTrainedModel):
                 "%s is loaded in %s but was saved in %s: its vectors differ a little from those of training",
                 *(pretrained_model_name_or_path, str(dtype).removeprefix("torch."), saved.precision),
             )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, dtype=dtype, **kwargs)
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, dtype=dtype, **{**kwargs, "use_safetensors": True}
+        )
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike[str],
-        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         """Write configuration and weights, safetensors; the configuration names the backbone's precision."""
@@ -130,7 +132,7 @@ class ViPolyQwenModel(PreTrainedModel):
         }
         assert len(types) == 1, types
         self.config.precision = str(types.pop()).removeprefix("torch.")
-        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The head. transformers asks the backbone about its own modules."""
