@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 Vectors: TypeAlias = NDArray[np.float32]
 
-BATCH_TOKENS: Final = 16_384
-"""Tokens of one packed batch, unless the caller says otherwise; a longer item is a batch of its own."""
+BATCH_TOKENS: Final = {"cuda": 16_384, "cpu": 4_096}
+"""Tokens of one packed batch by kind of device, unless the caller says otherwise; a longer item is a batch of
+its own. More gives a CPU nothing but page faults."""
 WINDOW_BATCHES: Final = 8
 """Items of so many batches are sorted by cost together; what is held in memory is bounded by it."""
 BLOCK_ITEMS: Final = 16
@@ -78,6 +79,11 @@ class ViPolyQwenEmbedder:
         """Dimension of the vectors."""
         return int(self.model.config.embedding_dim)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one packed batch, unless the caller says otherwise."""
+        return BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+
     def encode(
         self,
         text: str | Iterable[str | None] | None = None,
@@ -112,13 +118,13 @@ class ViPolyQwenEmbedder:
         )
         if show_progress:
             items = track(items, description="encoding", total=len(texts))
-        vectors = self._encode(items, batch_size, BATCH_TOKENS)
+        vectors = self._encode(items, batch_size, self.batch_tokens)
         if dim is not None and dim < self.embedding_dim:
             vectors = shorten(vectors, dim)
         return vectors[0] if single else vectors
 
     def encode_items(
-        self, items: Iterable[Item], batch_tokens: int = BATCH_TOKENS, batch_size: int | None = None
+        self, items: Iterable[Item], batch_tokens: int | None = None, batch_size: int | None = None
     ) -> Vectors:
         """Unit vectors of items that are normalised already, as a training set holds them.
 
@@ -127,7 +133,8 @@ class ViPolyQwenEmbedder:
         Raises:
             ValueError: names the item by its place
         """
-        return self._encode((partial(_as_it_is, item) for item in items), batch_size, batch_tokens)
+        sources = (partial(_as_it_is, item) for item in items)
+        return self._encode(sources, batch_size, batch_tokens or self.batch_tokens)
 
     def _encode(
         self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int
@@ -186,10 +193,13 @@ class ViPolyQwenEmbedder:
         """Vectors of some items, computed in order of cost and given back in their own order."""
         tokens = [item.num_tokens for item in window]
         vectors = np.empty((len(window), self.embedding_dim), dtype=np.float32)
+        done = []
         with torch.inference_mode():
             for places in batches_by_cost(tokens, batch_tokens, batch_size):
                 batch = pack([window[place] for place in places], self.processor.layout)
-                vectors[places] = self.model(batch.to(self.device)).float().cpu().numpy()
+                done.append((places, self.model(batch.to(self.device))))
+        for places, embedded in done:  # only now: a GPU works on while the next batch is packed
+            vectors[places] = embedded.cpu().numpy()
         return vectors
 
 
