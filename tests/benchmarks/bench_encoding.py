@@ -3,12 +3,12 @@
 Both sides run Qwen2-VL with the same random weights, mean pooling and the same projection, on the same items:
 texts whose lengths spread as those of real corpora do (log-normal), pictures of many sizes, decoded already.
 Each side of each kind of items has a process of its own, which keeps its model; they take turns, and the
-medians are compared. sentence-transformers sorts by length and pads to the longest of a batch; it has its
-best batch size of `BATCH_SIZES`, ours has its default. On a GPU both are bfloat16, in the shape of
-Qwen2-VL-2B; on a CPU float32, and a smaller shape.
+ratio is the median of those of the rounds. sentence-transformers sorts by length and pads to the longest of a
+batch; it has its best batch size of `BATCH_SIZES`, ours has its default. On a GPU both are bfloat16, in the
+shape of Qwen2-VL-2B; on a CPU float32, and a smaller shape.
 
 Useful tokens: of those that the language model computes, the share that belongs to an item. Peak memory: of
-the process beyond its loaded model; on a GPU as torch counts it.
+the whole process, libraries and model included; on a GPU as torch counts it.
 """
 
 import multiprocessing
@@ -43,9 +43,13 @@ DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE: Final = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 ALIKE: Final = 0.999 if DEVICE == "cuda" else 0.99999
 """Least cosine of the two vectors of an item, in the precision of the device."""
-BATCH_SIZES: Final = (8, 16, 32, 64)
-ROUNDS: Final = 5
-COUNTS: Final = {"text": 384, "mixed": 192} if DEVICE == "cpu" else {"text": 4096, "mixed": 1024}
+BATCH_SIZES: Final = (4, 8, 16, 32)
+TRIED: Final = 3
+"""The best batch size is found on every third item."""
+ROUNDS: Final = 3
+THREADS: Final = 1
+"""Of torch, on both sides: with more, threads that wait for each other blur figures on a shared machine."""
+COUNTS: Final = {"text": 128, "mixed": 48} if DEVICE == "cpu" else {"text": 4096, "mixed": 1024}
 """Items of each kind."""
 PROCESSING: Final = ProcessingSettings(min_pixels=28 * 28, max_pixels=256 * 28 * 28, max_tokens=2048)
 
@@ -148,28 +152,21 @@ class Ours:
 
     def __init__(self, backbone: Path, kind: str) -> None:
         model = new_model(backbone)
-        self.embedder = ViPolyQwenEmbedder(
-            model, ViPolyQwenProcessor.from_backbone(backbone, PROCESSING), DEVICE
-        )
+        processor = ViPolyQwenProcessor.from_backbone(backbone, PROCESSING)
+        self.embedder = ViPolyQwenEmbedder(model, processor, DEVICE)
         self.texts = [sample.text for sample in samples(kind)]
         self.pictures = [list(sample.pictures) or None for sample in samples(kind)]
+        self.useful = self.computed = 0
+        model.register_forward_pre_hook(self._count)
 
-    def encode(self, batch_size: int | None) -> Vectors:
-        return self.embedder.encode(self.texts, images=self.pictures, batch_size=batch_size)
+    def _count(self, _: Any, arguments: tuple[Any, ...]) -> None:
+        """What is packed has no other tokens."""
+        self.useful += sum(arguments[0].segments.lengths)
+        self.computed += arguments[0].num_tokens
 
-    def useful(self, batch_size: int | None) -> float:
-        """Share of useful tokens: what is packed has no others."""
-        useful, computed = 0, 0
-
-        def count(_: Any, arguments: tuple[Any, ...]) -> None:
-            nonlocal useful, computed
-            useful += sum(arguments[0].segments.lengths)
-            computed += arguments[0].num_tokens
-
-        hook = self.embedder.model.register_forward_pre_hook(count)
-        self.encode(batch_size)
-        hook.remove()
-        return useful / computed
+    def encode(self, batch_size: int | None, step: int = 1) -> Vectors:
+        """Vectors of every item, or of every `step`-th."""
+        return self.embedder.encode(self.texts[::step], images=self.pictures[::step], batch_size=batch_size)
 
 
 class Peer:
@@ -178,25 +175,21 @@ class Peer:
     def __init__(self, backbone: Path, kind: str) -> None:
         self.peer = build_peer(backbone, PROCESSING, new_model(backbone).projection, DEVICE, DTYPE)
         self.inputs = [_input(sample) for sample in samples(kind)]
+        self.useful = self.computed = 0
+        self.peer[0].register_forward_pre_hook(self._count)
 
-    def encode(self, batch_size: int | None) -> Vectors:
+    def _count(self, _: Any, arguments: tuple[Any, ...]) -> None:
+        """The rest is padding."""
+        mask = arguments[0]["attention_mask"]
+        self.useful += int(mask.sum())
+        self.computed += mask.numel()
+
+    def encode(self, batch_size: int | None, step: int = 1) -> Vectors:
+        """Vectors of every item, or of every `step`-th."""
         assert batch_size is not None
-        return np.asarray(self.peer.encode(self.inputs, batch_size=batch_size, show_progress_bar=False))
-
-    def useful(self, batch_size: int | None) -> float:
-        """Share of useful tokens: the rest is padding."""
-        useful, computed = 0, 0
-
-        def count(_: Any, arguments: tuple[Any, ...]) -> None:
-            nonlocal useful, computed
-            mask = arguments[0]["attention_mask"]
-            useful += int(mask.sum())
-            computed += mask.numel()
-
-        hook = self.peer[0].register_forward_pre_hook(count)
-        self.encode(batch_size)
-        hook.remove()
-        return useful / computed
+        return np.asarray(
+            self.peer.encode(self.inputs[::step], batch_size=batch_size, show_progress_bar=False)
+        )
 
 
 def _input(sample: Sample) -> Any:
@@ -221,26 +214,37 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@dataclass(frozen=True)
+class Timed:
+    """One encoding."""
+
+    seconds: float
+    vectors: Vectors
+    useful: float
+    """Share of useful tokens."""
+    peak_bytes: int
+    """Of the process so far."""
+
+
 def serve(side: type[Ours] | type[Peer], backbone: Path, kind: str, line: Connection) -> None:
-    """One side in a process of its own: answers batch sizes with seconds and vectors until told to stop."""
+    """One side in a process of its own: encodes on demand until told to stop."""
+    torch.set_num_threads(THREADS)
     worker = side(backbone, kind)
-    worker.encode(64)  # the first call prepares much
+    worker.encode(BATCH_SIZES[0], TRIED)  # the first call prepares much
     line.send(None)
     while (order := line.recv()) is not None:
-        what, batch_size = order
-        if what == "useful":
-            line.send(worker.useful(batch_size))
-        elif what == "peak":
-            line.send(peak_memory())
-        else:
-            started = time.perf_counter()
-            vectors = worker.encode(batch_size)
-            line.send((time.perf_counter() - started, vectors))
+        worker.useful = worker.computed = 0
+        started = time.perf_counter()
+        vectors = worker.encode(*order)
+        seconds = time.perf_counter() - started
+        line.send(Timed(seconds, vectors, worker.useful / worker.computed, peak_memory()))
 
 
 @contextmanager
-def process(side: type[Ours] | type[Peer], backbone: Path, kind: str) -> Iterator[Callable[..., Any]]:
-    """A side at work; the function sends it an order and waits for the answer."""
+def process(
+    side: type[Ours] | type[Peer], backbone: Path, kind: str
+) -> Iterator[Callable[[int | None, int], Timed]]:
+    """A side at work; the function encodes with a batch size, every item or every few."""
     context = multiprocessing.get_context("spawn")
     line, far_end = context.Pipe()
     worker = context.Process(target=serve, args=(side, backbone, kind, far_end), daemon=True)
@@ -248,12 +252,13 @@ def process(side: type[Ours] | type[Peer], backbone: Path, kind: str) -> Iterato
     far_end.close()
     line.recv()
 
-    def order(what: str, batch_size: int | None) -> Any:
-        line.send((what, batch_size))
-        return line.recv()
+    def encode(batch_size: int | None, step: int) -> Timed:
+        line.send((batch_size, step))
+        timed: Timed = line.recv()
+        return timed
 
     try:
-        yield order
+        yield encode
     finally:
         line.send(None)
         worker.join()
@@ -262,25 +267,21 @@ def process(side: type[Ours] | type[Peer], backbone: Path, kind: str) -> Iterato
 def compare(kind: str, backbone: Path) -> list[str]:
     """The rows of one kind of items."""
     with process(Ours, backbone, kind) as ours, process(Peer, backbone, kind) as peer:
-        tried = {size: peer("encode", size)[0] for size in BATCH_SIZES}
+        tried = {size: peer(size, TRIED).seconds for size in BATCH_SIZES}
         best = min(tried, key=tried.__getitem__)
-        seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-        for _ in range(ROUNDS):
-            took, our_vectors = ours("encode", None)
-            seconds["ours"].append(took)
-            took, peer_vectors = peer("encode", best)
-            seconds["peer"].append(took)
-        alike = float((our_vectors * peer_vectors).sum(1).min())
-        assert alike >= ALIKE, f"{kind}: the vectors differ, cosine {alike}"
-        useful = ours("useful", None), peer("useful", best)
-        peaks = ours("peak", None), peer("peak", None)
+        rounds = [(ours(None, 1), peer(best, 1)) for _ in range(ROUNDS)]
+    mine, theirs = rounds[-1]
+    alike = float((mine.vectors * theirs.vectors).sum(1).min())
+    assert alike >= ALIKE, f"{kind}: the vectors differ, cosine {alike}"
     count = COUNTS[kind]
-    rates = count / median(seconds["ours"]), count / median(seconds["peer"])
+    rates = [count / median(each[side].seconds for each in rounds) for side in (0, 1)]
+    ratios = [each[1].seconds / each[0].seconds for each in rounds]
     return [
-        f"| {kind}, {count} items | ours | {rates[0]:.1f} | **{rates[0] / rates[1]:.2f}** | "
-        f"{useful[0]:.1%} | {peaks[0] / 2**30:.2f} | {alike:.6f} |",
+        f"| {kind}, {count} items | ours | {rates[0]:.1f} | **{median(ratios):.2f}** "
+        f"({min(ratios):.2f} to {max(ratios):.2f}) | {mine.useful:.1%} | {mine.peak_bytes / 2**30:.2f} | "
+        f"{alike:.6f} |",
         f"| | sentence-transformers, batches of {best} | {rates[1]:.1f} | 1 | "
-        f"{useful[1]:.1%} | {peaks[1] / 2**30:.2f} | |",
+        f"{theirs.useful:.1%} | {theirs.peak_bytes / 2**30:.2f} | |",
     ]
 
 
@@ -290,7 +291,7 @@ def run() -> list[str]:
         backbone = build_backbone(Path(folder))
         rows = [row for kind in COUNTS for row in compare(kind, backbone)]
     return [
-        f"{DEVICE}, {str(DTYPE).removeprefix('torch.')}; {SHAPE.described}.",
+        f"{DEVICE}, {str(DTYPE).removeprefix('torch.')}, torch threads: {THREADS}; {SHAPE.described}.",
         "",
         "| items | side | items/s | ratio | useful tokens | peak GB | least cosine |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -1,12 +1,25 @@
 """The configuration of a viPolyQwen model: its backbone, its head, and the contract of its inputs."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from vipolyqwen_core.config import ModelSettings, Pooling
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+FIXED: Final = (
+    "pooling",
+    "pooling_heads",
+    "embedding_dim",
+    "matryoshka_dims",
+    "image_mean",
+    "image_std",
+    "contract",
+)
+"""Settings that decide what a vector means: a saved model has them, and who loads it cannot choose others."""
 
 
 class ViPolyQwenConfig(PreTrainedConfig):
@@ -16,7 +29,7 @@ class ViPolyQwenConfig(PreTrainedConfig):
     sub_configs_defaults = {"backbone": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_vl")}  # noqa: RUF012
 
     backbone: dict[str, Any] | PreTrainedConfig | None = None
-    """Configuration of the Qwen2-VL model inside."""
+    """Configuration of the model inside: Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
     pooling: str = Pooling.ATTENTION.value
     """A value of `Pooling`."""
     pooling_heads: int = 8
@@ -32,6 +45,8 @@ class ViPolyQwenConfig(PreTrainedConfig):
     contract: dict[str, Any] | None = None
     """What the processor must do for vectors to mean what they meant in training: prompt, prefix ids, pixel
     budget, limit of tokens."""
+    precision: str = "float32"
+    """Type of the backbone's arithmetic, in which it was saved: float32, bfloat16 or float16."""
 
     @classmethod
     def of(
@@ -49,6 +64,24 @@ class ViPolyQwenConfig(PreTrainedConfig):
             contract=processor.contract,
         )
 
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """`precision` as torch names it."""
+        dtype = getattr(torch, self.precision)
+        assert isinstance(dtype, torch.dtype), self.precision
+        return dtype
+
+    def check_unchanged(self, given: Mapping[str, Any]) -> None:
+        """Refuse settings that differ from those of this saved model.
+
+        Raises:
+            ValueError: names the setting and both values
+        """
+        for key in FIXED:
+            saved = getattr(self, key)
+            if key in given and _comparable(given[key]) != _comparable(saved):
+                raise ValueError(f"{key} {given[key]!r}: the model was trained with {saved!r}")
+
     def check_processor(self, processor: ViPolyQwenProcessor) -> None:
         """Refuse a processor that the model was not trained with.
 
@@ -60,3 +93,8 @@ class ViPolyQwenConfig(PreTrainedConfig):
                 raise ValueError(
                     f"the processor's {key} is {given!r}, but the model was trained with {expected!r}"
                 )
+
+
+def _comparable(value: Any) -> Any:
+    """A list is as good as a tuple."""
+    return list(value) if isinstance(value, tuple) else value

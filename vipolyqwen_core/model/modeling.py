@@ -3,8 +3,10 @@
 The backbone is transformers' Qwen2-VL, Qwen2.5-VL or Qwen3-VL; `vision.py` holds what differs.
 """
 
+import logging
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,11 @@ from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
 from vipolyqwen_core.model.vision import BACKBONE_TYPES, VisualTokens, look, mark_windowed_layers
 from vipolyqwen_core.processing.packing import PackedBatch, Pictures
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+logger = logging.getLogger(__name__)
+
+HUB_ARGUMENTS: Final = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Arguments of `from_pretrained` that say where the files come from."""
 
 
 class ViPolyQwenModel(PreTrainedModel):
@@ -80,6 +87,52 @@ class ViPolyQwenModel(PreTrainedModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config, pretrained)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what is not named here passes through
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> Any:
+        """A saved model, a directory or a hub id, in the precision that it was saved in.
+
+        `dtype` asks for another precision: that is done, and logged as a warning. The other arguments are
+        those of transformers.
+
+        Raises:
+            ValueError: a setting differs from that of the saved model, such as `pooling`
+            OSError: there is no such model
+        """
+        where = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        saved = ViPolyQwenConfig.from_pretrained(pretrained_model_name_or_path, **where)
+        config = kwargs.get("config")
+        saved.check_unchanged({**(config.to_dict() if config is not None else {}), **kwargs})
+        asked = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
+        dtype = saved.saved_dtype if asked in (None, "auto") else _dtype_of(asked)
+        if dtype != saved.saved_dtype:
+            logger.warning(
+                "%s is loaded in %s but was saved in %s: its vectors differ a little from those of training",
+                *(pretrained_model_name_or_path, str(dtype).removeprefix("torch."), saved.precision),
+            )
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, dtype=dtype, **{**kwargs, "use_safetensors": True}
+        )
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write configuration and weights, safetensors; the configuration names the backbone's precision."""
+        weights = self.state_dict() if state_dict is None else state_dict
+        types = {
+            tensor.dtype
+            for name, tensor in weights.items()
+            if name.startswith("backbone.") and tensor.is_floating_point()
+        }
+        assert len(types) == 1, types
+        self.config.precision = str(types.pop()).removeprefix("torch.")
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The head. transformers asks the backbone about its own modules."""
@@ -162,6 +215,18 @@ def _behind_layers(embeddings: Tensor, pictures: Pictures, seen: VisualTokens) -
         "visual_pos_masks": places[None],
         "deepstack_visual_embeds": [rows[: len(pictures.tokens)] for rows in seen.deepstack],
     }
+
+
+def _dtype_of(value: torch.dtype | str) -> torch.dtype:
+    """A type that torch knows, by itself or by its name.
+
+    Raises:
+        ValueError: no such type of floating point numbers
+    """
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype {value!r}: expected float32, bfloat16 or float16")
+    return dtype
 
 
 def _add_prefix_rows(backbone: Any, prefix_ids: list[int]) -> None:

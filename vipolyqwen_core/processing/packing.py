@@ -64,12 +64,12 @@ class Segments:
         """Rows of all segments."""
         return sum(self.lengths)
 
-    @property
+    @cached_property  # every layer asks
     def max_length(self) -> int:
         """Length of the longest segment."""
         return max(self.lengths)
 
-    @property
+    @cached_property
     def equal_length(self) -> bool:
         """Whether all segments have one length, so that the packed sequence is already a dense batch."""
         return len(set(self.lengths)) == 1

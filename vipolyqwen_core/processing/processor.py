@@ -135,11 +135,12 @@ class ViPolyQwenProcessor:
         return cls(read_vocabulary(directory), PatchLayout.of(content), settings)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, **_: Any) -> "ViPolyQwenProcessor":
-        """The processor of a saved model. Further arguments, which AutoProcessor passes, mean nothing here.
+    def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> "ViPolyQwenProcessor":
+        """The processor of a saved model. What else AutoProcessor passes means nothing here.
 
         Raises:
-            ValueError: the directory does not hold a viPolyQwen model, or one with another prompt
+            ValueError: the directory does not hold a viPolyQwen model, or one with another prompt, or an
+                argument would change a setting of the model
         """
         path = _small_files(directory)
         contract = _read_json(path / PROCESSOR_FILE).get("vipolyqwen")
@@ -149,6 +150,9 @@ class ViPolyQwenProcessor:
             raise ValueError(
                 f"{path}: made for the prompt {contract['prompt']!r}; this version has {TEMPLATE!r}"
             )
+        for key in contract.keys() & kwargs.keys():
+            if kwargs[key] != contract[key]:
+                raise ValueError(f"{key} {kwargs[key]!r}: the model was trained with {contract[key]!r}")
         settings = ProcessingSettings(**{key: contract[key] for key in asdict(ProcessingSettings())})
         return cls.from_backbone(path, settings)
 

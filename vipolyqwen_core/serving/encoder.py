@@ -9,6 +9,7 @@ Inputs are treated exactly as in training: the same normalisation of text and pi
 `<image>` placeholders. Nothing is padded, so the vector of an item does not depend on its neighbours.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,10 +30,13 @@ from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.serving.inputs import Picture, arrange, make_item, prefixes_of
 
+logger = logging.getLogger(__name__)
+
 Vectors: TypeAlias = NDArray[np.float32]
 
-BATCH_TOKENS: Final = 16_384
-"""Tokens of one packed batch, unless the caller says otherwise; a longer item is a batch of its own."""
+BATCH_TOKENS: Final = {"cuda": 16_384, "cpu": 4_096}
+"""Tokens of one packed batch by kind of device, unless the caller says otherwise; a longer item is a batch of
+its own. More gives a CPU nothing but page faults."""
 WINDOW_BATCHES: Final = 8
 """Items of so many batches are sorted by cost together; what is held in memory is bounded by it."""
 BLOCK_ITEMS: Final = 16
@@ -54,21 +58,31 @@ class ViPolyQwenEmbedder:
         self.processor = processor
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | None = None) -> "ViPolyQwenEmbedder":
-        """The embedder of a model directory, on the GPU where there is one.
+    def from_pretrained(
+        cls, path: str | Path, device: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> "ViPolyQwenEmbedder":
+        """The embedder of a model directory or of a hub id, on the GPU where there is one.
+
+        It computes in the precision that the model was saved in; `dtype`, such as "bfloat16", asks for
+        another, with a warning.
 
         Raises:
-            ValueError: the directory does not exist or holds no model
+            ValueError: the directory does not exist or holds no model, and it is no model on the hub
         """
-        path = Path(path)
-        if not (path / "config.json").is_file():
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path} is no model directory: it has no config.json")
-        return cls(ViPolyQwenModel.from_pretrained(path), ViPolyQwenProcessor.from_pretrained(path), device)
+        processor = ViPolyQwenProcessor.from_pretrained(path)
+        return cls(ViPolyQwenModel.from_pretrained(path, dtype=dtype), processor, device)
 
     @property
     def embedding_dim(self) -> int:
         """Dimension of the vectors."""
         return int(self.model.config.embedding_dim)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one packed batch, unless the caller says otherwise."""
+        return BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
 
     def encode(
         self,
@@ -104,13 +118,13 @@ class ViPolyQwenEmbedder:
         )
         if show_progress:
             items = track(items, description="encoding", total=len(texts))
-        vectors = self._encode(items, batch_size, BATCH_TOKENS)
+        vectors = self._encode(items, batch_size, self.batch_tokens)
         if dim is not None and dim < self.embedding_dim:
             vectors = shorten(vectors, dim)
         return vectors[0] if single else vectors
 
     def encode_items(
-        self, items: Iterable[Item], batch_tokens: int = BATCH_TOKENS, batch_size: int | None = None
+        self, items: Iterable[Item], batch_tokens: int | None = None, batch_size: int | None = None
     ) -> Vectors:
         """Unit vectors of items that are normalised already, as a training set holds them.
 
@@ -119,7 +133,8 @@ class ViPolyQwenEmbedder:
         Raises:
             ValueError: names the item by its place
         """
-        return self._encode((partial(_as_it_is, item) for item in items), batch_size, batch_tokens)
+        sources = (partial(_as_it_is, item) for item in items)
+        return self._encode(sources, batch_size, batch_tokens or self.batch_tokens)
 
     def _encode(
         self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int
@@ -127,8 +142,16 @@ class ViPolyQwenEmbedder:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         windows = []
+        cut_items = cut_tokens = 0
         for window in _windows(self._prepared(sources), WINDOW_BATCHES * batch_tokens):
             windows.append(self._forward_window(window, batch_size, batch_tokens))
+            cut_items += sum(item.truncated_tokens > 0 for item in window)
+            cut_tokens += sum(item.truncated_tokens for item in window)
+        if cut_items:
+            logger.warning(
+                "%d items were longer than %d tokens: %d tokens of their texts were cut",
+                *(cut_items, self.processor.settings.max_tokens, cut_tokens),
+            )
         return np.concatenate(windows) if windows else np.empty((0, self.embedding_dim), dtype=np.float32)
 
     def _prepared(self, sources: Iterable[Callable[[], Item]]) -> Iterator[EncodedItem]:
@@ -170,10 +193,13 @@ class ViPolyQwenEmbedder:
         """Vectors of some items, computed in order of cost and given back in their own order."""
         tokens = [item.num_tokens for item in window]
         vectors = np.empty((len(window), self.embedding_dim), dtype=np.float32)
+        done = []
         with torch.inference_mode():
             for places in batches_by_cost(tokens, batch_tokens, batch_size):
                 batch = pack([window[place] for place in places], self.processor.layout)
-                vectors[places] = self.model(batch.to(self.device)).float().cpu().numpy()
+                done.append((places, self.model(batch.to(self.device))))
+        for places, embedded in done:  # only now: a GPU works on while the next batch is packed
+            vectors[places] = embedded.cpu().numpy()
         return vectors
 
 

@@ -107,7 +107,8 @@ def _introduction(facts: ModelFacts, config: Mapping[str, Any]) -> str:
         f"# viPolyQwen, run {facts.run_name}\n\n"
         f"One vector of {config['embedding_dim']} dimensions for a text, for pictures, or for both. The "
         f"backbone is `{facts.backbone}`; its final hidden states are pooled by `{config['pooling']}`, "
-        f"projected, and normalised to unit length, so the cosine is a dot product.{slices}"
+        f"projected, and normalised to unit length, so the cosine is a dot product. It is "
+        f"saved, and computes, in {config.get('precision', 'float32')}.{slices}"
     )
 
 

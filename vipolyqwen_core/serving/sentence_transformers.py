@@ -98,8 +98,9 @@ class ViPolyQwenModule(InputModule):
         )
         if path is None:
             raise ValueError(f"{model_name_or_path} is neither a directory nor a model on the hub")
-        model = ViPolyQwenModel.from_pretrained(path, **(kwargs.get("model_kwargs") or {}))
-        return cls(model, ViPolyQwenProcessor.from_pretrained(path))
+        of_model = {**(kwargs.get("config_kwargs") or {}), **(kwargs.get("model_kwargs") or {})}
+        model = ViPolyQwenModel.from_pretrained(path, **of_model)
+        return cls(model, ViPolyQwenProcessor.from_pretrained(path, **(kwargs.get("processor_kwargs") or {})))
 
 
 def _item(given: Any, prompt: str | None) -> Item:

@@ -17,6 +17,7 @@ class Throughput:
     pairs: int = 0
     tokens: int = 0
     filler_tokens: int = 0
+    truncated_tokens: int = 0
     flops: float = 0.0
     waiting_seconds: float = 0.0
     loading_seconds: float = 0.0
@@ -28,6 +29,7 @@ class Throughput:
             "pairs_per_second": self.pairs / seconds,
             "tokens_per_second": num_ranks * self.tokens / seconds,
             "useful_token_share": 1.0 - self.filler_tokens / max(self.tokens, 1),
+            "truncated_token_share": self.truncated_tokens / max(self.tokens + self.truncated_tokens, 1),
             "waiting_share": self.waiting_seconds / seconds,
             "loading_share": self.loading_seconds / seconds,
         }
@@ -67,5 +69,6 @@ class Meter:
                 self._chunks_to_count -= 1
                 seen.tokens += chunk.packed.num_tokens
                 seen.filler_tokens += chunk.filler_tokens
+                seen.truncated_tokens += chunk.packed.truncated_tokens
                 seen.flops += self.counter.count(chunk.packed)
             yield chunk

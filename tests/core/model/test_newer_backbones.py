@@ -21,6 +21,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
+from vipolyqwen_core.training.flops import FlopCounter
 
 LARGE = (  # pictures of several windows, whose last ones are cut
     Item("<image> lớn", (picture(196, 140, 11),)),
@@ -162,6 +163,15 @@ def test_a_dummy_picture_changes_no_vector_and_touches_the_vision_tower(
     for name, parameter in model.backbone.visual.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
+
+
+def test_operations_are_counted_from_what_is_there(
+    model: ViPolyQwenModel, processor: ViPolyQwenProcessor, encoded: list[EncodedItem]
+) -> None:
+    counter = FlopCounter.of(model)
+    windowed = model.config.backbone.model_type == "qwen2_5_vl"
+    assert counter.patch_attention == 96 * (1 if windowed else 4)
+    assert counter.count(pack(encoded, processor.layout)) > counter.count(pack(encoded[:1])) > 0
 
 
 def test_layers_that_are_sharded_are_those_of_the_backbone(model: ViPolyQwenModel) -> None:

@@ -64,7 +64,7 @@ def known_false(anchor, other):
     )
 
 
-def wrong_targets(anchor, candidates, cross_task=False):
+def wrong_targets(anchor, candidates, cross_task=False, hard=True):
     """Vectors of the targets and hard negatives that an anchor's query is told from."""
     wrong = []
     for other in candidates:
@@ -72,7 +72,7 @@ def wrong_targets(anchor, candidates, cross_task=False):
             continue
         if not known_false(anchor, other) and other.target_hash != anchor.query_hash:
             wrong.append(other.target)
-        for content, vector in other.negatives:
+        for content, vector in other.negatives if hard else ():
             if content not in (anchor.target_hash, anchor.query_hash):
                 wrong.append(vector)
     return wrong
@@ -94,9 +94,41 @@ def cross_entropy(anchor, answer, wrong, temperature):
     return -math.log(right / (right + sum(math.exp(dot(anchor, other) / temperature) for other in wrong)))
 
 
+def crowding(anchor, others):
+    """Logarithm of the mean of exp(-2 |x - y|²); 0 without others."""
+    if not others:
+        return 0.0
+    distances = [sum((a - b) ** 2 for a, b in zip(anchor, other, strict=True)) for other in others]
+    return math.log(sum(math.exp(-2 * distance) for distance in distances) / len(distances))
+
+
+def sliced(pair, dim):
+    """The pair with the first numbers of its vectors, of unit length again."""
+
+    def head(vector):
+        length = math.sqrt(sum(value * value for value in vector[:dim]))
+        return [value / length for value in vector[:dim]]
+
+    return Pair(
+        pair.task,
+        head(pair.query),
+        head(pair.target),
+        pair.query_hash,
+        pair.target_hash,
+        pair.positive_hash,
+        pair.score,
+        [(content, head(vector)) for content, vector in pair.negatives],
+    )
+
+
 def terms_of(anchor, candidates, settings):
     """Name -> value of the terms that an anchor takes part in."""
     values = {}
+    if settings.uniformity_weight:
+        values["uniformity"] = (
+            crowding(anchor.query, wrong_queries(anchor, candidates, settings.cross_task_negatives))
+            + crowding(anchor.target, wrong_targets(anchor, candidates, settings.cross_task_negatives, False))
+        ) / 2
     positive = anchor.score is None or anchor.score >= settings.positive_score
     targets = wrong_targets(anchor, candidates, settings.cross_task_negatives)
     queries = wrong_queries(anchor, candidates, settings.cross_task_negatives)
@@ -121,13 +153,17 @@ def terms_of(anchor, candidates, settings):
     return values
 
 
-def total(anchors, candidates, settings, num_step_pairs):
-    """The step's share of these anchors."""
-    return (
-        sum(
-            settings.task_weights.get(anchor.task, 1.0) * settings.term_weights.get(term, 1.0) * value
-            for anchor in anchors
-            for term, value in terms_of(anchor, candidates, settings).items()
+def total(anchors, candidates, settings, num_step_pairs, matryoshka_dims=()):
+    """The step's share of these anchors, the mean over the whole vectors and their slices."""
+    weights = {**settings.term_weights, "uniformity": settings.uniformity_weight}
+    summed = 0.0
+    for dim in (None, *matryoshka_dims):
+        mine, others = (
+            [pair if dim is None else sliced(pair, dim) for pair in pairs] for pairs in (anchors, candidates)
         )
-        / num_step_pairs
-    )
+        summed += sum(
+            settings.task_weights.get(anchor.task, 1.0) * weights.get(term, 1.0) * value
+            for anchor in mine
+            for term, value in terms_of(anchor, others, settings).items()
+        )
+    return summed / (1 + len(matryoshka_dims)) / num_step_pairs

@@ -54,6 +54,17 @@ def test_the_total_equals_the_plain_reference(seed, settings, cross_task):
     assert total.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("dims", [(), (3,), (5, 2)])
+def test_slices_and_uniformity_equal_the_plain_reference(dims):
+    settings = ObjectiveSettings(**{**vars(WEIGHTED), "uniformity_weight": 0.3})
+    pairs = mixed_pairs(30, seed=6)
+    plain = reference.plain_pairs(pairs)
+    assert max(len(pair.negatives) for pair in plain) > 1, "several hard negatives of a pair"
+    expected = reference.total(plain, plain, settings, 768, dims)
+    total = compute_losses(pairs, pairs, settings, num_step_pairs=768, matryoshka_dims=dims).total
+    assert total.item() == pytest.approx(expected, rel=1e-11)
+
+
 def test_every_term_is_reported_by_task_with_its_count():
     pairs = mixed_pairs(30, seed=7)
     plain = reference.plain_pairs(pairs)

@@ -1,5 +1,7 @@
 """Pictures are resized and cut as transformers does it."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from vipolyqwen_core.processing.patches import (
 )
 
 LAYOUT = PatchLayout()
+QWEN3_VL = PatchLayout(patch_size=16, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
 SIDES = st.integers(1, 3000)
 
 
@@ -36,18 +39,20 @@ def test_sizes_are_those_of_transformers(width: int, height: int, least: int, mo
     assert resized_size(width, height, 28, min_pixels, max_pixels) == expected[::-1]
 
 
+@pytest.mark.parametrize("layout", [LAYOUT, QWEN3_VL], ids=["qwen2_vl", "qwen3_vl"])
 @pytest.mark.parametrize(
     ("width", "height"), [(28, 28), (112, 84), (97, 203), (5, 7), (640, 31), (1200, 900)]
 )
-def test_pixel_values_are_those_of_transformers(width: int, height: int) -> None:
+def test_pixel_values_are_those_of_transformers(width: int, height: int, layout: PatchLayout) -> None:
     image = picture(width, height)
-    theirs = Qwen2VLImageProcessorPil(min_pixels=4 * 784, max_pixels=64 * 784)(image, return_tensors="np")
-    grid = patch_grid(width, height, LAYOUT, 4 * 784, 64 * 784)
-    patches = cut_patches(image, grid, LAYOUT)
+    process = Qwen2VLImageProcessorPil(min_pixels=4 * 784, max_pixels=64 * 784, **asdict(layout))
+    theirs = process(image, return_tensors="np")
+    grid = patch_grid(width, height, layout, 4 * 784, 64 * 784)
+    patches = cut_patches(image, grid, layout)
     assert patches.dtype == np.uint8
-    assert patches.shape == (grid[1] * grid[2], 588)
+    assert patches.shape == (grid[1] * grid[2], 3 * layout.patch_size**2)
     assert [list(grid)] == theirs["image_grid_thw"].tolist()
-    np.testing.assert_allclose(pixel_values(patches, LAYOUT), theirs["pixel_values"], atol=2e-6)
+    np.testing.assert_allclose(pixel_values(patches, layout), theirs["pixel_values"], atol=2e-6)
 
 
 def test_patches_of_a_visual_token_stand_together() -> None:

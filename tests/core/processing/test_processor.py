@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vipolyqwen_core.config import ProcessingSettings
-from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.contract import PREFIX_TOKENS, Task, Turn
 from vipolyqwen_core.processing.patches import PatchLayout
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
-from vipolyqwen_core.processing.vocabulary import Vocabulary
+from vipolyqwen_core.processing.prompt import ROLES
+from vipolyqwen_core.processing.vocabulary import QWEN2_VL_SPECIAL_TOKENS, Vocabulary
 
 RED = Image.new("RGB", (84, 56), (200, 30, 30))  # 3 x 2 visual tokens
 BLUE = Image.new("RGB", (28, 28), (30, 30, 200))  # 1 visual token
@@ -82,14 +83,28 @@ def test_prompt(processor: ViPolyQwenProcessor, item: Item, expected: str) -> No
 
 
 def test_spelled_tokens_stay_text_everywhere(processor: ViPolyQwenProcessor) -> None:
-    nasty = "<|im_end|><|image_pad|><|vision_start|><ocr><text_pair><|endoftext|>"
-    item = Item(nasty + "<image>" + nasty, (BLUE,), (Turn("user", nasty), Turn("assistant", nasty)), Task.OCR)
-    ids = processor.encode(item).input_ids.tolist()
-    special = [number for number in ids if number in processor.vocabulary.special_ids.values()]
+    """In every place of a query, of a target and of the turns before, each of the tokens and prefixes."""
     frame = processor.prompt
     turn = [frame.im_start, frame.im_end]
     picture = [frame.vision_start, frame.image_pad, frame.vision_end]
-    assert special == [frame.prefixes[Task.OCR], *turn, *turn, frame.im_start, *picture, frame.im_end]
+    for nasty in processor.vocabulary.special_ids:
+        turns = tuple(Turn(role, f"a {nasty}{nasty}") for role in ROLES)
+        query = Item(f"{nasty}<image> b{nasty}", (BLUE,), turns, Task.OCR)
+        target, prefixed = Item(f"{nasty} c {nasty}"), Item(nasty, prefix=Task.TEXT_PAIR)
+        special = [
+            [
+                number
+                for number in encoded.input_ids.tolist()
+                if number in processor.vocabulary.special_ids.values()
+            ]
+            for encoded in processor.encode_batch([query, target, prefixed])
+        ]
+        assert special == [
+            [frame.prefixes[Task.OCR], *turn * 3, frame.im_start, *picture, frame.im_end],
+            [frame.im_end],
+            [frame.prefixes[Task.TEXT_PAIR], frame.im_end],
+        ], nasty
+    assert set(processor.vocabulary.special_ids) >= {*QWEN2_VL_SPECIAL_TOKENS, *PREFIX_TOKENS.values()}
 
 
 def test_real_tokenizer_keeps_spelled_tokens_as_text_everywhere(

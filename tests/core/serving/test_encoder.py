@@ -1,6 +1,9 @@
 """The embedder: what goes in, what comes out, and that neither neighbours nor batches matter."""
 
 import io
+import logging
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from PIL import Image
 from tests.core.small_training_set import picture
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving.encoder import batches_by_cost, shorten
 
 
@@ -137,6 +141,57 @@ def test_a_wrong_item_far_behind_is_named_by_its_number(embedder: ViPolyQwenEmbe
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no model directory"):
         ViPolyQwenEmbedder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="absent: neither a directory nor a model on the hub"):
+        ViPolyQwenEmbedder.from_pretrained(tmp_path / "absent")
+
+
+def test_a_hub_id_is_loaded_from_the_cache(
+    embedder: ViPolyQwenEmbedder, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(tiny_model_dir, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loaded = ViPolyQwenEmbedder.from_pretrained("owner/name")
+    assert np.array_equal(loaded.encode("một câu"), embedder.encode("một câu"))
+    with pytest.raises(ValueError, match="owner/absent: neither a directory nor a model on the hub"):
+        ViPolyQwenEmbedder.from_pretrained("owner/absent")
+
+
+def test_what_is_cut_is_counted_and_logged(
+    embedder: ViPolyQwenEmbedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = embedder.processor.settings.max_tokens
+    words = "x " * (limit + 20)
+    cut = embedder.processor.encode(Item(words.strip())).truncated_tokens
+    with caplog.at_level(logging.WARNING, "vipolyqwen_core"):
+        embedder.encode(["short", words, words])
+        assert (
+            f"2 items were longer than {limit} tokens: {2 * cut} tokens of their texts were cut"
+            in caplog.text
+        )
+        caplog.clear()
+        embedder.encode("short")
+        assert not caplog.records
+
+
+def test_inputs_are_prepared_off_the_main_thread(
+    embedder: ViPolyQwenEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+    encode_batch = embedder.processor.encode_batch
+
+    def recorded(items: Any) -> Any:
+        threads.add(threading.current_thread())
+        return encode_batch(items)
+
+    monkeypatch.setattr(embedder.processor, "encode_batch", recorded)
+    embedder.encode(["text"] * 40, images=[picture(1)] * 40)
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 @given(

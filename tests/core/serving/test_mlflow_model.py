@@ -45,7 +45,7 @@ def test_predict_equals_the_embedder(served: Any, tiny_model_dir: Path) -> None:
     frame = pd.DataFrame(
         {
             "text": ["một câu", np.nan, "same?", "total?"],
-            "images": [None, [encoded(1)], [encoded(2), encoded(3)], []],
+            "images": [None, [encoded(1)], [encoded(2), encoded(3), encoded(4)], []],
             "prefix": [None, np.nan, "vqa_multi", "ocr"],
         }
     )
@@ -54,7 +54,7 @@ def test_predict_equals_the_embedder(served: Any, tiny_model_dir: Path) -> None:
     expected = [
         embedder.encode("một câu"),
         embedder.encode(images=picture(1)),
-        embedder.encode("same?", images=[picture(2), picture(3)], prefix="vqa_multi"),
+        embedder.encode("same?", images=[picture(2), picture(3), picture(4)], prefix="vqa_multi"),
         embedder.encode("total?", prefix="ocr"),
     ]
     vectors = np.stack(output["embedding"].to_list())

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
 
 from tests.core.small_training_set import picture
 from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.processing.packing import pack
+from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.serving.model_directory import complete_model_directory
 
@@ -35,7 +39,7 @@ def embedder(directory: Path) -> ViPolyQwenEmbedder:
 
 
 def test_text_one_picture_three_pictures_and_both_give_the_same_vectors(
-    model: SentenceTransformer, embedder: ViPolyQwenEmbedder
+    model: SentenceTransformer, embedder: ViPolyQwenEmbedder, directory: Path
 ) -> None:
     three = [picture(1), picture(2), picture(3)]
     inputs: list[Any] = [
@@ -52,6 +56,16 @@ def test_text_one_picture_three_pictures_and_both_give_the_same_vectors(
     ]
     assert np.allclose(model.encode(inputs), ours, atol=2e-6)
     assert np.allclose(model.encode(inputs, batch_size=1), ours, atol=2e-6)
+    items = [
+        Item("một câu"),
+        Item("<image>", (picture(1),)),
+        Item("<image>" * 3, tuple(three)),
+        Item("<image><image>which is red? <image>", tuple(three)),
+    ]
+    processor = AutoProcessor.from_pretrained(directory)
+    with torch.inference_mode():
+        vectors = AutoModel.from_pretrained(directory)(pack(processor.encode_batch(items)))
+    assert np.allclose(vectors, ours, atol=2e-6)
 
 
 def test_a_prompt_name_is_a_prefix(model: SentenceTransformer, embedder: ViPolyQwenEmbedder) -> None:
