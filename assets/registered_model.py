@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.checks import MODEL_CHECKS
-from assets.findings import stage_summary
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
@@ -18,7 +17,6 @@ from assets.registry import (
     version_of_run,
 )
 from assets.resources import (
-    DataInput,
     ManifestResource,
     MlflowResource,
     RecipeResource,
@@ -28,7 +26,6 @@ from assets.resources import (
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
-from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.promotion import Decision
@@ -58,7 +55,6 @@ def registered_model(
     if version is None:
         evaluation = read_evaluation(place.evaluations / run.run_name)
         decision = decide(evaluation, settings.registry)
-        mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
         number = register(training.mlflow_run_id, run, evaluation)
         keep_model(place, run.output / "model", number)
         tags = {
@@ -117,16 +113,6 @@ def origin_tags(run: TrainingRun) -> dict[str, str]:
         "vipolyqwen.sources": ", ".join(sorted(run.source_weights)),
         **{f"vipolyqwen.{name}": value for name, value in tags.items()},
     }
-
-
-def datasets(place: Workspace, run: TrainingRun) -> list[DataInput]:
-    """The training set and each source that went into it, by digest."""
-    sources = stage_summary(run.training_set).details["sources"]
-    versions: dict[str, str] = {name: facts["version"] for name, facts in sources.items()}
-    return [
-        DataInput("training_set", str(run.training_set), run.tags["data_version"]),
-        *(DataInput(name, str(place.validated(name)), version) for name, version in versions.items()),
-    ]
 
 
 def checks_outcome(instance: dg.DagsterInstance) -> str:

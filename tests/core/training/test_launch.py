@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,40 @@ def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):
     )
     with pytest.raises(TrainingFailed, match="failed on rank0: ValueError: no plan index"):
         launch(lost)
+
+
+FAULT = """
+import os, sys
+if os.environ.get("RANK") == "1":
+    from vipolyqwen_core.training.engine import Engine
+    def step(*_):
+        raise RuntimeError("out of luck")
+    Engine.step = step
+"""
+"""`sitecustomize.py`, which Python runs first: rank 1 fails while rank 0 waits for it in a collective."""
+
+
+@pytest.mark.slow
+def test_a_crash_of_one_rank_ends_the_others_and_is_the_reason_given(make_run, tmp_path, monkeypatch):
+    run = make_run(training={"distribution": "data_parallel", "processes": 2})
+    (tmp_path / "sitecustomize.py").write_text(FAULT, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    with pytest.raises(TrainingFailed, match=r"training failed on rank1 .*RuntimeError: out of luck"):
+        launch(run)
+    assert not processes_of(run)
+
+
+def processes_of(run: TrainingRun) -> list[int]:
+    """Processes whose command line names the run."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (place / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if str(run.output / "run.json").encode() in line and alive(int(place.name)):
+            found.append(int(place.name))
+    return found
 
 
 STARTER = """
