@@ -7,7 +7,6 @@ import dagster as dg
 
 from assets.checks import MODEL_CHECKS
 from assets.evaluation_report import judged_evaluation
-from assets.findings import stage_summary
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
@@ -21,7 +20,6 @@ from assets.registry import (
     version_of_run,
 )
 from assets.resources import (
-    DataInput,
     ManifestResource,
     MlflowResource,
     RecipeResource,
@@ -31,7 +29,6 @@ from assets.resources import (
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
-from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.promotion import Decision
@@ -70,7 +67,6 @@ def registered_model(
         evaluation = judged_evaluation(folder, run.run_name, champion(client))
         half = half_registered(client, run.run_name)
         if half is None:
-            mlflow.log_datasets(training.mlflow_run_id, datasets(place, run))
             licenses = {source.name: source.license for source in corpora.sources}
             number = register(training.mlflow_run_id, run, evaluation, licenses)
             keep_model(place, run.output / "model", number)
@@ -145,16 +141,6 @@ def origin_tags(run: TrainingRun) -> dict[str, str]:
         "vipolyqwen.sources": ", ".join(sorted(run.source_weights)),
         **{f"vipolyqwen.{name}": value for name, value in tags.items()},
     }
-
-
-def datasets(place: Workspace, run: TrainingRun) -> list[DataInput]:
-    """The training set and each source that went into it, by digest."""
-    sources = stage_summary(run.training_set).details["sources"]
-    versions: dict[str, str] = {name: facts["version"] for name, facts in sources.items()}
-    return [
-        DataInput("training_set", str(run.training_set), run.tags["data_version"]),
-        *(DataInput(name, str(place.validated(name)), version) for name, version in versions.items()),
-    ]
 
 
 def checks_outcome(instance: dg.DagsterInstance) -> str:

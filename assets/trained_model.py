@@ -10,7 +10,14 @@ from dagster._core.errors import DagsterPipesExecutionError  # dagster exports i
 
 from assets import findings
 from assets.metadata import line_chart, plot, reused, table
-from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource, git_commit
+from assets.resources import (
+    DataInput,
+    ManifestResource,
+    MlflowResource,
+    RecipeResource,
+    WorkspaceResource,
+    git_commit,
+)
 from vipolyqwen_core.config import Recipe, TrainingRun
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.training.identity import identified_run
@@ -48,6 +55,7 @@ def trained_model(
         result = read_result(run.output)
     if result is None:
         raise training_failure(run)
+    mlflow.log_datasets(result.mlflow_run_id, datasets(place, run))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(run.run_name),
         metadata={
@@ -91,6 +99,16 @@ def finished_run(
     if result is None:
         raise dg.Failure(f"run {run.run_name} has not finished: materialise trained_model first")
     return run, result
+
+
+def datasets(place: Workspace, run: TrainingRun) -> list[DataInput]:
+    """The training set and each source that went into it, by digest."""
+    sources = findings.stage_summary(run.training_set).details["sources"]
+    versions: dict[str, str] = {name: facts["version"] for name, facts in sources.items()}
+    return [
+        DataInput("training_set", str(run.training_set), run.tags["data_version"]),
+        *(DataInput(name, str(place.validated(name)), version) for name, version in versions.items()),
+    ]
 
 
 def refuse_unfit_data(place: Workspace, settings: Recipe) -> None:

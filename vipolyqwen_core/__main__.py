@@ -186,6 +186,10 @@ def train(
         str | None, typer.Option("--recipe", "-r", help="Recipe; else VIPOLYQWEN_RECIPE.")
     ] = None,
     training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, train nothing.")] = False,
+    pairs_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Rate to estimate the time of a dry run with.")
+    ] = None,
 ) -> None:
     """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
     from vipolyqwen_core.config import TrainingRun, from_json
@@ -201,6 +205,11 @@ def train(
 
         backbone = resolve_backbone(settings.backbone, workspace)
         run = identified_run(workspace, settings, backbone, source_weights(), training_set)
+    if dry_run:
+        from vipolyqwen_core.training.dry_run import describe
+
+        output.print(describe(run, pairs_per_second), highlight=False, soft_wrap=True, markup=False)
+        return
     from vipolyqwen_core.training.launch import TrainingFailed, launch
 
     try:

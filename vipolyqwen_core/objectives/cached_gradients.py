@@ -24,13 +24,13 @@ def cached_gradients(
     num_step_pairs: int,
     matryoshka_dims: Sequence[int] = (),
     task_weights: Mapping[Task, float] | None = None,
-    block_pairs: int = 256,
+    block_entries: int = 2**16,
 ) -> tuple[Losses, Tensor]:
     """The losses of this rank's pairs of a step against those of all ranks, and the gradient of its vectors.
 
     A chunk is then embedded again and `(vectors * its gradient).sum()` is its surrogate loss. Anchors go in
-    blocks, so that memory grows with the pairs of the step and not with their square; all ranks meet once
-    before the blocks and once after them.
+    blocks of at most `block_entries` similarities, so that memory grows with the vectors of the step and not
+    with the square of their number; all ranks meet once before the blocks and once after them.
 
     Shapes:
         pairs: this rank's B pairs of the step with their M hard negatives; gradients of theirs are ignored
@@ -41,6 +41,8 @@ def cached_gradients(
         own = _leaves(pairs)
         gathered = gather(own)
         candidates = _leaves(gathered)
+        num_candidates = candidates.num_pairs + candidates.keys.num_negatives
+        block_pairs = max(block_entries // max(num_candidates, 1), 1)
         # without pairs one empty block still gives zeros
         starts = range(0, max(own.num_pairs, 1), block_pairs)
         blocks = []

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import AutoConfig
 
@@ -32,6 +33,8 @@ class ChunkFigures:
     largest_tokens: int
     filled: float
     balance: float
+    filler: float
+    """Share of tokens that belong to no pair: a process without pairs in a chunk computes one empty item."""
 
 
 def describe(run: TrainingRun, pairs_per_second: float | None = None) -> str:
@@ -60,8 +63,9 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
     tokens, patches = index.tokens[uses].astype(np.float64), index.patches[uses].astype(np.float64)
     yield "tokens of a pair", f"{tokens.mean():.1f} on average, {tokens.max():,.0f} at most"
     yield "patches of a pair", f"{patches.mean():.1f} on average, {patches.max():,.0f} at most"
-    yield "tokens in all", f"{tokens.sum():.4g}; none is padding"
     figures = _chunks(plan, run)
+    yield "tokens in all", f"{tokens.sum():.4g}"
+    yield "padding", f"none: sequences are packed; {figures.filler:.2%} of the tokens fill empty places"
     yield (
         "processes",
         f"{settings.processes} on a machine, {settings.distribution.value}, {settings.precision.value}",
@@ -74,13 +78,19 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
         "filling",
         f"{figures.filled:.0%} of the budget; least loaded process {figures.balance:.0%} of the mean",
     )
-    yield from _model_lines(run, plan, figures)
+    yield from _model_lines(run, tokens, patches, figures)
     if pairs_per_second is not None:
         hours = pairs * plan.num_steps / pairs_per_second / 3600
         yield f"time at {pairs_per_second:g} pairs/s", f"{hours:.1f} hours ({hours / 24:.2f} days)"
 
 
-def _model_lines(run: TrainingRun, plan: TrainingPlan, figures: ChunkFigures) -> Iterator[tuple[str, str]]:
+def _model_lines(
+    run: TrainingRun,
+    tokens: npt.NDArray[np.float64],
+    patches: npt.NDArray[np.float64],
+    figures: ChunkFigures,
+) -> Iterator[tuple[str, str]]:
+    """Of the model, for the tokens and patches of each use."""
     settings = run.recipe.training
     processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
     with torch.device("meta"):
@@ -88,12 +98,12 @@ def _model_lines(run: TrainingRun, plan: TrainingPlan, figures: ChunkFigures) ->
         model = ViPolyQwenModel(ViPolyQwenConfig.of(config, run.recipe.model, processor))
     counter = FlopCounter.of(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    linear = 6.0 * (
-        counter.token_weights * plan.index.tokens.mean(dtype=np.float64)
-        + counter.patch_weights * plan.index.patches.mean(dtype=np.float64)
-    )
+    linear = 6.0 * (counter.token_weights * tokens.mean() + counter.patch_weights * patches.mean())
     yield "parameters", f"{parameters:,}"
-    yield "operations of a pair", f"{linear:.3g} without attention, recomputation not counted"
+    yield (
+        "operations",
+        f"{linear:.3g} a pair, {linear * len(tokens):.3g} in all: attention and recomputation not counted",
+    )
     shards = settings.processes if settings.distribution is Distribution.FSDP2 else 1
     state = parameters * STATE_BYTES / shards / 1e9
     text = model.backbone.language_model.config
@@ -112,13 +122,14 @@ def _sample(plan: TrainingPlan) -> list[int]:
 
 def _chunks(plan: TrainingPlan, run: TrainingRun) -> ChunkFigures:
     batches, ranks = run.recipe.batches, run.recipe.training.processes
-    numbers, tokens, loads, least = [], [], [], []
+    numbers, tokens, loads, least, empty = [], [], [], [], 0
     for step in _sample(plan):
         chunks = plan_chunks(plan.index, plan.rows(step), batches, ranks)
         numbers.append(len(chunks))
         for chunk in chunks:
             of_rank = [int(plan.index.tokens[rows].sum()) for rows in chunk.rows]
             tokens += of_rank
+            empty += sum(not len(rows) for rows in chunk.rows)
             least.append(min(of_rank) / max(float(np.mean(of_rank)), 1.0))
             loads += [
                 max(
@@ -134,4 +145,5 @@ def _chunks(plan: TrainingPlan, run: TrainingRun) -> ChunkFigures:
         largest_tokens=max(tokens),
         filled=float(np.mean(loads)),
         balance=float(np.mean(least)),
+        filler=empty / (sum(tokens) + empty),
     )

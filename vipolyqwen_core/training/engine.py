@@ -160,6 +160,8 @@ class Engine:
             if not planned.is_reloaded:
                 held.append(chunk)
         pairs = join_pairs(embedded)
+        sizes = [(part.num_pairs, part.keys.num_negatives) for part in embedded]
+        embedded.clear()  # joined by now: while the chunks go backward, one copy is enough
         losses, gradient = cached_gradients(
             pairs,
             self.objective,
@@ -167,12 +169,12 @@ class Engine:
             matryoshka_dims=self.matryoshka_dims,
             task_weights=task_weights,
         )
-        parts = _split_like(gradient, embedded)
+        parts = _parts(gradient, sizes)
         for number in range(planned.num_chunks):
             chunk = next(chunks) if planned.is_reloaded else held[number]
             with self._synchronised(number == planned.num_chunks - 1):
                 vectors, surplus = self._embed(chunk, planned.number, number)
-                self._backward((vectors * parts[number]).sum() + 0.0 * surplus)
+                self._backward((vectors * next(parts)).sum() + 0.0 * surplus)
         return losses, pairs
 
     @torch.no_grad()
@@ -211,12 +213,12 @@ def _detached(pairs: PairVectors) -> PairVectors:
     return PairVectors(pairs.query.detach(), pairs.target.detach(), pairs.negatives.detach(), pairs.keys)
 
 
-def _split_like(gradient: Tensor, parts: list[PairVectors]) -> list[Tensor]:
-    """The gradient of joined pairs, cut into that of each part: [2B + M, D] each, as `stacked` orders it."""
-    pairs = [part.num_pairs for part in parts]
-    negatives = [part.keys.num_negatives for part in parts]
+def _parts(gradient: Tensor, sizes: list[tuple[int, int]]) -> Iterator[Tensor]:
+    """The gradient of joined pairs, cut into that of each part: [2B + M, D] each, as `stacked` orders it.
+
+    `sizes` are the pairs B and hard negatives M of each part.
+    """
+    pairs, negatives = (list(counts) for counts in zip(*sizes, strict=True))
     query, target, hard = gradient.split([sum(pairs), sum(pairs), sum(negatives)])
-    return [
-        torch.cat(sides)
-        for sides in zip(query.split(pairs), target.split(pairs), hard.split(negatives), strict=True)
-    ]
+    for sides in zip(query.split(pairs), target.split(pairs), hard.split(negatives), strict=True):
+        yield torch.cat(sides)

@@ -9,9 +9,10 @@ from vipolyqwen_core.training.loading import ChunkRequest
 from vipolyqwen_core.training.optimizer import learning_rate
 from vipolyqwen_core.training.plan import Chunk, IntArray, TrainingPlan, plan_chunks
 
-HELD_BYTES = 256 * 2**20
+HELD_BYTES = 8 * 2**20
 """Inputs of a step with `negatives: step` that a rank keeps on the host for the second pass. Beyond it the
-loader makes them again: memory does not grow with the pairs of a step."""
+loader makes them again, so that memory does not grow with the pairs of a step: texts are held, steps with
+many pictures are not. To decode a picture twice is little beside the model's three passes over it."""
 BYTES_OF_TOKEN = 64
 BYTES_OF_PATCH = 588 + 16
 

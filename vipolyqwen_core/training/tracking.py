@@ -74,7 +74,8 @@ def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MLflowTrack
     """The MLflow run of a training, through accelerate; a resumed training continues its own.
 
     The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
-    start, so that also one that was killed before its first checkpoint is continued.
+    start, so that also one that was killed before its first checkpoint is continued. What ended the block is
+    raised, also where the store fails in turn: on a full disk both do, and the first is the one to read.
     """
     place = run.output / MLFLOW_RUN_FILE
     run_id = place.read_text(encoding="utf-8") if place.is_file() else None
@@ -86,13 +87,24 @@ def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MLflowTrack
         tags=dict(run.tags),
     )
     tracker.start()
-    with tracker.tracker as active:
-        if run_id is None:
-            settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
-            tracker.store_init_configuration(flatten(settings))
-            with written_aside(place) as aside:
-                aside.write_text(active.info.run_id, encoding="utf-8")
-        yield tracker
+    cause: BaseException | None = None
+    try:
+        with tracker.tracker as active:
+            try:
+                if run_id is None:
+                    settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
+                    tracker.store_init_configuration(flatten(settings))
+                    with written_aside(place) as aside:
+                        aside.write_text(active.info.run_id, encoding="utf-8")
+                yield tracker
+            except BaseException as error:
+                cause = error
+                raise
+    except Exception as error:
+        if cause is None or error is cause:
+            raise
+        logger.warning("MLflow could not end its run: %s", error)
+        raise cause from None
 
 
 def mlflow_names(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -88,6 +88,7 @@ def make_run(
 ) -> Iterator[Callable[..., TrainingRun]]:
     """Settings of a run of 2 epochs of 3 steps of 16 pairs in chunks of 8; keywords change a section."""
     monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))  # commands settle it for good
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
 
     def make(name: str = "run", **sections: dict[str, Any]) -> TrainingRun:

@@ -67,18 +67,22 @@ def batches(run: TrainingRun) -> list[str]:
 
 
 STEP: dict[str, Any] = {"negatives": "step", "chunk_pairs": 4}
+DRIFT = 1e-4
+"""Sums in another order differ by float32's rounding: over these six steps by a few 1e-7 of a loss."""
 
 
-def test_two_ranks_train_and_one_process_continues(make_run):
+def test_two_ranks_train_four_continue_and_one_process_finishes(make_run):
     alone = make_run("alone", batches=STEP)
     train(alone, StopSignal())
     shared = make_run("shared", batches=STEP, training={"distribution": "data_parallel", "processes": 2})
-    for outcomes, refusal in run_on_ranks(train_in_parts_and_ask_for_fsdp2, 2, shared, 3, 2):
-        assert outcomes == ["killed", "killed"]
+    for outcomes, refusal in run_on_ranks(train_in_parts_and_ask_for_fsdp2, 2, shared, 3):
+        assert outcomes == ["killed"]
         assert "2 processes with fsdp2, but 2 run with data_parallel" in refusal
+    assert run_on_ranks(train_in_parts, 4, shared, 3) == [["killed"]] * 4  # as two nodes: steps 3 to 5
+    assert batches(shared) == batches(alone)[:5]
     train(make_run("shared", batches=STEP), StopSignal())
     assert batches(shared) == batches(alone)
-    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
 
 
 def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
@@ -88,7 +92,7 @@ def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
     for outcomes in run_on_ranks(train_in_parts, 2, shared, 3, None):
         assert outcomes == ["killed", "done"]
     assert batches(shared) == batches(alone)
-    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
     one, other = (load_file(run.output / "model" / "model.safetensors") for run in (shared, alone))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
@@ -98,7 +102,7 @@ def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
     (shared.output / "result.json").unlink()
     shutil.rmtree(shared.output / "checkpoints" / "step_6")
     train(make_run("shared", batches=STEP), StopSignal())
-    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
 
 
 def test_processes_that_are_not_those_of_the_settings_are_refused(make_run):

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.config import TrainingRun, from_json
+from vipolyqwen_core.config import TrainingRun, from_json, to_json
 from vipolyqwen_core.training.launch import (
     GUARD,
     Nodes,
@@ -17,6 +18,7 @@ from vipolyqwen_core.training.launch import (
     launch,
     launch_command,
 )
+from vipolyqwen_core.training.tracking import read_metrics
 
 
 def test_the_line_launches_as_many_processes_as_the_settings_ask_for(make_run):
@@ -68,6 +70,77 @@ def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):
     )
     with pytest.raises(TrainingFailed, match="failed on rank0: ValueError: no plan index"):
         launch(lost)
+
+
+FAULT = """
+import os, sys
+if os.environ.get("RANK") == "1":
+    from vipolyqwen_core.training.engine import Engine
+    def step(*_):
+        raise RuntimeError("out of luck")
+    Engine.step = step
+"""
+"""`sitecustomize.py`, which Python runs first: rank 1 fails while rank 0 waits for it in a collective."""
+
+
+@pytest.mark.slow
+def test_a_crash_of_one_rank_ends_the_others_and_is_the_reason_given(make_run, tmp_path, monkeypatch):
+    run = make_run(training={"distribution": "data_parallel", "processes": 2})
+    (tmp_path / "sitecustomize.py").write_text(FAULT, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    with pytest.raises(TrainingFailed, match=r"^training failed on rank1.*: RuntimeError: out of luck\n"):
+        launch(run)
+    assert not processes_of(run)
+
+
+CANCELLED = """
+import sys
+from pathlib import Path
+import dagster as dg
+from vipolyqwen_core.config import TrainingRun, from_json
+from vipolyqwen_core.training.launch import launch_command
+
+run = from_json(TrainingRun, Path(sys.argv[1]).read_bytes())
+
+@dg.asset
+def training(context: dg.AssetExecutionContext, pipes: dg.PipesSubprocessClient):
+    pipes.run(context=context, command=launch_command(run))
+
+dg.materialize([training], resources={"pipes": dg.PipesSubprocessClient()})
+"""
+
+
+@pytest.mark.slow
+def test_a_cancelled_dagster_run_saves_and_leaves_no_process(make_run, tmp_path):
+    run = make_run(
+        training={"distribution": "data_parallel", "processes": 2, "epochs": 1000, "save_steps": 10**6}
+    )
+    (tmp_path / "told.json").write_text(to_json(run), encoding="utf-8")
+    with subprocess.Popen([sys.executable, "-c", CANCELLED, tmp_path / "told.json"]) as worker:
+        while not read_metrics(run.output / "metrics.jsonl") and worker.poll() is None:
+            time.sleep(0.1)
+        assert len(processes_of(run)) >= 3  # the launcher and its ranks
+        worker.send_signal(signal.SIGINT)  # what a run's worker is sent when somebody cancels it
+        worker.wait(timeout=300)
+    deadline = time.monotonic() + 120
+    while processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(run)
+    assert list((run.output / "checkpoints").glob("step_*"))
+    assert not (run.output / "errors").exists()
+
+
+def processes_of(run: TrainingRun) -> list[int]:
+    """Processes whose command line names the run."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (place / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if str(run.output / "run.json").encode() in line and alive(int(place.name)):
+            found.append(int(place.name))
+    return found
 
 
 STARTER = """

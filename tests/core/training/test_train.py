@@ -1,5 +1,6 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
+import random
 import subprocess
 import sys
 import time
@@ -8,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from tests.core.training.interrupted import Killed, KilledAfter
+from vipolyqwen_core.__main__ import app
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
@@ -160,22 +163,37 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
     printed = capsys.readouterr().out
     assert "6 of 16.0 pairs on average" in printed
     assert "2.0 a step on each process" in printed
+    assert "padding                     none" in printed
+    assert "0.0 hours" in printed
+    assert not run.output.exists()
+    command = ["train", "--config", str(config), "--dry-run", "--pairs-per-second", "10"]
+    done = CliRunner().invoke(app, command)
+    assert done.output == printed
     assert not run.output.exists()
 
 
 @pytest.mark.slow
-def test_five_sigkills_of_the_real_command_change_nothing(make_run):
-    whole, killed = make_run("whole"), make_run("killed")
+@pytest.mark.parametrize("negatives", ["chunk", "step"])
+def test_five_sigkills_of_the_real_command_change_nothing(make_run, negatives):
+    """At random moments of random steps, each time with another number of loader workers."""
+    changed = {"batches": {"negatives": negatives}, "training": {"epochs": 4, "save_steps": 1}}
+    whole = make_run("whole", **changed)
     train(whole, StopSignal())
+    steps, chance = len(losses(whole)), random.Random(0)
+    killed = make_run("killed", **changed)
     killed.output.mkdir()
     config = killed.output / "run.json"
-    config.write_text(to_json(killed), encoding="utf-8")
     command = [sys.executable, "-m", "vipolyqwen_core.training", "--config", str(config)]
-    for lines in (1, 2, 3, 4, 5):  # kill as soon as so many steps are logged
+    for number, step in enumerate(sorted(chance.sample(range(1, steps), 5))):
+        workers = {**changed, "training": {**changed["training"], "loader_workers": 2 * (number % 2)}}
+        config.write_text(to_json(make_run("killed", **workers)), encoding="utf-8")
         with subprocess.Popen(command) as process:
-            while len(read_metrics(killed.output / "metrics.jsonl")) < lines and process.poll() is None:
-                time.sleep(0.01)
+            while len(read_metrics(killed.output / "metrics.jsonl")) < step and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(0.1 * chance.random())  # in the save, in the next step
+            assert process.poll() is None
             process.kill()
+    assert read_result(killed.output) is None
     subprocess.run(command, check=True)
     assert losses(killed) == losses(whole)
     assert all(torch.equal(tensor, weights(killed)[name]) for name, tensor in weights(whole).items())

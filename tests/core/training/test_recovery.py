@@ -1,0 +1,110 @@
+"""What goes wrong while a run trains is named, and nothing that was saved is lost."""
+
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.core.training.interrupted import Killed, KilledAfter
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.training.checkpoints import CheckpointError, damage_of
+from vipolyqwen_core.training.stopping import StopSignal
+from vipolyqwen_core.training.tracking import read_metrics
+from vipolyqwen_core.training.train import train
+
+MakeRun = Callable[..., TrainingRun]
+
+
+def losses(run: TrainingRun) -> list[tuple[str, float]]:
+    """Samples and loss of each step."""
+    return [(line["batch"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
+
+
+def saved(run: TrainingRun) -> list[str]:
+    """Whole checkpoints; no other may be there."""
+    folders = sorted((run.output / "checkpoints").iterdir())
+    assert [damage_of(folder) for folder in folders] == [None] * len(folders)
+    return [folder.name for folder in folders]
+
+
+@pytest.fixture
+def whole(make_run: MakeRun) -> TrainingRun:
+    """A run that nothing happened to."""
+    run = make_run("whole")
+    train(run, StopSignal())
+    return run
+
+
+@pytest.fixture
+def restored_limit() -> Iterator[None]:
+    """Lets files grow again after the test."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FullAfter(StopSignal):
+    """From a step on no file can grow beyond some kilobytes, as on a full disk: not MLflow's store either."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def asked(self, device: torch.device) -> bool:
+        self.steps -= 1
+        if self.steps == 0:
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+        return False
+
+
+@pytest.mark.usefixtures("restored_limit")
+def test_a_full_disk_is_named_and_the_run_goes_on_from_what_was_saved(make_run: MakeRun, whole: TrainingRun):
+    run = make_run()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(CheckpointError, match=r"step_4 could not be written .* saved before: step_2"):
+        train(run, FullAfter(4))
+    assert saved(run) == ["step_2"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    train(run, StopSignal())
+    assert losses(run) == losses(whole)
+
+
+def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
+    make_run: MakeRun, whole: TrainingRun, caplog: pytest.LogCaptureFixture
+):
+    run = make_run()
+    with pytest.raises(Killed):
+        train(run, KilledAfter(5))
+    assert saved(run) == ["step_2", "step_4"]
+    shard = next((run.output / "checkpoints" / "step_4").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    train(run, StopSignal())
+    assert f"step_4: {shard.name} has 1000 of" in caplog.text
+    assert losses(run) == losses(whole)
+    assert saved(run) == ["step_2", "step_4", "step_6"]
+
+
+def test_a_picture_that_is_gone_is_named_and_the_run_goes_on_once_it_is_back(
+    make_run: MakeRun, whole: TrainingRun, tmp_path: Path
+):
+    training_set = shutil.copytree(whole.training_set, tmp_path / "copy")
+    pinned = json.loads((training_set / "images.json").read_text(encoding="utf-8"))
+    pinned["shop"]["path"] = str(training_set / "shop.lance")
+    (training_set / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    run = replace(make_run(), training_set=training_set)
+    with pytest.raises(Killed):
+        train(run, KilledAfter(3))
+    pictures = training_set / "shop.lance" / "data"
+    pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"pictures \[.*\] of source 'shop' cannot be read from"):
+        train(run, StopSignal())
+    assert saved(run) == ["step_2"]
+    (tmp_path / "elsewhere").rename(pictures)
+    train(run, StopSignal())
+    assert losses(run) == losses(whole)
