@@ -130,7 +130,8 @@ def _counted(judged: Sequence[JudgedPool], settings: EvaluationSettings) -> tupl
     """Pools that make the primary metric, and whether they are large enough; if none is, the next best."""
     retrieval = [each for each in judged if not each.pool.is_choice]
     large = [each for each in retrieval if _is_large(each.pool, settings)]
-    return (large, True) if large else (retrieval or list(judged), False)
+    next_best = [each for each in retrieval if len(each.pool.targets) > 2]
+    return (large, True) if large else (next_best or list(judged), False)
 
 
 def _pool_result(judged: JudgedPool, settings: EvaluationSettings, counts: bool) -> PoolResult:
