@@ -65,8 +65,8 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     if summary is None:
         raise ValueError(f"no training set in {workspace.training_set}: build it first")
     sources = list(summary.details["sources"])
-    rows = pl.scan_ipc([workspace.training_set / f"{split.value}.arrow" for split in Split])
-    ledger = _ledger(workspace, sources)
+    rows = training_rows(workspace)
+    ledger = whole_ledger(workspace, sources)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -84,7 +84,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
         languages=[name for name in LANGUAGES if any(row["language"] == name for row in counts)],
         by_task=_pivot(counts, ["task"], [task.value for task in Task]),
         by_source=_pivot(counts, ["source", "task"], sources),
-        histograms=_histograms(rows),
+        histograms=[(title, _svg(figure)) for title, figure in histograms(rows)],
         components=_component_sizes(rows),
         linked=_linked(rows, sources),
         kept=kept_samples(rows, summary.details["sources"], workspace),
@@ -117,12 +117,17 @@ def funnel(workspace: Workspace, summary: StageSummary) -> list[FunnelRow]:
     return rows
 
 
+def training_rows(workspace: Workspace) -> pl.LazyFrame:
+    """The rows of both sides of the split."""
+    return pl.scan_ipc([workspace.training_set / f"{split.value}.arrow" for split in Split])
+
+
 def _total(rows: Sequence[FunnelRow]) -> FunnelRow:
     names = [field.name for field in fields(FunnelRow) if field.name != "source"]
     return FunnelRow("all", **{name: sum(getattr(row, name) for row in rows) for name in names})
 
 
-def _ledger(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
+def whole_ledger(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
     """The ledgers of all stages of the sources."""
     files = [workspace.training_set / "ledger.parquet"]
     for name in sources:
@@ -177,8 +182,8 @@ def _pivot(counts: Sequence[dict[str, Any]], by: Sequence[str], order: Sequence[
     return [{"names": names, "cells": found[names]} for names in ordered]
 
 
-def _histograms(rows: pl.LazyFrame) -> list[tuple[str, str]]:
-    """A title and a picture for each quantity, with one line for each task."""
+def histograms(rows: pl.LazyFrame) -> list[tuple[str, Figure]]:
+    """A title and a figure for each quantity of a training set, with one line for each task."""
     pictures = pl.col("query_images").list.len() + pl.col("target_images").list.len()
     table = rows.select("task", "query_tokens", "target_tokens", "score", pictures=pictures).collect()
     plots = []
@@ -201,7 +206,7 @@ def _histograms(rows: pl.LazyFrame) -> list[tuple[str, str]]:
             if column == "pictures":
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8)
-            plots.append((title, _svg(figure)))
+            plots.append((title, figure))
     return plots
 
 

@@ -91,7 +91,8 @@ def _observed(result: ExpectationValidationResult) -> str:
         return _short(seen["observed_value"]) + _bounds(result)
     if seen.get("unexpected_count"):
         sample = ", ".join(_short(value)[:40] for value in seen.get("partial_unexpected_list", [])[:3])
-        count = f"{seen['unexpected_count']:,} of {seen['element_count']:,} unexpected"
+        given = seen["element_count"] - seen.get("missing_count", 0)
+        count = f"{seen['unexpected_count']:,} of {given:,} unexpected"
         return f"{count}: {sample}{_bounds(result)}"
     return f"0 of {seen.get('element_count', 0)} unexpected"
 

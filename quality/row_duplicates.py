@@ -69,13 +69,9 @@ def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
         name: pl.when(text.str.len_chars() >= settings.min_linking_chars).then(text)
         for name, text in whole.items()
     }
-    same = pl.struct(
-        "task",
-        "query_images",
-        "target_images",
-        *(pl.when(texts[name].is_null()).then(text).alias(f"short_{name}") for name, text in whole.items()),
-        *(numbers_key(text).alias(f"{name}_numbers") for name, text in whole.items()),
-    )
+    rest = [pl.when(texts[name].is_null()).then(text).alias(f"short_{name}") for name, text in whole.items()]
+    rest += [numbers_key(text).alias(f"{name}_numbers") for name, text in whole.items()]
+    same = pl.struct("task", "query_images", "target_images", *rest)
     compared = pl.any_horizontal(pl.col(name).is_not_null() for name in COMPARED)
     return rows.select("row", block=same.hash(seed=0), **texts).filter(compared)
 

@@ -119,7 +119,7 @@ def _steps_of(
         "source",
         "read" if raw else "missing",
         f"{source}: {where}." + ("" if raw else " The source no longer has it there."),
-        _texts({"query": raw.query, "target": raw.target} if raw else {}),
+        _texts(_written(raw) if raw else {}),
     )
     stages = [("curated", workspace.curated(source)), ("tagged", workspace.tagged(source))]
     if (accepted := accepted_folder(workspace.validated(source))) is not None:
@@ -135,6 +135,15 @@ def _steps_of(
     yield _last_step(sample_id, source, place, workspace)
 
 
+def _written(raw: RawPair) -> dict[str, Any]:
+    """What the source says of a pair."""
+    pictures = [
+        image if isinstance(image, str) else f"{len(image)} bytes"
+        for image in (*raw.query_images, *raw.target_images)
+    ]
+    return {"query": raw.query, "target": raw.target, "pictures": ", ".join(pictures) or None}
+
+
 def _step(stage: str, rows: pl.DataFrame, ledger: pl.DataFrame, before: dict[str, Any]) -> Step:
     if ledger.height:
         return _rejection(stage, ledger)
@@ -147,7 +156,9 @@ def _step(stage: str, rows: pl.DataFrame, ledger: pl.DataFrame, before: dict[str
         if before.get(name) is not None and before[name] != row[name]
     }
     facts = {
-        name: row[name] for name in FACTS if row.get(name) is not None and row.get(name) != before.get(name)
+        name: row[name]
+        for name in FACTS
+        if row.get(name) not in (None, []) and row.get(name) != before.get(name)
     }
     facts |= {f"{name} changed": value for name, value in changed.items()}
     return Step(stage, KEPT, "" if changed else "The texts stay as they are.", _texts(facts))
@@ -179,7 +190,10 @@ def _last_step(sample_id: str, source: str, place: tuple[str, int, int], workspa
                 for other in Split
             )
             return Step(
-                stage, KEPT, f"In {split.value}.", _texts({"component": f"{row['component']}, {size} pairs"})
+                stage,
+                KEPT,
+                f"In {split.value}.",
+                _texts({"component": f"{row['component']}, {size} pair{'s' if size > 1 else ''}"}),
             )
     return Step(stage, "missing", "No training set was built since the pair was accepted.")
 

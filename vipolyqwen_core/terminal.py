@@ -20,7 +20,7 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
     from vipolyqwen_core.evaluation import results
 
     metric = evaluation.primary_metric
-    pools = _narrow_table(f"{metric} over the evaluation pairs")
+    pools = _narrow_table(f"{metric} over the evaluation pairs", space=1)
     pools.add_column("pool", no_wrap=True)
     pools.add_column("pairs", justify="right", no_wrap=True)
     systems = {
@@ -29,7 +29,7 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
         "un-\ntrained": results.UNTRAINED,
         "cham-\npion": results.CHAMPION,
         "BM25": results.BM25,
-        "swapped": results.SWAPPED,
+        "swap-\nped": results.SWAPPED,
         "chance": results.CHANCE,
     }
     shown = {
@@ -51,9 +51,9 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
     return Group(*parts)
 
 
-def _narrow_table(title: str) -> Table:
+def _narrow_table(title: str, space: int = 2) -> Table:
     """A table without frames: all of it fits a terminal of 80 columns."""
-    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    return Table(title=title, title_justify="left", box=None, padding=(0, space, 0, 0), pad_edge=False)
 
 
 def _similarities(evaluation: "Evaluation") -> Table:
@@ -91,6 +91,13 @@ def print_verdict(evaluation: "Evaluation", console: Console) -> None:
     )
     for sentence in verdict.failures:
         console.print(f"  - {escape(sentence)}", highlight=False)
+
+
+def hide_loading() -> None:
+    """No bar of transformers for weights that are loaded in a moment."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def hits_table(hits: Sequence["Hit"], title: str) -> Table:

@@ -72,7 +72,7 @@ def test_equal_texts_with_a_low_score_warn_and_the_range_is_said(workspace, writ
     summary = through(write_source(records))
     (failed,) = [line for line in summary.details["expectations"] if not line["success"]]
     assert (failed["suite"], failed["column"]) == ("task_text_pair", "score_of_equals")
-    assert failed["observed"] == "1 of 10 unexpected: 0.8; expected at least 0.99"
+    assert failed["observed"] == "1 of 2 unexpected: 0.8; expected at least 0.99"
 
 
 def test_a_source_without_pairs_is_blocked_and_the_accepted_version_stays(

@@ -136,8 +136,9 @@ def _counted(judged: Sequence[JudgedPool], settings: EvaluationSettings) -> tupl
     large = [each for each in retrieval if _is_large(each.pool, settings)]
     if large:
         return large, True
-    spread = [each for each in retrieval if each.pool.num_components > 1]
-    return spread or retrieval or list(judged), False
+    several = [each for each in retrieval if len(each.pool.targets) > 2]
+    spread = [each for each in several if each.pool.num_components > 1]
+    return spread or several or list(judged), False
 
 
 def _pool_result(judged: JudgedPool, settings: EvaluationSettings, counts: bool) -> PoolResult:

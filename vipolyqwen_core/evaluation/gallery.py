@@ -25,6 +25,7 @@ from vipolyqwen_core.serving.stored_sides import SideRequest, prefix_of
 NUM_HITS: Final = 3
 THUMBNAIL_PIXELS: Final = 360
 MAX_TEXT_CHARS: Final = 400
+MAX_TEXT_LINES: Final = 12
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def _target(pairs: EvaluationPairs, row: np.int64) -> ShownSide:
 
 
 def _side(item: Item, text: str) -> ShownSide:
-    cut = text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
-    return ShownSide(cut, tuple(data_uri(image) for image in item.images))
+    cut = "\n".join(text[:MAX_TEXT_CHARS].split("\n")[:MAX_TEXT_LINES])
+    return ShownSide(cut if cut == text else cut + "…", tuple(data_uri(image) for image in item.images))
 
 
 def data_uri(image: Image.Image) -> str:

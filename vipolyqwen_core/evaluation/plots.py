@@ -73,7 +73,7 @@ def loss_curves(metrics_file: Path) -> str | None:
             if points:
                 right.plot(*zip(*points, strict=True), color=TASK_COLOURS[task], lw=1.2, label=task.value)
         right.set(title="Loss by task (sum of its terms)", xlabel="step")
-        right.legend(fontsize=8, ncols=2)
+        figure.legend(loc="outside lower right", ncols=len(Task), fontsize=8)
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return _data_uri(figure)
@@ -95,10 +95,11 @@ def recall_bars(
         for axes, metric in zip(panels, metrics, strict=True):
             for i, system in enumerate(systems):
                 values = [pool.scores.get(system, {}).get(metric, 0.0) for pool in pools]
-                axes.barh(places + i * height, values, height, color=SYSTEM_COLOURS[system], label=system)
+                colour, label = SYSTEM_COLOURS[system], results.LABELS[system]
+                axes.barh(places + i * height, values, height, color=colour, label=label)
             chance = [pool.scores[results.CHANCE].get(metric, math.nan) for pool in pools]
             ends = places - 0.5 * height, places + (len(systems) - 0.5) * height
-            axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label="chance")
+            axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label=results.LABELS[results.CHANCE])
             axes.set(xlim=(0, 1), title=metric)
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(places + (len(systems) - 1) * height / 2, [_pool_label(pool) for pool in pools])

@@ -101,7 +101,7 @@ class Pool:
     @property
     def is_choice(self) -> bool:
         """Whether all questions have the same two answers: judged by accuracy, outside the mean."""
-        return len(self.targets) <= 2
+        return len(self.targets) <= 2 < self.num_pairs
 
     @property
     def num_components(self) -> int:

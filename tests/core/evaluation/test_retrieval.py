@@ -140,3 +140,5 @@ def test_two_targets_are_a_choice() -> None:
     rows = rows_of(*[("vqa_multi", "en", i, 100 + i % 2, 0, None) for i in range(1, 10)])
     (pool,) = build_pools(rows, 0.5)
     assert pool.is_choice
+    (pool,) = build_pools(rows_of(*[("vqa_single", "en", i, 100 + i, 0, None) for i in (1, 2)]), 0.5)
+    assert not pool.is_choice  # two questions with an answer each
