@@ -66,7 +66,8 @@ def zipped(data: bytes) -> bytes:
 
 
 def jsonl(rows: list[Any]) -> bytes:
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode() + b"\n"
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return lines.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def parquet(rows: list[Any]) -> bytes:
@@ -106,10 +107,10 @@ ROWS: dict[str, tuple[list[Any], dict[str, Any]]] = {
 """Formats whose rows are damaged as values, then written by one of the CONTAINERS."""
 CONTAINERS: dict[str, Callable[[list[Any]], bytes]] = {
     "jsonl": jsonl,
-    "json": lambda rows: json.dumps(rows, ensure_ascii=False, indent=1).encode(),
+    "json": lambda rows: json.dumps(rows, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass"),
     "lines.json": jsonl,
     "one.json": lambda rows: json.dumps({"info": {}, "data": rows}).encode(),
-    "utf16.jsonl": lambda rows: jsonl(rows).decode().encode("utf-16"),
+    "utf16.jsonl": lambda rows: jsonl(rows).decode("utf-8", "replace").encode("utf-16"),
     "bom.jsonl": lambda rows: b"\xef\xbb\xbf" + jsonl(rows).replace(b"\n", b"\r\n"),
     "jsonl.gz": lambda rows: gzip.compress(jsonl(rows)),
     "jsonl.bz2": lambda rows: bz2.compress(jsonl(rows)),
