@@ -9,7 +9,7 @@ import dagster as dg
 
 from assets.resources import ManifestResource, WorkspaceResource
 from vipolyqwen_core.config import to_json
-from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.manifest import Manifest, Source
 
 INTERVAL_SECONDS = 300
 BUSY = [
@@ -21,7 +21,7 @@ BUSY = [
 
 
 def changed_sources() -> dg.SensorDefinition:
-    """A source whose files or entry in the manifest have changed is curated, tagged and validated anew."""
+    """A source whose files, entry in the manifest or own suites have changed is curated to validated anew."""
 
     @dg.sensor(
         job_name="corpus",
@@ -33,7 +33,9 @@ def changed_sources() -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, manifest: ManifestResource
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         seen = json.loads(context.cursor or "{}")
-        now = {source.name: source_state(source) for source in manifest.load().sources}
+        described = manifest.load()
+        suites = suites_state(described)
+        now = {source.name: f"{source_state(source)}{suites}" for source in described.sources}
         changed = [name for name, fingerprint in now.items() if seen.get(name) != fingerprint]
         for name in changed:
             yield dg.RunRequest(run_key=f"{name}:{now[name]}", partition_key=name)
@@ -75,11 +77,33 @@ def accepted_data() -> dg.SensorDefinition:
 
 
 def source_state(source: Source) -> str:
-    """Changes with the entry in the manifest and with the files it names: their names, sizes and versions."""
+    """Changes with the entry in the manifest and with the files it names: their names, sizes and versions.
+
+    Files that are missing are a state like others: the run that is asked for says so, and the other sources
+    are not kept waiting.
+    """
     from vipolyqwen_core.corpus.readers import files_fingerprint, list_files
 
-    settings = hashlib.blake2b(to_json(source).encode(), digest_size=8).hexdigest()
-    return f"{settings}-{files_fingerprint(list_files(source))[:16]}"
+    try:
+        files = files_fingerprint(list_files(source))
+    except ValueError as error:
+        files = digest(str(error))
+    return f"{digest(to_json(source))}-{files[:16]}"
+
+
+def suites_state(manifest: Manifest) -> str:
+    """Changes with the suites of one's own; empty where there are none."""
+    if not manifest.expectations:
+        return ""
+    files = [Path(entry) for entry in manifest.expectations]
+    return "-" + digest(
+        *manifest.expectations, *(file.read_text("utf-8") for file in files if file.is_file())
+    )
+
+
+def digest(*texts: str) -> str:
+    """16 hex digits of a hash of texts."""
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
 
 
 def accepted_version(folder: Path) -> str | None:

@@ -50,6 +50,8 @@ STAGE = "curated"
 CODE_VERSION = 3
 """Raise it when the same input gives another result: earlier results are then made anew."""
 BATCH_PAIRS = 10_000
+BATCH_BYTES = 256 * 1024 * 1024
+"""Pictures that stand in the rows themselves fill a batch sooner."""
 ROW_GROUP = 50_000
 SOURCE_FILE = "source.json"
 UNREAD_FIELDS = frozenset({"license", "weight", "off_limits"})
@@ -204,13 +206,14 @@ def _read(
 
 def _batches(source: Source, settings: CurationSettings) -> Iterator[list[Record]]:
     batch: list[Record] = []
-    num_pairs = 0
+    num_pairs = num_bytes = 0
     for record in read_source(source, settings.dialogue_turns):
         batch.append(record)
         num_pairs += max(len(record.pairs), 1)
-        if num_pairs >= BATCH_PAIRS:
+        num_bytes += sum(len(image) for image, _ in references_of(record) if isinstance(image, bytes))
+        if num_pairs >= BATCH_PAIRS or num_bytes >= BATCH_BYTES:
             yield batch
-            batch, num_pairs = [], 0
+            batch, num_pairs, num_bytes = [], 0, 0
     if batch:
         yield batch
 

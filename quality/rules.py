@@ -19,6 +19,7 @@ RULES: dict[str, str] = {
     "broken_csv": "The line is not CSV.",
     "not_an_object": "The record is JSON, but no object.",
     "unreadable_file": "The file, or its packing, breaks off: the rest of it cannot be read.",
+    "empty_file": "The file holds no records.",
     "missing_field": "The record lacks a field that its format needs.",
     "missing_line": "One of the parallel files has fewer lines than another.",
     "wrong_type": "A field holds another type than its format says.",

@@ -11,7 +11,9 @@ import pytest
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import refuse_unfit_data, trained_model, training_failure
 from orchestration.factory import explain_failure
+from quality.ledger import polars_schema
 from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
 from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.training import launch
@@ -40,15 +42,21 @@ def training_set(place: Workspace, train: str, evaluation: str) -> None:
     folder = place.training_set
     details = {"sources": {"s": {"version": "1", "pairs_in": 2}}}
     StageSummary("training_set", "", "1", pairs_in=2, pairs_out=2, rejected={}, details=details).write(folder)
-    lists = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String)}
-    turns = pl.List(pl.Struct({"role": pl.String, "text": pl.String}))
+    schema = polars_schema(TRAINING)
     for split, picture in (("train", train), ("eval", evaluation)):
-        row = {"component": picture, "query": "q", "target": "t", "source": "s", "group_id": None}
-        frame = pl.DataFrame(
-            [{**row, "query_images": [picture], "target_images": [], "history": None}],
-            schema_overrides={**lists, "group_id": pl.String, "history": turns},
-        )
-        frame.write_ipc(folder / f"{split}.arrow")
+        row: dict[str, object] = dict.fromkeys(schema.names())
+        row |= {"sample_id": split, "component": picture, "split": split, "source": "s", "language": "vi"}
+        row |= {"task": "vqa_single", "prefix": "vqa_single", "query": "<image>q", "target": "t"}
+        row |= {
+            "query_images": [picture],
+            "query_image_rows": [0],
+            "target_images": [],
+            "target_image_rows": [],
+        }
+        row |= {"query_hash": 1, "target_hash": 2, "query_tokens": 3, "target_tokens": 1}
+        pl.DataFrame([row], schema=schema).write_ipc(folder / f"{split}.arrow")
+    index = polars_schema(PLAN_INDEX)
+    pl.DataFrame([dict.fromkeys(index.names())], schema=index).write_parquet(folder / "index.parquet")
     pl.DataFrame(schema={"source": pl.String}).write_parquet(folder / "ledger.parquet")
 
 

@@ -51,6 +51,29 @@ def test_only_changed_sources_are_curated_again(place: Workspace) -> None:
     assert [request.partition_key for request in third.run_requests] == ["letters"]
 
 
+def test_a_source_whose_files_are_gone_keeps_no_other_waiting(place: Workspace) -> None:
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "changed_sources", instance, None)
+    (place.home.parent / "letters.jsonl").unlink()
+    with (place.home.parent / "receipts.jsonl").open("a") as file:
+        file.write('{"data_type": "instruction", "input": "c", "output": "d"}\n')
+    second = tick(place, "changed_sources", instance, first.cursor)
+    assert [request.partition_key for request in second.run_requests] == ["letters", "receipts"]
+    assert tick(place, "changed_sources", instance, second.cursor).run_requests == []
+
+
+def test_suites_of_ones_own_that_change_ask_for_a_judgement(place: Workspace) -> None:
+    instance, folder = dg.DagsterInstance.ephemeral(), place.home.parent
+    manifest = folder / "manifest.yaml"
+    manifest.write_text(manifest.read_text() + "expectations: [mine.yaml]\n")
+    (folder / "mine.yaml").write_text("expectations: []\n")
+    first = tick(place, "changed_sources", instance, None)
+    assert tick(place, "changed_sources", instance, first.cursor).run_requests == []
+    (folder / "mine.yaml").write_text("name: other\nexpectations: []\n")
+    second = tick(place, "changed_sources", instance, first.cursor)
+    assert [request.partition_key for request in second.run_requests] == ["letters", "receipts"]
+
+
 def test_the_model_waits_until_every_source_is_accepted(place: Workspace) -> None:
     instance = dg.DagsterInstance.ephemeral()
     accept(place, "letters", "1")

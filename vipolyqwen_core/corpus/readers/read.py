@@ -57,7 +57,8 @@ UNREADABLE = (
 def read_source(source: Source, dialogue_turns: str = "last", only: str | None = None) -> Iterator[Record]:
     """The records of all files of a source, streaming, by name of file and line.
 
-    A file that breaks off gives what was read before and one rejection with rule `unreadable_file`.
+    A file that breaks off gives what was read before and one rejection with rule `unreadable_file`; a file
+    without records gives one with rule `empty_file`.
 
     Args:
         dialogue_turns: `last` or `each`: which answers of a dialogue become pairs
@@ -76,7 +77,14 @@ def read_source(source: Source, dialogue_turns: str = "last", only: str | None =
             records = read_adapted(source, file)
         else:
             records = _row_records(file, source, dialogue_turns)
-        yield from islice(_whole(records, file.name), source.max_rows)
+        yield from _some(islice(_whole(records, file.name), source.max_rows), file.name)
+
+
+def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
+    """The records of a file, or the rejection of a file without any."""
+    first = next(records, None)
+    yield first or Record(name, 1, (), Rejection("empty_file", "the file holds no records", ""))
+    yield from records
 
 
 def _whole(records: Iterator[Record], name: str) -> Iterator[Record]:
@@ -110,14 +118,11 @@ def check_source(source: Source) -> list[SourceFile]:
     """The files of a source, after a look at each; refuses before any work what cannot work.
 
     Raises:
-        ValueError: names the source and what is wrong: no file, an empty or unreadable one, none that holds
+        ValueError: names the source and what is wrong: no file, none that can be read or that holds
             what the format needs, a mapped column that no row has, an image root that is missing
     """
     where = f"source {source.name!r}"
     files = list_files(source)
-    for file in files:
-        if file.size_bytes == 0:
-            raise ValueError(f"{where}: file {file.location} is empty")
     try:
         ImageRoot(source.image_root)
     except (ValueError, OSError, ImportError) as error:
@@ -125,14 +130,17 @@ def check_source(source: Source) -> list[SourceFile]:
     if source.format is Format.ADAPTER:
         load_adapter(source)
     heads = _heads(source, files)
+    if all(not head or _is_unreadable(head[0]) for _, head in heads):
+        raise ValueError(f"{where}: file {_trouble(*heads[0])}")
     if source.format in ROW_FORMATS:
         _check_columns(source, files)
-    pairs = [pair for record in heads for pair in record.pairs]
+    read = [record for _, head in heads for record in head]
+    pairs = [pair for record in read for pair in record.pairs]
     if not pairs:
-        first = heads[0]
+        first = read[0]
         assert first.rejection is not None, "a record without pairs has a rejection"
         raise ValueError(
-            f"{where}: none of the first {len(heads)} records can be read as {source.format};"
+            f"{where}: none of the first {len(read)} records can be read as {source.format};"
             f" {first.file}, line {first.line}: {first.rejection.reason} ({first.rejection.value})"
         )
     if source.image_root is None and (path := next(_paths(pairs), None)) is not None:
@@ -140,25 +148,29 @@ def check_source(source: Source) -> list[SourceFile]:
     return files
 
 
-def _heads(source: Source, files: list[SourceFile]) -> list[Record]:
+def _is_unreadable(record: Record) -> bool:
+    return record.rejection is not None and record.rejection.rule == "unreadable_file"
+
+
+def _trouble(file: SourceFile, head: list[Record]) -> str:
+    """Why a file gives no record."""
+    if file.size_bytes == 0:
+        return f"{file.location} is empty"
+    if not head:
+        return f"{file.location} holds no records"
+    return f"{file.location} cannot be read: {head[0].rejection.value if head[0].rejection else ''}"
+
+
+def _heads(source: Source, files: list[SourceFile]) -> list[tuple[SourceFile, list[Record]]]:
     """The first records of each file."""
-    where = f"source {source.name!r}"
     if source.format is Format.PARALLEL_LINES:
-        heads = [list(islice(read_source(source), HEAD_RECORDS))]
-        files = [parallel_files(source)["query"]]
-    elif source.format is Format.ADAPTER:
-        heads = [list(islice(_whole(read_adapted(source, file), file.name), HEAD_RECORDS)) for file in files]
-    else:
-        heads = [
-            list(islice(_whole(_row_records(file, source, "last"), file.name), HEAD_RECORDS))
-            for file in files
-        ]
-    for file, head in zip(files, heads, strict=True):
-        if not head:
-            raise ValueError(f"{where}: file {file.location} holds no records")
-        if head[0].rejection is not None and head[0].rejection.rule == "unreadable_file":
-            raise ValueError(f"{where}: file {file.location} cannot be read: {head[0].rejection.value}")
-    return [record for head in heads for record in head]
+        return [(parallel_files(source)["query"], list(islice(read_source(source), HEAD_RECORDS)))]
+    heads = []
+    for file in files:
+        is_adapted = source.format is Format.ADAPTER
+        records = read_adapted(source, file) if is_adapted else _row_records(file, source, "last")
+        heads.append((file, list(islice(_whole(records, file.name), HEAD_RECORDS))))
+    return heads
 
 
 def _check_columns(source: Source, files: list[SourceFile]) -> None:

@@ -93,6 +93,24 @@ def test_a_file_that_breaks_off_keeps_what_was_read_and_the_next_file_is_read(tm
     assert len(broken) <= 2
 
 
+def test_a_file_that_gives_nothing_stands_in_the_ledger_where_others_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl").write_text("\n \n")
+    (tmp_path / "c.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "d.jsonl").write_text(GOOD)
+    found = source(tmp_path, "*", **OWNER)
+    assert len(check_source(found)) == 4
+    assert [(r.file, r.rejection and r.rejection.rule) for r in read_source(found)] == [
+        ("a.jsonl", "empty_file"),
+        ("b.jsonl", "empty_file"),
+        ("c.jsonl.gz", "unreadable_file"),
+        ("d.jsonl", None),
+    ]
+    (tmp_path / "d.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"a\.jsonl is empty"):
+        check_source(found)
+
+
 def test_reading_streams(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(GOOD * 3)
     records = read_source(source(tmp_path, "a.jsonl", **OWNER))
