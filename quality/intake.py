@@ -17,7 +17,7 @@ from quality.ledger import polars_schema
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR, Turn
-from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import pair_hashes
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, image_id, store_picture
@@ -153,8 +153,8 @@ def normalised_rows(
         for item, pair in enumerate(record.pairs)
     ]
     frame = pl.DataFrame(rows, schema=INTAKE_SCHEMA, orient="row")
-    languages = detect_languages(f"{row['query']}\n{row['target']}" for row in rows)
-    frame = frame.with_columns(language=pl.Series(languages, dtype=pl.String))
+    texts = frame.select(pl.format("{}\n{}", "query", "target")).to_series()
+    frame = frame.with_columns(language=detect_languages(texts))
     return first_failure(frame, row_rules(settings))
 
 
@@ -174,8 +174,11 @@ def _row(
                 rejected = rejected or (error.rule, str(error), shorten(reference))
     query_images, target_images, *negative_images = identities
     rule, reason, value = rejected or (None, None, None)
+    identity, query_hash, target_hash = pair_hashes(
+        pair.task, query, target, query_images, target_images, history, pair.score
+    )
     return {
-        "sample_id": sample_id(pair.task, query, target, query_images, target_images, history, pair.score),
+        "sample_id": identity,
         "source": source,
         "task": pair.task.value,
         "query": query,
@@ -190,8 +193,8 @@ def _row(
         "file": _writable(file),
         "line": line,
         "item": item,
-        "query_hash": side_hash(query, query_images, history),
-        "target_hash": side_hash(target, target_images),
+        "query_hash": query_hash,
+        "target_hash": target_hash,
         "rule": rule,
         "reason": reason,
         "value": value,
