@@ -45,8 +45,10 @@ def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Pat
     )
     near = near_duplicates(pairs, ranks)
     # What an exact copy was kept for may itself be near a better one: that one is what stays.
-    final = dict(near.select("row", "kept").iter_rows())
-    exact = exact.with_columns(kept=pl.col("kept").replace(final), rule=pl.lit(EXACT), similarity=pl.lit(1.0))
+    final = near.select(kept="row", final="kept")
+    exact = exact.join(final, on="kept", how="left", maintain_order="left").select(
+        "row", kept=pl.coalesce("final", "kept"), rule=pl.lit(EXACT), similarity=pl.lit(1.0)
+    )
     dropped = pl.concat([exact, near.with_columns(rule=pl.lit(NEAR))], how="diagonal").sort("row")
     return _explained(dropped, rows)
 
@@ -61,23 +63,26 @@ def preference() -> pl.Expr:
 
 def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
     """`row`, `block`, `query`, `target`: long sides to compare; all the rest must be equal, by the block."""
-    query, target = comparable(whole_query()), comparable(pl.col("target"))
-    texts = {
-        name: pl.when(text.str.len_chars() >= settings.min_linking_chars).then(text)
-        for name, text in (("query", query), ("target", target))
-    }
+    rows = rows.select(
+        "row",
+        "task",
+        "query_images",
+        "target_images",
+        whole=comparable(whole_query()),
+        answer=comparable(pl.col("target")),
+    )
+    texts = {"query": pl.col("whole"), "target": pl.col("answer")}
+    long = {name: text.str.len_chars() >= settings.min_linking_chars for name, text in texts.items()}
     same = pl.struct(
         "task",
         "query_images",
         "target_images",
-        short_query=pl.when(texts["query"].is_null()).then(query),
-        short_target=pl.when(texts["target"].is_null()).then(target),
-        query_numbers=numbers_key(query),
-        target_numbers=numbers_key(target),
+        *(pl.when(~long[name]).then(text).alias(f"short_{name}") for name, text in texts.items()),
+        *(numbers_key(text).alias(f"{name}_numbers") for name, text in texts.items()),
     )
-    return rows.select("row", block=same.hash(seed=0), **texts).filter(
-        pl.col("query").is_not_null() | pl.col("target").is_not_null()
-    )
+    return rows.select(
+        "row", block=same.hash(seed=0), **{name: pl.when(long[name]).then(text) for name, text in texts.items()}
+    ).filter(pl.col("query").is_not_null() | pl.col("target").is_not_null())
 
 
 def _explained(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:

@@ -16,7 +16,7 @@ near one, and 0.2 % hold a run of 16 words out of one of its queries.
 import json
 import random
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +154,7 @@ class _Writer:
             for _ in range(count):
                 pool = benchmark if kind.startswith("banned") else earlier if earlier and rng.random() < 0.5 else own
                 original = rng.choice(pool)
-                while kind.endswith("template") and original.pair.template is None:
+                while not _fits(kind, original.pair):
                     original = rng.choice(pool)
                 copy = self._copy(kind, original.pair, spare)
                 source = original.source
@@ -171,7 +171,7 @@ class _Writer:
         self._append(rows)
         return rng.sample(known := earlier + own, min(len(known), EARLIER_ORIGINALS))
 
-    def _copy(self, kind: str, pair: Pair, spare: "Sequence[Pair] | object") -> Pair:
+    def _copy(self, kind: str, pair: Pair, spare: Iterator[Pair]) -> Pair:
         kind = kind.removeprefix("banned_")
         if kind == EXACT:
             return self._dirty(pair) if self.random.random() < 0.5 else pair
@@ -179,8 +179,8 @@ class _Writer:
             return pair._replace(target=next(spare).target)
         if kind == "run":
             other = next(spare)
-            parts = _parts(pair.content, pair.language)
-            start = self.random.randrange(max(len(parts) - RUN_WORDS, 0) + 1)
+            parts = _words(pair)
+            start = self.random.randrange(len(parts) - RUN_WORDS + 1)
             run = _joined(parts[start : start + RUN_WORDS], pair.language)
             return other._replace(query=f"{other.query} {run} {other.content}")
         edit = kind.removeprefix("near_")
@@ -236,10 +236,22 @@ class _Writer:
         self.num_rows += len(rows)
 
 
+def _fits(kind: str, pair: Pair) -> bool:
+    """Whether such a copy can be made of a pair."""
+    if kind.endswith("template"):
+        return pair.template is not None
+    return kind != BANNED_RUN or len(_words(pair)) >= RUN_WORDS
+
+
 def _json_line(pair: Pair) -> str:
     fields = {"data_type": "contrastive_with_score" if pair.scored else "instruction"}
     fields |= {"input": pair.query, "output": pair.target}
     return json.dumps(fields | ({"similarity_score": 0.75} if pair.scored else {}), ensure_ascii=False) + "\n"
+
+
+def _words(pair: Pair) -> list[str]:
+    """The words of the content, without a number at its end."""
+    return _parts(pair.content.rstrip("0123456789 "), pair.language)
 
 
 def _parts(text: str, language: str) -> list[str]:

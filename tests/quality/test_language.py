@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import polars as pl
 import pytest
 
 from quality.language import detect_language, detect_languages
@@ -49,10 +50,16 @@ def test_vietnamese_is_known_with_and_without_its_marks(shared_data) -> None:
         )
         for text in texts
     ]
-    assert detect_languages(texts).count("vi") >= 297
-    assert detect_languages(plain).count("vi") >= 285
+    assert detect_languages(pl.Series(texts)).to_list().count("vi") >= 297
+    assert detect_languages(pl.Series(plain)).to_list().count("vi") >= 285
 
 
 def test_the_picture_placeholder_is_no_word() -> None:
     assert detect_language("<image> 3 + 4") == "other"
     assert detect_language("<image><image> Bức tranh nào có nhiều hình tròn hơn?") == "vi"
+
+
+def test_a_column_gives_what_each_text_gives_alone() -> None:
+    texts = ["What is the total of this bill?", "", "Tổng cộng là bao nhiêu", "总金额是多少", "12 + 3", "ノート"] * 3
+    assert detect_languages(pl.Series(texts)).to_list() == [detect_language(text) for text in texts]
+    assert detect_languages(pl.Series([], dtype=pl.String)).to_list() == []
