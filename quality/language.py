@@ -99,9 +99,7 @@ def detect_languages(texts: pl.Series) -> pl.Series:
     return _judged(rows, pl.lit(True), _by_lingua)["language"]
 
 
-def _judged(
-    rows: pl.DataFrame, chosen: pl.Expr, judge: Callable[[pl.DataFrame], pl.Series]
-) -> pl.DataFrame:
+def _judged(rows: pl.DataFrame, chosen: pl.Expr, judge: Callable[[pl.DataFrame], pl.Series]) -> pl.DataFrame:
     """The rows, with what the judge says of those chosen that have no language yet; null: it cannot say."""
     some = rows.filter(pl.col("language").is_null() & chosen)
     if some.is_empty():
@@ -123,7 +121,12 @@ def _by_script(rows: pl.DataFrame) -> pl.Series:
     asian = (kana_or_hangul > 0) & (kana_or_hangul >= 0.1 * han) & (2 * (han + kana_or_hangul) >= latin)
     chinese = (han > 0) & (3 * han >= latin)  # a Chinese character says about as much as three letters
     return counts.select(
-        pl.when(asian).then(pl.lit(OTHER)).when(chinese).then(pl.lit(ZH)).when(foreign > latin).then(pl.lit(OTHER))
+        pl.when(asian)
+        .then(pl.lit(OTHER))
+        .when(chinese)
+        .then(pl.lit(ZH))
+        .when(foreign > latin)
+        .then(pl.lit(OTHER))
     ).to_series()
 
 
@@ -139,7 +142,8 @@ def _by_known_words(rows: pl.DataFrame) -> pl.Series:
     words = rows.select("row", "ascii", word=pl.col("text").str.extract_all(WORD)).explode("word")
     words = words.with_columns(pl.col("word").str.to_lowercase())
     known = words.select(pl.col("word").unique()).with_columns(
-        syllable=pl.col("word").str.contains(PLAIN_SYLLABLE), english=pl.col("word").is_in(sorted(ONLY_ENGLISH))
+        syllable=pl.col("word").str.contains(PLAIN_SYLLABLE),
+        english=pl.col("word").is_in(sorted(ONLY_ENGLISH)),
     )
     counts = (
         words.join(known, on="word", how="left", maintain_order="left")

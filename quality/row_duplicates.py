@@ -81,7 +81,9 @@ def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
         *(numbers_key(text).alias(f"{name}_numbers") for name, text in texts.items()),
     )
     return rows.select(
-        "row", block=same.hash(seed=0), **{name: pl.when(long[name]).then(text) for name, text in texts.items()}
+        "row",
+        block=same.hash(seed=0),
+        **{name: pl.when(long[name]).then(text) for name, text in texts.items()},
     ).filter(pl.col("query").is_not_null() | pl.col("target").is_not_null())
 
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ from vipolyqwen_core.corpus.tables import read_stage, written_aside
 from vipolyqwen_core.recipes import qwen2vl_2b_h100x4
 from vipolyqwen_core.workspace import Workspace
 
+PEER_ROWS = 100_000
+"""The peer is compared on so many rows at most: on a million it takes the better part of an hour."""
+LOW_THRESHOLD = 0.7
+"""A second run of ours, whose recall over all planted near copies is to reach the peer's."""
 THRESHOLD = qwen2vl_2b_h100x4().curation.near_duplicate_threshold
 SIDED = ("train", "eval")
 COPIES = ("exact_duplicate", "near_duplicate")
@@ -73,7 +78,9 @@ def accept_all(folder: Path, home: Path) -> None:
                 *(pl.col(side).hash(seed=0).alias(f"{side}_hash") for side in ("query", "target")),
                 prefix=pl.col("task"),
             )
-            rows.select(polars_schema(TAGGED).names()).sink_parquet(aside / "pairs.parquet", row_group_size=50_000)
+            rows.select(polars_schema(TAGGED).names()).sink_parquet(
+                aside / "pairs.parquet", row_group_size=50_000
+            )
             stage.write(aside)
         accepted = workspace.validated(source.name) / "accepted.json"
         accepted.write_text(json.dumps({"version": stage.data_version}), encoding="utf-8")
@@ -89,7 +96,9 @@ def fates(folder: Path, home: Path) -> pl.DataFrame:
     workspace = Workspace(home)
     ledgers = [workspace.curated(source.name) / "ledger.parquet" for source in manifest_of(folder).sources]
     kept = pl.col("reason").str.extract_groups(r"line (?<kept_line>\d+) of source (?<kept_source>\w+)")
-    lost = pl.concat([pl.scan_parquet(path) for path in (*ledgers, workspace.training_set / "ledger.parquet")])
+    lost = pl.concat(
+        [pl.scan_parquet(path) for path in (*ledgers, workspace.training_set / "ledger.parquet")]
+    )
     sided = pl.concat([pl.scan_ipc(workspace.training_set / f"{side}.arrow") for side in SIDED])
     found = pl.concat(
         [
@@ -98,7 +107,9 @@ def fates(folder: Path, home: Path) -> pl.DataFrame:
         ],
         how="diagonal",
     )
-    return read_answers(folder).lazy().join(found, on=PLACE, how="left").collect(engine="streaming").sort("row")
+    return (
+        read_answers(folder).lazy().join(found, on=PLACE, how="left").collect(engine="streaming").sort("row")
+    )
 
 
 def score(rows: pl.DataFrame) -> dict[str, float]:
@@ -141,12 +152,19 @@ def score(rows: pl.DataFrame) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run_size(rows: int, folder: Path) -> tuple[list[str], dict[str, float]]:
-    """A line of the table of costs, and the scores."""
-    corpus, home = folder / f"corpus_{rows}", folder / "home"
+def corpus_of(rows: int, folder: Path) -> Path:
+    """A corpus of so many rows below a folder; one that is complete is used again."""
+    corpus = folder / f"corpus_{rows}"
     if not (corpus / "complete").is_file():
+        shutil.rmtree(corpus, ignore_errors=True)
         write_corpus(corpus, rows)
         (corpus / "complete").touch()
+    return corpus
+
+
+def run_size(rows: int, folder: Path) -> tuple[list[str], dict[str, float]]:
+    """A line of the table of costs, and the scores."""
+    corpus, home = corpus_of(rows, folder), folder / "home"
     shutil.rmtree(home, ignore_errors=True)
     curated = measure(curate_all, corpus, home)
     measure(accept_all, corpus, home)
@@ -191,9 +209,10 @@ def _write_intake(batch: list[Any], source: str, pictures: PictureIntake, start:
     return start + rows.height
 
 
-def own_duplicates(table: Path, scratch: Path) -> None:
+def own_duplicates(table: Path, scratch: Path, threshold: float) -> None:
     """Our search for duplicates over the table; the rows that are dropped go to `scratch`.parquet."""
-    dropped = find_duplicates(pl.scan_parquet(table / "*.parquet"), qwen2vl_2b_h100x4().curation, scratch)
+    settings = replace(qwen2vl_2b_h100x4().curation, near_duplicate_threshold=threshold)
+    dropped = find_duplicates(pl.scan_parquet(table / "*.parquet"), settings, scratch)
     dropped.write_parquet(scratch.with_suffix(".parquet"))
 
 
@@ -215,25 +234,31 @@ def peer_pipeline(python: str, folder: Path) -> None:
 
 def compare(rows: int, folder: Path, python: str) -> list[str]:
     """Our search for duplicates beside the peer's, on the same rows."""
-    corpus, table = folder / f"corpus_{rows}", folder / "table"
+    corpus, table = corpus_of(rows, folder), folder / "table"
     measure(intake_table, corpus, table)
-    own = measure(own_duplicates, table, folder / "own")
-    dropped = pl.read_parquet(folder / "own.parquet")["row"]
-    peer_folder = folder / "peer"
-    peer_input(table, peer_folder)
-    peer = measure(peer_pipeline, python, peer_folder)
-    kept = pl.concat(pl.read_ndjson(path).select(pl.col("id").cast(pl.Int64)) for path in (peer_folder / "kept").iterdir())
     numbers = pl.read_parquet(table / "*.parquet", columns=["row", *PLACE])
-    gone = numbers.filter(~pl.col("row").is_in(kept["id"].implode()))["row"]
     lines = ["", f"Duplicates alone, the same {rows:,} rows:", ""]
     lines += ["| | rows/s | seconds | CPU seconds | peak GB | recall exact | recall near, all | recall near, above"
               " | dropped | of them in planted sets |", "| --- " * 10 + "|"]  # fmt: skip
-    for name, cost, rows_gone in (("find_duplicates", own, dropped), ("datatrove", peer, gone)):
-        lines.append(_compared(name, cost, _recalls(corpus, numbers, rows_gone), rows))
-    lines.append("")
-    lines.append(
-        f"Ratio of rows/s: {peer.seconds / own.seconds:.1f}; of CPU time: {peer.cpu_seconds / own.cpu_seconds:.1f}."
-    )
+    costs = []
+    for threshold in (THRESHOLD, LOW_THRESHOLD):
+        own = measure(own_duplicates, table, folder / "own", threshold)
+        gone = pl.read_parquet(folder / "own.parquet")["row"]
+        lines.append(_compared(f"ours, threshold {threshold}", own, _recalls(corpus, numbers, gone), rows))
+        costs.append(own)
+    peer_folder = folder / "peer"
+    peer_input(table, peer_folder)
+    peer = measure(peer_pipeline, python, peer_folder)
+    found = [
+        pl.read_ndjson(path).select(pl.col("id").cast(pl.Int64)) for path in (peer_folder / "kept").iterdir()
+    ]
+    gone = numbers.filter(~pl.col("row").is_in(pl.concat(found)["id"].implode()))["row"]
+    lines.append(_compared("datatrove", peer, _recalls(corpus, numbers, gone), rows))
+    times = [
+        f"{peer.seconds / own.seconds:.1f} ({peer.cpu_seconds / own.cpu_seconds:.1f} by CPU time)"
+        for own in costs
+    ]
+    lines += ["", f"Rows/s of ours over datatrove's: {times[0]}; at threshold {LOW_THRESHOLD}: {times[1]}."]
     shutil.rmtree(table)
     shutil.rmtree(peer_folder)
     return lines
@@ -241,7 +266,9 @@ def compare(rows: int, folder: Path, python: str) -> list[str]:
 
 def _recalls(corpus: Path, numbers: pl.DataFrame, gone: pl.Series) -> list[float]:
     lost = numbers.filter(pl.col("row").is_in(gone.implode())).select(*PLACE, gone=pl.lit(True))
-    answers = read_answers(corpus).join(lost, on=PLACE, how="left").with_columns(pl.col("gone").fill_null(False))
+    answers = (
+        read_answers(corpus).join(lost, on=PLACE, how="left").with_columns(pl.col("gone").fill_null(False))
+    )
     copies = answers.filter(pl.col("similarity").is_not_null(), ~pl.col("kind").str.starts_with("banned"))
     pairs = copies.join(answers.select(original="row", other="gone"), on="original", how="left")
     found, near = pl.col("gone") | pl.col("other"), pl.col("kind").str.starts_with("near")
@@ -271,11 +298,17 @@ def run(sizes: tuple[int, ...] = (1_000_000,), scratch: Path | None = None) -> l
     for rows in sizes:
         costs, scores[rows] = run_size(rows, folder)
         lines += costs
-    lines += ["", "| found | " + " | ".join(f"{rows:,} rows" for rows in sizes) + " |", "| --- " * (len(sizes) + 1) + "|"]
+    lines += [
+        "",
+        "| found | " + " | ".join(f"{rows:,} rows" for rows in sizes) + " |",
+        "| --- " * (len(sizes) + 1) + "|",
+    ]
     names = next(iter(scores.values()))
-    lines += [f"| {name} | " + " | ".join(f"{scores[rows][name]:.4f}" for rows in sizes) + " |" for name in names]
+    lines += [
+        f"| {name} | " + " | ".join(f"{scores[rows][name]:.4f}" for rows in sizes) + " |" for name in names
+    ]
     if python := os.environ.get("VIPOLYQWEN_PEER_PYTHON"):
-        lines += compare(min(sizes), folder, python)
+        lines += compare(min(*sizes, PEER_ROWS), folder, python)
     if scratch is None:
         shutil.rmtree(folder)
     return lines

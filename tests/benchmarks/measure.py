@@ -18,7 +18,7 @@ class Measured(NamedTuple):
     seconds: float
     """From call to return; the start of the process and its imports are not counted."""
     cpu_seconds: float
-    """Of the process and its children, user and system: what a busy machine does not distort."""
+    """Of the process tree, user and system, polled: what a busy machine distorts least."""
     peak_gb: float
     """Largest resident memory of the process tree, polled; memory-mapped pages of files count."""
 
@@ -30,28 +30,26 @@ def measure(function: Callable[..., Any], *args: Any) -> Measured:
     process = context.Process(target=_call, args=(sender, function, args))
     process.start()
     sender.close()
-    tree, peak = psutil.Process(process.pid), 0
-    while not receiver.poll(POLL_SECONDS):
-        peak = max(peak, _resident_bytes(tree))
-        if not process.is_alive():
-            break
+    tree, watched, peak = psutil.Process(process.pid), dict[int, float](), 0
+    while not receiver.poll(POLL_SECONDS) and process.is_alive():
+        peak = max(peak, _look(tree, watched))
     if not receiver.poll():
         process.join()
         raise RuntimeError(f"{function.__name__} ended with exit code {process.exitcode}")
-    value, seconds, cpu_seconds = receiver.recv()
+    value, seconds, own_seconds = receiver.recv()
     process.join()
-    return Measured(value, seconds, cpu_seconds, peak / 2**30)
+    watched.pop(process.pid, None)
+    return Measured(value, seconds, own_seconds + sum(watched.values()), peak / 2**30)
 
 
 def _call(sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    before, started = psutil.Process().cpu_times(), time.perf_counter()
+    started, began = time.perf_counter(), time.process_time()
     value = function(*args)
-    seconds, after = time.perf_counter() - started, psutil.Process().cpu_times()
-    parts = ("user", "system", "children_user", "children_system")
-    sender.send((value, seconds, sum(getattr(after, name) - getattr(before, name) for name in parts)))
+    sender.send((value, time.perf_counter() - started, time.process_time() - began))
 
 
-def _resident_bytes(tree: psutil.Process) -> int:
+def _look(tree: psutil.Process, watched: dict[int, float]) -> int:
+    """Resident bytes of the tree now; `watched` keeps the CPU seconds of each process that was ever seen."""
     total = 0
     try:
         members = [tree, *tree.children(recursive=True)]
@@ -60,6 +58,8 @@ def _resident_bytes(tree: psutil.Process) -> int:
     for member in members:
         try:
             total += member.memory_info().rss
+            times = member.cpu_times()
         except psutil.NoSuchProcess:
             continue
+        watched[member.pid] = times.user + times.system
     return total

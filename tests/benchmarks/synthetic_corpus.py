@@ -148,11 +148,19 @@ class _Writer:
         counts = {kind: round(share * size) for kind, share in SHARES.items()}
         fresh = self.words.pairs(size - sum(counts.values()))
         own = [Known(row, rng.choice(SOURCES), pair) for row, pair in enumerate(fresh, self.num_rows)]
-        rows: list[tuple[Known, int | None, str, float | None]] = [(each, None, "fresh", None) for each in own]
+        rows: list[tuple[Known, int | None, str, float | None]] = [
+            (each, None, "fresh", None) for each in own
+        ]
         spare = iter(self.words.pairs(counts[SHARED_QUERY] + counts[BANNED_RUN]))
         for kind, count in counts.items():
             for _ in range(count):
-                pool = benchmark if kind.startswith("banned") else earlier if earlier and rng.random() < 0.5 else own
+                pool = (
+                    benchmark
+                    if kind.startswith("banned")
+                    else earlier
+                    if earlier and rng.random() < 0.5
+                    else own
+                )
                 original = rng.choice(pool)
                 while not _fits(kind, original.pair):
                     original = rng.choice(pool)
@@ -188,7 +196,9 @@ class _Writer:
             others = [template for template in TEMPLATES[pair.language] if template != pair.template]
             return pair._replace(query=self.random.choice(others).format(pair.content))
         sides = self.random.choice((("query",), ("target",), ("query", "target")))
-        return pair._replace(**{side: self._edited(edit, getattr(pair, side), pair.language) for side in sides})
+        return pair._replace(
+            **{side: self._edited(edit, getattr(pair, side), pair.language) for side in sides}
+        )
 
     def _edited(self, edit: str, text: str, language: str) -> str:
         rng = self.random
@@ -264,7 +274,9 @@ def _joined(parts: list[str], language: str) -> str:
 
 def similarity(one: Pair, two: Pair) -> float:
     """The lower Jaccard similarity of the sides, after what normalisation takes away, by 5-grams."""
-    return min(_jaccard(_clean(one.query), _clean(two.query)), _jaccard(_clean(one.target), _clean(two.target)))
+    return min(
+        _jaccard(_clean(one.query), _clean(two.query)), _jaccard(_clean(one.target), _clean(two.target))
+    )
 
 
 def _clean(text: str) -> str:
@@ -295,7 +307,9 @@ class Words:
         beginnings = [start + vowel for start in "b br c cl d dr f g h j l m n p pr r s st t tr v w".split()
                       for vowel in "a e i o u ea ou".split()]  # fmt: skip
         endings = "ck d ft ld ll m n nd ng r rt st t th ver ning tion ment ster".split()
-        english = [one + end + more for one in beginnings for end in endings for more in ("", "ed", "s", "er", "ly")]
+        english = [
+            one + end + more for one in beginnings for end in endings for more in ("", "ed", "s", "er", "ly")
+        ]
         self.random.shuffle(english)
         self.vocabulary = {
             "vi": syllables[:7000],
@@ -335,7 +349,9 @@ class Words:
         targets = self._lengths(count, 22 * scale, 0.7, least=5)
         sentences = self._sentences(language, np.concatenate([queries, targets]))
         end = "。" if language == "zh" else "."
-        return [(query, target + end) for query, target in zip(sentences[:count], sentences[count:], strict=True)]
+        return [
+            (query, target + end) for query, target in zip(sentences[:count], sentences[count:], strict=True)
+        ]
 
     def _lengths(self, count: int, median: float, sigma: float, least: int) -> NDArray[np.int64]:
         lengths = np.exp(self.numbers.normal(np.log(median), sigma, count))

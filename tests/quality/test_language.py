@@ -60,6 +60,13 @@ def test_the_picture_placeholder_is_no_word() -> None:
 
 
 def test_a_column_gives_what_each_text_gives_alone() -> None:
-    texts = ["What is the total of this bill?", "", "Tổng cộng là bao nhiêu", "总金额是多少", "12 + 3", "ノート"] * 3
+    texts = [
+        "What is the total of this bill?",
+        "",
+        "Tổng cộng là bao nhiêu",
+        "总金额是多少",
+        "12 + 3",
+        "ノート",
+    ] * 3
     assert detect_languages(pl.Series(texts)).to_list() == [detect_language(text) for text in texts]
     assert detect_languages(pl.Series([], dtype=pl.String)).to_list() == []
