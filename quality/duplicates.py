@@ -225,8 +225,11 @@ def jaccard(left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
 def _numbered_grams(texts: Sequence[str], numbers: Hashes) -> Hashes:
     """The distinct 5-grams of all texts: the number of the text in the upper 12 bits, then a hash."""
     hashes, offsets = shingles(texts)
-    grams = np.sort((hashes >> np.uint64(12)) | (np.repeat(numbers, np.diff(offsets)) << np.uint64(52)))
-    return grams[np.concatenate([np.ones(min(len(grams), 1), dtype=bool), grams[1:] != grams[:-1]])]
+    upper = np.repeat(numbers, np.diff(offsets)) << np.uint64(52)
+    grams: Hashes = np.sort(upper | (hashes >> np.uint64(12)))
+    first = np.ones(len(grams), dtype=bool)
+    first[1:] = grams[1:] != grams[:-1]
+    return grams[first]
 
 
 def exact_duplicates(rows: pl.LazyFrame, key: Sequence[str]) -> pl.DataFrame:

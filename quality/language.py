@@ -105,8 +105,11 @@ def _judged(rows: pl.DataFrame, chosen: pl.Expr, judge: Callable[[pl.DataFrame],
     if some.is_empty():
         return rows
     found = judge(some)
-    return rows.with_columns(rows["language"].scatter(some["row"], pl.repeat(found[0], some.height, eager=True)
-                             if len(found) == 1 else found))  # fmt: skip
+    return rows.with_columns(
+        rows["language"].scatter(
+            some["row"], pl.repeat(found[0], some.height, eager=True) if len(found) == 1 else found
+        )
+    )
 
 
 def _by_script(rows: pl.DataFrame) -> pl.Series:
@@ -137,8 +140,10 @@ def _by_marks(rows: pl.DataFrame) -> pl.Series:
 
 
 def _by_known_words(rows: pl.DataFrame) -> pl.Series:
-    """Vietnamese where ASCII words are its syllables without diacritics (English fails at `is`, `of`, `what`);
-    English by words that no neighbour shares."""
+    """Vietnamese by ASCII words that are its syllables without marks; English by words of its own.
+
+    English fails as Vietnamese at `is`, `of`, `what`.
+    """
     words = rows.select("row", "ascii", word=pl.col("text").str.extract_all(WORD)).explode("word")
     words = words.with_columns(pl.col("word").str.to_lowercase())
     known = words.select(pl.col("word").unique()).with_columns(
@@ -167,7 +172,7 @@ def _by_lingua(rows: pl.DataFrame) -> pl.Series:
     return pl.Series([LANGUAGE_OF.get(language, OTHER) for language in detected], dtype=pl.String)
 
 
-LANGUAGE_OF = {Language.VIETNAMESE: VI, Language.ENGLISH: EN}
+LANGUAGE_OF: dict[Language | None, str] = {Language.VIETNAMESE: VI, Language.ENGLISH: EN}
 ENGLISH_SHARE = 0.08
 SHORT_WORDS = 5
 

@@ -92,7 +92,7 @@ def train_all(folder: Path, home: Path) -> None:
 
 
 def fates(folder: Path, home: Path) -> pl.DataFrame:
-    """The answers, and for each row its `fate` (split or rule), `component`, and the place of what it copies."""
+    """The answers, each with its row's `fate` (split or rule), `component`, and the place of what it copies."""
     workspace = Workspace(home)
     ledgers = [workspace.curated(source.name) / "ledger.parquet" for source in manifest_of(folder).sources]
     kept = pl.col("reason").str.extract_groups(r"line (?<kept_line>\d+) of source (?<kept_source>\w+)")
@@ -141,15 +141,21 @@ def score(rows: pl.DataFrame) -> dict[str, float]:
         "near copies above the threshold, share of all planted": share(pairs.filter(near), above),
         "near copies above the threshold, recall": share(pairs.filter(near, above), ~both),
         "near copies, precision": share(dropped.filter(pl.col("fate") == COPIES[1]), right),
-        "shared long queries, recall of links": share(shared, pl.col("component") == pl.col("other_component")),
+        "shared long queries, recall of links": share(
+            shared, pl.col("component") == pl.col("other_component")
+        ),
         "shared long queries on both sides of the split": share(shared, sides_differ),
-        "benchmark: copies kept out": share(pairs.filter(pl.col("kind") == "banned_exact"), ~pl.col("fate").is_in(SIDED)),
+        "benchmark: copies kept out": share(
+            pairs.filter(pl.col("kind") == "banned_exact"), ~pl.col("fate").is_in(SIDED)
+        ),
         "benchmark: near copies above the threshold kept out": share(
             pairs.filter(pl.col("kind").str.starts_with("banned_near"), above), ~pl.col("fate").is_in(SIDED)
         ),
-        "benchmark: runs of 16 words kept out": share(pairs.filter(pl.col("kind") == BANNED_RUN), ~pl.col("fate").is_in(SIDED)),
+        "benchmark: runs of 16 words kept out": share(
+            pairs.filter(pl.col("kind") == BANNED_RUN), ~pl.col("fate").is_in(SIDED)
+        ),
         "benchmark: precision of rows kept out": share(linked, banned),
-    }  # fmt: skip
+    }
 
 
 def corpus_of(rows: int, folder: Path) -> Path:
@@ -174,7 +180,8 @@ def run_size(rows: int, folder: Path) -> tuple[list[str], dict[str, float]]:
     seconds, cpu = curated.seconds + trained.seconds, curated.cpu_seconds + trained.cpu_seconds
     line = (
         f"| {rows:,} | {rows / seconds:,.0f} | {curated.seconds:,.0f} + {trained.seconds:,.0f}"
-        f" | {curated.cpu_seconds:,.0f} + {trained.cpu_seconds:,.0f} | {cpu / rows * 1e6:.1f} | {curated.peak_gb:.2f} | {trained.peak_gb:.2f} |"
+        f" | {curated.cpu_seconds:,.0f} + {trained.cpu_seconds:,.0f} | {cpu / rows * 1e6:.1f}"
+        f" | {curated.peak_gb:.2f} | {trained.peak_gb:.2f} |"
     )
     print(line, scores, flush=True)
     return [line], scores
@@ -238,8 +245,11 @@ def compare(rows: int, folder: Path, python: str) -> list[str]:
     measure(intake_table, corpus, table)
     numbers = pl.read_parquet(table / "*.parquet", columns=["row", *PLACE])
     lines = ["", f"Duplicates alone, the same {rows:,} rows:", ""]
-    lines += ["| | rows/s | seconds | CPU seconds | peak GB | recall exact | recall near, all | recall near, above"
-              " | dropped | of them in planted sets |", "| --- " * 10 + "|"]  # fmt: skip
+    lines += [
+        "| | rows/s | seconds | CPU seconds | peak GB | recall exact | recall near, all | recall near, above"
+        " | dropped | of them in planted sets |",
+        "| --- " * 10 + "|",
+    ]
     costs = []
     for threshold in (THRESHOLD, LOW_THRESHOLD):
         own = measure(own_duplicates, table, folder / "own", threshold)
@@ -284,16 +294,19 @@ def _recalls(corpus: Path, numbers: pl.DataFrame, gone: pl.Series) -> list[float
 def _compared(name: str, cost: Measured, found: list[float], rows: int) -> str:
     exact, near, above, dropped, of_sets = found
     return (
-        f"| {name} | {rows / cost.seconds:,.0f} | {cost.seconds:,.0f} | {cost.cpu_seconds:,.0f} | {cost.peak_gb:.2f}"
-        f" | {exact:.4f} | {near:.4f} | {above:.4f} | {dropped:,.0f} | {of_sets:.4f} |"
+        f"| {name} | {rows / cost.seconds:,.0f} | {cost.seconds:,.0f} | {cost.cpu_seconds:,.0f}"
+        f" | {cost.peak_gb:.2f} | {exact:.4f} | {near:.4f} | {above:.4f} | {dropped:,.0f} | {of_sets:.4f} |"
     )
 
 
 def run(sizes: tuple[int, ...] = (1_000_000,), scratch: Path | None = None) -> list[str]:
     """Tables of costs, scores, and the comparison at the smallest size."""
     folder = Path(tempfile.mkdtemp(prefix="curation_", dir=scratch)) if scratch is None else scratch
-    lines = ["| rows | rows/s | seconds, curate + training set | CPU seconds | CPU µs a row | peak GB, curate"
-             " | peak GB, training set |", "| --- " * 7 + "|"]  # fmt: skip
+    lines = [
+        "| rows | rows/s | seconds, curate + training set | CPU seconds | CPU µs a row | peak GB, curate"
+        " | peak GB, training set |",
+        "| --- " * 7 + "|",
+    ]
     scores = {}
     for rows in sizes:
         costs, scores[rows] = run_size(rows, folder)

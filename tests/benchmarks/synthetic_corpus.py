@@ -1,7 +1,8 @@
+# ruff: noqa: SIM905
 """A text corpus of any size whose answers are known: what is a copy of what, and what leaks.
 
-Words follow Zipf's law in Vietnamese, English and Chinese; some Vietnamese is typed without diacritics. Of all
-rows:
+Words follow Zipf's law in Vietnamese, English and Chinese; some Vietnamese is typed without diacritics. Of
+all rows:
 
     15 %   exact copies of another row, half of them dirty: equal after normalisation only
     10 %   near copies, a quarter each: typing errors, words that change places, a word that is replaced,
@@ -17,6 +18,7 @@ import json
 import random
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,8 +72,8 @@ ENGLISH = (
 ).split()
 CONSONANTS = "b c ch d đ g gh h kh l m n ng nh ph qu r s t th tr v x".split()
 RHYMES = (
-    "a am an ang anh ac ach ai ao ă ăn ăng ăc ât â ân âm âu e em en eo ê ên êm êu i in inh im iêng iên iêu o on"
-    " ong oi oan oa ô ôn ông ôi ôc ơ ơn ơi u un ung uôn uông uôi ư ưng ươn ương ươi ươc y yên uy uyên"
+    "a am an ang anh ac ach ai ao ă ăn ăng ăc ât â ân âm âu e em en eo ê ên êm êu i in inh im iêng iên iêu o"
+    " on ong oi oan oa ô ôn ông ôi ôc ơ ơn ơi u un ung uôn uông uôi ư ưng ươn ương ươi ươc y yên uy uyên"
 ).split()
 TONES = ("", "\u0301", "\u0300", "\u0309", "\u0303", "\u0323")
 
@@ -113,7 +115,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 def write_corpus(folder: Path, rows: int, seed: int = 0) -> None:
-    """Write so many rows, a benchmark of a hundredth beside them, and `answers/*.parquet` (ANSWERS_SCHEMA)."""
+    """Write so many rows, a benchmark of a hundredth of them, and `answers/*.parquet` (ANSWERS_SCHEMA)."""
     (folder / "answers").mkdir(parents=True)
     writer = _Writer(folder, seed)
     benchmark = writer.write_benchmark(max(rows // 100, 500))
@@ -213,7 +215,7 @@ class _Writer:
         if edit == "replaced":
             parts[rng.choice(places)] = self.words.draw(language)
         else:
-            one, two = rng.choice(list(zip(places, places[1:], strict=False)))
+            one, two = rng.choice(list(pairwise(places)))
             parts[one], parts[two] = parts[two], parts[one]
         return _joined(parts, language)
 
@@ -304,8 +306,11 @@ class Words:
             for tone in TONES
         ]
         self.random.shuffle(syllables)
-        beginnings = [start + vowel for start in "b br c cl d dr f g h j l m n p pr r s st t tr v w".split()
-                      for vowel in "a e i o u ea ou".split()]  # fmt: skip
+        beginnings = [
+            start + vowel
+            for start in "b br c cl d dr f g h j l m n p pr r s st t tr v w".split()
+            for vowel in "a e i o u ea ou".split()
+        ]
         endings = "ck d ft ld ll m n nd ng r rt st t th ver ning tion ment ster".split()
         english = [
             one + end + more for one in beginnings for end in endings for more in ("", "ed", "s", "er", "ly")
