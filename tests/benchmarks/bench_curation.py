@@ -92,7 +92,7 @@ def train_all(folder: Path, home: Path) -> None:
 
 
 def fates(folder: Path, home: Path) -> pl.DataFrame:
-    """The answers, each with its row's `fate` (split or rule), `component`, and the place of what it copies."""
+    """The answers, each with its `fate` (split or rule), `component`, and the place of what it copies."""
     workspace = Workspace(home)
     ledgers = [workspace.curated(source.name) / "ledger.parquet" for source in manifest_of(folder).sources]
     kept = pl.col("reason").str.extract_groups(r"line (?<kept_line>\d+) of source (?<kept_source>\w+)")
