@@ -1,9 +1,9 @@
 """Which pairs are copies of another: equal ones, then near ones, and which copy stays.
 
 A pair is dropped only when task, query (earlier turns included), target and pictures all match another's:
-exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near. The copy
-that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then the earlier
-row.
+exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near, and neither
+are those with more or fewer `<image>`, of which one may be refused later on and take the other along. The copy
+that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then the earlier row.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ from quality.duplicates import (
 )
 from quality.rules import RULES
 from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
 
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
 LABELS = ("score", "group_id", "positive_key")
@@ -79,6 +80,10 @@ def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
         "target_images",
         *(pl.when(~long[name]).then(text).alias(f"short_{name}") for name, text in texts.items()),
         *(numbers_key(text).alias(f"{name}_numbers") for name, text in texts.items()),
+        *(
+            text.str.count_matches(IMAGE_PLACEHOLDER, literal=True).alias(f"{name}_places")
+            for name, text in texts.items()
+        ),
     )
     return rows.select(
         "row",
