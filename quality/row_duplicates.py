@@ -1,9 +1,10 @@
 """Which pairs are copies of another: equal ones, then near ones, and which copy stays.
 
 A pair is dropped only when task, query (earlier turns included), target and pictures all match another's:
-exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near, and neither
-are those with more or fewer `<image>`, of which one may be refused later on and take the other along. The copy
-that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then the earlier row.
+exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near; nor are
+those with more or fewer `<image>`, of which one may be refused later on and take the other along. The copy
+that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then the earlier
+row.
 """
 
 from pathlib import Path

@@ -116,7 +116,7 @@ def _choose(new: pl.DataFrame, settings: SplitSettings, room: int) -> pl.Series:
     chosen: list[str] = []
     for _, stratum in components.group_by(STRATUM, maintain_order=True):
         # The fraction of a row is rounded up as often as it is large, by a hash that differs from run to run.
-        left = min(int(share * stratum["size"].sum() + (stratum["order"][-1] % 2**32) / 2**32), room)
+        left = min(int(share * int(stratum["size"].sum()) + (stratum["order"][-1] % 2**32) / 2**32), room)
         for name, size in stratum.select("component", "size").iter_rows():
             if left <= 0:
                 break
