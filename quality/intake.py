@@ -1,7 +1,7 @@
 """From raw pairs to normalised pairs in tables: texts, pictures, language, identities, row rules.
 
 Pictures are read where a batch first names them and are stored once, so memory grows only by their known
-names: about 200 bytes for each distinct picture. Threads read them, since Pillow's decoders and filters and
+names: about 250 bytes for each distinct picture. Threads read them, since Pillow's decoders and filters and
 the hash all let other threads run: processes would have to hand the bytes over for no gain. A broken picture
 rejects the pairs that use it, under the rule that the picture broke.
 """
@@ -83,10 +83,9 @@ class PictureIntake:
                 assert picture.error is not None
                 self._known[key] = picture.error
                 continue
-            identity = picture.image["image_id"]
-            self._known[key] = bytes.fromhex(identity)
-            if self._known[key] not in self._stored:
-                self._stored.add(bytes.fromhex(identity))
+            self._known[key] = identity = bytes.fromhex(picture.image["image_id"])
+            if identity not in self._stored:
+                self._stored.add(identity)
                 origin = self.root.locate(reference) if isinstance(reference, str) else place
                 yield {**picture.image, "origin": origin}
 
