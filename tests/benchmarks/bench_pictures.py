@@ -20,7 +20,7 @@ from tests.benchmarks.measure import measure
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import write_images
 
-NUM_PICTURES = 400
+NUM_PICTURES = 200
 ROUNDS = 5
 SIZES = ((448, 336), (640, 480), (1024, 768), (1600, 1200))
 MAX_PIXELS = 100_000_000
