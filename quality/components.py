@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from quality.duplicates import comparable, near_pairs, whole_query
+from quality.duplicates import comparable, near_pairs, repeated, whole_query
 
 SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
 
@@ -71,12 +71,13 @@ def near_sides(
 ) -> pl.DataFrame:
     """Keys of text-only sides that are near each other: `a`, `b`."""
     sides = linking_sides(rows, min_linking_chars)
-    firsts = sides.group_by("key").agg(pl.col("side").min()).collect(engine="streaming")
-    distinct = sides.join(firsts.lazy(), on=["key", "side"], how="semi").select(
+    keys = sides.select("side", "key").collect(engine="streaming")
+    shared = keys.join(repeated(keys["key"]).to_frame(), on="key", how="semi")
+    others = shared.filter(pl.col("side") > pl.col("side").min().over("key")).select("side")
+    distinct = sides.join(others.lazy(), on="side", how="anti").select(
         "text", row="side", block=pl.lit(0, dtype=pl.UInt64)
     )
     pairs = near_pairs(distinct, ["text"], threshold, seed, scratch)
-    keys = firsts.select("key", "side")
     return (
         pairs.join(keys.rename({"key": "key_a", "side": "a"}), on="a")
         .join(keys.rename({"key": "key_b", "side": "b"}), on="b")
@@ -120,6 +121,9 @@ def connect(num_rows: int, links: pl.DataFrame, same: pl.DataFrame) -> NDArray[n
     Shapes:
         returns: [num_rows]
     """
+    # A key that stands once links nothing: most do, and they need no place in the graph.
+    common = repeated(pl.concat([links["key"], same["a"], same["b"]]).alias("key")).to_frame()
+    links = links.join(common, on="key", how="semi")
     keys, codes = np.unique(
         np.concatenate([links["key"].to_numpy(), same["a"].to_numpy(), same["b"].to_numpy()]),
         return_inverse=True,
@@ -135,4 +139,9 @@ def connect(num_rows: int, links: pl.DataFrame, same: pl.DataFrame) -> NDArray[n
 
 def name_components(rows: pl.DataFrame, labels: NDArray[np.int32]) -> pl.DataFrame:
     """`rows` with a `component`: the smallest `sample_id` of it, whatever the order of rows."""
-    return rows.with_columns(component=pl.col("sample_id").min().over(pl.Series(labels)))
+    linked = np.flatnonzero(np.bincount(labels)[labels] > 1) if len(labels) else labels
+    some = pl.DataFrame({"sample_id": rows["sample_id"][linked], "label": labels[linked]})
+    names = some.select(pl.col("sample_id").min().over("label")).to_series()
+    return rows.with_columns(
+        component=rows["sample_id"].scatter(linked, names) if len(linked) else "sample_id"
+    )

@@ -11,7 +11,7 @@ kept, on disk, and each band is joined on its own, so that memory grows by some 
 
 import shutil
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,12 @@ SHINGLE_CHARS = 5
 BATCH_ROWS = 20_000
 SMALL_BUCKET = 16
 """All pairs of a smaller bucket are compared. In a larger one, each row meets its neighbour and the first."""
-PAIRS_AT_ONCE = 50_000
+SIGNATURES_AT_ONCE = 1_000
+"""Texts whose shingles are in memory at once: so few that they stay in the processor's cache."""
+PAIRS_AT_ONCE = 500_000
+"""Candidates whose texts are in memory at once."""
+COMPARED_AT_ONCE = 2**12
+"""Candidates that are compared at once: a number of 12 bits, which leaves 52 bits of a hash beside it."""
 
 PAIR_SCHEMA = {"a": pl.Int64, "b": pl.Int64, "similarity": pl.Float64}
 
@@ -34,8 +39,9 @@ Hashes = NDArray[np.uint64]
 
 
 def comparable(text: pl.Expr) -> pl.Expr:
-    """The text as near duplicates are compared: lower case, white space folded."""
-    return text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
+    """A normalised text as near duplicates are compared: lower case, line breaks folded to spaces."""
+    folded = text.str.replace_all("\n\n", "\n", literal=True).str.replace_all("\n", " ", literal=True)
+    return folded.str.to_lowercase()
 
 
 def earlier_turns() -> pl.Expr:
@@ -91,7 +97,8 @@ def band_hashes(hashes: Hashes, offsets: NDArray[np.int64], seed: int) -> Hashes
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, offsets.astype(np.uint64), NUM_BANDS * BAND_ROWS, seed
     )
-    signatures = np.array(matrix.to_rows(), dtype=np.uint64).reshape(-1, NUM_BANDS, BAND_ROWS)
+    flat = np.fromiter(chain.from_iterable(matrix.to_rows()), dtype=np.uint64)
+    signatures = flat.reshape(-1, NUM_BANDS, BAND_ROWS)
     bands = np.zeros(signatures.shape[:2], dtype=np.uint64)
     for row in range(BAND_ROWS):
         bands = mix(bands * np.uint64(31) + signatures[:, :, row])
@@ -120,14 +127,15 @@ def near_pairs(
 def _write_bands(batch: pl.DataFrame, texts: Sequence[str], seed: int, path: Path) -> None:
     """Signatures of a batch, as one 64-bit hash a band; rows with nothing to compare are left out."""
     batch = batch.filter(pl.any_horizontal(pl.col(name).str.len_chars() >= SHINGLE_CHARS for name in texts))
-    parts = [
-        shingles(batch[name].fill_null("").to_list(), salt=number + 1) for number, name in enumerate(texts)
-    ]
-    hashes, offsets = parts[0] if len(parts) == 1 else _interleaved(parts)
-    bands = band_hashes(hashes, offsets, seed)
-    block = batch["block"].to_numpy()[:, None]
-    columns = {f"band_{number}": band for number, band in enumerate((bands ^ mix(block)).T)}
-    pl.DataFrame({"row": batch["row"], **columns}).write_parquet(path, compression="lz4")
+    found = [np.zeros((0, NUM_BANDS), dtype=np.uint64)]
+    for some in batch.iter_slices(SIGNATURES_AT_ONCE):
+        parts = [
+            shingles(some[name].fill_null("").to_list(), salt=number + 1) for number, name in enumerate(texts)
+        ]
+        found.append(band_hashes(*(parts[0] if len(parts) == 1 else _interleaved(parts)), seed))
+    bands = np.concatenate(found) ^ mix(batch["block"].to_numpy())[:, None]
+    columns = {f"band_{number}": band for number, band in enumerate(bands.T)}
+    pl.DataFrame({"row": batch["row"], **columns}).write_parquet(path, compression="uncompressed")
 
 
 def _interleaved(parts: list[tuple[Hashes, NDArray[np.int64]]]) -> tuple[Hashes, NDArray[np.int64]]:
@@ -147,10 +155,16 @@ def _candidates(scratch: Path) -> pl.DataFrame:
     files = sorted(scratch.glob("bands_*.parquet"))
     found = pl.DataFrame(schema={"a": pl.Int64, "b": pl.Int64})
     for number in range(NUM_BANDS if files else 0):
-        band = pl.scan_parquet(files).select("row", band=f"band_{number}")
-        met = band.filter(pl.len().over("band") > 1).sort("band", "row").collect(engine="streaming")
+        band = pl.read_parquet(files, columns=["row", f"band_{number}"]).rename({f"band_{number}": "band"})
+        met = band.join(repeated(band["band"]).to_frame(), on="band", how="semi").sort("band", "row")
         found = pl.concat([found, bucket_pairs(met)]).unique()
     return found.sort("a", "b")
+
+
+def repeated(values: pl.Series) -> pl.Series:
+    """The numbers that occur more than once: by a sort, which needs no more memory than a copy."""
+    ordered = np.sort(values.to_numpy())
+    return pl.Series(values.name, np.unique(ordered[1:][ordered[1:] == ordered[:-1]]), dtype=values.dtype)
 
 
 def bucket_pairs(met: pl.DataFrame) -> pl.DataFrame:
@@ -169,43 +183,58 @@ def _verify(
 ) -> pl.DataFrame:
     """The candidates whose texts are truly near, each of them."""
     found = [pl.DataFrame(schema=PAIR_SCHEMA)]
-    if candidates.height:
-        needed = pl.concat([candidates["a"], candidates["b"]]).unique().alias("row").to_frame()
-        held = rows.join(needed.lazy(), on="row", how="semi").select("row", *texts)
+    for some in candidates.iter_slices(PAIRS_AT_ONCE):
+        needed = pl.concat([some["a"], some["b"]]).unique().alias("row").to_frame()
+        held = rows.select("row", *texts).join(needed.lazy(), on="row", how="semi")
         documents = held.collect(engine="streaming")
-        for start in range(0, candidates.height, PAIRS_AT_ONCE):
-            some = candidates[start : start + PAIRS_AT_ONCE]
-            similarity = _similarities(some, documents, texts)
-            checked = some.with_columns(similarity=pl.Series(similarity, dtype=pl.Float64))
+        for few in some.iter_slices(COMPARED_AT_ONCE):
+            similarity = _similarities(few, documents, texts)
+            checked = few.with_columns(similarity=pl.Series(similarity, dtype=pl.Float64))
             found.append(checked.filter(pl.col("similarity") >= threshold))
     return pl.concat(found)
 
 
 def _similarities(pairs: pl.DataFrame, documents: pl.DataFrame, texts: Sequence[str]) -> NDArray[np.float64]:
     """Lowest Jaccard similarity over the texts of each pair; -1 where only one of the two has a text."""
-    needed = pl.concat([pairs["a"], pairs["b"]]).unique().sort().alias("row").to_frame()
-    held = needed.join(documents, on="row", how="left", maintain_order="left")
-    places = {row: place for place, row in enumerate(held["row"])}
-    left = [places[row] for row in pairs["a"]]
-    right = [places[row] for row in pairs["b"]]
+    left, right = (
+        pairs.select(row=side).join(documents, on="row", how="left", maintain_order="left")
+        for side in ("a", "b")
+    )
     lowest = np.ones(pairs.height)
     for name in texts:
-        given = held[name].is_not_null().to_list()
-        hashes, offsets = shingles(held[name].fill_null("").to_list())
-        sets = [np.unique(hashes[start:end]) for start, end in pairwise(offsets)]
-        for number, (a, b) in enumerate(zip(left, right, strict=True)):
-            if given[a] != given[b]:
-                lowest[number] = -1.0
-            elif given[a]:
-                lowest[number] = min(lowest[number], jaccard(sets[a], sets[b]))
+        lowest[(left[name].is_null() != right[name].is_null()).to_numpy()] = -1.0
+        differ = (left[name] != right[name]).fill_null(False).arg_true().to_numpy()
+        differ = differ[lowest[differ] >= 0]
+        some = left[name][differ].to_list(), right[name][differ].to_list()
+        lowest[differ] = np.minimum(lowest[differ], jaccard(*some))
     return lowest
 
 
-def jaccard(a: Hashes, b: Hashes) -> float:
-    """Jaccard similarity of two sets, given as sorted arrays of distinct values; two empty sets are equal."""
-    common = np.intersect1d(a, b, assume_unique=True).size
-    union = a.size + b.size - common
-    return common / union if union else 1.0
+def jaccard(left: Sequence[str], right: Sequence[str]) -> NDArray[np.float64]:
+    """Jaccard similarity of the 5-grams of texts, pair by pair; of two texts without any it is 1.
+
+    Args:
+        left, right: `COMPARED_AT_ONCE` texts at most
+    """
+    numbers = np.arange(len(left), dtype=np.uint64)
+    first, second = (_numbered_grams(texts, numbers) for texts in (left, right))
+    both = np.sort(np.concatenate([first, second]))
+    common, of_first, of_second = (
+        np.bincount((grams >> np.uint64(52)).astype(np.int64), minlength=len(left))
+        for grams in (both[1:][both[1:] == both[:-1]], first, second)
+    )
+    union = of_first + of_second - common
+    return np.where(union > 0, common / np.maximum(union, 1), 1.0)
+
+
+def _numbered_grams(texts: Sequence[str], numbers: Hashes) -> Hashes:
+    """The distinct 5-grams of all texts: the number of the text in the upper 12 bits, then a hash."""
+    hashes, offsets = shingles(texts)
+    upper = np.repeat(numbers, np.diff(offsets)) << np.uint64(52)
+    grams: Hashes = np.sort(upper | (hashes >> np.uint64(12)))
+    first = np.ones(len(grams), dtype=bool)
+    first[1:] = grams[1:] != grams[:-1]
+    return grams[first]
 
 
 def exact_duplicates(rows: pl.LazyFrame, key: Sequence[str]) -> pl.DataFrame:
@@ -213,9 +242,11 @@ def exact_duplicates(rows: pl.LazyFrame, key: Sequence[str]) -> pl.DataFrame:
 
     `rows` has `row`, the key columns and `rank`: the lower, the better; ranks are distinct.
     """
+    numbered = rows.select("row", *key, "rank", hash=pl.struct(*key).hash(seed=0))
+    shared = repeated(numbered.select("hash").collect(engine="streaming").to_series())
     best = pl.col("row").sort_by("rank").first().over(key)
     return (
-        rows.select("row", *key, "rank")
+        numbered.join(shared.to_frame().lazy(), on="hash", how="semi")
         .select("row", kept=best)
         .filter(pl.col("row") != pl.col("kept"))
         .sort("row")
@@ -245,12 +276,13 @@ def near_duplicates(pairs: pl.DataFrame, ranks: pl.DataFrame) -> pl.DataFrame:
         )
         .sort("rank", "kept_rank")
     )
-    dropped: dict[int, tuple[int, float]] = {}
-    for row, kept, similarity in better.select("row", "kept", "similarity").iter_rows():
-        if row not in dropped and kept not in dropped:
-            dropped[row] = (kept, similarity)
-    return pl.DataFrame(
-        [(row, kept, similarity) for row, (kept, similarity) in dropped.items()],
-        schema={"row": pl.Int64, "kept": pl.Int64, "similarity": pl.Float64},
-        orient="row",
-    ).sort("row")
+    places = pl.concat([better["row"], better["kept"]]).unique().sort().to_numpy()
+    gone = bytearray(len(places))
+    losers = np.searchsorted(places, better["row"].to_numpy())
+    winners = np.searchsorted(places, better["kept"].to_numpy())
+    chosen = []
+    for number, (loser, winner) in enumerate(zip(losers.tolist(), winners.tolist(), strict=True)):
+        if not gone[loser] and not gone[winner]:
+            gone[loser] = 1
+            chosen.append(number)
+    return better[chosen].select("row", "kept", "similarity").sort("row")

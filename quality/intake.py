@@ -1,13 +1,17 @@
 """From raw pairs to normalised pairs in tables: texts, pictures, language, identities, row rules.
 
 Pictures are read where a batch first names them and are stored once, so memory grows only by their known
-names. A broken picture rejects the pairs that use it, under the rule that the picture broke.
+names: about 250 bytes for each distinct picture. Threads read them, since Pillow's decoders and filters and
+the hash all let other threads run: processes would have to hand the bytes over for no gain. A broken picture
+rejects the pairs that use it, under the rule that the picture broke.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -17,10 +21,11 @@ from quality.ledger import polars_schema
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR, Turn
-from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import pair_hashes
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
-from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, image_id, store_picture
+from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
 from vipolyqwen_core.corpus.text import normalise_text
 
@@ -35,7 +40,9 @@ INTAKE_SCHEMA = pl.Schema(
     ]
 )
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
-PICTURES_AT_ONCE = 64
+PICTURES_AHEAD = 64
+"""Pictures whose bytes are in memory at once, before they are written; as many are decoded as there are
+threads, each of 4 bytes a pixel, and some copies of that."""
 
 
 class LoadedPicture(NamedTuple):
@@ -54,8 +61,8 @@ class PictureIntake:
         self.max_image_pixels = max_image_pixels
         self.paths: list[str] = []
         """Paths that were asked for since the last `take_paths`."""
-        self._known: dict[bytes, str | PictureError] = {}
-        self._stored: set[str] = set()
+        self._known: dict[bytes, bytes | PictureError] = {}
+        self._stored: set[bytes] = set()
         self._pool = ThreadPoolExecutor(os.cpu_count())
 
     def load(self, references: Iterable[tuple[RawImage, str]]) -> Iterator[dict[str, Any]]:
@@ -69,23 +76,32 @@ class PictureIntake:
             key = _key(reference)
             if key not in self._known and key not in new:
                 new[key] = (reference, place)
-        waiting = list(new.items())
-        for start in range(0, len(waiting), PICTURES_AT_ONCE):
-            some = waiting[start : start + PICTURES_AT_ONCE]
-            loaded = self._pool.map(self._load, [reference for _, (reference, _) in some])
-            for (key, (reference, place)), picture in zip(some, loaded, strict=True):
-                if isinstance(reference, str):
-                    self.paths.append(reference)
-                if picture.image is None:
-                    assert picture.error is not None
-                    self._known[key] = picture.error
-                    continue
-                identity = picture.image["image_id"]
-                self._known[key] = identity
-                if identity not in self._stored:
-                    self._stored.add(identity)
-                    origin = self.root.locate(reference) if isinstance(reference, str) else place
-                    yield {**picture.image, "origin": origin}
+        for (key, (reference, place)), picture in self._loaded(new):
+            if isinstance(reference, str):
+                self.paths.append(reference)
+            if picture.image is None:
+                assert picture.error is not None
+                self._known[key] = picture.error
+                continue
+            self._known[key] = identity = bytes.fromhex(picture.image["image_id"])
+            if identity not in self._stored:
+                self._stored.add(identity)
+                origin = self.root.locate(reference) if isinstance(reference, str) else place
+                yield {**picture.image, "origin": origin}
+
+    def _loaded(
+        self, new: dict[bytes, tuple[RawImage, str]]
+    ) -> Iterator[tuple[tuple[bytes, tuple[RawImage, str]], LoadedPicture]]:
+        """The pictures in order, while the threads are at those that follow."""
+        remaining = iter(new.items())
+        ahead: deque[tuple[tuple[bytes, tuple[RawImage, str]], Future[LoadedPicture]]] = deque()
+        while True:
+            for item in islice(remaining, PICTURES_AHEAD - len(ahead)):
+                ahead.append((item, self._pool.submit(self._load, item[1][0])))
+            if not ahead:
+                return
+            item, future = ahead.popleft()
+            yield item, future.result()
 
     def identity(self, reference: RawImage) -> str:
         """Id of a picture that was loaded.
@@ -96,7 +112,7 @@ class PictureIntake:
         found = self._known[_key(reference)]
         if isinstance(found, PictureError):
             raise found
-        return found
+        return found.hex()
 
     def take_paths(self) -> list[str]:
         """Paths read since the last call."""
@@ -153,8 +169,8 @@ def normalised_rows(
         for item, pair in enumerate(record.pairs)
     ]
     frame = pl.DataFrame(rows, schema=INTAKE_SCHEMA, orient="row")
-    languages = detect_languages(f"{row['query']}\n{row['target']}" for row in rows)
-    frame = frame.with_columns(language=pl.Series(languages, dtype=pl.String))
+    texts = frame.select(pl.format("{}\n{}", "query", "target")).to_series()
+    frame = frame.with_columns(language=detect_languages(texts))
     return first_failure(frame, row_rules(settings))
 
 
@@ -174,8 +190,11 @@ def _row(
                 rejected = rejected or (error.rule, str(error), shorten(reference))
     query_images, target_images, *negative_images = identities
     rule, reason, value = rejected or (None, None, None)
+    identity, query_hash, target_hash = pair_hashes(
+        pair.task, query, target, query_images, target_images, history, pair.score
+    )
     return {
-        "sample_id": sample_id(pair.task, query, target, query_images, target_images, history, pair.score),
+        "sample_id": identity,
         "source": source,
         "task": pair.task.value,
         "query": query,
@@ -190,8 +209,8 @@ def _row(
         "file": _writable(file),
         "line": line,
         "item": item,
-        "query_hash": side_hash(query, query_images, history),
-        "target_hash": side_hash(target, target_images),
+        "query_hash": query_hash,
+        "target_hash": target_hash,
         "rule": rule,
         "reason": reason,
         "value": value,

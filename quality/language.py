@@ -4,12 +4,15 @@ Writing systems decide first, since they are quick and certain: Chinese characte
 Vietnamese has, kana, Hangul, Cyrillic. Vietnamese typed without diacritics is told by its syllables, which
 follow a strict pattern. What is left is Latin text, and lingua judges that. Text without words (numbers,
 formulas, codes) is `other`. The same text always gives the same answer.
+
+Whole columns are judged at once, by expressions; lingua alone takes text by text.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import cache
 
+import polars as pl
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 
 from quality.plain_vietnamese import ALSO_ENGLISH, PLAIN_SYLLABLE, is_plain_vietnamese
@@ -32,16 +35,15 @@ LATIN_NEIGHBOURS = (
 )
 """Languages that English and Vietnamese are told apart from; all of them count as `other`."""
 
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]")
-KANA_OR_HANGUL = re.compile(r"[\u3040-\u30ff\uac00-\ud7af\u1100-\u11ff]")
-BEYOND_LATIN = re.compile(r"[\u0370-\u1dff\u2e80-\uffff\U00010000-\U0010ffff]")
-LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
-LETTER = re.compile(r"[^\W\d_]")
-ONLY_VIETNAMESE = re.compile(r"[ăđơưĂĐƠƯ\u1ea0-\u1ef9]")
-MARKED_WORD = re.compile(r"[A-Za-z]*[À-ỹ][^\W\d_]*")
-NOT_WORDS = re.compile(r"https?://\S+|\\[A-Za-z]+|\\.|[A-Za-z]*\d[A-Za-z\d]*|" + re.escape(IMAGE_PLACEHOLDER))
-WORD = re.compile(r"[^\W\d_]{2,}")
-SYLLABLE = re.compile(PLAIN_SYLLABLE)
+HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]"
+KANA_OR_HANGUL = r"[\u3040-\u30ff\uac00-\ud7af\u1100-\u11ff]"
+BEYOND_LATIN = r"[\u0370-\u1dff\u2e80-\uffff\U00010000-\U0010ffff]"
+LATIN = r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]"
+LETTER = r"[\p{L}\p{Nl}\p{No}]"
+ONLY_VIETNAMESE = r"[ăđơưĂĐƠƯ\u1ea0-\u1ef9]"
+MARKED_WORD = rf"[A-Za-z]*[À-ỹ]{LETTER}*"
+NOT_WORDS = r"https?://\S+|\\[A-Za-z]+|\\.|[A-Za-z]*\d[A-Za-z\d]*|" + re.escape(IMAGE_PLACEHOLDER)
+WORD = LETTER + "{2,}"
 VIETNAMESE_SHARE = 0.3
 ONLY_ENGLISH = frozenset(
     {
@@ -67,50 +69,112 @@ ONLY_ENGLISH = frozenset(
 """Words that no neighbour shares. Two of them settle most English texts without lingua, 20 times as fast."""
 
 
-def detect_languages(texts: Iterable[str]) -> list[str]:
-    """The language of each text."""
-    return [detect_language(text) for text in texts]
-
-
 def detect_language(text: str) -> str:
     """The language of one text: vi, en, zh or other."""
-    text = NOT_WORDS.sub(" ", text[:READ_CHARS])
-    if not text.isascii() and (language := _by_script(text)) is not None:
-        return language
-    words = WORD.findall(text)
-    if not words:
-        return OTHER
-    only_vietnamese = not text.isascii() and ONLY_VIETNAMESE.search(text) is not None
-    if only_vietnamese and len(MARKED_WORD.findall(text)) >= VIETNAMESE_SHARE * len(words):
-        return VI
-    if text.isascii() and _is_plain(words):
-        return VI
-    if sum(word.lower() in ONLY_ENGLISH for word in words) >= max(2, ENGLISH_SHARE * len(words)):
-        return EN
-    return _by_lingua(" ".join(words), ascii_only=text.isascii())
+    return str(detect_languages(pl.Series([text]))[0])
 
 
-def _by_script(text: str) -> str | None:
-    """The language where the writing system says it; None: Latin letters prevail, or no letters at all."""
-    if BEYOND_LATIN.search(text) is None:
-        return None
-    han = len(HAN.findall(text))
-    kana_or_hangul = len(KANA_OR_HANGUL.findall(text))
-    latin = len(LATIN.findall(text))
-    foreign = len(LETTER.findall(text)) - han - latin  # kana and Hangul among them
-    if kana_or_hangul and kana_or_hangul >= 0.1 * han and 2 * (han + kana_or_hangul) >= latin:
-        return OTHER
-    if han and 3 * han >= latin:  # a Chinese character says about as much as three letters
-        return ZH
-    if foreign > latin:
-        return OTHER
-    return None
+def detect_languages(texts: pl.Series) -> pl.Series:
+    """The language of each text."""
+    text = pl.col("text")
+    rows = pl.DataFrame({"text": texts}, schema={"text": pl.String}).with_row_index("row")
+    rows = rows.with_columns(text=text.str.slice(0, READ_CHARS).str.replace_all(NOT_WORDS, " "))
+    rows = rows.with_columns(
+        ascii=text.str.len_bytes() == text.str.len_chars(),
+        words=text.str.count_matches(WORD),
+        language=pl.lit(None, dtype=pl.String),
+    )
+    rows = _judged(rows, ~pl.col("ascii") & text.str.contains(BEYOND_LATIN), _by_script)
+    rows = _judged(rows, pl.col("words") == 0, lambda some: some.select(pl.lit(OTHER)).to_series())
+    rows = _judged(rows, ~pl.col("ascii") & text.str.contains(ONLY_VIETNAMESE), _by_marks)
+    rows = _judged(rows, pl.lit(True), _by_known_words)
+    return _judged(rows, pl.lit(True), _by_lingua)["language"]
 
 
-def _is_plain(words: list[str]) -> bool:
-    """Whether the words are Vietnamese syllables without diacritics."""
-    syllables = [word for word in map(str.lower, words) if SYLLABLE.fullmatch(word)]
-    return is_plain_vietnamese(len(words), len(syllables), sum(word in ALSO_ENGLISH for word in syllables))
+def _judged(rows: pl.DataFrame, chosen: pl.Expr, judge: Callable[[pl.DataFrame], pl.Series]) -> pl.DataFrame:
+    """The rows, with what the judge says of those chosen that have no language yet; null: it cannot say."""
+    some = rows.filter(pl.col("language").is_null() & chosen)
+    if some.is_empty():
+        return rows
+    found = judge(some)
+    return rows.with_columns(
+        rows["language"].scatter(
+            some["row"], pl.repeat(found[0], some.height, eager=True) if len(found) == 1 else found
+        )
+    )
+
+
+def _by_script(rows: pl.DataFrame) -> pl.Series:
+    """The language where the writing system says it; null: Latin letters prevail, or no letters at all."""
+    patterns = {"han": HAN, "kana_or_hangul": KANA_OR_HANGUL, "latin": LATIN, "letters": LETTER}
+    counts = rows.select(
+        pl.col("text").str.count_matches(pattern).cast(pl.Int64).alias(name)
+        for name, pattern in patterns.items()
+    )
+    han, kana_or_hangul, latin, letters = (pl.col(name) for name in patterns)
+    foreign = letters - han - latin  # kana and Hangul among them
+    asian = (kana_or_hangul > 0) & (kana_or_hangul >= 0.1 * han) & (2 * (han + kana_or_hangul) >= latin)
+    chinese = (han > 0) & (3 * han >= latin)  # a Chinese character says about as much as three letters
+    return counts.select(
+        pl.when(asian)
+        .then(pl.lit(OTHER))
+        .when(chinese)
+        .then(pl.lit(ZH))
+        .when(foreign > latin)
+        .then(pl.lit(OTHER))
+    ).to_series()
+
+
+def _by_marks(rows: pl.DataFrame) -> pl.Series:
+    """Vietnamese where enough words bear marks."""
+    marked = pl.col("text").str.count_matches(MARKED_WORD)
+    return rows.select(pl.when(marked >= VIETNAMESE_SHARE * pl.col("words")).then(pl.lit(VI))).to_series()
+
+
+def _by_known_words(rows: pl.DataFrame) -> pl.Series:
+    """Vietnamese by ASCII words that are its syllables without marks; English by words of its own.
+
+    English fails as Vietnamese at `is`, `of`, `what`.
+    """
+    words = rows.select("row", "ascii", word=pl.col("text").str.extract_all(WORD)).explode("word")
+    words = words.with_columns(pl.col("word").str.to_lowercase())
+    known = words.select(pl.col("word").unique()).with_columns(
+        syllable=pl.col("word").str.contains(PLAIN_SYLLABLE),
+        also_english=pl.col("word").is_in(sorted(ALSO_ENGLISH)),
+        english=pl.col("word").is_in(sorted(ONLY_ENGLISH)),
+    )
+    counts = (
+        words.join(known, on="word", how="left", maintain_order="left")
+        .group_by("row", maintain_order=True)
+        .agg(
+            pl.col("ascii").first(),
+            pl.col("syllable", "english").sum(),
+            also_english=(pl.col("syllable") & pl.col("also_english")).sum(),
+            words=pl.len(),
+        )
+        # counts are unsigned, and are subtracted
+        .with_columns(pl.col("syllable", "also_english", "english", "words").cast(pl.Int64))
+    )
+    count = pl.col("words")
+    plain = pl.col("ascii") & is_plain_vietnamese(count, pl.col("syllable"), pl.col("also_english"))
+    english = pl.col("english") >= pl.max_horizontal(pl.lit(2.0), ENGLISH_SHARE * count)
+    return counts.select(pl.when(plain).then(pl.lit(VI)).when(english).then(pl.lit(EN))).to_series()
+
+
+def _by_lingua(rows: pl.DataFrame) -> pl.Series:
+    """What lingua says. So few ASCII words could be any language's: there, only vi and en are weighed."""
+    words = rows.select(pl.col("text").str.extract_all(WORD).list.join(" ")).to_series()
+    short = rows.select(pl.col("ascii") & (pl.col("words") <= SHORT_WORDS)).to_series()
+    detected = [
+        (_short_detector() if few else _detector()).detect_language_of(text)
+        for text, few in zip(words, short, strict=True)
+    ]
+    return pl.Series([LANGUAGE_OF.get(language, OTHER) for language in detected], dtype=pl.String)
+
+
+LANGUAGE_OF: dict[Language | None, str] = {Language.VIETNAMESE: VI, Language.ENGLISH: EN}
+ENGLISH_SHARE = 0.08
+SHORT_WORDS = 5
 
 
 @cache
@@ -123,18 +187,3 @@ def _detector() -> LanguageDetector:
 @cache
 def _short_detector() -> LanguageDetector:
     return LanguageDetectorBuilder.from_languages(Language.ENGLISH, Language.VIETNAMESE).build()
-
-
-ENGLISH_SHARE = 0.08
-SHORT_WORDS = 5
-
-
-def _by_lingua(text: str, ascii_only: bool) -> str:
-    """What lingua says. So few ASCII words could be any language's: there, only vi and en are weighed."""
-    short = ascii_only and text.count(" ") + 1 <= SHORT_WORDS
-    detected = (_short_detector() if short else _detector()).detect_language_of(text)
-    if detected == Language.VIETNAMESE:
-        return VI
-    if detected == Language.ENGLISH:
-        return EN
-    return OTHER

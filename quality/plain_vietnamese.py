@@ -4,6 +4,8 @@ Every Vietnamese syllable follows one pattern, which few English words fit; the 
 listed, and count for neither language.
 """
 
+import polars as pl
+
 PLAIN_SYLLABLE = (
     r"^(?:ngh|ng|nh|gh|gi|kh|ph|th|tr|ch|qu|[bcdghklmnprstvx])?"
     r"(?:uye|uya|uyu|oai|oay|oeo|uoi|uou|ieu|yeu|uay|uoc|ia|ie|ye|iu|ua|ue|ui|uo|uu|uy|oa|oe|oi|oo|ai|ao|au|ay"
@@ -30,8 +32,8 @@ VIETNAMESE_SHARE = 0.4
 """So many of the words are syllables that no English word looks like, and one at least."""
 
 
-def is_plain_vietnamese(words: int, syllables: int, also_english: int) -> bool:
-    """Whether an ASCII text of so many words is Vietnamese; of columns where the counts are expressions.
+def is_plain_vietnamese(words: pl.Expr, syllables: pl.Expr, also_english: pl.Expr) -> pl.Expr:
+    """Whether an ASCII text of so many words is Vietnamese.
 
     Args:
         words: words of two letters or more

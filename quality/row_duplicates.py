@@ -1,7 +1,8 @@
 """Which pairs are copies of another: equal ones, then near ones, and which copy stays.
 
 A pair is dropped only when task, query (earlier turns included), target and pictures all match another's:
-exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near. Earlier
+exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near; nor are
+those with more or fewer `<image>`, of which one may be refused later on and take the other along. Earlier
 turns are compared apart from the question: dialogues with a long beginning in common may end on different
 ones. The copy that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then
 the earlier row.
@@ -21,6 +22,7 @@ from quality.duplicates import (
 )
 from quality.rules import RULES
 from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
 
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
 COMPARED = ("query", "target", "history")
@@ -47,8 +49,10 @@ def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Pat
     )
     near = near_duplicates(pairs, ranks)
     # What an exact copy was kept for may itself be near a better one: that one is what stays.
-    final = dict(near.select("row", "kept").iter_rows())
-    exact = exact.with_columns(kept=pl.col("kept").replace(final), rule=pl.lit(EXACT), similarity=pl.lit(1.0))
+    final = near.select(kept="row", final="kept")
+    exact = exact.join(final, on="kept", how="left", maintain_order="left").select(
+        "row", kept=pl.coalesce("final", "kept"), rule=pl.lit(EXACT), similarity=pl.lit(1.0)
+    )
     dropped = pl.concat([exact, near.with_columns(rule=pl.lit(NEAR))], how="diagonal").sort("row")
     return _explained(dropped, rows)
 
@@ -64,16 +68,23 @@ def preference() -> pl.Expr:
 def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
     """`row`, `block`, COMPARED: long texts to compare; all the rest must be equal, by the block."""
     sources = {"query": pl.col("query"), "target": pl.col("target"), "history": earlier_turns()}
-    whole = {name: comparable(text) for name, text in sources.items()}
-    texts = {
-        name: pl.when(text.str.len_chars() >= settings.min_linking_chars).then(text)
-        for name, text in whole.items()
-    }
-    rest = [pl.when(texts[name].is_null()).then(text).alias(f"short_{name}") for name, text in whole.items()]
-    rest += [numbers_key(text).alias(f"{name}_numbers") for name, text in whole.items()]
+    rows = rows.select(
+        "row", "task", "query_images", "target_images", **{name: comparable(t) for name, t in sources.items()}
+    )
+    texts = {name: pl.col(name) for name in COMPARED}
+    long = {name: text.str.len_chars() >= settings.min_linking_chars for name, text in texts.items()}
+    rest = [pl.when(~long[name]).then(text).alias(f"short_{name}") for name, text in texts.items()]
+    rest += [numbers_key(text).alias(f"{name}_numbers") for name, text in texts.items()]
+    rest += [
+        text.str.count_matches(IMAGE_PLACEHOLDER, literal=True).alias(f"{name}_places")
+        for name, text in texts.items()
+    ]
     same = pl.struct("task", "query_images", "target_images", *rest)
-    compared = pl.any_horizontal(pl.col(name).is_not_null() for name in COMPARED)
-    return rows.select("row", block=same.hash(seed=0), **texts).filter(compared)
+    return rows.select(
+        "row",
+        block=same.hash(seed=0),
+        **{name: pl.when(long[name]).then(text) for name, text in texts.items()},
+    ).filter(pl.any_horizontal(pl.col(name).is_not_null() for name in COMPARED))
 
 
 def _explained(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:

@@ -194,13 +194,16 @@ def first_failure(rows: pl.DataFrame, rules: list[RowRule]) -> pl.DataFrame:
     """
     none = {name: pl.lit(None, dtype=pl.String) for name in ("rule", "reason", "value")}
     rows = rows.with_columns(**none) if "rule" not in rows.columns else rows
+    place = rows.select(pl.int_range(pl.len(), dtype=pl.UInt32)).to_series()
     flags = rows.select(rule.fails.fill_null(False).alias(rule.name) for rule in rules)
-    rows = pl.concat([rows, flags], how="horizontal")
     for rule in rules:
-        fails = pl.col("rule").is_null() & pl.col(rule.name)
+        failing = place.filter(flags[rule.name] & rows["rule"].is_null())
+        if failing.is_empty():
+            continue
+        values = rows[failing].select(rule.value.cast(pl.String)).to_series()
         rows = rows.with_columns(
-            rule=pl.when(fails).then(pl.lit(rule.name)).otherwise("rule"),
-            reason=pl.when(fails).then(pl.lit(RULES[rule.name])).otherwise("reason"),
-            value=pl.when(fails).then(rule.value).otherwise("value"),
+            rows["rule"].scatter(failing, rule.name),
+            rows["reason"].scatter(failing, RULES[rule.name]),
+            rows["value"].scatter(failing, values),
         )
-    return rows.drop([rule.name for rule in rules])
+    return rows

@@ -14,6 +14,7 @@ share holds in small strata too, and the outcome does not depend on the order of
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
 
 from vipolyqwen_core.config import SplitSettings
@@ -110,14 +111,15 @@ def _choose(new: pl.DataFrame, settings: SplitSettings, room: int) -> pl.Series:
         .group_by("component", maintain_order=True)
         .agg(pl.len().alias("size"), *(pl.col(name).first() for name in STRATUM))
     )
-    order = pl.Series("order", [_order(settings.seed, name) for name in components["component"]], pl.UInt64)
-    components = components.with_columns(order).sort(*STRATUM, "order")
+    places = np.fromiter((_order(settings.seed, name) for name in components["component"]), dtype=np.uint64)
+    components = components.with_columns(order=pl.Series(places)).sort(*STRATUM, "order")
     chosen: list[str] = []
     for _, stratum in components.group_by(STRATUM, maintain_order=True):
-        names, sizes, orders = (stratum[name].to_list() for name in ("component", "size", "order"))
         # The fraction of a row is rounded up as often as it is large, by a hash that differs from run to run.
-        left = min(int(share * sum(sizes) + (orders[-1] % 2**32) / 2**32), room)
-        for name, size in zip(names, sizes, strict=True):
+        left = min(int(share * int(stratum["size"].sum()) + (stratum["order"][-1] % 2**32) / 2**32), room)
+        for name, size in stratum.select("component", "size").iter_rows():
+            if left <= 0:
+                break
             if size <= left:
                 chosen.append(name)
                 left -= size

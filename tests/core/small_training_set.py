@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from vipolyqwen_core.contract import TRAINING, Split, Task, Turn
 from vipolyqwen_core.corpus.hashing import key_hash, sample_id, side_hash
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
-from vipolyqwen_core.corpus.pictures import image_id
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 
 SOURCE = "small"

@@ -51,11 +51,14 @@ def test_shingles_are_the_distinct_5_grams_of_each_text(texts: list[str]) -> Non
         assert len(set(own.tolist())) == len(set(grams))
 
 
-@given(st.text(min_size=5, max_size=40), st.text(min_size=5, max_size=40))
-def test_jaccard_of_hashes_is_jaccard_of_5_grams(a: str, b: str) -> None:
-    hashes, offsets = shingles([a, b])
-    sets = [np.unique(hashes[offsets[i] : offsets[i + 1]]) for i in range(2)]
-    assert jaccard(*sets) == pytest.approx(true_jaccard(a, b))
+near_texts = st.text(alphabet="ab cđ的", max_size=30)
+
+
+@given(st.lists(st.tuples(near_texts, near_texts), max_size=8))
+def test_jaccard_of_many_pairs_is_that_of_their_5_grams(pairs: list[tuple[str, str]]) -> None:
+    found = jaccard([one for one, _ in pairs], [two for _, two in pairs])
+    expected = [true_jaccard(one, two) if max(len(one), len(two)) >= 5 else 1.0 for one, two in pairs]
+    assert found.tolist() == pytest.approx(expected)
 
 
 def test_bands_are_the_same_in_any_batch() -> None:

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import polars as pl
 import pytest
 
 from quality.language import detect_language, detect_languages
@@ -54,8 +55,8 @@ def test_vietnamese_is_known_with_and_without_its_marks(shared_data) -> None:
     )
     texts = [f"{row['prompt']} {row['response']}" for row in map(json.loads, lines[:300])]
     plain = [without_marks(text) for text in texts]
-    assert detect_languages(texts).count("vi") >= 297
-    assert detect_languages(plain).count("vi") >= 285
+    assert detect_languages(pl.Series(texts)).to_list().count("vi") >= 297
+    assert detect_languages(pl.Series(plain)).to_list().count("vi") >= 285
 
 
 def test_the_picture_placeholder_is_no_word() -> None:
@@ -86,7 +87,7 @@ def test_short_texts_are_known(shared_data, words: int, marked: float, plain: fl
         ][:600]
 
     def share(texts: list[str], language: str) -> float:
-        return list(detect_languages(texts)).count(language) / len(texts)
+        return detect_languages(pl.Series(texts)).to_list().count(language) / len(texts)
 
     lines = (shared_data / "vnpara" / "vnPara" / "Sentences1.txt").read_text(
         encoding="utf-8", errors="replace"
@@ -100,3 +101,16 @@ def test_short_texts_are_known(shared_data, words: int, marked: float, plain: fl
         share(sentences, "en"),
     )
     assert all(got >= least for got, least in zip(found, (marked, plain, english), strict=True)), found
+
+
+def test_a_column_gives_what_each_text_gives_alone() -> None:
+    texts = [
+        "What is the total of this bill?",
+        "",
+        "Tổng cộng là bao nhiêu",
+        "总金额是多少",
+        "12 + 3",
+        "ノート",
+    ] * 3
+    assert detect_languages(pl.Series(texts)).to_list() == [detect_language(text) for text in texts]
+    assert detect_languages(pl.Series([], dtype=pl.String)).to_list() == []

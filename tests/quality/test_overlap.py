@@ -2,6 +2,8 @@
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quality.overlap import overlap_links
 
@@ -61,3 +63,27 @@ def test_runs_do_not_reach_from_one_text_into_the_next() -> None:
 def test_without_benchmarks_nothing_is_computed() -> None:
     assert links([("a", "x " * 20)], []).is_empty()
     assert links([("bench", "kurz"), ("a", "x " * 20)], ["bench"]).is_empty()
+
+
+def longest_run(one: list[str], two: list[str]) -> int:
+    """Words of the longest run that stands in both."""
+    best, lengths = 0, [0] * (len(two) + 1)
+    for word in one:
+        lengths = [0, *(lengths[place] + 1 if word == other else 0 for place, other in enumerate(two))]
+        best = max(best, *lengths)
+    return best
+
+
+few_words = st.lists(st.sampled_from(["mot", "hai", "ba", "bon"]), min_size=1, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(few_words, st.lists(few_words, min_size=1, max_size=5), st.data())
+def test_a_row_is_linked_exactly_where_it_shares_13_words_in_a_row(bench, others, data) -> None:
+    place, size = data.draw(st.integers(0, 20)), data.draw(st.integers(10, 16))
+    rows = [*others, others[0] + bench[place : place + size]]
+    expected = {number for number, words in enumerate(rows, 1) if longest_run(bench, words) >= 13}
+    found = linked(("bench", " ".join(bench)), *(("a", " ".join(words)) for words in rows))
+    with_bench = {number for number in found if number > 0 and longest_run(bench, rows[number - 1]) >= 13}
+    assert with_bench == expected
+    assert (0 in found) == bool(expected)

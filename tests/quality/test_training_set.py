@@ -16,9 +16,10 @@ from quality.validate import validate
 from tests.quality.conftest import instruction, question, scene, sentence
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe, SplitSettings
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Manifest, Source
-from vipolyqwen_core.corpus.pictures import decode_picture, image_id
+from vipolyqwen_core.corpus.pictures import decode_picture
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 from vipolyqwen_core.corpus.tagging import tag
 from vipolyqwen_core.workspace import Workspace

@@ -24,19 +24,27 @@ def sample_id(
     Stable across runs, machines and the place of the row in its file. Texts are taken as they are: normalise
     first.
     """
-    digest = hashlib.blake2b(digest_size=16, person=b"sample")
-    _add_text(digest, str(task))
-    _add_side(digest, query, query_images, history)
-    _add_side(digest, target, target_images, None)
-    digest.update(b"-" if score is None else struct.pack("<f", score))
-    return digest.hexdigest()
+    sides = _side_bytes(query, query_images, history), _side_bytes(target, target_images, None)
+    return _sample_digest(task, *sides, score)
 
 
 def side_hash(text: str, image_ids: Sequence[str] = (), history: Sequence[Turn] | None = None) -> int:
     """64 bits, never 0: identity of a side, equal for a query and a target of equal content."""
-    digest = hashlib.blake2b(digest_size=8, person=b"side")
-    _add_side(digest, text, image_ids, history)
-    return int.from_bytes(digest.digest(), "little") or 1
+    return _side_digest(_side_bytes(text, image_ids, history))
+
+
+def pair_hashes(
+    task: Task,
+    query: str,
+    target: str,
+    query_images: Sequence[str] = (),
+    target_images: Sequence[str] = (),
+    history: Sequence[Turn] | None = None,
+    score: float | None = None,
+) -> tuple[str, int, int]:
+    """`sample_id` of a pair and `side_hash` of its query and of its target, at half the work."""
+    sides = _side_bytes(query, query_images, history), _side_bytes(target, target_images, None)
+    return _sample_digest(task, *sides, score), _side_digest(sides[0]), _side_digest(sides[1])
 
 
 def key_hash(key: str | None) -> int:
@@ -62,24 +70,30 @@ def fingerprint(*parts: object) -> str:
     """32 hex digits: hash of the spellings of the parts. For settings, versions and names."""
     digest = hashlib.blake2b(digest_size=16, person=b"fingerprint")
     for part in parts:
-        _add_text(digest, repr(part))
+        digest.update(_text_bytes(repr(part)))
     return digest.hexdigest()
 
 
-def _add_side(
-    digest: "hashlib.blake2b", text: str, image_ids: Sequence[str], history: Sequence[Turn] | None
-) -> None:
+def _sample_digest(task: Task, query: bytes, target: bytes, score: float | None) -> str:
+    end = b"-" if score is None else struct.pack("<f", score)
+    data = b"".join((_text_bytes(str(task)), query, target, end))
+    return hashlib.blake2b(data, digest_size=16, person=b"sample").hexdigest()
+
+
+def _side_digest(side: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(side, digest_size=8, person=b"side").digest(), "little") or 1
+
+
+def _side_bytes(text: str, image_ids: Sequence[str], history: Sequence[Turn] | None) -> bytes:
+    """All that identifies a side, in an unambiguous order."""
     turns = history or ()
-    digest.update(struct.pack("<II", len(turns), len(image_ids)))
-    for role, content in turns:
-        _add_text(digest, role)
-        _add_text(digest, content)
-    _add_text(digest, text)
-    for image in image_ids:
-        _add_text(digest, image)
+    parts = [struct.pack("<II", len(turns), len(image_ids))]
+    parts += [_text_bytes(part) for turn in turns for part in turn]
+    parts.append(_text_bytes(text))
+    parts += map(_text_bytes, image_ids)
+    return b"".join(parts)
 
 
-def _add_text(digest: "hashlib.blake2b", text: str) -> None:
+def _text_bytes(text: str) -> bytes:
     data = text.encode()
-    digest.update(len(data).to_bytes(8, "little"))
-    digest.update(data)
+    return len(data).to_bytes(8, "little") + data

@@ -18,6 +18,8 @@ from vipolyqwen_core.corpus.tables import arrow_schema
 
 ROWS_PER_BATCH = 64
 """Pictures held in memory at once while writing."""
+UNCOMPRESSED = {"lance-encoding:compression": "none"}
+"""Of the column of bytes: pictures are compressed already, and Lance would try it again on every one."""
 
 
 def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -25,12 +27,16 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
     The new version appears when the last row is written; a reader of an older version is not disturbed.
     """
-    schema = arrow_schema(IMAGE_STORE)
+    schema = pa.schema(
+        field.with_metadata(UNCOMPRESSED) if field.name == "bytes" else field
+        for field in arrow_schema(IMAGE_STORE)
+    )
 
     def batches() -> Iterator[pa.RecordBatch]:
         remaining = iter(rows)
         while group := list(islice(remaining, ROWS_PER_BATCH)):
-            yield pa.RecordBatch.from_pylist(group, schema=schema)
+            columns = [pa.array([row[field.name] for row in group], type=field.type) for field in schema]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     reader = pa.RecordBatchReader.from_batches(schema, batches())

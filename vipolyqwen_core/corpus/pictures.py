@@ -1,6 +1,5 @@
 """Pictures: from any bytes to upright RGB without metadata, the same for training and for `encode`."""
 
-import hashlib
 import io
 import struct
 import warnings
@@ -107,7 +106,7 @@ def decode_picture(data: bytes, max_image_pixels: int) -> DecodedPicture:
                 )
             try:
                 image.load()
-                upright = normalise_picture(image)
+                upright = _to_rgb(_upright(image))  # no copy where nothing changes: the image is our own
                 needs_reencoding = not _opens_as(image, upright)
                 has_metadata = bool(set(image.info) - _HARMLESS_INFO) or getattr(image, "is_animated", False)
             except Image.DecompressionBombError as error:
@@ -115,6 +114,7 @@ def decode_picture(data: bytes, max_image_pixels: int) -> DecodedPicture:
             except DECODING_ERRORS as error:
                 rule = "truncated_image" if "truncated" in str(error).lower() else "broken_image"
                 raise PictureError(rule, _sentence(error)) from error
+            upright.info.clear()
             return DecodedPicture(
                 image=upright,
                 format="JPEG" if image.format == "MPO" else str(image.format),
@@ -162,17 +162,10 @@ def store_picture(data: bytes, picture: DecodedPicture) -> StoredPicture:
     return StoredPicture(buffer.getvalue(), "PNG", reencoded=True)
 
 
-def image_id(image: Image.Image) -> str:
-    """32 hex digits: hash of size and RGB pixels of a normalised picture."""
-    assert image.mode == "RGB", f"normalise first: mode {image.mode}"
-    digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
-    digest.update(image.tobytes())
-    return digest.hexdigest()
-
-
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(0x0112, 1) in range(2, 9)
+        return ImageOps.exif_transpose(image) if turned else image
     except DECODING_ERRORS:  # a broken EXIF block says nothing about the pixels
         return image
 

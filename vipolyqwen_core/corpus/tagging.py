@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, to_json
 from vipolyqwen_core.contract import LEDGER, PAIR, PREFIXED_SIDES, TAGGED, Side, Task, Turn
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint, key_hash, sample_id, side_hash
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, image_id
+from vipolyqwen_core.corpus.pictures import PictureError, decode_picture
 from vipolyqwen_core.corpus.readers import RawPair, Rejection, read_source, shorten
 from vipolyqwen_core.corpus.tables import (
     StageSummary,

@@ -27,8 +27,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task
 from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
-from vipolyqwen_core.corpus.pictures import image_id
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 from vipolyqwen_core.model.tiny import build_tiny_backbone
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor

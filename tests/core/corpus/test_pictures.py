@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import (
     DecodedPicture,
     PictureError,
     decode_picture,
-    image_id,
     normalise_picture,
     store_picture,
 )

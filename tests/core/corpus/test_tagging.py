@@ -12,9 +12,9 @@ from PIL import Image
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings
 from vipolyqwen_core.contract import LEDGER, PAIR, TAGGED, Task, Turn
 from vipolyqwen_core.corpus.hashing import key_hash, side_hash
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.pictures import image_id
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 from vipolyqwen_core.corpus.tagging import preview, tag
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task, Turn
 from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
-from vipolyqwen_core.corpus.pictures import image_id
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 

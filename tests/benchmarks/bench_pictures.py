@@ -1,0 +1,118 @@
+"""Pictures: verify, hash and store, beside bare Pillow decoding of the same files on the same cores.
+
+The files are photograph-like JPEGs of 448 x 336 to 1600 x 1200 pixels, scanned pages as JPEG and drawn pages
+as PNG. Ours is the real intake (open, verify whole, turn upright, flatten, hash content and look) into a
+Lance image store; Pillow opens the same files with as many threads and converts them to RGB, and that is all.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from quality.intake import PictureIntake
+from tests.benchmarks.measure import measure
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.image_store import write_images
+
+NUM_PICTURES = 200
+ROUNDS = 5
+SIZES = ((448, 336), (640, 480), (1024, 768), (1600, 1200))
+MAX_PIXELS = 100_000_000
+
+
+def photograph(size: tuple[int, int], random: np.random.Generator) -> Image.Image:
+    """Soft shapes of all scales with grain, which compresses like a photograph."""
+    layers = np.zeros((size[1], size[0], 3), dtype=np.float32)
+    for scale in (2, 5, 12, 40, 120):
+        coarse = random.normal(0, 60 / scale**0.5, (scale, scale, 3)).astype(np.float32)
+        for channel in range(3):
+            layer = Image.fromarray(coarse[:, :, channel]).resize(size, Image.Resampling.BICUBIC)
+            layers[:, :, channel] += np.asarray(layer)
+    layers += random.normal(0, 4, layers.shape).astype(np.float32)
+    return Image.fromarray(np.clip(layers + 120, 0, 255).astype(np.uint8))
+
+
+def page(size: tuple[int, int], random: np.random.Generator) -> Image.Image:
+    """A page of text."""
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    for line in range(size[1] // 24):
+        words = [
+            "".join(random.choice(list("abcdeghiklmnopqrstuvxy"), random.integers(2, 8))) for _ in range(12)
+        ]
+        draw.text((20, 24 * line), " ".join(words), fill="black", font_size=18)
+    return image
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Write the files: 60 % photographs, 25 % scanned pages, 15 % drawn pages."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        size, kind = SIZES[number % len(SIZES)], number % 20
+        if kind < 12:
+            photograph(size, random).save(folder / f"{number}.jpg", quality=88)
+        elif kind < 17:
+            page(size, random).save(folder / f"{number}.jpg", quality=80)
+        else:
+            page(size, random).save(folder / f"{number}.png")
+
+
+def decode_all(folder: Path) -> int:
+    """Bare decoding, by threads."""
+
+    def decode(path: Path) -> int:
+        with Image.open(path) as image:
+            return image.convert("RGB").width
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return len(list(pool.map(decode, sorted(folder.iterdir()))))
+
+
+def store_all(folder: Path, store: Path) -> int:
+    """The real intake into an image store of its own."""
+    shutil.rmtree(store, ignore_errors=True)
+    intake = PictureIntake(ImageRoot(str(folder)), MAX_PIXELS)
+    names = [(path.name, path.name) for path in sorted(folder.iterdir())]
+    try:
+        return write_images(store, intake.load(names))
+    finally:
+        intake.close()
+
+
+def both(folder: Path, store: Path) -> list[tuple[float, float, float, float]]:
+    """Seconds and CPU seconds of each, turn by turn: decoding, ours."""
+    rounds = []
+    for _ in range(ROUNDS):
+        started, began = time.perf_counter(), time.process_time()
+        decode_all(folder)
+        between, middle = time.perf_counter(), time.process_time()
+        store_all(folder, store)
+        ended, end = time.perf_counter(), time.process_time()
+        rounds.append((between - started, ended - between, middle - began, end - middle))
+    return rounds
+
+
+def run() -> list[str]:
+    """Images a second of both, and their ratio; the best of the rounds."""
+    folder = Path(tempfile.mkdtemp(prefix="pictures_"))
+    (folder / "files").mkdir()
+    write_pictures(folder / "files", NUM_PICTURES)
+    size = sum(path.stat().st_size for path in (folder / "files").iterdir())
+    cost = measure(both, folder / "files", folder / "store.lance")
+    decoding, storing, decoding_cpu, storing_cpu = (min(column) for column in zip(*cost.value, strict=True))
+    shutil.rmtree(folder)
+    return [
+        f"{NUM_PICTURES} pictures, {size / 2**20:.0f} MB; peak memory {cost.peak_gb:.2f} GB.",
+        "",
+        "| | images/s | CPU ms each |",
+        "| --- | --- | --- |",
+        f"| bare decoding | {NUM_PICTURES / decoding:,.0f} | {decoding_cpu / NUM_PICTURES * 1e3:.1f} |",
+        f"| verify, hash, store | {NUM_PICTURES / storing:,.0f} | {storing_cpu / NUM_PICTURES * 1e3:.1f} |",
+        f"| ratio | {decoding / storing:.2f} | {decoding_cpu / storing_cpu:.2f} |",
+    ]
