@@ -95,7 +95,8 @@ def recall_bars(
         for axes, metric in zip(panels, metrics, strict=True):
             for i, system in enumerate(systems):
                 values = [pool.scores.get(system, {}).get(metric, 0.0) for pool in pools]
-                axes.barh(places + i * height, values, height, color=SYSTEM_COLOURS[system], label=system)
+                colour = SYSTEM_COLOURS[system]
+                axes.barh(places + i * height, values, height, color=colour, label=results.LABELS[system])
             chance = [pool.scores[results.CHANCE].get(metric, math.nan) for pool in pools]
             ends = places - 0.5 * height, places + (len(systems) - 0.5) * height
             axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label="chance")

@@ -38,6 +38,18 @@ SYSTEMS: Final[dict[str, str]] = {
 }
 """Columns of every table of the evaluation."""
 
+LABELS: Final[dict[str, str]] = {
+    TRAINED: "this model",
+    PLAIN: "no prefix",
+    UNTRAINED: "untrained",
+    CHAMPION: "champion",
+    CHAMPION_PLAIN: "champion, no prefix",
+    BM25: "BM25",
+    SWAPPED: "swapped",
+    CHANCE: "chance",
+}
+"""How tables and plots of the report call them."""
+
 NEEDED_TIMES_CHANCE: Final = 5.0
 SWAP_FALL: Final = 0.5
 
