@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from vipolyqwen_core.__main__ import one_sentence
+import vipolyqwen_core.__main__ as cli
 from vipolyqwen_core.config import ExportSettings, TrainingRun, to_json
 from vipolyqwen_core.recipes import demo
 
@@ -110,8 +111,19 @@ def test_a_rival_that_is_no_model_is_refused_before_any_work(vipolyqwen, tmp_pat
 def test_settings_out_of_range_are_named_without_jargon() -> None:
     with pytest.raises(ValueError, match="batch_tokens") as caught:
         ExportSettings(batch_tokens=0)
-    sentence = one_sentence(caught.value)
+    sentence = cli.one_sentence(caught.value)
     assert sentence == "batch_tokens: Input should be greater than 0 (given: '0')"
+
+
+def test_ctrl_c_ends_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(file: Path) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_lines", stop)
+    monkeypatch.setattr(cli, "configure", lambda workspace: None)
+    ended = CliRunner().invoke(cli.app, ["encode", "--file", "lines.txt"])
+    assert ended.exit_code == 130
+    assert ended.stderr == "Interrupted.\n"
 
 
 def test_debug_shows_the_traceback(vipolyqwen) -> None:
