@@ -18,7 +18,10 @@ from vipolyqwen_core.processing.patches import PatchLayout
 from vipolyqwen_core.processing.processor import EncodedItem, Grid
 
 BUCKET_GROWTH: Final = 1.25
-"""Segments share a bucket when the longest is at most this much longer than the shortest."""
+"""Short segments share a bucket when the longest is at most this much longer than the shortest."""
+SHORT_SEGMENT: Final = 128
+"""Longer segments share a bucket only with those of the same length: what attention would compute for fill
+costs more there than another call."""
 
 DEFAULT_LAYOUT: Final = PatchLayout()
 """That of Qwen2-VL."""
@@ -76,13 +79,16 @@ class Segments:
 
     @cached_property
     def buckets(self) -> Buckets:
-        """The segments by length, within `BUCKET_GROWTH` of each other."""
+        """Short segments by length within `BUCKET_GROWTH`, long ones by equal length."""
         lengths = np.asarray(self.lengths)
         starts = np.cumsum(lengths) - lengths
         order = np.argsort(lengths, kind="stable")
         rows, holds, begin = [], [], 0
         for end in range(1, len(order) + 1):
-            if end == len(order) or lengths[order[end]] > BUCKET_GROWTH * lengths[order[begin]]:
+            longest = lengths[order[begin]]
+            if longest <= SHORT_SEGMENT:
+                longest = min(BUCKET_GROWTH * longest, SHORT_SEGMENT)
+            if end == len(order) or lengths[order[end]] > longest:
                 members = order[begin:end]
                 place = np.arange(lengths[members].max())
                 rows.append(starts[members, None] + np.minimum(place, lengths[members, None] - 1))

@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 Vectors: TypeAlias = NDArray[np.float32]
 
-BATCH_TOKENS: Final = {"cuda": 16_384, "cpu": 4_096}
+BATCH_TOKENS: Final = {"cuda": 16_384, "cpu": 1_024}
 """Tokens of one packed batch by kind of device, unless the caller says otherwise; a longer item is a batch of
 its own. More gives a CPU nothing but page faults."""
-WINDOW_BATCHES: Final = 8
-"""Items of so many batches are sorted by cost together; what is held in memory is bounded by it."""
+WINDOW_TOKENS: Final = 65_536
+"""Items of so many tokens, or of two batches, are sorted by cost together: this bounds what is in memory."""
 BLOCK_ITEMS: Final = 16
 """Items whose texts are tokenised in one call, by one thread."""
 LOOKAHEAD_BLOCKS: Final = 8
@@ -143,7 +143,7 @@ class ViPolyQwenEmbedder:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         windows = []
         cut_items = cut_tokens = 0
-        for window in _windows(self._prepared(sources), WINDOW_BATCHES * batch_tokens):
+        for window in _windows(self._prepared(sources), max(WINDOW_TOKENS, 2 * batch_tokens)):
             windows.append(self._forward_window(window, batch_size, batch_tokens))
             cut_items += sum(item.truncated_tokens > 0 for item in window)
             cut_tokens += sum(item.truncated_tokens for item in window)
