@@ -16,6 +16,7 @@ from vipolyqwen_core.__main__ import app
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
@@ -83,6 +84,18 @@ def test_other_workers_and_other_intervals_continue_the_same_run(make_run):
         train(killed, KilledAfter(3))
     train(make_run("killed", training={"loader_workers": 1, "save_steps": 3}), StopSignal())
     assert losses(killed) == losses(whole)
+
+
+def test_inputs_that_are_loaded_again_and_not_held_give_the_same_run(make_run, monkeypatch):
+    changed = {
+        "batches": {"negatives": "step", "chunk_pairs": 4},
+        "training": {"max_steps": 2, "loader_workers": 1},
+    }
+    held, again = make_run("held", **changed), make_run("again", **changed)
+    train(held, StopSignal())
+    monkeypatch.setattr(schedule, "HELD_BYTES", 0)
+    train(again, StopSignal())
+    assert losses(again) == losses(held)
 
 
 def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
