@@ -1,6 +1,7 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,21 @@ def test_sigterm_saves_and_the_same_command_resumes(make_run):
     assert result.mlflow_run_id == run_id
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_ask_to_stop_however_often_they_come(number):
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    stop = StopSignal()
+    try:
+        stop.listen()
+        assert not stop.asked(torch.device("cpu"))
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop.asked(torch.device("cpu"))
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, caplog):
     run = make_run(training={"max_steps": 1})
     result = train(run, StopSignal())
@@ -157,7 +173,10 @@ def test_steps_that_are_not_finite_are_refused_counted_and_end_the_run(make_run,
     assert (run.output / "checkpoints" / "step_1" / "state.json").is_file()
 
 
-def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(make_run, tmp_path, capsys):
+def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(
+    make_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(StopSignal, "listen", lambda self: None)  # the signals of this process stay its own
     run = make_run()
     config = tmp_path / "config.json"
     lost = replace(run, training_set=tmp_path / "nowhere")
