@@ -206,16 +206,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["chunk", "step"])
-def test_five_sigkills_of_the_real_command_change_nothing(make_run, negatives):
+def test_five_sigkills_of_the_real_command_change_nothing(make_run, negatives, tmp_path):
     """At random moments of random steps, each time with another number of loader workers."""
     changed = {"batches": {"negatives": negatives}, "training": {"epochs": 4, "save_steps": 1}}
     whole = make_run("whole", **changed)
-    train(whole, StopSignal())
+    (tmp_path / "whole.json").write_text(to_json(whole), encoding="utf-8")
+    # by the same command: another number of threads sums in another order
+    module = [sys.executable, "-m", "vipolyqwen_core.training", "--config"]
+    subprocess.run([*module, str(tmp_path / "whole.json")], check=True)
     steps, chance = len(losses(whole)), random.Random(0)
     killed = make_run("killed", **changed)
     killed.output.mkdir()
     config = killed.output / "run.json"
-    command = [sys.executable, "-m", "vipolyqwen_core.training", "--config", str(config)]
+    command = [*module, str(config)]
     for number, step in enumerate(sorted(chance.sample(range(1, steps), 5))):
         workers = {**changed, "training": {**changed["training"], "loader_workers": 2 * (number % 2)}}
         config.write_text(to_json(make_run("killed", **workers)), encoding="utf-8")
