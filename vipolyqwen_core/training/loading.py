@@ -4,6 +4,7 @@ What a chunk holds is a function of its request alone, so results do not depend 
 This module imports neither the model nor transformers: workers are spawned, and each would pay for it.
 """
 
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -184,5 +185,11 @@ def load_chunks(
             prefetch_factor=CHUNKS_AHEAD if num_workers else None,
             multiprocessing_context="spawn" if num_workers else None,  # Lance does not survive a fork
             pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupts,
         )
     )
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: the training process decides, and needs its chunks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,8 @@
-"""SIGTERM: the step in progress is finished, a checkpoint saved, and the process leaves."""
+"""SIGTERM, SIGINT: the step in progress is finished, a checkpoint saved, and the process leaves.
+
+SIGINT is what Dagster sends when somebody cancels a run, and a terminal at Ctrl-C. It may come twice, from
+the terminal and from the launcher: a second one means nothing more.
+"""
 
 import signal
 from types import FrameType
@@ -12,14 +16,15 @@ class StoppedEarly(Exception):
 
 
 class StopSignal:
-    """Remembers that SIGTERM came, until the step is done."""
+    """Remembers that a signal came, until the step is done."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def listen(self) -> None:
-        """Take SIGTERM from now on. Only the main thread may call this."""
-        signal.signal(signal.SIGTERM, self._ask)
+        """Take the signals from now on. Only the main thread may call this."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -52,7 +52,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
 
     Raises:
         ValueError: the settings, the data or what lies in the output folder do not fit
-        StoppedEarly: SIGTERM came; the run is saved
+        StoppedEarly: SIGTERM or SIGINT came; the run is saved
         CheckpointError: a checkpoint could not be written or read
         Diverged: the gradient stopped being finite
     """
@@ -148,7 +148,7 @@ class Loop:
         self.tracker.step_done(progress.step)
 
     def _save(self, result: StepResult, progress: Progress) -> None:
-        """Save where it is due, and leave where SIGTERM came."""
+        """Save where it is due, and leave where a signal came."""
         training = self.training
         stopped = self.stop.asked(training.accelerator.device)
         is_best = progress.best_step == progress.step

@@ -1,5 +1,6 @@
 """A training set of a few dozen rows over all five tasks, with tiny pictures, as the factory writes it."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,8 @@ def make_run(
             output=tmp_path / name,
         )
 
+    # a checkpoint logs dozens of lines for debugging, which bury what a failed test has to say
+    logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
     with mlflow_store(mlflow_uri):
         yield make
 

@@ -1,6 +1,7 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from vipolyqwen_core.__main__ import app
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
@@ -85,6 +87,18 @@ def test_other_workers_and_other_intervals_continue_the_same_run(make_run):
     assert losses(killed) == losses(whole)
 
 
+def test_inputs_that_are_loaded_again_and_not_held_give_the_same_run(make_run, monkeypatch):
+    changed = {
+        "batches": {"negatives": "step", "chunk_pairs": 4},
+        "training": {"max_steps": 2, "loader_workers": 1},
+    }
+    held, again = make_run("held", **changed), make_run("again", **changed)
+    train(held, StopSignal())
+    monkeypatch.setattr(schedule, "HELD_BYTES", 0)
+    train(again, StopSignal())
+    assert losses(again) == losses(held)
+
+
 def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
     run = make_run(
         training={"epochs": 4, "eval_steps": 3, "keep_checkpoints": 1, "save_steps": 100},
@@ -118,6 +132,21 @@ def test_sigterm_saves_and_the_same_command_resumes(make_run):
     assert result.mlflow_run_id == run_id
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_ask_to_stop_however_often_they_come(number):
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    stop = StopSignal()
+    try:
+        stop.listen()
+        assert not stop.asked(torch.device("cpu"))
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop.asked(torch.device("cpu"))
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, caplog):
     run = make_run(training={"max_steps": 1})
     result = train(run, StopSignal())
@@ -144,7 +173,10 @@ def test_steps_that_are_not_finite_are_refused_counted_and_end_the_run(make_run,
     assert (run.output / "checkpoints" / "step_1" / "state.json").is_file()
 
 
-def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(make_run, tmp_path, capsys):
+def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(
+    make_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(StopSignal, "listen", lambda self: None)  # the signals of this process stay its own
     run = make_run()
     config = tmp_path / "config.json"
     lost = replace(run, training_set=tmp_path / "nowhere")
@@ -174,16 +206,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["chunk", "step"])
-def test_five_sigkills_of_the_real_command_change_nothing(make_run, negatives):
+def test_five_sigkills_of_the_real_command_change_nothing(make_run, negatives, tmp_path):
     """At random moments of random steps, each time with another number of loader workers."""
     changed = {"batches": {"negatives": negatives}, "training": {"epochs": 4, "save_steps": 1}}
     whole = make_run("whole", **changed)
-    train(whole, StopSignal())
+    (tmp_path / "whole.json").write_text(to_json(whole), encoding="utf-8")
+    # by the same command: another number of threads sums in another order
+    module = [sys.executable, "-m", "vipolyqwen_core.training", "--config"]
+    subprocess.run([*module, str(tmp_path / "whole.json")], check=True)
     steps, chance = len(losses(whole)), random.Random(0)
     killed = make_run("killed", **changed)
     killed.output.mkdir()
     config = killed.output / "run.json"
-    command = [sys.executable, "-m", "vipolyqwen_core.training", "--config", str(config)]
+    command = [*module, str(config)]
     for number, step in enumerate(sorted(chance.sample(range(1, steps), 5))):
         workers = {**changed, "training": {**changed["training"], "loader_workers": 2 * (number % 2)}}
         config.write_text(to_json(make_run("killed", **workers)), encoding="utf-8")
