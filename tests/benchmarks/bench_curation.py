@@ -200,8 +200,8 @@ def intake_table(corpus: Path, path: Path) -> None:
     for source in manifest_of(corpus).sources:
         batch: list[Any] = []
         records = read_source(source, settings.dialogue_turns) if source.name != BENCHMARK else iter(())
-        for record in records:
-            batch.append(record)
+        for each in records:
+            batch.append(each)
             if len(batch) == 50_000:
                 start = _write_intake(batch, source.name, pictures, start, path)
                 batch = []
