@@ -1,7 +1,10 @@
-"""Which export is in use: `current.json` beside the exported tables. Imports nothing heavy."""
+"""Which export is in use: `current.json` beside the exported tables. Imports nothing heavy.
+
+Paths below the workspace are written relative to it, so that a workspace can be moved or copied.
+"""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vipolyqwen_core.corpus.tables import written_aside
@@ -25,8 +28,16 @@ class CurrentExport:
 
     def write(self, workspace: Workspace) -> None:
         """Make this the export in use."""
+        written = replace(
+            self, model=_from_home(self.model, workspace), parquet=_from_home(self.parquet, workspace)
+        )
         with written_aside(workspace.exports / "current.json") as aside:
-            aside.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+            aside.write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
+
+
+def _from_home(path: str, workspace: Workspace) -> str:
+    place = Path(path)
+    return str(place.relative_to(workspace.home)) if place.is_relative_to(workspace.home) else path
 
 
 def read_current(workspace: Workspace) -> CurrentExport:
@@ -40,7 +51,10 @@ def read_current(workspace: Workspace) -> CurrentExport:
         raise ValueError(
             f"nothing was exported yet: {path} does not exist; run the factory or `export` first"
         )
-    return CurrentExport(**json.loads(path.read_text(encoding="utf-8")))
+    found = CurrentExport(**json.loads(path.read_text(encoding="utf-8")))
+    # a path that is absolute stays what it is
+    model, parquet = (str(workspace.home / written) for written in (found.model, found.parquet))
+    return replace(found, model=model, parquet=parquet)
 
 
 def current_model(workspace: Workspace) -> Path:

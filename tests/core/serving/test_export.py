@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,15 @@ def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny
 def test_the_current_export_is_named(workspace: Workspace) -> None:
     current = json.loads((workspace.exports / "current.json").read_text())
     assert (current["model_version"], current["rows"]) == ("1", 2 * len(some_pairs()))
+
+
+def test_a_workspace_that_was_moved_is_searched_with_its_own_model(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    before, after = Workspace(tmp_path / "before"), Workspace(tmp_path / "after")
+    shutil.copytree(tiny_model_dir, before.models / "v1")
+    run_export(before, before.models / "v1")
+    before.home.rename(after.home)
+    assert current_model(after) == after.models / "v1"
+    assert Path(read_current(after).parquet).is_file()
+    assert search(after, "a text", top=1)[0].rank == 1
