@@ -192,7 +192,7 @@ class Peer:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
             self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def useful(self) -> float:
         return self.seen / self.computed

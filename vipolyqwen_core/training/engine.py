@@ -39,8 +39,9 @@ class PlannedStep:
     """Whether any rank has a picture: else the vision tower learns nothing."""
     learning_rate: float
     """Rate of this step."""
-    is_reloaded: bool = False
-    """Whether the chunks come a second time from the loader, instead of being held on the host."""
+    num_held: int
+    """Chunks, the first of the step, that are held on the host where there is a second pass; the others come
+    once more from the loader."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Engine:
             with torch.no_grad():
                 vectors, _ = self._embed(chunk, planned.number, number)
             embedded.append(split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True)))
-            if not planned.is_reloaded:
+            if number < planned.num_held:
                 held.append(chunk)
         pairs = join_pairs(embedded)
         sizes = [(part.num_pairs, part.keys.num_negatives) for part in embedded]
@@ -171,7 +172,7 @@ class Engine:
         )
         parts = _parts(gradient, sizes)
         for number in range(planned.num_chunks):
-            chunk = next(chunks) if planned.is_reloaded else held[number]
+            chunk = held[number] if number < planned.num_held else next(chunks)
             with self._synchronised(number == planned.num_chunks - 1):
                 vectors, surplus = self._embed(chunk, planned.number, number)
                 self._backward((vectors * next(parts)).sum() + 0.0 * surplus)

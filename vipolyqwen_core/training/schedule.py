@@ -3,16 +3,18 @@
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from vipolyqwen_core.config import Negatives, Recipe
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.loading import ChunkRequest
 from vipolyqwen_core.training.optimizer import learning_rate
-from vipolyqwen_core.training.plan import Chunk, IntArray, TrainingPlan, plan_chunks
+from vipolyqwen_core.training.plan import Chunk, TrainingPlan, plan_chunks
 
 HELD_BYTES = 8 * 2**20
-"""Inputs of a step with `negatives: step` that a rank keeps on the host for the second pass. Beyond it the
-loader makes them again, so that memory does not grow with the pairs of a step: texts are held, steps with
-many pictures are not. To decode a picture twice is little beside the model's three passes over it."""
+"""Inputs of a step with `negatives: step` that a rank keeps on the host for the second pass. The loader makes
+those beyond it again, so that memory does not grow with the pairs of a step. To decode a picture twice is
+little beside the model's three passes over it."""
 BYTES_OF_TOKEN = 64
 BYTES_OF_PATCH = 588 + 16
 
@@ -29,7 +31,7 @@ def planned_steps(
             num_chunks=len(chunks),
             has_pictures=any(chunk.has_pictures for chunk in chunks),
             learning_rate=learning_rate(step, plan.num_steps, recipe.optimizer),
-            is_reloaded=_is_reloaded(plan, recipe, rows, chunks, num_ranks),
+            num_held=_num_held(plan, recipe, chunks),
         )
 
 
@@ -53,8 +55,7 @@ def chunk_requests(
             for number, chunk in enumerate(chunks)
         ]
         yield from requests
-        if _is_reloaded(plan, recipe, rows, chunks, num_ranks):
-            yield from requests
+        yield from requests[_num_held(plan, recipe, chunks) :]
 
 
 def step_digest(plan: TrainingPlan, step: int) -> str:
@@ -63,12 +64,19 @@ def step_digest(plan: TrainingPlan, step: int) -> str:
     return hashlib.blake2b(keys.tobytes(), digest_size=8).hexdigest()
 
 
-def _is_reloaded(
-    plan: TrainingPlan, recipe: Recipe, rows: IntArray, chunks: list[Chunk], num_ranks: int
-) -> bool:
-    """Whether the inputs of a step are too large to be held; the same on all ranks."""
+def _num_held(plan: TrainingPlan, recipe: Recipe, chunks: list[Chunk]) -> int:
+    """How many chunks of a step, from the first on, are held for a second pass; the same on all ranks.
+
+    A step without a second pass holds all of its chunks: none is loaded again.
+    """
     if recipe.batches.negatives is not Negatives.STEP or len(chunks) == 1:
-        return False
-    size = int(plan.index.tokens[rows].sum()) * BYTES_OF_TOKEN
-    size += int(plan.index.patches[rows].sum()) * BYTES_OF_PATCH
-    return size > HELD_BYTES * num_ranks
+        return len(chunks)
+    index = plan.index
+    sizes = [
+        max(
+            int(index.tokens[rows].sum()) * BYTES_OF_TOKEN + int(index.patches[rows].sum()) * BYTES_OF_PATCH
+            for rows in chunk.rows
+        )
+        for chunk in chunks
+    ]
+    return int(np.searchsorted(np.cumsum(sizes), HELD_BYTES, side="right"))

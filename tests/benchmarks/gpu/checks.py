@@ -88,7 +88,7 @@ def check_vectors(training: Training, run: TrainingRun, loader: ChunkLoader, sca
 def check_waiting(training: Training, chunk: LoadedChunk) -> Check:
     """How often the host waits for the device in a step of four chunks: once, for the gradient's norm."""
     device = training.accelerator.device
-    planned = PlannedStep(0, 4 * chunk.keys.num_pairs, 4, chunk.packed.pictures is not None, 0.0)
+    planned = PlannedStep(0, 4 * chunk.keys.num_pairs, 4, chunk.packed.pictures is not None, 0.0, 4)
     if device.type == "cuda":
         chunk = chunk.pin_memory()
         training.engine.step(planned, iter([chunk] * 4))

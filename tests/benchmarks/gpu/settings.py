@@ -99,7 +99,7 @@ def fit_budget(
         for amount in scale.probe:
             rows = order[: int(np.searchsorted(np.cumsum(sizes[order]), amount)) + 1]
             chunk = loader[ChunkRequest(0, 0, rows, needs_picture=False)]
-            planned = PlannedStep(0, 2 * len(rows), 2, bool(index.images[rows].any()), 0.0)
+            planned = PlannedStep(0, 2 * len(rows), 2, bool(index.images[rows].any()), 0.0, 2)
             training.engine.step(planned, iter([chunk, chunk]))
             torch.cuda.reset_peak_memory_stats(device)
             training.engine.step(planned, iter([chunk, chunk]))
@@ -188,7 +188,7 @@ def measure_padded(
     device = training.accelerator.device
     texts = np.nonzero(training.plan.index.images == 0)[0][:num_pairs]
     chunk = _padded(loader, texts, scale.padded_tokens)
-    planned = PlannedStep(0, num_pairs, 1, False, 0.0)
+    planned = PlannedStep(0, num_pairs, 1, False, 0.0, 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(2):

@@ -47,11 +47,12 @@ def step_of(
     negatives: Negatives,
     chunk_pairs: int,
     planned_ranks: int | None = None,
-    is_reloaded: bool = False,
+    num_held: int | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss of one step over all ranks, and the weights after a step of plain gradient descent at rate 1.
 
     With `planned_ranks` a single process replays the chunks of so many ranks: the same groups of candidates.
+    With `num_held` the chunks after the first so many come twice.
     """
     training_set, backbone, processing = data
     accelerator = Accelerator(cpu=True)
@@ -90,9 +91,9 @@ def step_of(
         num_chunks=len(chunks),
         has_pictures=any(chunk.has_pictures for chunk in chunks),
         learning_rate=1.0,
-        is_reloaded=is_reloaded,
+        num_held=len(loaded) if num_held is None else num_held,
     )
-    result = engine.step(planned, iter(loaded * 2 if is_reloaded else loaded))
+    result = engine.step(planned, iter(loaded + loaded[planned.num_held :]))
     loss = accelerator.reduce(result.loss.clone(), "sum")
     weights = accelerator.unwrap_model(model).state_dict()
     return float(loss), {name: tensor.detach().clone() for name, tensor in weights.items()}

@@ -48,7 +48,8 @@ def test_cached_gradients_equal_plain_ones_whatever_the_chunks(data):
     plain = step_of(data, MIXED, Negatives.CHUNK, chunk_pairs=99)
     for chunk_pairs in (1, 4, 99):
         assert_equal_steps(step_of(data, MIXED, Negatives.STEP, chunk_pairs), plain)
-    assert_equal_steps(step_of(data, MIXED, Negatives.STEP, 4, is_reloaded=True), plain)
+    for num_held in (0, 2):
+        assert_equal_steps(step_of(data, MIXED, Negatives.STEP, 4, num_held=num_held), plain)
 
 
 def test_negatives_of_a_chunk_are_fewer_than_those_of_the_step(data):

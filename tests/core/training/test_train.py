@@ -92,11 +92,13 @@ def test_inputs_that_are_loaded_again_and_not_held_give_the_same_run(make_run, m
         "batches": {"negatives": "step", "chunk_pairs": 4},
         "training": {"max_steps": 2, "loader_workers": 1},
     }
-    held, again = make_run("held", **changed), make_run("again", **changed)
+    held = make_run("held", **changed)
     train(held, StopSignal())
-    monkeypatch.setattr(schedule, "HELD_BYTES", 0)
-    train(again, StopSignal())
-    assert losses(again) == losses(held)
+    for name, held_bytes in (("some", 40_000), ("none", 0)):
+        monkeypatch.setattr(schedule, "HELD_BYTES", held_bytes)
+        again = make_run(name, **changed)
+        train(again, StopSignal())
+        assert losses(again) == losses(held)
 
 
 def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
