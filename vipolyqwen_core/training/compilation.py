@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 ROTARY_FUNCTIONS: Final = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")
 """The attention modules look them up by these names: compiled for all models of the process."""
+NORM: Final = "Qwen2VLRMSNorm"
 FEED_FORWARD: Final = ("Qwen2MLP", "VisionMlp")
 
 
@@ -24,10 +25,15 @@ def compile_layers(model: nn.Module) -> None:
     """Compile norms, feed-forward parts and rotary positions for any number of rows; a second time: nothing.
 
     The first chunks are slow, about a minute in all. Values change by rounding only.
+
+    Raises:
+        ValueError: the layers are not those of Qwen2-VL: none would be compiled
     """
+    if not any(type(module).__name__ == NORM for module in model.modules()):
+        raise ValueError("training.compile_layers knows the layers of Qwen2-VL only: leave it false")
     for module in model.modules():
         name = type(module).__name__
-        if name == "Qwen2VLRMSNorm":
+        if name == NORM:
             module.forward = MethodType(_root_mean_square, module)
         elif name == "LayerNorm":
             module.forward = MethodType(_layer_norm, module)

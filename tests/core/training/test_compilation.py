@@ -40,3 +40,8 @@ def test_compiled_layers_equal_plain_ones(
     for one, other in zip(plain, compiled, strict=True):
         for expected, found in zip(one, other, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_another_backbone_are_refused_instead_of_left_as_they_are():
+    with pytest.raises(ValueError, match="compile_layers knows the layers of Qwen2-VL only"):
+        compile_layers(torch.nn.Linear(2, 2))
