@@ -75,8 +75,9 @@ class MeanPooling(nn.Module):
     """Every token weighs the same."""
 
     def weights(self, hidden: Tensor, segment_ids: Tensor, num_segments: int) -> Tensor:
-        counts = torch.bincount(segment_ids, minlength=num_segments)
-        return (1.0 / counts.to(hidden.dtype))[segment_ids][:, None]
+        # not `bincount`: it would wait for the device to know the largest id
+        counts = hidden.new_zeros(num_segments).index_add(0, segment_ids, hidden.new_ones(len(segment_ids)))
+        return (1.0 / counts)[segment_ids][:, None]
 
 
 class LastPooling(nn.Module):
