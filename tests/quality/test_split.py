@@ -1,5 +1,7 @@
 """The sticky split: over retrainings with a growing corpus nothing changes sides, nothing leaks."""
 
+from collections.abc import Sequence
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -22,12 +24,15 @@ def remembered(split: dict[int, str]) -> pl.DataFrame:
 
 
 def corpus(
-    links: list[int], off_limits: set[int] = frozenset(), assignments: pl.DataFrame = NO_ASSIGNMENTS
+    links: list[int],
+    off_limits: set[int] = frozenset(),
+    assignments: pl.DataFrame = NO_ASSIGNMENTS,
+    samples: Sequence[int] | None = None,
 ) -> tuple[pl.DataFrame, pl.Series]:
-    """Row i is sample i and has the link `links[i]`; rows of one link, or of one earlier component, are a
-    component. The second is the names of the components."""
+    """Row i is sample i, or `samples[i]`, and has the link `links[i]`; rows of one link, or of one earlier
+    component, are a component. The second is the names of the components."""
     rows = pl.DataFrame(
-        {"row": range(len(links)), "sample_id": range(len(links))},
+        {"row": range(len(links)), "sample_id": range(len(links)) if samples is None else samples},
         schema={"row": pl.UInt32, "sample_id": ID_NUMBER},
     ).with_columns(
         source=pl.lit("s"),
@@ -101,6 +106,30 @@ def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> No
         assert 90 <= sum(row < 900 for row in rows_of_seed) <= 91
         assert 10 <= sum(row >= 900 for row in rows_of_seed) <= 11
     assert chosen[0] != chosen[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=20), min_size=2, max_size=4), st.data())
+def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data: st.DataObject) -> None:
+    """Nobody is forgotten, sides stay, and a row that is gone goes on with those of its component."""
+    assignments, split = NO_ASSIGNMENTS, SplitSettings(eval_share=0.4, max_component_share=1.0)
+    for present in map(sorted, steps):
+        links = data.draw(st.lists(st.integers(0, 15), min_size=len(present), max_size=len(present)))
+        rows, names = corpus(links, assignments=assignments, samples=present)
+        result = split_rows(rows, names, assignments, split)
+        now = {sample: names[label] for sample, label in rows.select("sample_id", "component").iter_rows()}
+        renamed = {old: now[sample] for sample, old, _ in assignments.iter_rows() if sample in now}
+        expected = {
+            sample: (now.get(sample, renamed.get(old, old)), side)
+            for sample, old, side in assignments.iter_rows()
+        }
+        for sample, side in sides(result, rows).items():
+            if side in ("train", "eval"):
+                expected.setdefault(sample, (now[sample], side))
+        found = {sample: (component, side) for sample, component, side in result.assignments.iter_rows()}
+        assert found == expected
+        assert list(found) == sorted(found)
+        assignments = result.assignments
 
 
 def test_evaluation_rows_retire_when_their_component_meets_training() -> None:
