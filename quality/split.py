@@ -29,13 +29,11 @@ EVALUATION_FULL = "evaluation_full"
 STRATUM = ("source", "task", "language")
 SMALL_COMPONENT = 100
 """Components up to this size are never too large, however small the corpus."""
-
-
 NEW = "new"
-DECISION = pl.Enum(
-    [*SIDE.categories, OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL, NEW]
-)
+RULES = (OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL)
+DECISION = pl.Enum([*SIDE.categories, *RULES, NEW])
 ORDERED_AT_ONCE = 100_000
+"""Components whose names are spelled at once."""
 
 
 @dataclass(frozen=True)

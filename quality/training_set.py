@@ -41,7 +41,7 @@ from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
 from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
-from quality.split import SplitResult, check_components, split_rows
+from quality.split import check_components, split_rows
 from quality.training_tables import write_tables
 from quality.validate import accepted_folder, accepted_stage
 from vipolyqwen_core.config import CurationSettings, Recipe, to_json
@@ -106,6 +106,21 @@ def accepted_sources(manifest: Manifest, workspace: Workspace) -> list[AcceptedS
     return found
 
 
+@dataclass(frozen=True)
+class Decided:
+    """Where every row goes, by number."""
+
+    rows: pl.DataFrame
+    """`row`, `component` (its number), `source`, `task`, `language`, `split`, `rule`, in order; no split and
+    no rule: a copy."""
+    names: pl.Series
+    """Name of each component, by number."""
+    assignments: pl.DataFrame
+    """What is to be remembered, of earlier training sets too."""
+    counts: dict[str, Any]
+    """How many near links there were, and the largest component."""
+
+
 def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace) -> StageSummary:
     """Join exactly the sources of the manifest, each at its accepted version, and split them for good.
 
@@ -127,39 +142,26 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         rows = rows.with_columns(pl.col("row").cast(pl.Int64))
         copies = find_copies(rows, recipe.curation, aside / "bands")
         logger.info("training set: %d copies across sources", copies.height)
-        same, linked = _same_keys(rows, sources, recipe.curation, aside / "bands")
-        assignments = read_assignments(persisted)
-        facts = _facts(rows, sources, copies, assignments)
-        labels = connect(
-            facts.height, _links(rows, facts, sources, copies, assignments, recipe.curation), same
-        )
-        names = name_components(facts["sample_id"], labels)
-        del same
-        logger.info("training set: %d rows in %d components", facts.height, len(names))
-        facts = facts.with_columns(component=pl.Series(labels))
-        largest = check_components(facts.filter(~pl.col("dropped")), names, recipe.split)
-        result = split_rows(facts, names, assignments, recipe.split)
-        decisions = facts.select("component", "source", "task", "language", split=result.rows["split"])
-        assert result.rows["row"].equals(facts["row"])
-        write_tables([(source.folder, source.images) for source in sources], decisions, names, aside)
+        decided = _decide(rows, sources, copies, persisted, recipe, aside / "bands")
+        stores = [(source.folder, source.images) for source in sources]
+        write_tables(stores, decided.rows, decided.names, aside)
         images = {source.name: source.images for source in sources if source.images is not None}
         (aside / "images.json").write_text(json.dumps(images, indent=2), encoding="utf-8")
-        rejected = _write_ledger(rows, copies, result, aside / "ledger.parquet")
+        rejected = _write_ledger(rows, copies, decided.rows, aside / "ledger.parquet")
         with written_aside(persisted) as table:
-            write_assignments(result.assignments, table)
+            write_assignments(decided.assignments, table)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,
             data_version=content_digest([aside / name for name in TABLES]),
-            pairs_in=decisions.height,
-            pairs_out=decisions.drop_nulls("split").height,
+            pairs_in=decided.rows.height,
+            pairs_out=decided.rows.drop_nulls("split").height,
             rejected=rejected,
             seconds=time.monotonic() - started,
             details={
-                **_details(decisions, sources),
-                "components": len(names),
-                **linked,
-                "largest_component": largest,
+                **_details(decided.rows, sources),
+                "components": len(decided.names),
+                **decided.counts,
                 "assignments": _digest(persisted),
             },
         )
@@ -171,6 +173,39 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
 
 def _digest(path: Path) -> str:
     return content_digest([path]) if path.is_file() else ""
+
+
+def _decide(
+    rows: pl.LazyFrame,
+    sources: list[AcceptedSource],
+    copies: pl.DataFrame,
+    persisted: Path,
+    recipe: Recipe,
+    scratch: Path,
+) -> Decided:
+    """Link the rows and split them.
+
+    Args:
+        persisted: the assignments of earlier training sets
+    Raises:
+        ValueError: too many rows are linked to each other
+    """
+    same, counts = _same_keys(rows, sources, recipe.curation, scratch)
+    assignments = read_assignments(persisted)
+    facts = _facts(rows, sources, copies, assignments)
+    links = _links(rows, facts, sources, copies, assignments, recipe.curation)
+    labels = connect(facts.height, links, same)
+    del links, same
+    names = name_components(facts["sample_id"], labels)
+    facts = facts.with_columns(component=pl.Series(labels))
+    logger.info("training set: %d rows in %d components", facts.height, len(names))
+    largest = check_components(facts.filter(~pl.col("dropped")), names, recipe.split)
+    result = split_rows(facts, names, assignments, recipe.split)
+    assert result.rows["row"].equals(facts["row"]), "rows are out of order"
+    decided = facts.select(
+        "row", "component", "source", "task", "language", *result.rows.select("split", "rule")
+    )
+    return Decided(decided, names, result.assignments, {**counts, "largest_component": largest})
 
 
 def _facts(
@@ -263,10 +298,10 @@ def _near_picture_keys(sources: list[AcceptedSource]) -> pl.DataFrame:
 
 
 def _write_ledger(
-    rows: pl.LazyFrame, copies: pl.DataFrame, result: SplitResult, path: Path
+    rows: pl.LazyFrame, copies: pl.DataFrame, decisions: pl.DataFrame, path: Path
 ) -> dict[str, int]:
     """Write the ledger; its pairs by rule."""
-    refused = result.rows.drop_nulls("rule").select(
+    refused = decisions.drop_nulls("rule").select(
         pl.col("row").cast(pl.Int64),
         pl.col("rule").cast(pl.String),
         reason=pl.col("rule").cast(pl.String).replace_strict(RULES, return_dtype=pl.String),
