@@ -91,11 +91,12 @@ def earlier_links(rows: pl.DataFrame, assignments: pl.DataFrame) -> pl.DataFrame
     What was linked once stays linked, also where the row that linked it is gone from the corpus.
 
     Args:
-        rows: `row`, `sample_id`
-        assignments: `sample_id`, `component`
+        rows: `row`, `earlier` (the place of its sample in the assignments; null: none)
+        assignments: `component`
     """
-    known = rows.select("row", "sample_id").join(assignments, on="sample_id")
-    return known.select("row", key=("component:" + pl.col("component")).hash(seed=0))
+    known = rows.select("row", "earlier").drop_nulls("earlier")
+    keys = assignments.select(key=pl.col("component").hash(seed=0)).to_series()
+    return known.select(pl.col("row").cast(pl.Int64), key=keys.gather(known["earlier"]))
 
 
 def copy_links(duplicates: pl.DataFrame) -> pl.DataFrame:
@@ -112,7 +113,7 @@ def copy_links(duplicates: pl.DataFrame) -> pl.DataFrame:
 
 
 def connect(num_rows: int, links: pl.DataFrame, same: pl.DataFrame) -> NDArray[np.int32]:
-    """The component of each row, as a number.
+    """The component of each row, as a number: from 0 on, without gaps, in the order of their first rows.
 
     Args:
         num_rows: rows are numbered from 0
@@ -122,26 +123,35 @@ def connect(num_rows: int, links: pl.DataFrame, same: pl.DataFrame) -> NDArray[n
         returns: [num_rows]
     """
     # A key that stands once links nothing: most do, and they need no place in the graph.
-    common = repeated(pl.concat([links["key"], same["a"], same["b"]]).alias("key")).to_frame()
-    links = links.join(common, on="key", how="semi")
-    keys, codes = np.unique(
-        np.concatenate([links["key"].to_numpy(), same["a"].to_numpy(), same["b"].to_numpy()]),
-        return_inverse=True,
+    common = repeated(pl.concat([links["key"], same["a"], same["b"]]).alias("key"))
+    places = common.to_frame().with_row_index("place", offset=num_rows)
+    own = links.join(places, on="key")
+    equal = same.join(places.rename({"key": "a", "place": "row"}), on="a")
+    equal = equal.join(places.rename({"key": "b"}), on="b")
+    size = num_rows + len(common)
+    assert size < 2**31, f"{size} rows and keys: the numbers of the graph have 31 bits"
+    begins, ends = (
+        np.concatenate([own[name].to_numpy(), equal[name].to_numpy()], dtype=np.int32, casting="unsafe")
+        for name in ("row", "place")
     )
-    own, left, right = np.split(codes, [links.height, links.height + same.height])
-    begins = np.concatenate([links["row"].to_numpy(), num_rows + left])
-    ends = np.concatenate([num_rows + own, num_rows + right])
-    size = num_rows + len(keys)
+    del links, own, equal
     graph = coo_array((np.ones(len(begins), dtype=np.int8), (begins, ends)), shape=(size, size))
     _, labels = connected_components(graph, directed=False)
     return np.asarray(labels[:num_rows], dtype=np.int32)
 
 
-def name_components(rows: pl.DataFrame, labels: NDArray[np.int32]) -> pl.DataFrame:
-    """`rows` with a `component`: the smallest `sample_id` of it, whatever the order of rows."""
-    linked = np.flatnonzero(np.bincount(labels)[labels] > 1) if len(labels) else labels
-    some = pl.DataFrame({"sample_id": rows["sample_id"][linked], "label": labels[linked]})
-    names = some.select(pl.col("sample_id").min().over("label")).to_series()
-    return rows.with_columns(
-        component=rows["sample_id"].scatter(linked, names) if len(linked) else "sample_id"
-    )
+def name_components(sample_ids: pl.Series, labels: NDArray[np.int32]) -> pl.Series:
+    """The name of each component: the smallest `sample_id` of it, whatever the order of rows.
+
+    Shapes:
+        sample_ids, labels: [rows]
+        returns: [components]
+    """
+    sizes = np.bincount(labels)
+    first = np.zeros(len(sizes), dtype=np.int64)
+    first[labels] = np.arange(len(labels))
+    linked = np.flatnonzero(sizes[labels] > 1)
+    some = pl.DataFrame({"row": linked, "label": labels[linked], "sample_id": sample_ids.gather(linked)})
+    smallest = some.sort("sample_id").unique("label", keep="first")
+    first[smallest["label"].to_numpy()] = smallest["row"].to_numpy()
+    return sample_ids.gather(first).alias("component")

@@ -25,6 +25,7 @@ from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
 
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
+COPY = pl.Enum([EXACT, NEAR])
 COMPARED = ("query", "target", "history")
 LABELS = ("score", "group_id", "positive_key")
 MAX_CHARS = 2**20 - 1
@@ -37,6 +38,15 @@ def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Pat
     Args:
         rows: `row`, the columns of a pair, query_hash and target_hash
         scratch: a folder of one's own
+    """
+    return explain_copies(find_copies(rows, settings, scratch), rows)
+
+
+def find_copies(rows: pl.LazyFrame, settings: CurationSettings, scratch: Path) -> pl.DataFrame:
+    """The rows to drop, numbers only: `row`, `kept` (the row that stays), `rule` (an Enum), `similarity`.
+
+    Args:
+        rows, scratch: as `find_duplicates` takes them
     """
     ranked = rows.with_columns(rank=preference())
     exact = exact_duplicates(ranked, ["task", "query_hash", "target_hash"])
@@ -51,10 +61,10 @@ def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Pat
     # What an exact copy was kept for may itself be near a better one: that one is what stays.
     final = near.select(kept="row", final="kept")
     exact = exact.join(final, on="kept", how="left", maintain_order="left").select(
-        "row", kept=pl.coalesce("final", "kept"), rule=pl.lit(EXACT), similarity=pl.lit(1.0)
+        "row", kept=pl.coalesce("final", "kept"), rule=pl.lit(EXACT, dtype=COPY), similarity=pl.lit(1.0)
     )
-    dropped = pl.concat([exact, near.with_columns(rule=pl.lit(NEAR))], how="diagonal").sort("row")
-    return _explained(dropped, rows)
+    near = near.select("row", "kept", "similarity", rule=pl.lit(NEAR, dtype=COPY))
+    return pl.concat([exact, near], how="diagonal").sort("row")
 
 
 def preference() -> pl.Expr:
@@ -87,8 +97,8 @@ def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:
     ).filter(pl.any_horizontal(pl.col(name).is_not_null() for name in COMPARED))
 
 
-def _explained(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:
-    """The dropped rows with rule, reason and value: which row stays in their place."""
+def explain_copies(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:
+    """The rows that `find_copies` gives, with reason and value: which row stays in their place."""
     facts = rows.select("row", "sample_id", "source", "file", "line", "score")
     needed = pl.concat([dropped["row"], dropped["kept"]]).unique().alias("row").to_frame()
     known = facts.join(needed.lazy(), on="row", how="semi").collect(engine="streaming")
@@ -110,7 +120,7 @@ def _explained(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:
     return joined.select(
         "row",
         "kept",
-        "rule",
+        pl.col("rule").cast(pl.String),
         reason=pl.concat_str(sentences, place, similarity, scores.fill_null(""), pl.lit(".")),
         value="sample_id",
     ).sort("row")

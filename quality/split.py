@@ -17,6 +17,8 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
+from quality.assignments import SIDE
+from quality.id_numbers import spell
 from vipolyqwen_core.config import SplitSettings
 from vipolyqwen_core.contract import Split
 
@@ -27,6 +29,11 @@ EVALUATION_FULL = "evaluation_full"
 STRATUM = ("source", "task", "language")
 SMALL_COMPONENT = 100
 """Components up to this size are never too large, however small the corpus."""
+NEW = "new"
+RULES = (OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL)
+DECISION = pl.Enum([*SIDE.categories, *RULES, NEW])
+ORDERED_AT_ONCE = 100_000
+"""Components whose names are spelled at once."""
 
 
 @dataclass(frozen=True)
@@ -34,133 +41,187 @@ class SplitResult:
     """Where each row goes, and what is to be remembered."""
 
     rows: pl.DataFrame
-    """`row`, `split` (train, eval or null) and, where it is null, the `rule` that says why."""
+    """`row`, `split` (train, eval or null) and, where it is null, the `rule` that says why; both null for a
+    duplicate. Sorted by row."""
     assignments: pl.DataFrame
     """The table to persist: sample_id, component, split. Sorted by sample_id."""
 
 
-def split_rows(rows: pl.DataFrame, assignments: pl.DataFrame, settings: SplitSettings) -> SplitResult:
+def split_rows(
+    rows: pl.DataFrame, names: pl.Series, assignments: pl.DataFrame, settings: SplitSettings
+) -> SplitResult:
     """Decide the side of each row.
 
     Args:
-        rows: row, sample_id, component, source, task, language, off_limits (bool), dropped (bool: a
-            duplicate, which has no side but whose earlier side counts for its component)
+        rows: row, sample_id, component (its number), source, task, language, off_limits (bool), dropped
+            (bool: a duplicate, which has no side but whose earlier side counts for its component), earlier
+            (the place of its sample in `assignments`; null: new). Text columns of the stratum are Enums in
+            the order of the alphabet, or texts
+        names: name of each component, by number
         assignments: sample_id, component, split of earlier training sets
     """
-    earlier = assignments.select("sample_id", earlier="split")
-    rows = rows.join(earlier, on="sample_id", how="left", maintain_order="left")
-    known = rows.group_by("component").agg(
-        trained=(pl.col("earlier") == Split.TRAIN.value).any(),
-        evaluated=(pl.col("earlier") == Split.EVAL.value).any(),
-        banned=pl.col("off_limits").any(),
+    component = rows["component"].to_numpy()
+    earlier = assignments["split"].gather(rows["earlier"])
+
+    def any_of_component(found: pl.Series) -> pl.Series:
+        has = np.zeros(len(names), dtype=bool)
+        has[component[found.fill_null(False).to_numpy()]] = True
+        return pl.Series(has[component])
+
+    decided = rows.select(
+        "row",
+        "sample_id",
+        "component",
+        *STRATUM,
+        "off_limits",
+        "dropped",
+        earlier=earlier,
+        trained=any_of_component(earlier == Split.TRAIN.value),
+        evaluated=any_of_component(earlier == Split.EVAL.value),
+        banned=any_of_component(rows["off_limits"]),
     )
-    rows = rows.join(known, on="component", how="left", maintain_order="left")
-    decided = rows.filter(~pl.col("dropped")).with_columns(decision=_decision())
-    room = (
-        settings.max_eval_pairs
-        - decided.filter((pl.col("decision") == "eval") & (pl.col("earlier") == "eval")).height
+    decided = decided.select(
+        "row",
+        "sample_id",
+        "component",
+        *STRATUM,
+        "earlier",
+        decision=pl.when(~pl.col("dropped")).then(_decision()),
     )
-    growing = decided.filter((pl.col("decision") == "eval") & pl.col("earlier").is_null())
+    evaluating = decided.filter(pl.col("decision") == Split.EVAL.value)
+    growing = evaluating.filter(pl.col("earlier").is_null())
+    room = settings.max_eval_pairs - evaluating.filter(pl.col("earlier") == Split.EVAL.value).height
     full = growing.sort("sample_id")[max(room, 0) :]
     room -= growing.height - full.height
-    chosen = _choose(decided.filter(pl.col("decision") == "new"), settings, max(room, 0))
+    chosen = _choose(decided.filter(pl.col("decision") == NEW), names, settings, max(room, 0))
+    evaluates = np.zeros(len(names), dtype=bool)
+    evaluates[chosen] = True
     decision = (
         pl.when(pl.col("row").is_in(full["row"].implode()))
-        .then(pl.lit(EVALUATION_FULL))
-        .when(pl.col("decision") != "new")
+        .then(pl.lit(EVALUATION_FULL, dtype=DECISION))
+        .when(pl.col("decision").ne_missing(pl.lit(NEW, dtype=DECISION)))
         .then("decision")
-        .when(pl.col("component").is_in(chosen.implode()))
-        .then(pl.lit(Split.EVAL.value))
-        .otherwise(pl.lit(Split.TRAIN.value))
+        .when(pl.Series(evaluates[component]))
+        .then(pl.lit(Split.EVAL.value, dtype=DECISION))
+        .otherwise(pl.lit(Split.TRAIN.value, dtype=DECISION))
     )
-    decided = decided.with_columns(decision=decision)
+    decided = decided.select("row", "sample_id", "component", "earlier", decision=decision)
     sided = pl.col("decision").is_in([side.value for side in Split])
     result = decided.select(
         "row",
         split=pl.when(sided).then("decision"),
         rule=pl.when(~sided).then("decision"),
     )
-    return SplitResult(result.sort("row"), _remember(rows, decided.filter(sided), assignments))
+    return SplitResult(result.sort("row"), _remember(rows, names, decided.filter(sided), assignments))
 
 
 def _decision() -> pl.Expr:
     """`train`, `eval`, the name of a rule, or `new` where the hash decides."""
-    evaluated_before = pl.col("earlier").eq_missing(pl.lit(Split.EVAL.value))
+    evaluated_before = pl.col("earlier").eq_missing(pl.lit(Split.EVAL.value, dtype=SIDE))
+
+    def decided(name: str) -> pl.Expr:
+        return pl.lit(name, dtype=DECISION)
+
     return (
         pl.when("off_limits")
-        .then(pl.lit(OFF_LIMITS))
+        .then(decided(OFF_LIMITS))
         .when(pl.col("banned") & (pl.col("trained") | ~evaluated_before))
-        .then(pl.lit(LINKED_TO_OFF_LIMITS))
+        .then(decided(LINKED_TO_OFF_LIMITS))
         .when(pl.col("trained") & evaluated_before)
-        .then(pl.lit(EVALUATION_RETIRED))
+        .then(decided(EVALUATION_RETIRED))
         .when("trained")
-        .then(pl.lit(Split.TRAIN.value))
+        .then(decided(Split.TRAIN.value))
         .when("evaluated")
-        .then(pl.lit(Split.EVAL.value))
-        .otherwise(pl.lit("new"))
+        .then(decided(Split.EVAL.value))
+        .otherwise(decided(NEW))
     )
 
 
-def _choose(new: pl.DataFrame, settings: SplitSettings, room: int) -> pl.Series:
+def _choose(new: pl.DataFrame, names: pl.Series, settings: SplitSettings, room: int) -> list[int]:
     """The new components that evaluate: at most `room` rows in all."""
     if new.is_empty() or room == 0:
-        return pl.Series("component", [], dtype=pl.String)
+        return []
     share = min(settings.eval_share, room / new.height)
-    components = (
-        new.sort("sample_id")
-        .group_by("component", maintain_order=True)
-        .agg(pl.len().alias("size"), *(pl.col(name).first() for name in STRATUM))
-    )
-    places = np.fromiter((_order(settings.seed, name) for name in components["component"]), dtype=np.uint64)
-    components = components.with_columns(order=pl.Series(places)).sort(*STRATUM, "order")
-    chosen: list[str] = []
+    components = _first_rows(new, len(names))
+    order = _orders(settings.seed, names.gather(components["component"]))
+    components = components.with_columns(order=order).sort(*STRATUM, "order")
+    chosen: list[int] = []
     for _, stratum in components.group_by(STRATUM, maintain_order=True):
         # The fraction of a row is rounded up as often as it is large, by a hash that differs from run to run.
         left = min(int(share * int(stratum["size"].sum()) + (stratum["order"][-1] % 2**32) / 2**32), room)
-        for name, size in stratum.select("component", "size").iter_rows():
+        for component, size in stratum.select("component", "size").iter_rows():
             if left <= 0:
                 break
             if size <= left:
-                chosen.append(name)
+                chosen.append(component)
                 left -= size
                 room -= size
-    return pl.Series("component", chosen, dtype=pl.String)
+    return chosen
 
 
-def _order(seed: int, component: str) -> int:
-    """The place of a component among others: a hash that no library's version changes."""
-    return int.from_bytes(blake2b(f"{seed}:{component}".encode(), digest_size=8).digest(), "little")
+def _first_rows(rows: pl.DataFrame, num_components: int) -> pl.DataFrame:
+    """`component`, STRATUM, `size` of each component: those of its row with the smallest `sample_id`."""
+    component = rows["component"].to_numpy()
+    sizes = np.bincount(component, minlength=num_components)[component]
+    rows = rows.select("sample_id", "component", *STRATUM, size=pl.Series(sizes, dtype=pl.UInt32))
+    several = rows.filter(pl.col("size") > 1).sort("sample_id").unique("component", keep="first")
+    return pl.concat([rows.filter(pl.col("size") == 1), several]).drop("sample_id")
 
 
-def _remember(rows: pl.DataFrame, sided: pl.DataFrame, assignments: pl.DataFrame) -> pl.DataFrame:
+def _orders(seed: int, names: pl.Series) -> pl.Series:
+    """The place of components among others: a hash of the name that no library's version changes."""
+    prefix = f"{seed}:".encode()
+    places = [np.zeros(0, dtype="<u8")]
+    for start in range(0, len(names), ORDERED_AT_ONCE):
+        spelled = spell(names[start : start + ORDERED_AT_ONCE])
+        digests = (blake2b(prefix + name.encode(), digest_size=8).digest() for name in spelled)
+        places.append(np.frombuffer(b"".join(digests), dtype="<u8"))
+    return pl.Series(np.concatenate(places), dtype=pl.UInt64)
+
+
+def _remember(
+    rows: pl.DataFrame, names: pl.Series, sided: pl.DataFrame, assignments: pl.DataFrame
+) -> pl.DataFrame:
     """The earlier table with the new rows, and every component under its present name."""
-    renamed = (
-        rows.join(assignments.select("sample_id", old="component"), on="sample_id")
-        .select("old", "component")
-        .unique(subset="old")
-    )
-    kept = assignments.join(renamed, left_on="component", right_on="old", how="left").select(
-        "sample_id", component=pl.coalesce("component_right", "component"), split="split"
-    )
-    fresh = sided.filter(pl.col("earlier").is_null()).select("sample_id", "component", split="decision")
-    return pl.concat([kept, fresh]).sort("sample_id")
+    present = rows.select("earlier", "component").drop_nulls("earlier")
+    numbers = np.full(assignments.height, -1, dtype=np.int64)
+    numbers[present["earlier"].to_numpy()] = present["component"].to_numpy()
+    stays = assignments.filter(pl.Series(numbers >= 0))
+    renamed = stays.select(old="component", component=names.gather(numbers[numbers >= 0]))
+    # A row that is gone from the corpus goes on with those that shared its component.
+    gone = assignments.filter(pl.Series(numbers < 0))
+    followed = renamed.join(gone.select(old="component"), on="old", how="semi").unique("old")
+    gone = gone.join(followed, left_on="component", right_on="old", how="left")
+    fresh = sided.filter(pl.col("earlier").is_null())
+    tables = [
+        stays.with_columns(renamed["component"]),
+        gone.select("sample_id", component=pl.coalesce("component_right", "component"), split="split"),
+        fresh.select(
+            "sample_id", component=names.gather(fresh["component"]), split=pl.col("decision").cast(SIDE)
+        ),
+    ]
+    return pl.concat(tables).sort("sample_id")
 
 
-def check_components(rows: pl.DataFrame, settings: SplitSettings) -> dict[str, object]:
+def check_components(rows: pl.DataFrame, names: pl.Series, settings: SplitSettings) -> dict[str, object]:
     """Size and share of the largest component.
 
     Args:
         rows: component, source and the others of `split_rows`
+        names: name of each component, by number
     Raises:
         ValueError: it is larger than `max_component_share` allows: the links are wrong
     """
     if rows.is_empty():
         return {"component": None, "rows": 0, "share": 0.0}
-    sizes = rows["component"].value_counts(sort=True, name="size").sort("size", "component", descending=True)
-    component, size = sizes.row(0)
+    sizes = np.bincount(rows["component"].to_numpy())
+    size = int(sizes.max())
+    largest = np.flatnonzero(sizes == size)
+    number = int(largest[names.gather(largest).arg_max()])
+    component = spell(names.gather([number])).item()
     share = size / rows.height
     if size > SMALL_COMPONENT and share > settings.max_component_share:
-        members = rows.filter(pl.col("component") == component)
+        members = rows.filter(pl.col("component") == number)
         sources = members["source"].value_counts(sort=True).rows()
         raise ValueError(
             f"the largest component of linked rows holds {size} of {rows.height} rows ({share:.1%}), allowed "

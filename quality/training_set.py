@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from quality.assignments import earlier_places, read_assignments, write_assignments
 from quality.components import (
     SAME_SCHEMA,
     connect,
@@ -32,16 +34,18 @@ from quality.components import (
     near_sides,
     picture_key,
 )
-from quality.ledger import count_rules, polars_schema, rejected_pairs, write_ledger
+from quality.id_numbers import id_number
+from quality.language import EN, OTHER, VI, ZH
+from quality.ledger import count_rules, rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
-from quality.row_duplicates import find_duplicates
+from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
-from quality.split import SplitResult, check_components, split_rows
+from quality.split import check_components, split_rows
 from quality.training_tables import write_tables
 from quality.validate import accepted_folder, accepted_stage
 from vipolyqwen_core.config import CurationSettings, Recipe, to_json
-from vipolyqwen_core.contract import ASSIGNMENTS, Split
+from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Manifest
@@ -52,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
 CODE_VERSION = 3
+TASK = pl.Enum(sorted(task.value for task in Task))
+LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
 
 
@@ -100,6 +106,21 @@ def accepted_sources(manifest: Manifest, workspace: Workspace) -> list[AcceptedS
     return found
 
 
+@dataclass(frozen=True)
+class Decided:
+    """Where every row goes, by number."""
+
+    rows: pl.DataFrame
+    """`row`, `component` (its number), `source`, `task`, `language`, `split`, `rule`, in order; no split and
+    no rule: a copy."""
+    names: pl.Series
+    """Name of each component, by number."""
+    assignments: pl.DataFrame
+    """What is to be remembered, of earlier training sets too."""
+    counts: dict[str, Any]
+    """How many near links there were, and the largest component."""
+
+
 def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace) -> StageSummary:
     """Join exactly the sources of the manifest, each at its accepted version, and split them for good.
 
@@ -115,35 +136,32 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     if earlier is not None and earlier.details["assignments"] == _digest(persisted):
         logger.info("training set: unchanged, %d pairs", earlier.pairs_out)
         return earlier
-    assignments = read_assignments(persisted)
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
         rows = pl.scan_parquet([source.folder / "pairs.parquet" for source in sources], row_index_name="row")
         rows = rows.with_columns(pl.col("row").cast(pl.Int64))
-        duplicates = find_duplicates(rows, recipe.curation, aside / "bands")
-        logger.info("training set: %d copies across sources", duplicates.height)
-        facts, linked = _components(rows, sources, duplicates, assignments, recipe.curation, aside / "bands")
-        largest = check_components(facts.filter(~pl.col("dropped")), recipe.split)
-        result = split_rows(facts, assignments, recipe.split)
-        decisions = _decisions(facts, result)
-        write_tables([(source.folder, source.images) for source in sources], decisions, aside)
+        copies = find_copies(rows, recipe.curation, aside / "bands")
+        logger.info("training set: %d copies across sources", copies.height)
+        decided = _decide(rows, sources, copies, persisted, recipe, aside / "bands")
+        stores = [(source.folder, source.images) for source in sources]
+        write_tables(stores, decided.rows, decided.names, aside)
         images = {source.name: source.images for source in sources if source.images is not None}
         (aside / "images.json").write_text(json.dumps(images, indent=2), encoding="utf-8")
-        rejected = _write_ledger(rows, duplicates, result, aside / "ledger.parquet")
+        rejected = _write_ledger(rows, copies, decided.rows, aside / "ledger.parquet")
         with written_aside(persisted) as table:
-            result.assignments.cast(polars_schema(ASSIGNMENTS)).write_parquet(table)
+            write_assignments(decided.assignments, table)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,
             data_version=content_digest([aside / name for name in TABLES]),
-            pairs_in=facts.height,
-            pairs_out=decisions.drop_nulls("split").height,
+            pairs_in=decided.rows.height,
+            pairs_out=decided.rows.drop_nulls("split").height,
             rejected=rejected,
             seconds=time.monotonic() - started,
             details={
-                **_details(facts, decisions, sources),
-                **linked,
-                "largest_component": largest,
+                **_details(decided.rows, sources),
+                "components": len(decided.names),
+                **decided.counts,
                 "assignments": _digest(persisted),
             },
         )
@@ -153,51 +171,97 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     return summary
 
 
-def read_assignments(path: Path) -> pl.DataFrame:
-    """The persisted split; empty where no training set was built yet."""
-    return pl.read_parquet(path) if path.is_file() else pl.DataFrame(schema=polars_schema(ASSIGNMENTS))
-
-
 def _digest(path: Path) -> str:
     return content_digest([path]) if path.is_file() else ""
 
 
-def _components(
+def _decide(
     rows: pl.LazyFrame,
     sources: list[AcceptedSource],
-    duplicates: pl.DataFrame,
-    assignments: pl.DataFrame,
-    settings: CurationSettings,
+    copies: pl.DataFrame,
+    persisted: Path,
+    recipe: Recipe,
     scratch: Path,
+) -> Decided:
+    """Link the rows and split them.
+
+    Args:
+        persisted: the assignments of earlier training sets
+    Raises:
+        ValueError: too many rows are linked to each other
+    """
+    same, counts = _same_keys(rows, sources, recipe.curation, scratch)
+    assignments = read_assignments(persisted)
+    facts = _facts(rows, sources, copies, assignments)
+    links = _links(rows, facts, sources, copies, assignments, recipe.curation)
+    labels = connect(facts.height, links, same)
+    del links, same
+    names = name_components(facts["sample_id"], labels)
+    facts = facts.with_columns(component=pl.Series(labels))
+    logger.info("training set: %d rows in %d components", facts.height, len(names))
+    largest = check_components(facts.filter(~pl.col("dropped")), names, recipe.split)
+    result = split_rows(facts, names, assignments, recipe.split)
+    assert result.rows["row"].equals(facts["row"]), "rows are out of order"
+    decided = facts.select(
+        "row", "component", "source", "task", "language", *result.rows.select("split", "rule")
+    )
+    return Decided(decided, names, result.assignments, {**counts, "largest_component": largest})
+
+
+def _facts(
+    rows: pl.LazyFrame, sources: list[AcceptedSource], copies: pl.DataFrame, assignments: pl.DataFrame
+) -> pl.DataFrame:
+    """What the split has to know of each row, by number: as `split_rows` takes it, but for the component.
+
+    All rows are in memory at once from here on, so ids are numbers and the other texts are Enums.
+    """
+    names = pl.Enum(sorted(source.name for source in sources))
+    facts = rows.select(
+        pl.col("row").cast(pl.UInt32),
+        id_number(pl.col("sample_id")),
+        pl.col("source").cast(names),
+        pl.col("task").cast(TASK),
+        pl.col("language").cast(LANGUAGE),
+    ).collect(engine="streaming")
+    assert facts["sample_id"].null_count() == 0, "ids that are no 32 hex digits"
+    dropped = np.zeros(facts.height, dtype=bool)
+    dropped[copies["row"].to_numpy()] = True
+    return facts.with_columns(
+        off_limits=pl.col("source").is_in([source.name for source in sources if source.off_limits]),
+        dropped=pl.Series(dropped),
+        earlier=earlier_places(facts["sample_id"], assignments),
+    )
+
+
+def _same_keys(
+    rows: pl.LazyFrame, sources: list[AcceptedSource], settings: CurationSettings, scratch: Path
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Facts of each row for the split, with its component; and how many links there were."""
-    facts = rows.select("row", "sample_id", "source", "task", "language").collect(engine="streaming")
-    banned = [source.name for source in sources if source.off_limits]
-    facts = facts.with_columns(
-        off_limits=pl.col("source").is_in(banned),
-        dropped=pl.col("row").is_in(duplicates["row"].implode()),
-    )
-    links = pl.concat(
-        [
-            link_keys(rows, settings.min_linking_chars).collect(engine="streaming"),
-            earlier_links(facts, assignments),
-            copy_links(duplicates),
-            overlap_links(rows, banned),
-        ]
-    )
+    """Keys that mean the same, `a` and `b`; and how many of texts and of pictures there are."""
     texts = near_sides(
         rows, settings.min_linking_chars, settings.near_duplicate_threshold, settings.seed, scratch
     )
     pictures = _near_picture_keys(sources)
-    labels = connect(facts.height, links, pl.concat([texts, pictures]))
-    facts = name_components(facts, labels)
-    counts = {
-        "components": facts["component"].n_unique(),
-        "near_text_links": texts.height,
-        "near_picture_links": pictures.height,
-    }
-    logger.info("training set: %d rows in %d components", facts.height, counts["components"])
-    return facts, counts
+    counts = {"near_text_links": texts.height, "near_picture_links": pictures.height}
+    return pl.concat([texts, pictures]), counts
+
+
+def _links(
+    rows: pl.LazyFrame,
+    facts: pl.DataFrame,
+    sources: list[AcceptedSource],
+    copies: pl.DataFrame,
+    assignments: pl.DataFrame,
+    settings: CurationSettings,
+) -> pl.DataFrame:
+    """All that links rows: `row`, `key`."""
+    return pl.concat(
+        [
+            overlap_links(rows, [source.name for source in sources if source.off_limits]),
+            link_keys(rows, settings.min_linking_chars).collect(engine="streaming"),
+            earlier_links(facts, assignments),
+            copy_links(copies),
+        ]
+    )
 
 
 def _near_picture_keys(sources: list[AcceptedSource]) -> pl.DataFrame:
@@ -233,36 +297,30 @@ def _near_picture_keys(sources: list[AcceptedSource]) -> pl.DataFrame:
     )
 
 
-def _decisions(facts: pl.DataFrame, result: SplitResult) -> pl.DataFrame:
-    """`row`, `split` (null: in the ledger) and `component` of every row, in order."""
-    sided = result.rows.select("row", "split")
-    return facts.select("row", "component", "source", "task", "language").join(
-        sided, on="row", how="left", maintain_order="left"
-    )
-
-
 def _write_ledger(
-    rows: pl.LazyFrame, duplicates: pl.DataFrame, result: SplitResult, path: Path
+    rows: pl.LazyFrame, copies: pl.DataFrame, decisions: pl.DataFrame, path: Path
 ) -> dict[str, int]:
     """Write the ledger; its pairs by rule."""
-    refused = result.rows.drop_nulls("rule").select(
-        "row",
-        "rule",
-        reason=pl.col("rule").replace_strict(RULES, return_dtype=pl.String),
+    refused = decisions.drop_nulls("rule").select(
+        pl.col("row").cast(pl.Int64),
+        pl.col("rule").cast(pl.String),
+        reason=pl.col("rule").cast(pl.String).replace_strict(RULES, return_dtype=pl.String),
         value=pl.lit(None, dtype=pl.String),
     )
-    rejected = pl.concat([duplicates.select("row", "rule", "reason", "value"), refused])
+    explained = explain_copies(copies, rows).select("row", "rule", "reason", "value")
+    rejected = pl.concat([explained, refused])
     places = rows.select("row", "sample_id", "source", "file", "line", "item")
     lines = rejected_pairs(places.join(rejected.lazy(), on="row").collect(engine="streaming"), STAGE)
     write_ledger(lines, path)
     return count_rules(lines.lazy())
 
 
-def _details(facts: pl.DataFrame, decisions: pl.DataFrame, sources: list[AcceptedSource]) -> dict[str, Any]:
+def _details(decisions: pl.DataFrame, sources: list[AcceptedSource]) -> dict[str, Any]:
     sided = decisions.drop_nulls("split")
 
     def counts(*columns: str) -> list[dict[str, Any]]:
-        return sided.group_by(*columns).len(name="pairs").sort(*columns).to_dicts()
+        found = sided.group_by(*columns).len(name="pairs").cast(dict.fromkeys(columns, pl.String))
+        return found.sort(*columns).to_dicts()
 
     by_source = {
         source.name: {

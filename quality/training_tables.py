@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from quality.id_numbers import spell
 from vipolyqwen_core.contract import PLAN_INDEX, TAGGED, TRAINING, Split
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.tables import arrow_schema
@@ -20,13 +21,18 @@ BATCH_ROWS = 20_000
 
 
 def write_tables(
-    sources: Sequence[tuple[Path, dict[str, Any] | None]], decisions: pl.DataFrame, folder: Path
+    sources: Sequence[tuple[Path, dict[str, Any] | None]],
+    decisions: pl.DataFrame,
+    names: pl.Series,
+    folder: Path,
 ) -> None:
     """Write `train.arrow`, `eval.arrow` and `index.parquet`.
 
     Args:
         sources: folder with `pairs.parquet`, and path and version of the image store, in order
-        decisions: `split` and `component` of each row of all sources, in the same order; split null: left out
+        decisions: `split` and `component` (its number) of each row of all sources, in the same order; split
+            null: left out
+        names: name of each component, by number
     """
     schema = arrow_schema(TRAINING)
     options = pa.ipc.IpcWriteOptions(compression=None)
@@ -41,7 +47,9 @@ def write_tables(
         for place, images in sources:
             ids = None if images is None else _image_ids(images)
             for batch in _batches(place / "pairs.parquet"):
-                rows = _pinned(batch, decisions[start : start + batch.num_rows], ids, schema)
+                own = decisions[start : start + batch.num_rows]
+                own = own.select(pl.col("split").cast(pl.String), spell(names.gather(own["component"])))
+                rows = _pinned(batch, own, ids, schema)
                 start += batch.num_rows
                 for split, writer in ((Split.TRAIN, train), (Split.EVAL, evaluation)):
                     chosen = rows.filter(pc.equal(rows["split"], split.value))

@@ -8,6 +8,9 @@ duplicates alone and datatrove's MinHash pipeline, where a Python that has it is
     VIPOLYQWEN_PEER_PYTHON=/path/to/python python -m tests.benchmarks curation       1M rows
     python -m tests.benchmarks.bench_curation 1000000 11000000                       other sizes
 
+A retraining builds the training set once more, by another seed of the split, from the same sources: every row
+has an earlier side that counts.
+
 Recall is that of planted pairs: a copy and its original do not both stay. Precision is that of rows that were
 dropped: the row that stays for them is a copy of theirs, as planted.
 """
@@ -90,6 +93,21 @@ def accept_all(folder: Path, home: Path) -> None:
 def train_all(folder: Path, home: Path) -> None:
     """Build the training set."""
     build_training_set(manifest_of(folder), qwen2vl_2b_h100x4(), Workspace(home))
+
+
+def retrain_all(folder: Path, home: Path) -> None:
+    """Build the training set again by another recipe: every row that has a side keeps it."""
+    recipe = qwen2vl_2b_h100x4()
+    other = replace(recipe.split, seed=recipe.split.seed + 1)
+    build_training_set(manifest_of(folder), replace(recipe, split=other), Workspace(home))
+
+
+def changed_sides(before: Path, after: Path) -> float:
+    """The share of the assigned rows that have another side afterwards, or none."""
+    later = pl.scan_parquet(after).select("sample_id", later="split")
+    found = pl.scan_parquet(before).join(later, on="sample_id", how="left")
+    changed = found.select((pl.col("split").ne_missing(pl.col("later"))).mean())
+    return float(changed.collect(engine="streaming").item())
 
 
 def fates(folder: Path, home: Path) -> pl.DataFrame:
@@ -177,12 +195,17 @@ def run_size(rows: int, folder: Path) -> tuple[list[str], dict[str, float]]:
     measure(accept_all, corpus, home)
     trained = measure(train_all, corpus, home)
     scores = measure(_scores, corpus, home).value
+    assignments, before = Workspace(home).assignments, home / "before.parquet"
+    shutil.copyfile(assignments, before)
+    retrained = measure(retrain_all, corpus, home)
+    scores["retraining: rows that changed sides"] = measure(changed_sides, before, assignments).value
     shutil.rmtree(home)
     seconds, cpu = curated.seconds + trained.seconds, curated.cpu_seconds + trained.cpu_seconds
     line = (
         f"| {rows:,} | {rows / seconds:,.0f} | {curated.seconds:,.0f} + {trained.seconds:,.0f}"
         f" | {curated.cpu_seconds:,.0f} + {trained.cpu_seconds:,.0f} | {cpu / rows * 1e6:.1f}"
-        f" | {curated.peak_gb:.2f} | {trained.peak_gb:.2f} |"
+        f" | {curated.peak_gb:.2f} | {trained.peak_gb:.2f}"
+        f" | {retrained.seconds:,.0f} | {retrained.cpu_seconds:,.0f} | {retrained.peak_gb:.2f} |"
     )
     print(line, scores, flush=True)
     return [line], scores
@@ -305,8 +328,8 @@ def run(sizes: tuple[int, ...] = (1_000_000,), scratch: Path | None = None) -> l
     folder = Path(tempfile.mkdtemp(prefix="curation_", dir=scratch)) if scratch is None else scratch
     lines = [
         "| rows | rows/s | seconds, curate + training set | CPU seconds | CPU µs a row | peak GB, curate"
-        " | peak GB, training set |",
-        "| --- " * 7 + "|",
+        " | peak GB, training set | retraining: seconds | CPU seconds | peak GB |",
+        "| --- " * 10 + "|",
     ]
     scores = {}
     for rows in sizes:

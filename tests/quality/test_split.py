@@ -1,38 +1,54 @@
 """The sticky split: over retrainings with a growing corpus nothing changes sides, nothing leaks."""
 
+from collections.abc import Sequence
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.components import connect, name_components
-from quality.split import check_components, split_rows
+from quality.assignments import SCHEMA, earlier_places
+from quality.components import connect, earlier_links, name_components
+from quality.id_numbers import ID_NUMBER
+from quality.split import SplitResult, check_components, split_rows
 from vipolyqwen_core.config import SplitSettings
 
-NO_ASSIGNMENTS = pl.DataFrame(schema={"sample_id": pl.String, "component": pl.String, "split": pl.String})
+NO_ASSIGNMENTS = pl.DataFrame(schema=SCHEMA)
+
+
+def remembered(split: dict[int, str]) -> pl.DataFrame:
+    """Earlier assignments of samples that were each alone in their component."""
+    return pl.DataFrame(
+        {"sample_id": list(split), "component": list(split), "split": list(split.values())}, schema=SCHEMA
+    )
 
 
 def corpus(
-    links: list[int], off_limits: set[int] = frozenset(), assignments: pl.DataFrame = NO_ASSIGNMENTS
-) -> pl.DataFrame:
-    """Row i has the link `links[i]`; rows of one link, or of one earlier component, are a component."""
-    rows = pl.DataFrame({"row": range(len(links)), "sample_id": [f"s{i:04}" for i in range(len(links))]})
-    keys = pl.DataFrame({"row": range(len(links)), "key": links}, schema={"row": pl.Int64, "key": pl.UInt64})
-    earlier = rows.join(assignments, on="sample_id").select(
-        "row", key=("component:" + pl.col("component")).hash(seed=0)
-    )
-    same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
-    labels = connect(len(links), pl.concat([keys, earlier]), same)
-    return name_components(rows, labels).with_columns(
+    links: list[int],
+    off_limits: set[int] = frozenset(),
+    assignments: pl.DataFrame = NO_ASSIGNMENTS,
+    samples: Sequence[int] | None = None,
+) -> tuple[pl.DataFrame, pl.Series]:
+    """Row i is sample i, or `samples[i]`, and has the link `links[i]`; rows of one link, or of one earlier
+    component, are a component. The second is the names of the components."""
+    rows = pl.DataFrame(
+        {"row": range(len(links)), "sample_id": range(len(links)) if samples is None else samples},
+        schema={"row": pl.UInt32, "sample_id": ID_NUMBER},
+    ).with_columns(
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
         off_limits=pl.col("row").is_in(sorted(off_limits)),
         dropped=pl.lit(False),
     )
+    rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
+    keys = pl.DataFrame({"row": range(len(links)), "key": links}, schema={"row": pl.Int64, "key": pl.UInt64})
+    same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
+    labels = connect(len(links), pl.concat([keys, earlier_links(rows, assignments)]), same)
+    return rows.with_columns(component=pl.Series(labels)), name_components(rows["sample_id"], labels)
 
 
-def sides(result, rows: pl.DataFrame) -> dict[str, str]:
+def sides(result: SplitResult, rows: pl.DataFrame) -> dict[int, str]:
     joined = result.rows.join(rows, on="row")
     return dict(joined.select("sample_id", pl.coalesce("split", "rule")).iter_rows())
 
@@ -47,8 +63,8 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
     assignments, earlier, links = NO_ASSIGNMENTS, {}, []
     for new in growth:
         links += new
-        rows = corpus(links, assignments=assignments)
-        result = split_rows(rows, assignments, split)
+        rows, names = corpus(links, assignments=assignments)
+        result = split_rows(rows, names, assignments, split)
         now = sides(result, rows)
         assert set(now) == set(rows["sample_id"])
         assert set(now.values()) <= {"train", "eval", "evaluation_retired", "evaluation_full"}
@@ -60,28 +76,27 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
             allowed = {"train": {"train"}, "eval": {"eval", "evaluation_retired"}}
             assert now[sample] in allowed.get(side, {side, "eval", "evaluation_retired", "evaluation_full"})
         assert sum(side == "eval" for side in now.values()) <= most
-        again = split_rows(corpus(links, assignments=result.assignments), result.assignments, split)
+        again = split_rows(*corpus(links, assignments=result.assignments), result.assignments, split)
         assert sides(again, rows) == now
         assert again.assignments.equals(result.assignments)
         assignments, earlier = result.assignments, now
 
 
 def test_the_outcome_does_not_depend_on_the_order_of_rows() -> None:
-    rows = corpus([i // 2 for i in range(200)])
+    rows, names = corpus([i // 2 for i in range(200)])
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=4)
     split = SplitSettings(eval_share=0.2)
-    assert split_rows(rows, NO_ASSIGNMENTS, split).rows.equals(
-        split_rows(shuffled, NO_ASSIGNMENTS, split).rows
+    assert split_rows(rows, names, NO_ASSIGNMENTS, split).rows.equals(
+        split_rows(shuffled, names, NO_ASSIGNMENTS, split).rows
     )
 
 
 def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> None:
-    rows = corpus(list(range(1000))).with_columns(
-        language=pl.when(pl.col("row") < 900).then(pl.lit("vi")).otherwise(pl.lit("zh"))
-    )
+    rows, names = corpus(list(range(1000)))
+    rows = rows.with_columns(language=pl.when(pl.col("row") < 900).then(pl.lit("vi")).otherwise(pl.lit("zh")))
     chosen = [
         set(
-            split_rows(rows, NO_ASSIGNMENTS, SplitSettings(eval_share=0.1, seed=seed)).rows.filter(
+            split_rows(rows, names, NO_ASSIGNMENTS, SplitSettings(eval_share=0.1, seed=seed)).rows.filter(
                 pl.col("split") == "eval"
             )["row"]
         )
@@ -93,44 +108,62 @@ def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> No
     assert chosen[0] != chosen[1]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=20), min_size=2, max_size=4), st.data())
+def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data: st.DataObject) -> None:
+    """Nobody is forgotten, sides stay, and a row that is gone goes on with those of its component."""
+    assignments, split = NO_ASSIGNMENTS, SplitSettings(eval_share=0.4, max_component_share=1.0)
+    for present in map(sorted, steps):
+        links = data.draw(st.lists(st.integers(0, 15), min_size=len(present), max_size=len(present)))
+        rows, names = corpus(links, assignments=assignments, samples=present)
+        result = split_rows(rows, names, assignments, split)
+        now = {sample: names[label] for sample, label in rows.select("sample_id", "component").iter_rows()}
+        renamed = {old: now[sample] for sample, old, _ in assignments.iter_rows() if sample in now}
+        expected = {
+            sample: (now.get(sample, renamed.get(old, old)), side)
+            for sample, old, side in assignments.iter_rows()
+        }
+        for sample, side in sides(result, rows).items():
+            if side in ("train", "eval"):
+                expected.setdefault(sample, (now[sample], side))
+        found = {sample: (component, side) for sample, component, side in result.assignments.iter_rows()}
+        assert found == expected
+        assert list(found) == sorted(found)
+        assignments = result.assignments
+
+
 def test_evaluation_rows_retire_when_their_component_meets_training() -> None:
-    assignments = pl.DataFrame(
-        {"sample_id": ["s0000", "s0001"], "component": ["s0000", "s0001"], "split": ["train", "eval"]}
-    )
-    rows = corpus([1, 2, 1], assignments=assignments)
-    bridged = rows.with_columns(component=pl.lit("s0000"))
-    result = split_rows(bridged, assignments, SplitSettings())
-    assert sides(result, bridged) == {"s0000": "train", "s0001": "evaluation_retired", "s0002": "train"}
-    remembered = dict(result.assignments.select("sample_id", "split").iter_rows())
-    assert remembered == {"s0000": "train", "s0001": "eval", "s0002": "train"}
+    assignments = remembered({0: "train", 1: "eval"})
+    rows, names = corpus([1, 2, 1], assignments=assignments)
+    bridged = rows.with_columns(component=pl.lit(0, dtype=pl.Int32))
+    result = split_rows(bridged, names, assignments, SplitSettings())
+    assert sides(result, bridged) == {0: "train", 1: "evaluation_retired", 2: "train"}
+    found = dict(result.assignments.select("sample_id", "split").iter_rows())
+    assert found == {0: "train", 1: "eval", 2: "train"}
     # The bridge is gone from the corpus: what was linked once stays linked.
-    later = corpus([1, 2], assignments=result.assignments)
-    assert (
-        sides(split_rows(later, result.assignments, SplitSettings()), later)["s0001"] == "evaluation_retired"
-    )
+    later, names = corpus([1, 2], assignments=result.assignments)
+    again = split_rows(later, names, result.assignments, SplitSettings())
+    assert sides(again, later)[1] == "evaluation_retired"
+    assert again.assignments.equals(result.assignments)
 
 
 def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
-    assignments = pl.DataFrame(
-        {
-            "sample_id": ["s0001", "s0003"],
-            "component": ["s0001", "s0003"],
-            "split": ["train", "eval"],
-        }
-    )
-    rows = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
-    assert sides(split_rows(rows, assignments, SplitSettings(eval_share=0.0)), rows) == {
-        "s0000": "off_limits",
-        "s0001": "linked_to_off_limits",
-        "s0002": "off_limits",
-        "s0003": "eval",
-        "s0004": "train",
+    assignments = remembered({1: "train", 3: "eval"})
+    rows, names = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
+    rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
+    assert sides(split_rows(rows, names, assignments, SplitSettings(eval_share=0.0)), rows) == {
+        0: "off_limits",
+        1: "linked_to_off_limits",
+        2: "off_limits",
+        3: "eval",
+        4: "train",
     }
 
 
 def test_a_component_of_too_many_rows_is_refused_with_its_sources() -> None:
-    rows = corpus([0] * 120 + list(range(1, 900)))
     with pytest.raises(ValueError, match=r"120 of 1019 rows .*max_component_share.*s 120"):
-        check_components(rows, SplitSettings())
-    assert check_components(corpus([0] * 40 + list(range(1, 900))), SplitSettings())["rows"] == 40
-    assert check_components(rows.head(0), SplitSettings())["rows"] == 0
+        check_components(*corpus([0] * 120 + list(range(1, 900))), SplitSettings())
+    rows, names = corpus([0] * 40 + list(range(1, 900)))
+    found = check_components(rows, names, SplitSettings())
+    assert (found["component"], found["rows"]) == (f"{0:032x}", 40)
+    assert check_components(rows.head(0), names, SplitSettings())["rows"] == 0

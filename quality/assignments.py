@@ -1,0 +1,55 @@
+"""The persisted split in memory: numbers instead of spelled ids, since all of it is needed at once.
+
+sample_id    ID_NUMBER
+component    ID_NUMBER, the name of the component at that time
+split        SIDE
+"""
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from quality.id_numbers import ID_NUMBER, id_number, spell
+from vipolyqwen_core.contract import ASSIGNMENTS, Split
+from vipolyqwen_core.corpus.tables import arrow_schema
+
+SIDE = pl.Enum([side.value for side in Split])
+SCHEMA = {"sample_id": ID_NUMBER, "component": ID_NUMBER, "split": SIDE}
+ROW_GROUP = 500_000
+
+
+def read_assignments(path: Path) -> pl.DataFrame:
+    """The persisted split; empty where no training set was built yet."""
+    if not path.is_file():
+        return pl.DataFrame(schema=SCHEMA)
+    spelled = pl.scan_parquet(path)
+    numbers = spelled.select(
+        id_number(pl.col("sample_id")), id_number(pl.col("component")), pl.col("split").cast(SIDE)
+    )
+    assignments = numbers.collect(engine="streaming")
+    assert assignments.null_count().sum_horizontal().item() == 0, f"{path} holds ids that are none"
+    return assignments
+
+
+def write_assignments(assignments: pl.DataFrame, path: Path) -> None:
+    """Write the table ASSIGNMENTS, spelled piece by piece."""
+    schema = arrow_schema(ASSIGNMENTS)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for piece in assignments.iter_slices(ROW_GROUP):
+            spelled = piece.select(
+                spell(piece["sample_id"]), spell(piece["component"]), pl.col("split").cast(pl.String)
+            )
+            writer.write_table(spelled.to_arrow().cast(schema))
+
+
+def earlier_places(sample_ids: pl.Series, assignments: pl.DataFrame) -> pl.Series:
+    """The row of each sample in the assignments, null where it has none.
+
+    Shapes:
+        returns: uint32 [len(sample_ids)]
+    """
+    known = assignments.select("sample_id").with_row_index("earlier")
+    return sample_ids.to_frame("sample_id").join(known, on="sample_id", how="left", maintain_order="left")[
+        "earlier"
+    ]

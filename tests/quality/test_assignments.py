@@ -1,0 +1,48 @@
+"""The persisted split: ids as numbers in memory, spelled on disk, and nothing lost between."""
+
+from pathlib import Path
+
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quality.assignments import SCHEMA, earlier_places, read_assignments, write_assignments
+from quality.id_numbers import ID_NUMBER, id_number, spell
+from quality.ledger import polars_schema
+from vipolyqwen_core.contract import ASSIGNMENTS
+
+numbers = st.integers(0, 2**128 - 1)
+
+
+@given(st.lists(numbers))
+def test_an_id_and_its_number_are_in_the_same_order(found: list[int]) -> None:
+    spelled = [f"{number:032x}" for number in found]
+    table = pl.DataFrame({"id": spelled}, schema={"id": pl.String}).select(
+        "id", number=id_number(pl.col("id"))
+    )
+    assert table["number"].to_list() == found
+    assert spell(table["number"]).to_list() == spelled
+    assert table.sort("number")["id"].equals(table.sort("id")["id"])
+
+
+def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("quality.assignments.ROW_GROUP", 3)
+    path = tmp_path / "assignments.parquet"
+    assert read_assignments(path).equals(pl.DataFrame(schema=SCHEMA))
+    split = ["train", "eval", "train", "train"]
+    table = pl.DataFrame(
+        {"sample_id": [0, 5, 2**64, 2**128 - 1], "component": [0, 5, 5, 7], "split": split}, schema=SCHEMA
+    )
+    for held in (table, table.head(0)):
+        write_assignments(held, path)
+        assert read_assignments(path).equals(held)
+        assert pl.read_parquet_schema(path) == polars_schema(ASSIGNMENTS)
+    write_assignments(table, path)
+    assert pl.read_parquet(path)["sample_id"].to_list() == [f"{number:032x}" for number in table["sample_id"]]
+
+
+def test_samples_are_found_at_their_places() -> None:
+    assignments = pl.DataFrame({"sample_id": [3, 2**100, 9]}, schema={"sample_id": ID_NUMBER})
+    samples = pl.Series([9, 9, 1, 2**100], dtype=ID_NUMBER)
+    assert earlier_places(samples, assignments).to_list() == [2, 2, None, 1]
+    assert earlier_places(samples, assignments.head(0)).to_list() == [None] * 4
