@@ -35,6 +35,7 @@ from quality.components import (
 from quality.ledger import count_rules, polars_schema, rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
+from quality.replaced_copies import hand_on, replaced_copies
 from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
 from quality.split import SplitResult, check_components, split_rows
@@ -51,7 +52,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 3
+CODE_VERSION = 4
 TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
 
 
@@ -115,7 +116,8 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     if earlier is not None and earlier.details["assignments"] == _digest(persisted):
         logger.info("training set: unchanged, %d pairs", earlier.pairs_out)
         return earlier
-    assignments = read_assignments(persisted)
+    names = [source.name for source in sources]
+    assignments = hand_on(read_assignments(persisted), replaced_copies(workspace, names))
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
         rows = pl.scan_parquet([source.folder / "pairs.parquet" for source in sources], row_index_name="row")
