@@ -157,7 +157,7 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
     total = len(manifest.sources)
     console.rule(align="left")
     if unreadable:
-        console.print(f"Of {total} sources, these cannot be read: {', '.join(unreadable)}", highlight=False)
+        console.print(f"Cannot be read, of {total}: {', '.join(unreadable)}", highlight=False)
     else:
         all_of_them = f"All {total} sources" if total > 1 else "The source"
         console.print(f"{all_of_them} can be read. Nothing was written.", highlight=False)
@@ -210,11 +210,8 @@ def _print_reading(reading: Reading, console: Console) -> None:
             f"  [yellow]{place}[/] {rule}: {escape(reason)} ({escape(short(value))})", highlight=False
         )
     for rule, count in reading.refused.most_common():
-        known = f"{len(reading.judged):,}"
-        console.print(
-            f"  {count:,} of the first {known} pairs would be rejected as {rule}: [yellow]{reading.first_refused[rule]}[/]",
-            highlight=False,
-        )
+        first = f"{count:,} of the first {len(reading.judged):,} pairs would be rejected as {rule}"
+        console.print(f"  {first}: [yellow]{reading.first_refused[rule]}[/]", highlight=False)
     if reading.paths:
         known = f"the first {MAX_PATHS:,}" if len(reading.paths) >= MAX_PATHS else f"{len(reading.paths):,}"
         lost = f"{reading.lost.total():,} cannot be read" if reading.lost else "each is there"
