@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from vipolyqwen_core.config import Recipe
+from vipolyqwen_core.config import CurationSettings, Recipe
 from vipolyqwen_core.corpus.manifest import Manifest, Source
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:
     from vipolyqwen_core.corpus.image_root import ImageRoot
-    from vipolyqwen_core.corpus.readers import Record
+    from vipolyqwen_core.corpus.readers import RawPair, Record
 
 NUM_REJECTS = 3
 MAX_PATHS = 5000
 """So many picture paths of a source are looked up; the factory looks at all."""
+MAX_JUDGED = 5000
+"""So many pairs of a source are judged by the rules for rows; the factory judges all."""
 NUM_PAIRS = 3
 MAX_CHARS = 200
 
@@ -42,9 +44,15 @@ class Reading:
     """Rules that refused some of them."""
     first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Place and path of the first by rule."""
+    judged: list[tuple[str, "RawPair"]] = field(default_factory=list)
+    """Place and pair, of the first pairs."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Rules for rows that would reject some of these."""
+    first_refused: dict[str, str] = field(default_factory=dict)
+    """Place of the first by rule."""
 
 
-def read(source: Source, dialogue_turns: str) -> Reading:
+def read(source: Source, settings: CurationSettings) -> Reading:
     """Read a whole source and count.
 
     Raises:
@@ -56,9 +64,11 @@ def read(source: Source, dialogue_turns: str) -> Reading:
     check_source(source)
     reading = Reading()
     root = ImageRoot(source.image_root)
-    for record in read_source(source, dialogue_turns):
+    for record in read_source(source, settings.dialogue_turns):
         _look_up_pictures(record, root, reading)
         reading.records += 1
+        some = record.pairs[: MAX_JUDGED - len(reading.judged)]
+        reading.judged += [(f"{record.file}:{record.line}", pair) for pair in some]
         reading.pairs += len(record.pairs)
         reading.tasks.update(pair.task.value for pair in record.pairs)
         if record.rejection is not None:
@@ -67,7 +77,35 @@ def read(source: Source, dialogue_turns: str) -> Reading:
             if len(reading.first_rejects) < NUM_REJECTS:
                 place = f"{record.file}:{record.line}"
                 reading.first_rejects.append((place, reject.rule, reject.reason, reject.value))
+    _judge(reading, settings)
     return reading
+
+
+def _judge(reading: Reading, settings: CurationSettings) -> None:
+    """Which of the first pairs the rules for rows would reject."""
+    import polars as pl
+
+    from quality.ledger import polars_schema
+    from quality.rules import first_failure, row_rules
+    from vipolyqwen_core.contract import PAIR
+    from vipolyqwen_core.corpus.text import normalise_text
+
+    rows = [
+        {
+            "task": pair.task.value,
+            "query": normalise_text(pair.query),
+            "target": normalise_text(pair.target),
+            "query_images": [str(number) for number in range(len(pair.query_images))],
+            "target_images": [str(number) for number in range(len(pair.target_images))],
+            "score": pair.score,
+        }
+        for _, pair in reading.judged
+    ]
+    rules = first_failure(pl.DataFrame(rows, schema=polars_schema(PAIR)), row_rules(settings))["rule"]
+    for (place, _), rule in zip(reading.judged, rules, strict=True):
+        if rule is not None:
+            reading.refused[rule] += 1
+            reading.first_refused.setdefault(rule, place)
 
 
 def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> None:
@@ -106,7 +144,7 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
             console.rule(f"{source.name}  ({source.format.value})", align="left")
             try:
                 with console.status("reading"):
-                    reading = read(source, recipe.curation.dialogue_turns)
+                    reading = read(source, recipe.curation)
                 _print_reading(reading, console)
                 rows = preview(source, recipe.curation, recipe.processing, backbone, NUM_PAIRS)
                 for row in rows:
@@ -119,9 +157,10 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
     total = len(manifest.sources)
     console.rule(align="left")
     if unreadable:
-        console.print(f"{len(unreadable)} of {total} sources cannot be read: {', '.join(unreadable)}")
+        console.print(f"Cannot be read, of {total}: {', '.join(unreadable)}", highlight=False)
     else:
-        console.print(f"All {total} sources can be read. Nothing was written.", highlight=False)
+        all_of_them = f"All {total} sources" if total > 1 else "The source"
+        console.print(f"{all_of_them} can be read. Nothing was written.", highlight=False)
     return not unreadable
 
 
@@ -161,7 +200,7 @@ def _print_reading(reading: Reading, console: Console) -> None:
     tasks = ", ".join(f"{count:,} {task}" for task, count in reading.tasks.most_common())
     rejected = reading.rejects.total()
     console.print(
-        f"{reading.records:,} records: {reading.pairs:,} pairs ({tasks}), {rejected:,} records rejected",
+        f"{reading.records:,} records: {reading.pairs:,} pairs ({tasks}); records rejected: {rejected:,}",
         highlight=False,
     )
     for rule, count in reading.rejects.most_common():
@@ -170,6 +209,9 @@ def _print_reading(reading: Reading, console: Console) -> None:
         console.print(
             f"  [yellow]{place}[/] {rule}: {escape(reason)} ({escape(short(value))})", highlight=False
         )
+    for rule, count in reading.refused.most_common():
+        first = f"{count:,} of the first {len(reading.judged):,} pairs would be rejected as {rule}"
+        console.print(f"  {first}: [yellow]{reading.first_refused[rule]}[/]", highlight=False)
     if reading.paths:
         known = f"the first {MAX_PATHS:,}" if len(reading.paths) >= MAX_PATHS else f"{len(reading.paths):,}"
         lost = f"{reading.lost.total():,} cannot be read" if reading.lost else "each is there"

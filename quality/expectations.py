@@ -103,6 +103,7 @@ def names_of_columns() -> tuple[str, ...]:
 
 def _curated_columns() -> dict[str, pl.Expr]:
     pictures = {side: num_pictures(side) for side in ("query", "target")}
+    turns = pl.col("history").list.len().fill_null(0).cast(pl.Int32)
     return {
         "sample_id": pl.col("sample_id").hash(seed=0),
         "task": pl.col("task").cast(pl.Categorical),
@@ -113,7 +114,8 @@ def _curated_columns() -> dict[str, pl.Expr]:
         "target_pictures": pictures["target"],
         "query_has_content": _has_content("query", pictures["query"]),
         "target_has_content": _has_content("target", pictures["target"]),
-        "turns": pl.col("history").list.len().fill_null(0).cast(pl.Int32),
+        "turns": turns,
+        "pictures_and_turns": pictures["query"] + turns,
         "score": pl.col("score"),
         "score_of_equals": pl.when(_is_target()).then("score"),
         "answer_in_query": answered().fill_null(False),
@@ -264,8 +266,9 @@ def _with_picture() -> list[Expectation]:
     ]
 
 
-def _dialogue() -> list[Expectation]:
-    return [*_with_picture(), between("turns", 1, None, WARNING, mostly=0.5)]
+def _several() -> list[Expectation]:
+    """Several pictures, or several turns on one."""
+    return [*_with_picture(), between("pictures_and_turns", 2, None, WARNING, mostly=0.5)]
 
 
 TASK_EXPECTATIONS = {
@@ -273,7 +276,7 @@ TASK_EXPECTATIONS = {
     Task.INSTR: _instr,
     Task.OCR: _with_picture,
     Task.VQA_SINGLE: _with_picture,
-    Task.VQA_MULTI: _dialogue,
+    Task.VQA_MULTI: _several,
 }
 
 

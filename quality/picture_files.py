@@ -4,7 +4,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import polars as pl
-from fsspec.core import url_to_fs
 
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
@@ -20,17 +19,17 @@ def paths_digest(root: ImageRoot, paths: Path) -> str:
     """
     if not paths.is_file() or root.root is None:
         return ""
-    fs, folder = url_to_fs(root.root)
     digest = blake2b(digest_size=16)
     for batch in pl.scan_parquet(paths).collect_batches(chunk_size=50_000):
         for path in batch["path"]:
-            digest.update(f"{path}\0{_state(fs, folder, root, path)}\0".encode())
+            digest.update(f"{path}\0{_state(root, path)}\0".encode())
     return digest.hexdigest()
 
 
-def _state(fs: object, folder: str, root: ImageRoot, path: str) -> str:
+def _state(root: ImageRoot, path: str) -> str:
     try:
-        info = fs.info(f"{folder}/{root.locate(path)}")  # type: ignore[attr-defined]
-    except (PictureError, OSError, UnicodeEncodeError):
+        info = root.info(path)
+    except PictureError:
         return ABSENT
-    return f"{info.get('size')} {info.get('mtime') or info.get('ETag') or info.get('etag')}"
+    changed = (info.get(name) for name in ("mtime", "ETag", "etag", "CRC"))
+    return f"{info.get('size')} {next((value for value in changed if value), None)}"

@@ -5,10 +5,9 @@ beginning of a file are chosen, so that this costs little however large the sour
 """
 
 import base64
-import difflib
 import io
-import re
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import polars as pl
 from PIL import Image
 
 from quality.row_duplicates import EXACT, NEAR
+from quality.text_changes import marked
 from quality.trace import curated_source, raw_pair
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore
@@ -34,8 +34,9 @@ MAX_CHARS = 600
 MAX_LINES = 12
 THUMBNAIL_PIXELS = 240
 MAX_IMAGE_PIXELS = 100_000_000
-PIECE = re.compile(r"\s+|[\u2e80-\u9fff]|\w+|.")
-"""What is compared as one: a word, a Chinese character, a sign."""
+CHARS_BEFORE = 100
+LINES_BEFORE = 3
+"""Shown before the first place where two long texts differ."""
 
 
 def kept_samples(rows: pl.LazyFrame, sources: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
@@ -143,22 +144,20 @@ def near_copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, An
             continue
         stays = kept[entry["value"]]
         texts = [
-            (side, *marked(cut(getattr(dropped, side)), cut(stays[side]))) for side in ("query", "target")
+            (side, *marked(*beside(getattr(dropped, side), stays[side]))) for side in ("query", "target")
         ]
         shown.append({**entry, "texts": texts, "pictures": raw_pictures(curated, dropped)})
     return shown
 
 
-def marked(left: str, right: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Both texts in pieces, each with whether it is only in this one of the two."""
-    ours, theirs = PIECE.findall(left), PIECE.findall(right)
-    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
-    sides: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
-    for kind, start, end, their_start, their_end in matcher.get_opcodes():
-        for side, pieces in zip(sides, (ours[start:end], theirs[their_start:their_end]), strict=True):
-            if pieces:
-                side.append(("".join(pieces), kind != "equal"))
-    return sides
+def beside(left: str, right: str) -> tuple[str, str]:
+    """Two texts, cut so that the first place where they differ is seen."""
+    if cut(left) != cut(right) or left == right:
+        return cut(left), cut(right)
+    pairs = zip_longest(left, right)
+    differ = next(place for place, (ours, theirs) in enumerate(pairs) if ours != theirs)
+    before = "\n".join(left[max(differ - CHARS_BEFORE, 0) : differ].split("\n")[-LINES_BEFORE:])
+    return "… " + cut(before + left[differ:]), "… " + cut(before + right[differ:])
 
 
 def cut(text: str) -> str:

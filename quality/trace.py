@@ -12,6 +12,7 @@ import polars as pl
 
 from quality.curate import SOURCE_FILE
 from quality.ledger import READ_STAGE
+from quality.text_changes import changes
 from quality.validate import accepted_folder
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
@@ -151,7 +152,7 @@ def _step(stage: str, rows: pl.DataFrame, ledger: pl.DataFrame, before: dict[str
         return Step(stage, "missing", "The stage has not run since the pair arrived.")
     row = rows.row(0, named=True)
     changed = {
-        name: f"{before[name]} -> {row[name]}"
+        name: changes(before[name], row[name])
         for name in ("query", "target")
         if before.get(name) is not None and before[name] != row[name]
     }

@@ -39,6 +39,7 @@ from quality.language import EN, OTHER, VI, ZH
 from quality.ledger import count_rules, rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
+from quality.replaced_copies import hand_on, replaced_copies
 from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
 from quality.split import check_components, split_rows
@@ -55,7 +56,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 3
+CODE_VERSION = 4
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
@@ -142,7 +143,7 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         rows = rows.with_columns(pl.col("row").cast(pl.Int64))
         copies = find_copies(rows, recipe.curation, aside / "bands")
         logger.info("training set: %d copies across sources", copies.height)
-        decided = _decide(rows, sources, copies, persisted, recipe, aside / "bands")
+        decided = _decide(rows, sources, copies, workspace, recipe, aside / "bands")
         stores = [(source.folder, source.images) for source in sources]
         write_tables(stores, decided.rows, decided.names, aside)
         images = {source.name: source.images for source in sources if source.images is not None}
@@ -179,19 +180,18 @@ def _decide(
     rows: pl.LazyFrame,
     sources: list[AcceptedSource],
     copies: pl.DataFrame,
-    persisted: Path,
+    workspace: Workspace,
     recipe: Recipe,
     scratch: Path,
 ) -> Decided:
-    """Link the rows and split them.
+    """Link the rows and split them; the workspace remembers the assignments of earlier training sets.
 
-    Args:
-        persisted: the assignments of earlier training sets
     Raises:
         ValueError: too many rows are linked to each other
     """
     same, counts = _same_keys(rows, sources, recipe.curation, scratch)
-    assignments = read_assignments(persisted)
+    replaced = replaced_copies(workspace, [source.name for source in sources])
+    assignments = hand_on(read_assignments(workspace.assignments), replaced)
     facts = _facts(rows, sources, copies, assignments)
     links = _links(rows, facts, sources, copies, assignments, recipe.curation)
     labels = connect(facts.height, links, same)

@@ -56,7 +56,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "validated"
-CODE_VERSION = 2
+CODE_VERSION = 3
 DUPLICATE_RULES = ("exact_duplicate", "near_duplicate")
 ROW_GROUP = 50_000
 

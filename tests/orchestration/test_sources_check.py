@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from orchestration.sources_check import _print_reading, read
+from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
 
@@ -26,7 +27,7 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
         paths=(str(tmp_path / "data.jsonl"),),
         image_root=str(tmp_path),
     )
-    reading = read(source, "last")
+    reading = read(source, CurationSettings())
     assert (reading.records, reading.pairs) == (6, 4)
     assert reading.rejects == {"broken_json": 1, "missing_field": 1}
     assert reading.lost == {"missing_image": 1, "path_leaves_root": 1}
@@ -36,3 +37,17 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     assert "3 picture paths: 2 cannot be read" in text
     assert "1 x missing_image: data.jsonl:2 'b.png'" in text
     assert "data.jsonl:5 broken_json" in text
+
+
+def test_pairs_that_the_rules_for_rows_would_reject_are_counted(tmp_path: Path) -> None:
+    rows = [{"instruction": "Kể một câu chuyện", "output": output} for output in ("&nbsp; ", "Ngày xưa", "")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = Source(
+        name="tales", format=Format.ALPACA, task=Task.INSTR, paths=(str(tmp_path / "data.jsonl"),)
+    )
+    reading = read(source, CurationSettings(min_chars=10))
+    assert (reading.records, reading.pairs) == (3, 3)
+    assert reading.refused == {"empty_target": 2, "target_too_short": 1}
+    console = Console(record=True, width=200, file=io.StringIO())
+    _print_reading(reading, console)
+    assert "2 of the first 3 pairs would be rejected as empty_target: data.jsonl:1" in console.export_text()

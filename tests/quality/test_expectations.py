@@ -115,6 +115,20 @@ def test_each_defect_is_found(
     assert {(suite, column, severity) for suite in suites} <= found
 
 
+def test_several_pictures_or_several_turns_make_a_question_one_of_several(tagged) -> None:
+    rows = pl.read_parquet(tagged[0].tagged("corpus") / "pairs.parquet").filter(task="vqa_single")
+    rows = rows.with_columns(task=pl.lit("vqa_multi"))
+    turns = pl.lit([{"role": role, "text": "chào"} for role in ("user", "assistant")])
+    suite = SUITES["task_vqa_multi"]
+    for changed, found in (
+        ({}, {("task_vqa_multi", "pictures_and_turns", "warning")}),
+        ({"query_images": pl.concat_list("query_images", "query_images")}, set()),
+        ({"history": turns.cast(rows.schema["history"])}, set()),
+    ):
+        table = narrow_pairs(rows.with_columns(**changed).lazy()).collect()
+        assert failures(judge([suite], {suite.table: table}, None)) == found
+
+
 def test_answers_that_are_all_alike_and_scores_of_one_kind_are_noticed() -> None:
     def rows(targets: list[int], scores: list[float | None]) -> pl.LazyFrame:
         frame = pl.DataFrame(

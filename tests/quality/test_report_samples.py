@@ -3,23 +3,23 @@
 import polars as pl
 
 from quality.curate import curate
-from quality.report_samples import cut, marked, near_copies, rejected_samples
+from quality.report_samples import beside, cut, near_copies, rejected_samples
 from tests.quality.conftest import instruction, question, sentence
 from vipolyqwen_core.config import CurationSettings
-
-
-def test_marked_texts_say_what_each_has_alone() -> None:
-    left, right = marked("NO: 28,JALAN ASTANA", "NO: 28, JALAN BESAR")
-    assert left == [("NO: 28,", False), ("JALAN ", False), ("ASTANA", True)]
-    assert right == [("NO: 28,", False), (" ", True), ("JALAN ", False), ("BESAR", True)]
-    left, right = marked("高兴", "高山")
-    assert left == [("高", False), ("兴", True)]
 
 
 def test_long_texts_are_cut_by_characters_and_lines() -> None:
     assert cut("a\nb") == "a\nb"
     assert cut("x" * 700) == "x" * 600 + " …"
     assert cut("a\n" * 30).count("\n") == 11
+
+
+def test_long_texts_that_differ_late_are_cut_to_where_they_do() -> None:
+    same = "".join(f"line {number}\n" for number in range(100))
+    left, right = beside(same + "one", same + "two")
+    assert left.startswith("… ")
+    assert (left[-4:], right[-4:], left[:-3] == right[:-3]) == ("\none", "\ntwo", True)
+    assert beside("one" + same, "two" + same) == (cut("one" + same), cut("two" + same))
 
 
 def test_rejected_rows_are_shown_with_text_and_picture(workspace, write_source) -> None:

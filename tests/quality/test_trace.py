@@ -56,7 +56,7 @@ def test_a_line_of_parallel_files_is_found_again(workspace, tmp_path) -> None:
     sample = pl.read_parquet(workspace.curated("bitext") / "pairs.parquet")["sample_id"][1]
     read, curated, _ = trace(sample, workspace)
     assert dict(read.details) == {"query": "hai\u00a0 hai", "target": "two"}
-    assert dict(curated.details)["query changed"] == "hai\u00a0 hai -> hai hai"
+    assert dict(curated.details)["query changed"] == "hai\\xa0 hai -> hai hai"
 
 
 def test_an_unknown_sample_is_refused(workspace, write_source) -> None:

@@ -101,6 +101,28 @@ def test_a_source_without_accepted_version_is_named(workspace, write_source, bui
         build_training_set(Manifest(sources=(two, one, three)), RECIPE, workspace)
 
 
+def test_a_row_that_replaces_its_copy_keeps_the_side(workspace, write_source, build) -> None:
+    def scored(number: int, score: float, end: str = "") -> dict[str, object]:
+        texts = {"input": sentence(number) + end, "output": sentence(number + 5000)}
+        return {"data_type": "contrastive_with_score", "similarity_score": score, **texts}
+
+    def by_text() -> dict[str, str]:
+        rows = everything(workspace).select("query", "split").rows()
+        return {query.removesuffix(" Vâng."): split for query, split in rows}
+
+    old = [scored(number, 0.5) for number in range(60)]
+    build(write_source(old))
+    first = by_text()
+    assert set(first.values()) == {"train", "eval"}
+    rescored = [scored(number, 0.6) for number in range(60)]
+    summary = build(write_source(rescored + old))
+    assert (summary.pairs_in, by_text()) == (60, first)
+    longer = [scored(number, 0.6, " Vâng.") for number in range(60)]
+    summary = build(write_source(old + rescored + longer))
+    assert (summary.pairs_in, by_text()) == (60, first)
+    assert all(query.endswith("Vâng.") for query in everything(workspace)["query"])
+
+
 def test_copies_in_another_source_are_dropped_once(workspace, write_source, build) -> None:
     long = sentence(3, 30)
     one = write_source([instruction(1), {**instruction(2), "input": long}, instruction(3)], name="one")

@@ -1,11 +1,14 @@
-"""The folder that all pictures of a source lie below, local or an fsspec URL. Nothing above it is read."""
+"""The folder or ZIP archive that holds the pictures of a source, local or a URL; nothing else is read."""
 
+import lzma
 import posixpath
 import re
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
@@ -14,28 +17,41 @@ from vipolyqwen_core.corpus.pictures import PictureError
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
+UNREADABLE = (
+    OSError,  # a folder, no permission, a name too long
+    UnicodeEncodeError,
+    EOFError,  # the rest: an entry of an archive that is broken, encrypted or packed in an unknown way
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    NotImplementedError,
+)
+"""What a storage raises where a file cannot be read."""
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 
 
 class ImageRoot:
-    """Reads pictures by their paths below one folder."""
+    """Reads pictures by their paths below one folder, or in one ZIP archive."""
 
     def __init__(self, root: str | None) -> None:
         """Settle the folder; None: the source names no folder, and every path is refused.
 
         Raises:
-            ValueError: there is no such folder
+            ValueError: there is no such folder and no such archive
         """
         self.root = root
         self._named, self._local = "", False
         if root is None:
             return
         self._fs, path = url_to_fs(root)
+        if path.lower().endswith(".zip") and self._fs.isfile(path):
+            self._fs, path = _opened_archive(root)
         self._named = path.rstrip("/")
         self._local = "file" in self._fs.protocol
         self._folder = str(Path(path).resolve()) if self._local else path.rstrip("/")
         if not self._fs.isdir(self._folder):
-            raise ValueError(f"image root {root} is no folder")
+            raise ValueError(f"image root {root} is no folder and no ZIP archive")
 
     def locate(self, path: str) -> str:
         """The path below the root, with slashes and without `.` or inner `..`.
@@ -57,7 +73,9 @@ class ImageRoot:
         return below
 
     def read(self, path: str) -> bytes:
-        """The bytes of a picture. Names are found in either Unicode form.
+        """The bytes of a picture. Names are found in either Unicode form, and with backslashes in them.
+
+        Archives from Windows hold such names, and so do folders that they were unpacked to elsewhere.
 
         Raises:
             PictureError: with rule `path_leaves_root`, `missing_image`, `no_image_root`, `too_many_bytes`
@@ -73,17 +91,26 @@ class ImageRoot:
         """
         self._found(path, self._local_place if self._local else self._remote_place)
 
+    def info(self, path: str) -> dict[str, Any]:
+        """What the storage knows of a picture's file without reading it, as fsspec says it.
+
+        Raises:
+            PictureError: as `read` does
+        """
+        return self._found(path, lambda below: dict(self._fs.info(f"{self._folder}/{below}")))
+
     def _found(self, path: str, use: Callable[[str], T]) -> T:
         below = self.locate(path)
         if self.root is None:
             raise PictureError("no_image_root", "the source names no image_root that the path lies below")
-        forms = dict.fromkeys([below, *(unicodedata.normalize(form, below) for form in ("NFC", "NFD"))])
-        for form in forms:
+        forms = [below, *(unicodedata.normalize(form, below) for form in ("NFC", "NFD"))]
+        forms += [form.replace("/", "\\") for form in forms]
+        for form in dict.fromkeys(forms):
             try:
                 return use(form)
             except FileNotFoundError:
                 continue
-            except (OSError, UnicodeEncodeError) as error:  # a folder, no permission, a name too long
+            except UNREADABLE as error:
                 raise PictureError("unreadable_image", f"the picture cannot be read: {error}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
 
@@ -108,3 +135,15 @@ class ImageRoot:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > MAX_PICTURE_BYTES:
             raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
+
+
+def _opened_archive(location: str) -> tuple[Any, str]:
+    """The file system within a ZIP archive, and its top.
+
+    Raises:
+        ValueError: it is none
+    """
+    try:
+        return url_to_fs(f"zip://::{location}")  # type: ignore[no-any-return]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"image root {location} cannot be opened: {error}") from error

@@ -1,6 +1,7 @@
 """Pictures are read below their root only, under whatever form of the path a file has."""
 
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -79,6 +80,45 @@ def test_a_root_behind_a_url_is_read_alike() -> None:
         with pytest.raises(PictureError) as refused:
             root.read(path)
         assert refused.value.rule == rule
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Pictures as a ZIP program on Windows packs them, one of them broken."""
+    with zipfile.ZipFile(tmp_path / "scans.ZIP", "w") as packed:
+        for name, data in {"thư\\mục\\1.png": b"one", "a/2.png": b"two", "broken.png": b"x" * 100}.items():
+            entry = zipfile.ZipInfo("name")
+            entry.filename = name
+            packed.writestr(entry, data)
+    whole = (tmp_path / "scans.ZIP").read_bytes()
+    (tmp_path / "scans.ZIP").write_bytes(whole.replace(b"x" * 100, b"x" * 99 + b"y"))
+    return tmp_path / "scans.ZIP"
+
+
+@pytest.mark.parametrize("url", ["{}", "zip://::{}"])
+def test_pictures_are_read_out_of_an_archive(archive: Path, url: str) -> None:
+    root = ImageRoot(url.format(archive))
+    for path in ("thư\\mục\\1.png", "thư/mục/1.png", unicodedata.normalize("NFD", "thư/mục/1.png")):
+        assert root.read(path) == b"one"
+        assert root.info(path)["size"] == 3
+    assert root.read("a\\2.png") == b"two"
+    rules = {"broken.png": "unreadable_image", "3.png": "missing_image", "../a/2.png": "path_leaves_root"}
+    for path, rule in rules.items():
+        with pytest.raises(PictureError) as refused:
+            root.read(path)
+        assert refused.value.rule == rule
+
+
+def test_an_archive_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scans.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="cannot be opened: File is not a zip file"):
+        ImageRoot(str(tmp_path / "scans.zip"))
+
+
+def test_names_with_backslashes_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a\\1.png").write_bytes(b"unpacked elsewhere")
+    root = ImageRoot(str(tmp_path))
+    assert root.read("a\\1.png") == root.read("a/1.png") == b"unpacked elsewhere"
 
 
 def test_a_missing_root_is_refused_and_none_refuses_paths(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vipolyqwen_core.corpus.manifest import Source
 ZSTD_SUFFIX = ".zst"
 PIECE_BYTES = 1024 * 1024
 """A longer line may be read in pieces."""
+BYTE_ORDER_MARK = "\ufeff"
 _MAGIC = re.compile(r"[*?\[]")
 _TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
 _TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
@@ -136,16 +137,18 @@ def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
 def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]:
     """Lines of a text file, streaming: UTF-8 or UTF-16 by its mark, else each line by `decode_line`.
 
+    Files that were put together keep their marks within: none is a part of its line.
+
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
     """
     with _open_text(location) as stream:
         if isinstance(stream, io.TextIOWrapper):
             for number, text in enumerate(stream, 1):
-                yield Line(number, text.rstrip("\r\n"))
+                yield Line(number, text.rstrip("\r\n").lstrip(BYTE_ORDER_MARK))
             return
         for number, data in enumerate(stream, 1):
-            yield Line(number, decode_line(data.rstrip(b"\r\n"), languages))
+            yield Line(number, decode_line(data.rstrip(b"\r\n"), languages).lstrip(BYTE_ORDER_MARK))
 
 
 def read_pieces(location: str, languages: Collection[str] = ()) -> Iterator[str]:

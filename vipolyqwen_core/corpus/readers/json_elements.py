@@ -12,7 +12,9 @@ MAX_ELEMENT_CHARS = 32 * 1024 * 1024
 """A value that has not ended after so many characters is broken."""
 MIN_CHARS = 64 * 1024
 """So much is read at once at least."""
-_SPACE = re.compile(r"[\s,]*")
+SHOWN_CHARS = 1000
+"""So much of what is broken is shown."""
+_SPACE = re.compile(r"[\s,\ufeff]*")
 _COLON = re.compile(r"\s*:\s*")
 _LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
 _NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
@@ -51,6 +53,10 @@ class JsonWindow:
                 return self._text[self._place]
             if not self._read_on():
                 return ""
+
+    def rest(self) -> str:
+        """What is left of the document, cut short; empty at the end."""
+        return self._text[self._place : self._place + SHOWN_CHARS] if self.peek() else ""
 
     def skip(self) -> None:
         """Pass the next character."""
@@ -94,7 +100,7 @@ class JsonWindow:
             try:
                 value = self.value()
             except (ValueError, RecursionError) as error:
-                yield Element(self._text[self._place : self._place + 1000], str(error))
+                yield Element(self.rest(), str(error))
                 if not self._seek_object():
                     return
             else:
@@ -109,6 +115,7 @@ class JsonWindow:
                 return True
             self._place = max(self._place, len(self._text) - _LOOK_BACK)
             if not self._read_on():
+                self._place = len(self._text)
                 return False
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:
@@ -127,6 +134,14 @@ class JsonWindow:
             num_chars += len(piece)
         self._text, self._place = "".join(parts), 0
         return len(parts) > 1
+
+
+def elements_of_arrays(window: JsonWindow) -> Iterator[Element]:
+    """Elements of the array that begins here, and of those after it: files are put together as they are."""
+    while window.peek() == "[":
+        yield from window.elements()
+    if rest := window.rest():
+        yield Element(rest, "something else follows the array")
 
 
 def elements_of_lists(window: JsonWindow) -> Iterator[Element]:

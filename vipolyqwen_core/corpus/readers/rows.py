@@ -14,7 +14,12 @@ import pyarrow.parquet as pq
 
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import Line, SourceFile, open_bytes, read_lines, read_pieces
-from vipolyqwen_core.corpus.readers.json_elements import Element, JsonWindow, elements_of_lists
+from vipolyqwen_core.corpus.readers.json_elements import (
+    Element,
+    JsonWindow,
+    elements_of_arrays,
+    elements_of_lists,
+)
 from vipolyqwen_core.corpus.readers.records import RecordError
 
 MAX_QUOTED_LINES = 200
@@ -83,7 +88,7 @@ def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     """
     window = JsonWindow(read_pieces(file.location, source.languages))
     if window.peek() == "[":
-        yield from _element_rows(window.elements())
+        yield from _element_rows(elements_of_arrays(window))
         return
     try:
         whole = window.value()

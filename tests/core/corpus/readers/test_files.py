@@ -114,6 +114,12 @@ def test_marks_at_the_start_decide_the_encoding(tmp_path: Path, encoding: str) -
     assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [VIETNAMESE, "hai"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_marks_within_a_file_are_no_text(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeff\ufeffmột\n\ufeffhai\n".encode(encoding))
+    assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == ["một", "hai"]
+
+
 def test_old_encodings_are_told_apart_line_by_line(tmp_path: Path) -> None:
     old = unicodedata.normalize("NFD", VIETNAMESE)
     for letter in "ăâđêôơưĂÂĐÊÔƠƯ":  # Windows-1258 has these letters whole and the five tones apart

@@ -106,3 +106,26 @@ def test_a_text_that_is_cut_within_a_character_stays_whole(tmp_path: Path, monke
     (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     (record,) = read(tmp_path / "a.json")
     assert (record.pairs[0].query, record.pairs[0].target) == ("đường 收据 😀", "được")
+
+
+@pytest.mark.parametrize("between", ["\n", "", "\ufeff", ",\n"])
+def test_arrays_that_were_put_together_are_all_read(tmp_path: Path, between: str) -> None:
+    part = json.dumps([{"instruction": "a", "output": "b"}] * 2)
+    (tmp_path / "a.json").write_text(f"{part}{between}{part}", encoding="utf-8")
+    assert [record.line for record in read(tmp_path / "a.json") if record.pairs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_what_follows_an_array_is_no_record_and_is_named(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_elements, "MIN_CHARS", size)
+    part = json.dumps([{"instruction": "a", "output": "b"}])
+    (tmp_path / "a.json").write_text(f"{part} <html>")
+    first, second = read(tmp_path / "a.json")
+    assert first.pairs
+    assert second.rejection is not None
+    assert (second.line, second.rejection.rule) == (2, "broken_json")
+    assert "<html>" in second.rejection.value
+    (tmp_path / "a.json").write_text(f'{part[:-1]}, {{"instruction": "a", "out')  # breaks off: one rejection
+    assert [record.rejection is None for record in read(tmp_path / "a.json")] == [True, False]
