@@ -87,3 +87,12 @@ def test_a_missing_root_is_refused_and_none_refuses_paths(tmp_path: Path) -> Non
     with pytest.raises(PictureError) as refused:
         ImageRoot(None).read("a.png")
     assert refused.value.rule == "no_image_root"
+
+
+def test_a_version_moves_with_the_file_of_either_unicode_form(root: ImageRoot) -> None:
+    before = root.version("ảnh.png")
+    assert root.version("ảnh.png") == before
+    Path(root.root or "", unicodedata.normalize("NFD", "ảnh.png")).write_bytes(b"new")  # as long as before
+    assert root.version("ảnh.png") != before
+    with pytest.raises(PictureError, match="no such file"):
+        root.version("a/y.png")
