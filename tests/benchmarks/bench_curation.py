@@ -8,8 +8,8 @@ on the same rows, is bench_duplicates.py.
     python -m tests.benchmarks curation                              1M rows
     python -m tests.benchmarks.bench_curation 1000000 11000000       other sizes
 
-Recall is that of planted pairs: a copy and its original do not both stay. Precision is that of rows that were
-dropped: the row that stays for them is a copy of theirs, as planted.
+What recall of copies is, planted_copies.py says. Precision is that of rows that were dropped: the row that
+stays for them is a copy of theirs, as planted.
 """
 
 import json
@@ -27,9 +27,9 @@ from quality.ledger import polars_schema
 from quality.training_set import build_training_set
 from tests.benchmarks.__main__ import record
 from tests.benchmarks.measure import measure
+from tests.benchmarks.planted_copies import recalls
 from tests.benchmarks.synthetic_corpus import (
     BANNED_RUN,
-    EXACT,
     SHARED_QUERY,
     manifest_of,
     read_answers,
@@ -121,14 +121,15 @@ def score(rows: pl.DataFrame) -> dict[str, float]:
     def share(some: pl.DataFrame, condition: pl.Expr) -> float:
         return float(some.select(condition.mean()).item())
 
+    recall = recalls(rows.with_columns(stays=pl.col("fate").is_in(SIDED)), (THRESHOLD,))
     right = pl.col("root") == pl.col("kept_root")
     sides_differ = pl.col("fate") != pl.col("other_fate")
     return {
-        "exact copies, recall": share(pairs.filter(pl.col("kind") == EXACT), ~both),
+        "exact copies, recall": recall["exact"],
         "exact copies, precision": share(dropped.filter(pl.col("fate") == COPIES[0]), right),
-        "near copies, recall over all planted": share(pairs.filter(near), ~both),
+        "near copies, recall over all planted": recall["near"],
         "near copies above the threshold, share of all planted": share(pairs.filter(near), above),
-        "near copies above the threshold, recall": share(pairs.filter(near, above), ~both),
+        "near copies above the threshold, recall": recall[f"near {THRESHOLD}"],
         "near copies, precision": share(dropped.filter(pl.col("fate") == COPIES[1]), right),
         "shared long queries, recall of links": share(
             shared, pl.col("component") == pl.col("other_component")

@@ -7,10 +7,8 @@ Python that has datatrove only ours is measured:
     VIPOLYQWEN_PEER_PYTHON=/path/to/python python -m tests.benchmarks duplicates     1M rows
     python -m tests.benchmarks.bench_duplicates 50000                                another size
 
-A copy counts as found when it and its original do not both stay. Similarity is the lower one of the two
-sides, by character 5-grams; the columns of recall are the same for all lines, whatever their threshold. Of
-the rows dropped, those are wrong whose planted set (an original and its copies) keeps no row at all:
-precision is one less the number of such sets over the rows dropped.
+What recall and precision are, planted_copies.py says. Similarity is the lower one of the two sides, by
+character 5-grams; the columns of recall are the same for all lines, whatever their threshold.
 """
 
 import os
@@ -31,7 +29,8 @@ from quality.row_duplicates import find_duplicates
 from tests.benchmarks.__main__ import record
 from tests.benchmarks.bench_curation import corpus_of
 from tests.benchmarks.measure import Measured, measure
-from tests.benchmarks.synthetic_corpus import BENCHMARK, EXACT, manifest_of, read_answers
+from tests.benchmarks.planted_copies import precision, recalls
+from tests.benchmarks.synthetic_corpus import BENCHMARK, manifest_of, read_answers
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.readers import read_source
 from vipolyqwen_core.recipes import qwen2vl_2b_h100x4
@@ -101,25 +100,15 @@ def found(corpus: Path, numbers: pl.DataFrame, gone: pl.Series) -> dict[str, str
         numbers: `row` of the table and PLACE, of all rows
         gone: the rows of the table that it dropped
     """
-    fates = numbers.select(*PLACE, gone=pl.col("row").is_in(gone.implode()))
-    answers = read_answers(corpus)
-    pairs = answers.join(fates, on=PLACE).filter(pl.col("similarity").is_not_null())
-    others = answers.join(fates, on=PLACE).select(original="row", other_gone="gone")
-    pairs = pairs.join(others, on="original")  # copies of a benchmark's rows have no original here
-    near, similar = pl.col("kind").str.starts_with("near"), pl.col("similarity")
-
-    def recall(some: pl.Expr) -> str:
-        return f"{pairs.filter(some).select((pl.col('gone') | pl.col('other_gone')).mean()).item():.4f}"
-
-    copy = pl.col("similarity").is_not_null()
-    sets = answers.join(fates, on=PLACE).group_by(pl.when(copy).then("original").otherwise("row"))
-    lost = sets.agg(pl.col("gone").all())["gone"].sum()
+    stays = numbers.select(*PLACE, stays=~pl.col("row").is_in(gone.implode()))
+    rows = read_answers(corpus).join(stays, on=PLACE)
+    recall = recalls(rows, THRESHOLDS)
     return {
-        "recall exact": recall(pl.col("kind") == EXACT),
-        "recall near": recall(near),
-        **{f"of similarity {least}": recall(near & (similar >= least)) for least in THRESHOLDS},
+        "recall exact": f"{recall['exact']:.4f}",
+        "recall near": f"{recall['near']:.4f}",
+        **{f"of similarity {least} and more": f"{recall[f'near {least}']:.4f}" for least in THRESHOLDS},
         "dropped": f"{gone.len():,}",
-        "precision": f"{1 - lost / max(gone.len(), 1):.5f}",
+        "precision": f"{precision(rows):.5f}",
     }
 
 
