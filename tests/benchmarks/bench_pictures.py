@@ -3,8 +3,8 @@
 The files are photograph-like JPEGs of 448 x 336 to 1600 x 1200 pixels, scanned pages as JPEG and drawn pages
 as PNG. Ours is the real intake (open, verify whole, turn upright, flatten, hash content and look) into a
 Lance image store; Pillow opens the same files with as many threads and converts them to RGB, and that is all.
-A store costs some 50 ms to open and to commit, whatever it holds: of few pictures that is a large part, so
-two numbers of pictures are measured.
+Two numbers of pictures are measured, since Lance writes few at a higher price each: written alone, 200 took
+0.43 ms each, 2,000 took 0.19.
 """
 
 import os
