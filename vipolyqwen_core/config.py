@@ -131,7 +131,8 @@ class CurationSettings:
     max_image_pixels: Positive = 100_000_000
     """Larger pictures are rejected before they are decoded."""
     near_duplicate_threshold: Share = 0.85
-    """Jaccard similarity of character 5-grams from which a side counts as a near duplicate."""
+    """Jaccard similarity of character 5-grams from which a side counts as a near duplicate. Lower finds more
+    copies, and drops rows that differ in a word that matters: USAGE.md has figures."""
     min_linking_chars: Positive = 32
     """Shorter text-only sides link nothing."""
     dialogue_turns: Annotated[str, Field(pattern="^(last|each)$")] = "last"

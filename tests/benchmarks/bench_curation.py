@@ -2,59 +2,48 @@
 
 A synthetic corpus with known answers (synthetic_corpus.py) goes from files on disk through `curate` of each
 source and `build_training_set`. Tagging needs a tokenizer and looks at no other row, so it is left out of the
-times: its columns are filled with constants between the two. Beside it, on the same rows, the search for
-duplicates alone and datatrove's MinHash pipeline, where a Python that has it is named:
+times: its columns are filled with constants between the two. The search for duplicates alone, beside a peer
+on the same rows, is bench_duplicates.py.
 
-    VIPOLYQWEN_PEER_PYTHON=/path/to/python python -m tests.benchmarks curation       1M rows
-    python -m tests.benchmarks.bench_curation 1000000 11000000                       other sizes
+    python -m tests.benchmarks curation                              1M rows
+    python -m tests.benchmarks.bench_curation 1000000 11000000       other sizes
 
 A retraining builds the training set once more, by another seed of the split, from the same sources: every row
 has an earlier side that counts.
 
-Recall is that of planted pairs: a copy and its original do not both stay. Precision is that of rows that were
-dropped: the row that stays for them is a copy of theirs, as planted.
+What recall of copies is, planted_copies.py says. Precision is that of rows that were dropped: the row that
+stays for them is a copy of theirs, as planted.
 """
 
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from quality.curate import curate
-from quality.intake import PictureIntake, normalised_rows
 from quality.ledger import polars_schema
-from quality.row_duplicates import find_duplicates
 from quality.training_set import build_training_set
 from tests.benchmarks.__main__ import record
-from tests.benchmarks.measure import Measured, measure
+from tests.benchmarks.measure import measure
+from tests.benchmarks.planted_copies import recalls
 from tests.benchmarks.synthetic_corpus import (
     BANNED_RUN,
-    BENCHMARK,
-    EXACT,
     SHARED_QUERY,
     manifest_of,
     read_answers,
     write_corpus,
 )
 from vipolyqwen_core.contract import TAGGED
-from vipolyqwen_core.corpus.image_root import ImageRoot
-from vipolyqwen_core.corpus.readers import read_source
 from vipolyqwen_core.corpus.tables import read_stage, written_aside
 from vipolyqwen_core.recipes import qwen2vl_2b_h100x4
 from vipolyqwen_core.workspace import Workspace
 
-PEER_ROWS = 50_000
-"""The peer is compared on so many rows at most: it takes a millisecond of CPU time a row."""
-LOW_THRESHOLD = 0.7
-"""A second run of ours, whose recall over all planted near copies is to reach the peer's."""
 THRESHOLD = qwen2vl_2b_h100x4().curation.near_duplicate_threshold
 SIDED = ("train", "eval")
 COPIES = ("exact_duplicate", "near_duplicate")
@@ -151,14 +140,15 @@ def score(rows: pl.DataFrame) -> dict[str, float]:
     def share(some: pl.DataFrame, condition: pl.Expr) -> float:
         return float(some.select(condition.mean()).item())
 
+    recall = recalls(rows.with_columns(stays=pl.col("fate").is_in(SIDED)), (THRESHOLD,))
     right = pl.col("root") == pl.col("kept_root")
     sides_differ = pl.col("fate") != pl.col("other_fate")
     return {
-        "exact copies, recall": share(pairs.filter(pl.col("kind") == EXACT), ~both),
+        "exact copies, recall": recall["exact"],
         "exact copies, precision": share(dropped.filter(pl.col("fate") == COPIES[0]), right),
-        "near copies, recall over all planted": share(pairs.filter(near), ~both),
+        "near copies, recall over all planted": recall["near"],
         "near copies above the threshold, share of all planted": share(pairs.filter(near), above),
-        "near copies above the threshold, recall": share(pairs.filter(near, above), ~both),
+        "near copies above the threshold, recall": recall[f"near {THRESHOLD}"],
         "near copies, precision": share(dropped.filter(pl.col("fate") == COPIES[1]), right),
         "shared long queries, recall of links": share(
             shared, pl.col("component") == pl.col("other_component")
@@ -215,116 +205,8 @@ def _scores(corpus: Path, home: Path) -> dict[str, float]:
     return score(fates(corpus, home))
 
 
-def intake_table(corpus: Path, path: Path) -> None:
-    """All rows but the benchmark's in one table as `find_duplicates` takes it."""
-    settings = qwen2vl_2b_h100x4().curation
-    path.mkdir(parents=True)
-    pictures, start = PictureIntake(ImageRoot(None), settings.max_image_pixels), 0
-    for source in manifest_of(corpus).sources:
-        batch: list[Any] = []
-        records = read_source(source, settings.dialogue_turns) if source.name != BENCHMARK else iter(())
-        for each in records:
-            batch.append(each)
-            if len(batch) == 50_000:
-                start = _write_intake(batch, source.name, pictures, start, path)
-                batch = []
-        if batch:
-            start = _write_intake(batch, source.name, pictures, start, path)
-    pictures.close()
-
-
-def _write_intake(batch: list[Any], source: str, pictures: PictureIntake, start: int, path: Path) -> int:
-    rows = normalised_rows(batch, source, pictures, qwen2vl_2b_h100x4().curation)
-    rows = rows.with_columns(row=pl.int_range(start, start + rows.height, dtype=pl.Int64))
-    rows.write_parquet(path / f"{start:012}.parquet", compression="lz4")
-    return start + rows.height
-
-
-def own_duplicates(table: Path, scratch: Path, threshold: float) -> None:
-    """Our search for duplicates over the table; the rows that are dropped go to `scratch`.parquet."""
-    settings = replace(qwen2vl_2b_h100x4().curation, near_duplicate_threshold=threshold)
-    dropped = find_duplicates(pl.scan_parquet(table / "*.parquet"), settings, scratch)
-    dropped.write_parquet(scratch.with_suffix(".parquet"))
-
-
-def peer_input(table: Path, folder: Path) -> None:
-    """The same rows as datatrove reads them: JSON Lines of `id` and `text`, Chinese characters apart."""
-    (folder / "input").mkdir(parents=True)
-    spaced = pl.format("{}\n{}", "query", "target").str.replace_all(r"(\p{Han})", " $1 ")
-    for number, part in enumerate(sorted(table.iterdir())):
-        rows = pl.read_parquet(part).select(id=pl.col("row").cast(pl.String), text=spaced)
-        rows.write_ndjson(folder / "input" / f"{number:04}.jsonl")
-
-
-def peer_pipeline(python: str, folder: Path) -> None:
-    """datatrove over `folder`/input."""
-    program = Path(__file__).with_name("peer_datatrove.py")
-    with open(folder / "log.txt", "wb") as log:
-        subprocess.run([python, str(program), str(folder)], check=True, stdout=log, stderr=log)
-
-
-def compare(rows: int, folder: Path, python: str) -> list[str]:
-    """Our search for duplicates beside the peer's, on the same rows."""
-    corpus, table = corpus_of(rows, folder), folder / "table"
-    measure(intake_table, corpus, table)
-    numbers = pl.read_parquet(table / "*.parquet", columns=["row", *PLACE])
-    lines = ["", f"Duplicates alone, the same {rows:,} rows:", ""]
-    lines += [
-        "| | rows/s | seconds | CPU seconds | peak GB | recall exact | recall near, all | recall near, above"
-        " | dropped | of them in planted sets |",
-        "| --- " * 10 + "|",
-    ]
-    costs = []
-    for threshold in (THRESHOLD, LOW_THRESHOLD):
-        own = measure(own_duplicates, table, folder / "own", threshold)
-        gone = pl.read_parquet(folder / "own.parquet")["row"]
-        lines.append(_compared(f"ours, threshold {threshold}", own, _recalls(corpus, numbers, gone), rows))
-        costs.append(own)
-    peer_folder = folder / "peer"
-    peer_input(table, peer_folder)
-    peer = measure(peer_pipeline, python, peer_folder)
-    found = [
-        pl.read_ndjson(path).select(pl.col("id").cast(pl.Int64)) for path in (peer_folder / "kept").iterdir()
-    ]
-    gone = numbers.filter(~pl.col("row").is_in(pl.concat(found)["id"].implode()))["row"]
-    lines.append(_compared("datatrove", peer, _recalls(corpus, numbers, gone), rows))
-    times = [
-        f"{peer.seconds / own.seconds:.1f} ({peer.cpu_seconds / own.cpu_seconds:.1f} by CPU time)"
-        for own in costs
-    ]
-    lines += ["", f"Rows/s of ours over datatrove's: {times[0]}; at threshold {LOW_THRESHOLD}: {times[1]}."]
-    shutil.rmtree(table)
-    shutil.rmtree(peer_folder)
-    return lines
-
-
-def _recalls(corpus: Path, numbers: pl.DataFrame, gone: pl.Series) -> list[float]:
-    lost = numbers.filter(pl.col("row").is_in(gone.implode())).select(*PLACE, gone=pl.lit(True))
-    answers = (
-        read_answers(corpus).join(lost, on=PLACE, how="left").with_columns(pl.col("gone").fill_null(False))
-    )
-    copies = answers.filter(pl.col("similarity").is_not_null(), ~pl.col("kind").str.starts_with("banned"))
-    pairs = copies.join(answers.select(original="row", other="gone"), on="original", how="left")
-    found, near = pl.col("gone") | pl.col("other"), pl.col("kind").str.starts_with("near")
-    planted = pl.concat([copies["row"], copies["original"]]).unique()
-    of_sets = answers.filter("gone").select(pl.col("row").is_in(planted.implode()).mean()).item()
-    recalls = [
-        pairs.filter(some).select(found.mean()).item()
-        for some in (pl.col("kind") == EXACT, near, near & (pl.col("similarity") >= THRESHOLD))
-    ]
-    return [*recalls, float(gone.len()), of_sets]
-
-
-def _compared(name: str, cost: Measured, found: list[float], rows: int) -> str:
-    exact, near, above, dropped, of_sets = found
-    return (
-        f"| {name} | {rows / cost.seconds:,.0f} | {cost.seconds:,.0f} | {cost.cpu_seconds:,.0f}"
-        f" | {cost.peak_gb:.2f} | {exact:.4f} | {near:.4f} | {above:.4f} | {dropped:,.0f} | {of_sets:.4f} |"
-    )
-
-
 def run(sizes: tuple[int, ...] = (1_000_000,), scratch: Path | None = None) -> list[str]:
-    """Tables of costs, scores, and the comparison at the smallest size."""
+    """Tables of costs and scores."""
     folder = Path(tempfile.mkdtemp(prefix="curation_", dir=scratch)) if scratch is None else scratch
     lines = [
         "| rows | rows/s | seconds, curate + training set | CPU seconds | CPU µs a row | peak GB, curate"
@@ -344,8 +226,6 @@ def run(sizes: tuple[int, ...] = (1_000_000,), scratch: Path | None = None) -> l
     lines += [
         f"| {name} | " + " | ".join(f"{scores[rows][name]:.4f}" for rows in sizes) + " |" for name in names
     ]
-    if python := os.environ.get("VIPOLYQWEN_PEER_PYTHON"):
-        lines += compare(min(*sizes, PEER_ROWS), folder, python)
     if scratch is None:
         shutil.rmtree(folder)
     return lines

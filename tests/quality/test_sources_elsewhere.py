@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from quality import curate as curate_module
 from quality.curate import curate
@@ -44,6 +45,31 @@ def test_files_and_pictures_of_an_object_storage(workspace: Workspace) -> None:
     assert curate(source, CurationSettings(), workspace).reused
     memory.pipe_file("/far/pictures/sub/0.png", png(77))
     assert not curate(source, CurationSettings(), workspace).reused
+
+
+def test_a_picture_in_an_object_storage_that_changes_but_for_its_size_is_read_again(
+    workspace: Workspace,
+) -> None:
+    memory = fsspec.filesystem("memory")
+    blue, red = (io.BytesIO(), io.BytesIO())
+    Image.new("RGB", (64, 64), "blue").save(blue, "BMP")
+    Image.new("RGB", (64, 64), "red").save(red, "BMP")
+    memory.pipe_file("/swap/pictures/x.bmp", blue.getvalue())
+    row = {"image": "x.bmp", "question": "Màu gì đây?", "answer": "một màu"}
+    memory.pipe_file("/swap/a.jsonl", json.dumps(row).encode())
+    source = Source(name="swap", paths=("memory://swap/a.jsonl",), image_root="memory://swap/pictures", **QA)
+
+    def identity() -> str:
+        pairs = pl.read_parquet(workspace.curated("swap") / "pairs.parquet")
+        return str(pairs["query_images"].explode().item())
+
+    curate(source, CurationSettings(), workspace)
+    before = identity()
+    assert curate(source, CurationSettings(), workspace).reused
+    memory.pipe_file("/swap/pictures/x.bmp", red.getvalue())
+    assert len(red.getvalue()) == len(blue.getvalue())
+    assert not curate(source, CurationSettings(), workspace).reused
+    assert identity() != before
 
 
 def test_pictures_in_the_rows_are_stored_in_bounded_batches(

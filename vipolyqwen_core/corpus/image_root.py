@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
+from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.pictures import PictureError
 
 T = TypeVar("T")
@@ -91,13 +92,18 @@ class ImageRoot:
         """
         self._found(path, self._local_place if self._local else self._remote_place)
 
-    def info(self, path: str) -> dict[str, Any]:
-        """What the storage knows of a picture's file without reading it, as fsspec says it.
+    def version(self, path: str) -> str:
+        """What changes when the file does; the picture is not read where the storage tells it.
 
         Raises:
-            PictureError: as `read` does
+            PictureError: as `read` does, but for files that are too large and links out of the root
         """
-        return self._found(path, lambda below: dict(self._fs.info(f"{self._folder}/{below}")))
+        return self._found(path, self._version)
+
+    def forget(self) -> None:
+        """Ask the storage anew from now on; some remember what they listed as long as the process lives."""
+        if self.root is not None:
+            self._fs.invalidate_cache()
 
     def _found(self, path: str, use: Callable[[str], T]) -> T:
         below = self.locate(path)
@@ -113,6 +119,11 @@ class ImageRoot:
             except UNREADABLE as error:
                 raise PictureError("unreadable_image", f"the picture cannot be read: {error}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
+
+    def _version(self, below: str) -> str:
+        place = f"{self._folder}/{below}"
+        info = self._fs.info(place)
+        return f"{info.get('size')} {file_version(self._fs, place, info)}"
 
     def _local_place(self, below: str) -> Path:
         place = Path(self._folder, below).resolve()

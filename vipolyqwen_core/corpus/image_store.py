@@ -4,7 +4,6 @@ Lance is not fork-safe: use spawned processes. An `ImageStore` pickles as path a
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from vipolyqwen_core.contract import IMAGE_STORE
 from vipolyqwen_core.corpus.tables import arrow_schema
 
 ROWS_PER_BATCH = 64
-"""Pictures held in memory at once while writing."""
+BYTES_PER_BATCH = 32 * 1024 * 1024
+"""Pictures held in memory at once while writing, and by Lance once more: fewer where they are large."""
 UNCOMPRESSED = {"lance-encoding:compression": "none"}
 """Of the column of bytes: pictures are compressed already, and Lance would try it again on every one."""
 
@@ -33,8 +33,7 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     )
 
     def batches() -> Iterator[pa.RecordBatch]:
-        remaining = iter(rows)
-        while group := list(islice(remaining, ROWS_PER_BATCH)):
+        for group in _groups(rows):
             columns = [pa.array([row[field.name] for row in group], type=field.type) for field in schema]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -42,6 +41,20 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     mode = "overwrite" if path.exists() else "create"
     return int(lance.write_dataset(reader, str(path), schema=schema, mode=mode).version)
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in groups of `ROWS_PER_BATCH`, or as soon as their pictures reach `BYTES_PER_BATCH`."""
+    group: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        group.append(row)
+        num_bytes += len(row["bytes"])
+        if len(group) == ROWS_PER_BATCH or num_bytes >= BYTES_PER_BATCH:
+            yield group
+            group, num_bytes = [], 0
+    if group:
+        yield group
 
 
 class ImageStore:

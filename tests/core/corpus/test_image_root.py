@@ -2,6 +2,7 @@
 
 import unicodedata
 import zipfile
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -100,7 +101,7 @@ def test_pictures_are_read_out_of_an_archive(archive: Path, url: str) -> None:
     root = ImageRoot(url.format(archive))
     for path in ("thư\\mục\\1.png", "thư/mục/1.png", unicodedata.normalize("NFD", "thư/mục/1.png")):
         assert root.read(path) == b"one"
-        assert root.info(path)["size"] == 3
+        assert root.version(path) == f"3 {zlib.crc32(b'one')}"
     assert root.read("a\\2.png") == b"two"
     rules = {"broken.png": "unreadable_image", "3.png": "missing_image", "../a/2.png": "path_leaves_root"}
     for path, rule in rules.items():
@@ -127,3 +128,12 @@ def test_a_missing_root_is_refused_and_none_refuses_paths(tmp_path: Path) -> Non
     with pytest.raises(PictureError) as refused:
         ImageRoot(None).read("a.png")
     assert refused.value.rule == "no_image_root"
+
+
+def test_a_version_moves_with_the_file_of_either_unicode_form(root: ImageRoot) -> None:
+    before = root.version("ảnh.png")
+    assert root.version("ảnh.png") == before
+    Path(root.root or "", unicodedata.normalize("NFD", "ảnh.png")).write_bytes(b"new")  # as long as before
+    assert root.version("ảnh.png") != before
+    with pytest.raises(PictureError, match="no such file"):
+        root.version("a/y.png")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vipolyqwen_core.corpus import image_store
 from vipolyqwen_core.corpus.image_store import ImageStore, write_images
 
 
@@ -33,6 +34,20 @@ def test_pictures_come_back_by_row_in_the_order_asked_for(tmp_path: Path) -> Non
     assert store.read([149, 2, 149, 0]) == [b"picture" * n for n in (150, 3, 150, 1)]
     assert store.read([]) == []
     assert store.table(["width"])["width"].to_pylist() == list(range(1, 151))
+
+
+def test_pictures_are_written_as_soon_as_they_are_many_or_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_store, "ROWS_PER_BATCH", 40)
+    monkeypatch.setattr(image_store, "BYTES_PER_BATCH", 7 * 500)
+    sizes = [len(group) for group in image_store._groups(map(picture, range(1, 151)))]
+    assert max(sizes) <= 40
+    assert sizes[0] == 32  # 1 + 2 + ... + 32 = 528, the first sum above 500
+    assert sum(sizes) == 150
+    many = [len(group) for group in image_store._groups([picture(1)] * 100)]
+    assert many == [40, 40, 20]
+    assert len(ImageStore(tmp_path / "s", write_images(tmp_path / "s", map(picture, range(1, 151))))) == 150
 
 
 def test_an_older_version_stays_as_it_was(tmp_path: Path) -> None:

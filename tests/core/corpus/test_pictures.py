@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import xxhash
 from PIL import Image
 
 from vipolyqwen_core.corpus.image_identity import image_id
@@ -212,6 +213,13 @@ def test_the_id_knows_size_and_pixels_only() -> None:
     image = noise()
     assert image_id(image) == image_id(reopened(saved(image, "PNG")))
     assert image_id(Image.new("RGB", (2, 6))) != image_id(Image.new("RGB", (3, 4)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (300, 200), (1001, 701)])
+def test_an_identity_is_the_hash_of_size_and_pixels(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    whole = f"{size[0]}x{size[1]}:".encode() + image.tobytes()
+    assert image_id(image) == xxhash.xxh3_128(whole).hexdigest()
 
 
 def test_a_perceptual_hash_survives_a_smaller_copy() -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
 
+from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
 
@@ -39,7 +40,7 @@ class SourceFile:
     size_bytes: int
     """As it lies there, packed or not."""
     version: str
-    """Changes when the file does: from size and time of change, or what the storage offers."""
+    """Changes when the file does: what `file_version` says."""
 
     @property
     def suffix(self) -> str:
@@ -69,6 +70,7 @@ def list_files(source: Source) -> list[SourceFile]:
     for pattern in source.paths:
         try:
             fs, path = url_to_fs(pattern)
+            fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
             found = [path] if fs.exists(path) else fs.glob(path) if _MAGIC.search(path) else []
             infos = {place: fs.info(place) for place in found}
         except (OSError, ValueError, ImportError) as error:
@@ -82,7 +84,7 @@ def list_files(source: Source) -> list[SourceFile]:
             raise ValueError(f"source {source.name!r}: {what} {pattern}")
         prefix = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else f"{_protocol(fs)}://"
         roots.append(_fixed_folder(prefix + path))
-        files.update({prefix + place: (_version(fs, info), info) for place, info in infos.items()})
+        files.update({prefix + place: (file_version(fs, place, info), info) for place, info in infos.items()})
     root = _common_folder(roots)
     listed = [
         SourceFile(location.removeprefix(root).lstrip("/"), location, int(info.get("size") or 0), version)
@@ -216,13 +218,6 @@ def read_text(location: str, languages: Collection[str] = ()) -> str:
 
 def _protocol(fs: Any) -> str:
     return fs.protocol if isinstance(fs.protocol, str) else str(fs.protocol[0])
-
-
-def _version(fs: Any, info: dict[str, Any]) -> str:
-    """Time of change of a local file; elsewhere what the storage knows: an ETag, a generation, a time."""
-    if "mtime" in info and "ino" in info:
-        return str(info["mtime"])
-    return str(fs.ukey(info["name"]))
 
 
 def _fixed_folder(location: str) -> str:

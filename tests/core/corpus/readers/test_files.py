@@ -76,6 +76,15 @@ def test_the_fingerprint_moves_with_any_file(tmp_path: Path) -> None:
     assert len({first, second, files_fingerprint(list_files(source(tmp_path / "*.jsonl")))}) == 3
 
 
+def test_the_fingerprint_moves_with_an_object_of_equal_size() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/corpus_b/a.jsonl", b"one")
+    first = files_fingerprint(list_files(source("memory://corpus_b/*.jsonl")))
+    assert files_fingerprint(list_files(source("memory://corpus_b/*.jsonl"))) == first
+    memory.pipe_file("/corpus_b/a.jsonl", b"two")
+    assert files_fingerprint(list_files(source("memory://corpus_b/*.jsonl"))) != first
+
+
 def zipped(*contents: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

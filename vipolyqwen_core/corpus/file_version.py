@@ -1,0 +1,34 @@
+"""The version of a file in any storage: what changes when its content does."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "blob_id", "sha", "CRC")
+"""What storages say of a content: S3, Azure and HTTP; Google; HTTP; Hugging Face; GitHub; ZIP."""
+TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modificationTime")
+"""When a content was written: local files, SFTP and Google; S3; Azure; HTTP; Google; HDFS."""
+VERSION_FIELDS = (*CONTENT_FIELDS, *TIME_FIELDS, "modify", "created")
+"""The first that a storage tells is taken. `modify` is FTP's; `created` stands for a storage in memory."""
+BLOCK_BYTES = 1 << 20
+
+
+def file_version(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:
+    """What the storage says of the content of a file, or of the time when it was written.
+
+    fsspec's own `ukey` does not do: over HTTP it is the URL alone, and in S3 it differs between a file that
+    was listed and one that was asked for. A storage that tells neither has its bytes read: slow, and right.
+
+    Args:
+        info: of the file, as `fs.info` gives it
+    """
+    for field in VERSION_FIELDS:
+        if info.get(field) is not None:
+            return str(info[field])
+    digest = blake2b(digest_size=16)
+    with fs.open(path, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
