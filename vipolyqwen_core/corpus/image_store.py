@@ -3,7 +3,8 @@
 Lance is not fork-safe: use spawned processes. An `ImageStore` pickles as path and version.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,23 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     mode = "overwrite" if path.exists() else "create"
     return int(lance.write_dataset(reader, str(path), schema=schema, mode=mode).version)
+
+
+def remove_versions(path: Path, pinned: Collection[int], older_than: timedelta) -> list[int]:
+    """Remove the versions that are neither pinned, nor the newest, nor younger; which they were."""
+    if not path.is_dir():
+        return []
+    dataset = lance.dataset(str(path))
+    before = datetime.now() - older_than  # Lance gives local time
+    old = []
+    for entry in dataset.versions():
+        version, made = int(entry["version"]), entry["timestamp"]
+        assert isinstance(made, datetime)
+        if made < before and version != dataset.version and version not in pinned:
+            old.append(version)
+    if old:
+        dataset.cleanup_old_versions(versions=old)
+    return old
 
 
 class ImageStore:
