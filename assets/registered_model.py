@@ -10,6 +10,7 @@ from assets.evaluation_report import judged_evaluation
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
+    NOT_JUDGED_TAG,
     RUN_TAG,
     Version,
     champion,
@@ -89,6 +90,9 @@ def registered_model(
             "version": version.number,
             "alias": ", ".join(version.aliases) or "none any more",
             "decision": version.tags[DECISION_TAG],
+            "not judged": version.tags.get(
+                NOT_JUDGED_TAG, "nothing: every task has a pool that is large enough"
+            ),
             "tags": table(["tag", "value"], sorted(version.tags.items())),
             "folder": dg.MetadataValue.path(str(place.models / f"v{version.number}")),
             "reused": reused(stands),
@@ -118,10 +122,12 @@ def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: 
 
 def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decision") -> Version:
     """Tag a new version with where it came from, and give it its alias. The decision is written last."""
+    if decision.not_judged:
+        tags = {**tags, NOT_JUDGED_TAG: "; ".join(decision.not_judged)}
     for name, value in tags.items():
         client.set_model_version_tag(REGISTERED_MODEL, str(number), name, value)
     give_alias(client, number, decision.alias)
-    client.set_model_version_tag(REGISTERED_MODEL, str(number), DECISION_TAG, "; ".join(decision.reasons))
+    client.set_model_version_tag(REGISTERED_MODEL, str(number), DECISION_TAG, "; ".join(decision.sentences))
     return numbered_version(client, number)
 
 

@@ -15,6 +15,9 @@ RUN_TAG = "vipolyqwen.run"
 DECISION_TAG = "vipolyqwen.decision"
 """Tag of a version: why it is champion or challenger. Written last: a version without it is half done."""
 
+NOT_JUDGED_TAG = "vipolyqwen.not_judged"
+"""Tag of a version: what could not be judged, or only on few pairs; absent where all was."""
+
 
 @dataclass(frozen=True)
 class Version:

@@ -7,6 +7,8 @@ import pytest
 
 from assets.registered_model import settle
 from assets.registry import (
+    DECISION_TAG,
+    NOT_JUDGED_TAG,
     champion,
     give_alias,
     half_registered,
@@ -63,6 +65,16 @@ def test_a_challenger_that_is_promoted_is_no_challenger_any_more(client: mlflow.
     give_alias(client, second, CHAMPION)
     assert champion(client).number == second
     assert version_with_alias(client, CHALLENGER) is None
+
+
+def test_what_was_not_judged_stands_at_the_version(client: mlflow.MlflowClient) -> None:
+    first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", None)
+    decision = Decision(CHALLENGER, ("a gain",), ("not judged: too few pairs",))
+    version = settle(client, second, {"vipolyqwen.run": "demo-2"}, decision)
+    assert version.aliases == (CHALLENGER,)
+    assert version.tags[NOT_JUDGED_TAG] == "not judged: too few pairs"
+    assert version.tags[DECISION_TAG] == "a gain; not judged: too few pairs"
+    assert NOT_JUDGED_TAG not in numbered_version(client, first).tags
 
 
 def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.MlflowClient) -> None:
