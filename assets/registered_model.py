@@ -70,9 +70,9 @@ def registered_model(
         if half is None:
             licenses = {source.name: source.license for source in corpora.sources}
             number = register(training.mlflow_run_id, run, evaluation, licenses)
-            keep_model(place, run.output / "model", number)
         else:
             number = half.number
+        keep_model(place, run.output / "model", number)
         tags = {
             **origin_tags(run),
             "vipolyqwen.dagster_run_id": context.run_id,
@@ -104,6 +104,8 @@ def registered_model(
 def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: Mapping[str, str]) -> int:
     """Log the model to its run as models-from-code and register it; the number of the new version.
 
+    The version names its run from the first moment: a killed registration goes on with it.
+
     Args:
         licenses: of each source, for the model card
     """
@@ -116,7 +118,9 @@ def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: 
         "data_version": run.tags["data_version"],
         evaluation.primary_metric: evaluation.primary["trained"],
     }
-    info = log_registered_model(run.output / "model", metadata_=facts, run_id=run_id)
+    info = log_registered_model(
+        run.output / "model", metadata_=facts, run_id=run_id, tags={RUN_TAG: run.run_name}
+    )
     return int(info.registered_model_version)
 
 

@@ -73,7 +73,7 @@ def version_of_run(client: Any, run_name: str) -> Version | None:
 
 
 def half_registered(client: Any, run_name: str) -> Version | None:
-    """The version of a training run whose registration was killed when all but tags and alias stood."""
+    """The version of a training run whose registration was killed before its decision was written."""
     return next((version for version in versions_of_run(client, run_name) if not version.is_settled), None)
 
 

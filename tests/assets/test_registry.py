@@ -9,6 +9,7 @@ from assets.registered_model import settle
 from assets.registry import (
     DECISION_TAG,
     NOT_JUDGED_TAG,
+    RUN_TAG,
     champion,
     give_alias,
     half_registered,
@@ -18,8 +19,10 @@ from assets.registry import (
     version_of_run,
     version_with_alias,
 )
+from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
+from vipolyqwen_core.serving.mlflow_model import log_registered_model
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -84,6 +87,25 @@ def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.
     assert half_registered(client, "demo-1").number == number
     whole = register(client, "demo-1", CHAMPION)
     assert version_of_run(client, "demo-1").number == whole
+
+
+def test_a_registration_that_is_killed_at_once_is_recognised(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}"):
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(tmp_path / "artifacts")))
+        # what MLflow does first when the version stands
+        monkeypatch.setattr(mlflow.MlflowClient, "set_logged_model_tags", killed)
+        with pytest.raises(KeyboardInterrupt):
+            log_registered_model(tiny_model_dir, tags={RUN_TAG: "demo-1"})
+        client = mlflow.MlflowClient()
+        half = half_registered(client, "demo-1")
+        assert half is not None
+        assert half.number == 1
+        assert version_of_run(client, "demo-1") is None
 
 
 def test_model_directories_are_kept_by_version(tmp_path: Path) -> None:
