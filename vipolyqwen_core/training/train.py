@@ -24,7 +24,7 @@ from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.objectives.task_balance import TaskBalance
-from vipolyqwen_core.training.checkpoints import Progress, refuse_other_trajectory
+from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, refuse_other_trajectory
 from vipolyqwen_core.training.engine import PlannedStep, StepResult
 from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.flops import peak_flops
@@ -157,9 +157,10 @@ class Loop:
         if self._is_last(progress) or (is_due and not result.refused):
             training.checkpoints.save(progress, training.model, training.optimizer)
         if stopped and not self._is_last(progress):
-            saved = training.checkpoints.latest()
+            saved = training.checkpoints.complete()
             raise StoppedEarly(
-                f"stopped after step {progress.step} of {training.plan.num_steps}; saved: {saved}"
+                f"stopped after step {progress.step} of {training.plan.num_steps}; "
+                f"saved: {saved[0] if saved else None}"
             )
 
 
@@ -232,7 +233,11 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
     run = training.run
     exported_step = progress.step if progress.best_step is None else progress.best_step
     if exported_step != progress.step:
-        training.checkpoints.load(training.checkpoints.path(exported_step), training.model, None)
+        best = training.checkpoints.path(exported_step)
+        damage = training.checkpoints.damage(best)
+        if damage is not None:
+            raise CheckpointError(f"the best checkpoint, {best}, is damaged: {damage}")
+        training.checkpoints.load(best, training.model, None)
     export_model(training.accelerator, training.model, run)
     last = read_metrics(run.output / METRICS_FILE)[-1:] if training.is_main else []
     result = TrainingResult(
