@@ -64,8 +64,8 @@ def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path)
     stage = read_stage(run.training_set)
     evaluation = Evaluation(
         run_name=run.run_name,
-        model=str(model),
-        champion=None if champion is None else str(champion),
+        model=str(model.resolve()),
+        champion=None if champion is None else str(champion.resolve()),
         data_version="unknown" if stage is None else stage.data_version,
         num_rows=table.num_rows,
         primary_metric=PRIMARY,

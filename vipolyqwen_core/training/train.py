@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.objectives.task_balance import TaskBalance
@@ -33,6 +32,7 @@ from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chun
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
+from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
 from vipolyqwen_core.training.setup import Training, prepare, resume
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
@@ -65,9 +65,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
     training = prepare(run)
     progress = resume(training)
     if training.is_main:
-        run.output.mkdir(parents=True, exist_ok=True)
-        with written_aside(run.output / "run.json") as aside:
-            aside.write_text(to_json(run), encoding="utf-8")
+        write_run(run)
     with tracking(run, training.plan.num_steps, progress.step, training.is_main) as tracker:
         progress = Loop(training, tracker, stop).run(progress)
         return _finish(training, progress, tracker.mlflow_run_id)
