@@ -15,8 +15,9 @@ from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.portable_paths import meant, spelled
 
-VERSION: Final = 1
-"""Raised when the same model and pairs would be judged otherwise: what was stored before is made anew."""
+VERSION: Final = 2
+"""Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
+before is made anew."""
 
 TRAINED: Final = "trained"
 PLAIN: Final = "plain"
