@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vipolyqwen_core.workspace import Workspace
 
-OWNED = ("runs", "evaluations")
+OWNED = ("runs", "evaluations", "curated", "tagged", "validated", "training_set")
 """Folders of a workspace that hold such files."""
 
 
@@ -31,7 +31,7 @@ def meant(written: str, folder: Path) -> Path:
 
 
 def surrounding_workspace(folder: Path) -> Workspace | None:
-    """The workspace that a folder of a run or an evaluation lies in; None: it lies elsewhere."""
+    """The workspace that a folder of a run, an evaluation or a source lies in; None: it lies elsewhere."""
     for place in (folder.resolve(), *folder.resolve().parents):
         if place.name in OWNED:
             return Workspace(place.parent)
