@@ -1,5 +1,6 @@
 """The registry on SQLite: aliases, versions of runs, model directories."""
 
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -26,9 +27,22 @@ from vipolyqwen_core.serving.mlflow_model import log_registered_model
 from vipolyqwen_core.workspace import Workspace
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without anything: to make its tables takes seconds, so each test takes a copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
 @pytest.fixture
-def client(tmp_path: Path) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def store(empty_store: Path, tmp_path: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def client(store: str) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(store)
 
 
 def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
@@ -90,12 +104,12 @@ def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.
 
 
 def test_a_registration_that_is_killed_at_once_is_recognised(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    with mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}"):
+    with mlflow_store(store):
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(tmp_path / "artifacts")))
         # what MLflow does first when the version stands
         monkeypatch.setattr(mlflow.MlflowClient, "set_logged_model_tags", killed)
