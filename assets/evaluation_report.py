@@ -69,6 +69,7 @@ def evaluation_basis(run: TrainingRun, champion_number: int | None) -> dict[str,
         "version": VERSION,
         "result": file_digest(run.output / "result.json"),
         "settings": json.loads(to_json(run.recipe.evaluation)),
+        "registry": json.loads(to_json(run.recipe.registry)),
         "positive_score": run.recipe.objective.positive_score,
         "champion": champion_number,
     }
@@ -93,7 +94,8 @@ def read_basis(folder: Path) -> dict[str, Any] | None:
 def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> "Evaluation | None":
     """The evaluation in a folder if it rests on the same basis; None: evaluate.
 
-    Once the run is registered, its judgement is settled: a later champion does not reopen it.
+    Once the run is registered, its judgement is settled: neither a later champion nor other rules of
+    promotion, which the report applies, reopen it.
     """
     from vipolyqwen_core.evaluation.results import read_evaluation
 
@@ -101,7 +103,7 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     if before is None:
         return None
     differing = {name for name in basis if before.get(name) != basis[name]}
-    return read_evaluation(folder) if differing <= ({"champion"} if settled else set()) else None
+    return read_evaluation(folder) if differing <= ({"champion", "registry"} if settled else set()) else None
 
 
 def judged_evaluation(folder: Path, run_name: str, now: Version | None) -> "Evaluation":

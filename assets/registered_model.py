@@ -10,6 +10,7 @@ from assets.evaluation_report import judged_evaluation
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
+    NOT_JUDGED_TAG,
     RUN_TAG,
     Version,
     champion,
@@ -69,9 +70,9 @@ def registered_model(
         if half is None:
             licenses = {source.name: source.license for source in corpora.sources}
             number = register(training.mlflow_run_id, run, evaluation, licenses)
-            keep_model(place, run.output / "model", number)
         else:
             number = half.number
+        keep_model(place, run.output / "model", number)
         tags = {
             **origin_tags(run),
             "vipolyqwen.dagster_run_id": context.run_id,
@@ -89,6 +90,9 @@ def registered_model(
             "version": version.number,
             "alias": ", ".join(version.aliases) or "none any more",
             "decision": version.tags[DECISION_TAG],
+            "not judged": version.tags.get(
+                NOT_JUDGED_TAG, "nothing: every task has a pool that is large enough"
+            ),
             "tags": table(["tag", "value"], sorted(version.tags.items())),
             "folder": dg.MetadataValue.path(str(place.models / f"v{version.number}")),
             "reused": reused(stands),
@@ -99,6 +103,8 @@ def registered_model(
 
 def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: Mapping[str, str]) -> int:
     """Log the model to its run as models-from-code and register it; the number of the new version.
+
+    The version names its run from the first moment: a killed registration goes on with it.
 
     Args:
         licenses: of each source, for the model card
@@ -112,16 +118,20 @@ def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: 
         "data_version": run.tags["data_version"],
         evaluation.primary_metric: evaluation.primary["trained"],
     }
-    info = log_registered_model(run.output / "model", metadata_=facts, run_id=run_id)
+    info = log_registered_model(
+        run.output / "model", metadata_=facts, run_id=run_id, tags={RUN_TAG: run.run_name}
+    )
     return int(info.registered_model_version)
 
 
 def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decision") -> Version:
     """Tag a new version with where it came from, and give it its alias. The decision is written last."""
+    if decision.not_judged:
+        tags = {**tags, NOT_JUDGED_TAG: "; ".join(decision.not_judged)}
     for name, value in tags.items():
         client.set_model_version_tag(REGISTERED_MODEL, str(number), name, value)
     give_alias(client, number, decision.alias)
-    client.set_model_version_tag(REGISTERED_MODEL, str(number), DECISION_TAG, "; ".join(decision.reasons))
+    client.set_model_version_tag(REGISTERED_MODEL, str(number), DECISION_TAG, "; ".join(decision.sentences))
     return numbered_version(client, number)
 
 

@@ -15,6 +15,9 @@ RUN_TAG = "vipolyqwen.run"
 DECISION_TAG = "vipolyqwen.decision"
 """Tag of a version: why it is champion or challenger. Written last: a version without it is half done."""
 
+NOT_JUDGED_TAG = "vipolyqwen.not_judged"
+"""Tag of a version: what could not be judged, or only on few pairs; absent where all was."""
+
 
 @dataclass(frozen=True)
 class Version:
@@ -70,7 +73,7 @@ def version_of_run(client: Any, run_name: str) -> Version | None:
 
 
 def half_registered(client: Any, run_name: str) -> Version | None:
-    """The version of a training run whose registration was killed when all but tags and alias stood."""
+    """The version of a training run whose registration was killed before its decision was written."""
     return next((version for version in versions_of_run(client, run_name) if not version.is_settled), None)
 
 

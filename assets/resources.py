@@ -102,7 +102,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
     tracking_uri: str
     artifacts: str
     """Folder of the artifacts, where the store is the workspace's own."""
-    ui_url: str = "http://127.0.0.1:5000"
+    ui_url: str
     """Where a person reads it: `vipolyqwen ui` serves the workspace's store there."""
 
     def connect(self) -> Any:

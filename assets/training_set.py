@@ -19,7 +19,14 @@ def training_set(
     workspace: WorkspaceResource, manifest: ManifestResource, recipe: RecipeResource
 ) -> dg.MaterializeResult[None]:
     """The manifest's sources, each at its last accepted version: joined, components formed, sticky split."""
-    from quality.data_report import funnel, histograms, training_rows, whole_ledger, write_data_report
+    from quality.data_report import (
+        funnel,
+        histograms,
+        report_is_current,
+        training_rows,
+        whole_ledger,
+        write_data_report,
+    )
     from quality.report_samples import near_copies
     from quality.training_set import build_training_set
 
@@ -27,7 +34,7 @@ def training_set(
     summary = build_training_set(manifest.load(), recipe.load(), place)
     folder = place.training_set
     report = folder / "data_report.html"
-    if not (summary.reused and report.is_file()):
+    if not report_is_current(place, report):
         write_data_report(place, report)
     ledger = whole_ledger(place, list(summary.details["sources"]))
     return dg.MaterializeResult(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vipolyqwen_core.workspace import (
+    DEFAULT_MLFLOW_PORT,
     Workspace,
     configure,
     current_workspace,
@@ -144,7 +145,9 @@ def ui(
     recipe: RecipeOption = None,
     root: RootOption = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of Dagster.")] = 3000,
-    mlflow_port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of MLflow.")] = 5000,
+    mlflow_port: Annotated[
+        int, typer.Option(min=1, max=65_535, help="Port of MLflow.")
+    ] = DEFAULT_MLFLOW_PORT,
 ) -> None:
     """Serve Dagster and MLflow over the workspace, until Ctrl-C."""
     workspace = current_workspace()

@@ -50,7 +50,9 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
             "manifest": manifest,
             "recipe": RecipeResource(name=recipe),
             "mlflow": MlflowResource(
-                tracking_uri=workspace.mlflow_uri, artifacts=str(workspace.mlflow_artifacts)
+                tracking_uri=workspace.mlflow_uri,
+                artifacts=str(workspace.mlflow_artifacts),
+                ui_url=workspace.mlflow_ui,
             ),
             "pipes": dg.PipesSubprocessClient(cwd=str(Path.cwd())),
         },

@@ -24,7 +24,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     """
     refuse_taken_ports(**{"--port": port, "--mlflow-port": mlflow_port})
     write_settings(workspace.dagster_home)
-    workspace.home.mkdir(parents=True, exist_ok=True)
+    workspace.remember_mlflow_port(mlflow_port)
     with (workspace.home / "ui.log").open("ab") as log:
         servers = {
             name: subprocess.Popen(

@@ -8,7 +8,7 @@ are found over the shards on disk, and what is left is written in the order of t
     curated/<source>/pictures.parquet    every picture path that was read, to notice when one changes
     curated/<source>/source.json         the source as the manifest describes it, for `trace`
     curated/<source>/stage.json          StageSummary; details: languages, tasks, images
-    images/<source>.lance                IMAGE_STORE, a new version
+    images/<source>.lance                IMAGE_STORE, a new version; old ones go when nothing points into them
 """
 
 import logging
@@ -33,6 +33,7 @@ from quality.ledger import (
     write_ledger,
 )
 from quality.picture_files import paths_digest
+from quality.pinned_images import remove_unpinned
 from quality.row_duplicates import find_duplicates
 from vipolyqwen_core.config import CurationSettings, to_json
 from vipolyqwen_core.contract import PAIR
@@ -108,6 +109,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         assert missing_pairs(summary) == 0, summary
         (aside / SOURCE_FILE).write_text(to_json(source), encoding="utf-8")
         summary.write(aside)
+    remove_unpinned(source.name, workspace)
     logger.info(
         "%s: %d records, %d pairs, %d kept in %.0f s",
         source.name, summary.records, summary.pairs_in, summary.pairs_out, summary.seconds,

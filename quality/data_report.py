@@ -24,6 +24,7 @@ from quality.report_samples import kept_samples, near_copies, rejected_samples
 from quality.rules import RULES
 from quality.validate import accepted_folder, accepted_stage
 from vipolyqwen_core.contract import Split, Task
+from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage, written_aside
 from vipolyqwen_core.evaluation.plots import STYLE, TASK_COLOURS
 from vipolyqwen_core.workspace import Workspace
@@ -35,6 +36,10 @@ HISTOGRAMS = (
     ("pictures", "pictures of a pair"),
     ("score", "score of a scored pair"),
 )
+REPORT_CODE = ("data_report.py", "report_samples.py", TEMPLATE)
+"""Files that decide what a report looks like: where one changes, reports are written anew."""
+HEAD_CHARS = 1000
+"""The mark stands here."""
 BINS = 40
 SCORE_BINS = 20
 
@@ -55,15 +60,40 @@ class FunnelRow:
     eval: int
 
 
+def report_is_current(workspace: Workspace, path: Path) -> bool:
+    """Whether a report shows what the stages say now, written by this code."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as file:
+        return report_mark(workspace) in file.read(HEAD_CHARS)
+
+
+def report_mark(workspace: Workspace) -> str:
+    """Hash of all that a report depends on: the stages' summaries and the code that writes it."""
+    summary = _training_summary(workspace)
+    folders = [workspace.training_set]
+    for name in summary.details["sources"]:
+        accepted = accepted_folder(workspace.validated(name))
+        folders += [workspace.curated(name), workspace.tagged(name), *([accepted] if accepted else [])]
+    stages = [file for folder in folders if (file := folder / "stage.json").is_file()]
+    here = Path(__file__).parent
+    return content_digest([*stages, *(here / name for name in REPORT_CODE)])
+
+
+def _training_summary(workspace: Workspace) -> StageSummary:
+    summary = read_stage(workspace.training_set)
+    if summary is None:
+        raise ValueError(f"no training set in {workspace.training_set}: build it first")
+    return summary
+
+
 def write_data_report(workspace: Workspace, path: Path) -> Path:
     """Write the report of the training set that stands in a workspace.
 
     Raises:
         ValueError: no training set was built yet
     """
-    summary = read_stage(workspace.training_set)
-    if summary is None:
-        raise ValueError(f"no training set in {workspace.training_set}: build it first")
+    summary = _training_summary(workspace)
     sources = list(summary.details["sources"])
     rows = training_rows(workspace)
     ledger = whole_ledger(workspace, sources)
@@ -78,6 +108,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     stages = funnel(workspace, summary)
     html = environment.get_template(TEMPLATE).render(
         summary=summary,
+        mark=report_mark(workspace),
         funnel=[*stages, _total(stages)] if len(stages) > 1 else stages,
         rejects=_rejects(ledger),
         expectations=_failed_expectations(workspace, sources),

@@ -55,7 +55,7 @@ RULES: dict[str, str] = {
     "repetitive_query": "One repeated line, phrase, word or character fills the query.",
     "repetitive_target": "One repeated line, phrase, word or character fills the target.",
     "score_out_of_range": "The score is not a number in [0, 1].",
-    "answer_in_query": "The query ends with the whole answer, so that there is nothing to learn.",
+    "answer_in_query": "The query ends with the whole answer, which is none of several options.",
     # tagged
     "too_many_placeholders": "A side has more <image> than pictures.",
     "placeholders": "Pictures and <image> do not match.",
@@ -92,6 +92,10 @@ class RowRule:
 
 MIN_REPETITION_CHARS = 100
 MAX_PERIOD = 8
+OPTION = r"^\(?((?:\p{L}+ ){0,3})\(?[A-H1-9][.:)]\s"
+"""How the text of an option begins; the words in front of its letter or digit are captured."""
+ANY_OPTION = r"(?:^|\s)\(?{}\(?[A-H1-9][.:)]\s"
+"""The beginning of an option with given words."""
 MIN_ANSWER_CHARS = 32
 """A shorter answer may well stand at the end of a question: `true or false`."""
 
@@ -137,11 +141,23 @@ def _limit(settings: CurationSettings, name: str) -> pl.Expr:
 
 
 def answered() -> pl.Expr:
-    """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair."""
+    """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair.
+
+    A question may end with the option that is right: `Which is stronger? Claim A: ... Claim B: ...`. Then the
+    answer begins with a label that the query has for another option too, and it stands there once.
+    """
     query, target = pl.col("query").str.strip_chars(), pl.col("target").str.strip_chars()
     ends = query.str.ends_with(target) & (target.str.len_chars() >= MIN_ANSWER_CHARS)
+    words = pl.when(ends).then(target.str.extract(OPTION, 1))  # null for nearly all rows: nothing to count
+    options = query.str.count_matches(pl.format(ANY_OPTION, words.str.escape_regex()))
+    once = query.str.count_matches(pl.when(words.is_not_null()).then(target), literal=True) == 1
+    chosen = (options >= 2) & once
     only_text = pl.col("target_images").list.len().fill_null(0) == 0
-    return (pl.col("task") != Task.TEXT_PAIR.value) & only_text & ((query == target) | ends)
+    return (
+        (pl.col("task") != Task.TEXT_PAIR.value)
+        & only_text
+        & ((query == target) | (ends & ~chosen.fill_null(False)))
+    )
 
 
 def _repeats(text: pl.Expr, max_share: pl.Expr) -> pl.Expr:

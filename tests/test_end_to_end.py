@@ -133,6 +133,10 @@ def test_a_second_run_reuses_everything(place: Workspace, outcome: FactoryOutcom
     assert {stage.name: stage.reused for stage in again.stages} == {
         stage.name: True for stage in outcome.stages
     }
+    client = mlflow.MlflowClient(place.mlflow_uri)
+    training = client.get_run(client.get_model_version(REGISTERED_MODEL, "1").run_id)
+    names = [data.dataset.name for data in training.inputs.dataset_inputs]
+    assert len(names) == len(set(names)), names  # told again, MLflow keeps one
 
 
 def test_a_rollback_makes_a_version_champion(place: Workspace, outcome: FactoryOutcome) -> None:

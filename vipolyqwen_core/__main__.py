@@ -195,13 +195,13 @@ def train(
     ] = None,
 ) -> None:
     """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
-    from vipolyqwen_core.config import TrainingRun, from_json
     from vipolyqwen_core.recipes import load_recipe
     from vipolyqwen_core.training.identity import identified_run
+    from vipolyqwen_core.training.run_file import read_run
 
     workspace = current_workspace()
     if config is not None:
-        run = from_json(TrainingRun, config.read_bytes(), origin=str(config))
+        run = read_run(config)
     else:
         settings = load_recipe(recipe or recipe_setting())
         from vipolyqwen_core.model.backbone import resolve_backbone
@@ -232,10 +232,9 @@ def evaluate(
 
     The factory's own evaluation of the run, which decides about promotion, stays as it is.
     """
-    from vipolyqwen_core.config import TrainingRun, from_json
+    from vipolyqwen_core.training.run_file import RUN_FILE, read_run
 
-    told = run / "run.json"
-    settings = from_json(TrainingRun, told.read_bytes(), origin=str(told))
+    settings = read_run(run / RUN_FILE)
     for model in (run / "model", champion):
         if model is not None and not (model / "config.json").is_file():  # said before minutes of encoding
             raise ValueError(f"{model} is no model directory: it has no config.json")

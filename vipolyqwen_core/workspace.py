@@ -23,6 +23,10 @@ QUIET = {
 """No library phones home or starts workers that nobody asked for, unless the user said otherwise."""
 
 
+DEFAULT_MLFLOW_PORT = 5000
+MLFLOW_PORT_FILE = "mlflow_port"
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths below one folder. Nothing is created by asking for a path."""
@@ -104,6 +108,18 @@ class Workspace:
     def mlflow_artifacts(self) -> Path:
         """Artifacts, where the tracking store is the workspace's own."""
         return self.home / "mlartifacts"
+
+    @property
+    def mlflow_ui(self) -> str:
+        """Where a person reads the workspace's own store: the port that `vipolyqwen ui` served it on last."""
+        path = self.home / MLFLOW_PORT_FILE
+        port = path.read_text(encoding="utf-8").strip() if path.is_file() else str(DEFAULT_MLFLOW_PORT)
+        return f"http://127.0.0.1:{port}"
+
+    def remember_mlflow_port(self, port: int) -> None:
+        """Say where MLflow is served; links that are made from now on lead there."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        (self.home / MLFLOW_PORT_FILE).write_text(f"{port}\n", encoding="utf-8")
 
     @property
     def dagster_home(self) -> Path:

@@ -65,6 +65,12 @@ def test_a_later_champion_reopens_the_judgement_only_before_registration(folder:
     assert stored_evaluation(folder, basis(4), settled=True) == evaluation()
 
 
+def test_other_rules_of_promotion_make_a_new_report_only_before_registration(folder: Path) -> None:
+    changed = {**basis(3), "registry": {"min_gain": 0.1}}
+    assert stored_evaluation(folder, changed, settled=False) is None
+    assert stored_evaluation(folder, changed, settled=True) == evaluation()
+
+
 def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:
     evaluation(mrr=0.9).write(folder)  # killed before its basis was written, or made by hand
     assert read_basis(folder) is None

@@ -1,5 +1,6 @@
 """The registry on SQLite: aliases, versions of runs, model directories."""
 
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -7,6 +8,9 @@ import pytest
 
 from assets.registered_model import settle
 from assets.registry import (
+    DECISION_TAG,
+    NOT_JUDGED_TAG,
+    RUN_TAG,
     champion,
     give_alias,
     half_registered,
@@ -16,14 +20,29 @@ from assets.registry import (
     version_of_run,
     version_with_alias,
 )
+from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
+from vipolyqwen_core.serving.mlflow_model import log_registered_model
 from vipolyqwen_core.workspace import Workspace
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without anything: to make its tables takes seconds, so each test takes a copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
 @pytest.fixture
-def client(tmp_path: Path) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def store(empty_store: Path, tmp_path: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def client(store: str) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(store)
 
 
 def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
@@ -65,6 +84,16 @@ def test_a_challenger_that_is_promoted_is_no_challenger_any_more(client: mlflow.
     assert version_with_alias(client, CHALLENGER) is None
 
 
+def test_what_was_not_judged_stands_at_the_version(client: mlflow.MlflowClient) -> None:
+    first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", None)
+    decision = Decision(CHALLENGER, ("a gain",), ("not judged: too few pairs",))
+    version = settle(client, second, {"vipolyqwen.run": "demo-2"}, decision)
+    assert version.aliases == (CHALLENGER,)
+    assert version.tags[NOT_JUDGED_TAG] == "not judged: too few pairs"
+    assert version.tags[DECISION_TAG] == "a gain; not judged: too few pairs"
+    assert NOT_JUDGED_TAG not in numbered_version(client, first).tags
+
+
 def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.MlflowClient) -> None:
     number = register(client, "demo-1", None)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), "vipolyqwen.run", "demo-1")
@@ -72,6 +101,25 @@ def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.
     assert half_registered(client, "demo-1").number == number
     whole = register(client, "demo-1", CHAMPION)
     assert version_of_run(client, "demo-1").number == whole
+
+
+def test_a_registration_that_is_killed_at_once_is_recognised(
+    store: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with mlflow_store(store):
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(tmp_path / "artifacts")))
+        # what MLflow does first when the version stands
+        monkeypatch.setattr(mlflow.MlflowClient, "set_logged_model_tags", killed)
+        with pytest.raises(KeyboardInterrupt):
+            log_registered_model(tiny_model_dir, tags={RUN_TAG: "demo-1"})
+        client = mlflow.MlflowClient()
+        half = half_registered(client, "demo-1")
+        assert half is not None
+        assert half.number == 1
+        assert version_of_run(client, "demo-1") is None
 
 
 def test_model_directories_are_kept_by_version(tmp_path: Path) -> None:

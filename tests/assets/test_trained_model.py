@@ -93,7 +93,9 @@ def test_a_training_process_that_fails_fails_the_asset(
             "manifest": ManifestResource(path=str(tmp_path / "manifest.yaml"), home=str(tmp_path)),
             "recipe": RecipeResource(name=str(tmp_path / "recipe.json")),
             "mlflow": MlflowResource(
-                tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", artifacts=str(tmp_path / "artifacts")
+                ui_url="http://127.0.0.1:5000",
+                tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
+                artifacts=str(tmp_path / "artifacts"),
             ),
             "pipes": dg.PipesSubprocessClient(),
         },

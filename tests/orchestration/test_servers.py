@@ -1,5 +1,6 @@
 """The user interfaces: what is started, and that nothing of it is left."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
+from orchestration import servers
+from orchestration.definitions import build_definitions
 from orchestration.servers import commands, refuse_taken_ports, stop
 from vipolyqwen_core.workspace import Workspace
 
@@ -60,3 +64,27 @@ def test_a_store_of_its_own_is_served_with_the_workspace_artifacts(
     assert served["Dagster"] == ["dagster", "dev", "-m", "orchestration.definitions", "-p", "3000"]
     assert f"sqlite:///{tmp_path}/mlflow.db" in served["MLflow"]
     assert f"file://{tmp_path}/mlartifacts" in served["MLflow"]
+
+
+def test_links_lead_to_the_port_that_mlflow_is_served_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "home")
+
+    def link_base() -> str:
+        resources = build_definitions(workspace, None, "demo").resources
+        assert resources is not None
+        return str(resources["mlflow"].ui_url)
+
+    assert link_base() == "http://127.0.0.1:5000"
+    ending = {"MLflow": ["this"], "Dagster": ["this"]}  # modules that do nothing and end
+    monkeypatch.setattr(servers, "commands", lambda *arguments: ending)
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], other.getsockname()[1]
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="ended by itself"):
+        servers.serve(workspace, *ports, Console(quiet=True))
+    signal.signal(signal.SIGTERM, handler)
+    assert link_base() == f"http://127.0.0.1:{ports[1]}"

@@ -19,6 +19,7 @@ from tests.quality.conftest import instruction, question, scene, sentence
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR
 from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
 
 SETTINGS = CurationSettings()
@@ -245,3 +246,16 @@ def test_a_left_over_of_a_killed_run_is_removed(workspace, write_source) -> None
     (left / "shards").mkdir(parents=True)
     curate(write_source([instruction(1)]), SETTINGS, workspace)
     assert os.listdir(workspace.curated("corpus").parent) == ["corpus"]
+
+
+def test_a_workspace_that_was_moved_finds_its_pictures(workspace, write_source) -> None:
+    source = write_source([question(1), question(2)], pictures=[1, 2])
+    summary = curate(source, SETTINGS, workspace)
+    assert read_stage(workspace.curated("corpus")) == summary
+    assert str(workspace.home) not in (workspace.curated("corpus") / "stage.json").read_text()
+    moved = Workspace(workspace.home.with_name("elsewhere"))
+    workspace.home.rename(moved.home)
+    again = curate(source, SETTINGS, moved)
+    assert again.reused
+    assert again.details["images"]["path"] == str(moved.images("corpus"))
+    assert len(ImageStore(**again.details["images"])) == 2

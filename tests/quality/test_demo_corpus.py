@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from quality import data_report
 from quality.curate import curate
-from quality.data_report import funnel, write_data_report
+from quality.data_report import funnel, report_is_current, write_data_report
 from quality.rules import RULES
 from quality.training_set import build_training_set
 from quality.validate import validate
@@ -105,6 +106,23 @@ def test_the_data_report_shows_funnel_rejects_and_pictures(workspace: Workspace,
     assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+
+
+def test_a_report_is_current_until_code_or_a_stage_changes(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    assert not report_is_current(workspace, path)
+    write_data_report(workspace, path)
+    assert report_is_current(workspace, path)
+    stage = next(workspace.validated("demo_ocr").glob("*/stage.json"))
+    before = stage.read_text(encoding="utf-8")
+    stage.write_text(before.replace("seconds", "Seconds"), encoding="utf-8")  # judged once more
+    assert not report_is_current(workspace, path)
+    stage.write_text(before, encoding="utf-8")
+    assert report_is_current(workspace, path)
+    monkeypatch.setattr(data_report, "REPORT_CODE", (*data_report.REPORT_CODE, "rules.py"))
+    assert not report_is_current(workspace, path)
 
 
 def test_the_funnel_narrows(workspace: Workspace) -> None:

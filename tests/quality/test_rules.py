@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.rules import RULES, first_failure, repetition_share, row_rules
+from quality.rules import RULES, answered, first_failure, repetition_share, row_rules
 from quality.validate import row_rules as validation_rules
 from tests.quality.conftest import sentence
 from vipolyqwen_core.config import CurationSettings, TextLimits, from_json, to_json
@@ -97,3 +97,31 @@ def test_limits_by_task_survive_json() -> None:
     assert from_json(CurationSettings, to_json(settings)) == settings
     with pytest.raises(ValueError, match=r"by_task\.ocr\.max_chars"):
         from_json(CurationSettings, '{"by_task": {"ocr": {"max_chars": 0}}}')
+
+
+QUESTION = "Câu nào mạnh hơn?"
+FIRST, SECOND = "Sản phẩm của chúng tôi là tốt nhất.", "Sản phẩm của chúng tôi đáng tin cậy nhất."
+
+
+@pytest.mark.parametrize(
+    ("query", "target", "expected"),
+    [
+        (f"Sửa câu này: {FIRST}", FIRST, True),
+        (f"{QUESTION}\n{FIRST}", FIRST, True),
+        # one of several options, which happens to be the last
+        (f"{QUESTION} Câu A: {FIRST}\nCâu B: {SECOND}", f"Câu B: {SECOND}", False),
+        (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}", f"B. {SECOND}", False),
+        (f"{QUESTION} (1) {FIRST} (2) {SECOND}", f"(2) {SECOND}", False),
+        # the answer was put behind the options
+        (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}\nB. {SECOND}", f"B. {SECOND}", True),
+        # a label, but nothing to choose from
+        (f"{QUESTION}\nA. {FIRST}", f"A. {FIRST}", True),
+        (f"{QUESTION}\nCâu A: {FIRST}", f"Câu A: {FIRST}", True),
+    ],
+)
+def test_an_answer_behind_its_question_is_found_and_the_last_of_several_options_is_none(
+    query: str, target: str, expected: bool
+) -> None:
+    row = {"task": "instr", "query": query, "target": target, "target_images": []}
+    schema = {"task": pl.String, "query": pl.String, "target": pl.String, "target_images": pl.List(pl.String)}
+    assert pl.DataFrame([row], schema=schema).select(answered()).item() is expected

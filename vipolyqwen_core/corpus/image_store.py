@@ -3,7 +3,8 @@
 Lance is not fork-safe: use spawned processes. An `ImageStore` pickles as path and version.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             group, num_bytes = [], 0
     if group:
         yield group
+
+
+def remove_versions(path: Path, pinned: Collection[int], older_than: timedelta) -> list[int]:
+    """Remove the versions that are neither pinned, nor the newest, nor younger; which they were."""
+    if not path.is_dir():
+        return []
+    dataset = lance.dataset(str(path))
+    before = datetime.now() - older_than  # Lance gives local time
+    old = []
+    for entry in dataset.versions():
+        version, made = int(entry["version"]), entry["timestamp"]
+        assert isinstance(made, datetime)
+        if made < before and version != dataset.version and version not in pinned:
+            old.append(version)
+    if old:
+        dataset.cleanup_old_versions(versions=old)
+    return old
 
 
 class ImageStore:

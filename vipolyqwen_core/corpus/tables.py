@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from vipolyqwen_core.contract import Column
+from vipolyqwen_core.portable_paths import meant, spelled
 
 SCALARS: dict[str, pa.DataType] = {
     "string": pa.large_string(),
@@ -110,8 +111,9 @@ class StageSummary:
     """True where nothing had changed and the tables of an earlier run stand; never written."""
 
     def write(self, folder: Path) -> None:
-        """Write `stage.json` into a folder."""
+        """Write `stage.json` into a folder; paths of its workspace are spelled relative to it."""
         content = {key: value for key, value in asdict(self).items() if key != "reused"}
+        content["details"] = _with_paths(self.details, lambda path: spelled(Path(path), folder))
         text = json.dumps(content, ensure_ascii=False, indent=2)
         with written_aside(folder / "stage.json") as aside:
             aside.write_text(text, encoding="utf-8")
@@ -120,7 +122,20 @@ class StageSummary:
 def read_stage(folder: Path) -> StageSummary | None:
     """The summary in a folder; None where the stage has not run."""
     path = folder / "stage.json"
-    return StageSummary(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = StageSummary(**json.loads(path.read_text(encoding="utf-8")))
+    return replace(found, details=_with_paths(found.details, lambda written: str(meant(written, folder))))
+
+
+def _with_paths(details: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Details of a stage with the paths in them changed: of the image store, and of Data Docs."""
+    changed = dict(details)
+    if details.get("images"):
+        changed["images"] = {**details["images"], "path": change(details["images"]["path"])}
+    if details.get("data_docs"):
+        changed["data_docs"] = change(details["data_docs"])
+    return changed
 
 
 def unchanged_stage(folder: Path, fingerprint: str) -> StageSummary | None:

@@ -24,23 +24,30 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def bm25_similarity(queries: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
-    """BM25 of each target for each query, [Q, N]; 0 where they share no word.
+class Bm25:
+    """BM25 over some targets.
 
     Reference:
         Robertson and Zaragoza 2009, in the variant of Lucene (k1 = 1.5, b = 0.75) as bm25s computes it
     """
-    scores = np.zeros((len(queries), len(targets)), dtype=np.float32)
-    corpus = [words(text) for text in targets]
-    if not any(corpus):
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        self.num_targets = len(targets)
+        corpus = [words(text) for text in targets]
+        self.index = bm25s.BM25(method="lucene") if any(corpus) else None
+        if self.index is not None:
+            self.index.index(corpus, show_progress=False)
+
+    def similarity(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Score of each target for each query, [Q, N]; 0 where they share no word."""
+        scores = np.zeros((len(queries), self.num_targets), dtype=np.float32)
+        if self.index is None:
+            return scores
+        for row, text in enumerate(queries):
+            known = [word for word in words(text) if word in self.index.vocab_dict]
+            if known:
+                scores[row] = self.index.get_scores(known)
         return scores
-    index = bm25s.BM25(method="lucene")
-    index.index(corpus, show_progress=False)
-    for row, text in enumerate(queries):
-        known = [word for word in words(text) if word in index.vocab_dict]
-        if known:
-            scores[row] = index.get_scores(known)
-    return scores
 
 
 def untrained_embedder(run: TrainingRun, device: str | None = None) -> ViPolyQwenEmbedder:

@@ -11,7 +11,7 @@ from vipolyqwen_core.config import EvaluationSettings, TrainingRun
 from vipolyqwen_core.contract import Side, Split
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.evaluation import results
-from vipolyqwen_core.evaluation.baselines import bm25_similarity, untrained_embedder
+from vipolyqwen_core.evaluation.baselines import Bm25, untrained_embedder
 from vipolyqwen_core.evaluation.bootstrap import Interval, bootstrap_mean
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
@@ -64,8 +64,8 @@ def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path)
     stage = read_stage(run.training_set)
     evaluation = Evaluation(
         run_name=run.run_name,
-        model=str(model),
-        champion=None if champion is None else str(champion),
+        model=str(model.resolve()),
+        champion=None if champion is None else str(champion.resolve()),
         data_version="unknown" if stage is None else stage.data_version,
         num_rows=table.num_rows,
         primary_metric=PRIMARY,
@@ -109,9 +109,8 @@ def _judge(
 ) -> JudgedPool:
     """Every system's ranking of a pool: models, BM25, and `swapping` with the pictures exchanged."""
     rankings = {system: rank_pool(pool, both.query, both.target) for system, both in vectors.items()}
-    rankings[results.BM25] = rank_pool_by(
-        pool, bm25_similarity(pairs.texts(pool.queries, Side.QUERY), pairs.texts(pool.targets, Side.TARGET))
-    )
+    asked, bm25 = pairs.texts(pool.queries, Side.QUERY), Bm25(pairs.texts(pool.targets, Side.TARGET))
+    rankings[results.BM25] = rank_pool_by(pool, lambda rows: bm25.similarity(asked[rows]))
     pictures = pairs.picture_ids(pool.queries)
     if swapping is not None and all(pictures):
         # A query that finds no partner with other pictures keeps its own, which speaks against the model.

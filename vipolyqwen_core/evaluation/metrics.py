@@ -3,6 +3,7 @@
 Q queries rank N candidates. Several candidates may be right answers to one query.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -40,14 +41,26 @@ def rank(
         queries: [Q, D]; candidates: [N, D]; relevant, excluded: [Q, N]
         returns: [Q, min(depth, N)] columns; -1 where fewer candidates are left than ranks
     """
-    blocks = []
-    for start in range(0, len(queries), BLOCK_QUERIES):
+    return rank_by(lambda rows: queries[rows] @ candidates.T, relevant, excluded, depth)
+
+
+def rank_by(
+    similarity: Callable[[slice], NDArray[np.floating]],
+    relevant: Mask,
+    excluded: Mask | None = None,
+    depth: int = DEPTH,
+) -> NDArray[np.int64]:
+    """As `rank`, by a function that gives the similarities of some queries; a block of them at a time.
+
+    Shapes:
+        similarity: slice of queries -> [B, N]; relevant, excluded: [Q, N]
+    """
+    blocks = [np.empty((0, min(depth, relevant.shape[1])), dtype=np.int64)]
+    for start in range(0, len(relevant), BLOCK_QUERIES):
         rows = slice(start, start + BLOCK_QUERIES)
-        similarity = queries[rows] @ candidates.T
-        blocks.append(
-            rank_similarity(similarity, relevant[rows], None if excluded is None else excluded[rows], depth)
-        )
-    return np.concatenate(blocks) if blocks else np.empty((0, min(depth, len(candidates))), dtype=np.int64)
+        left_out = None if excluded is None else excluded[rows]
+        blocks.append(rank_similarity(similarity(rows), relevant[rows], left_out, depth))
+    return np.concatenate(blocks)
 
 
 def rank_similarity(

@@ -16,11 +16,18 @@ class Decision:
     """`champion` or `challenger`"""
     reasons: tuple[str, ...]
     """One sentence each, for the registry and the report."""
+    not_judged: tuple[str, ...] = ()
+    """What could not be judged, or only on few pairs: one sentence each."""
 
     @property
     def promoted(self) -> bool:
         """Whether it is the new champion."""
         return self.alias == contract.CHAMPION
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All there is to say."""
+        return (*self.reasons, *self.not_judged)
 
 
 def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
@@ -28,6 +35,9 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
 
     Against a champion: the lower bound of the gain in the mean primary metric must exceed `min_gain`, and no
     task may fall by more than `max_task_loss`. The first version must beat the untrained model instead.
+    Without a pool that is large enough nothing is proved, so the version is a challenger, whatever its gain.
+    A task that has only small pools is held to the same limit on these: it may be kept from promotion by
+    chance, but it never falls unseen.
     """
     gain = evaluation.gain_over_champion
     if gain is None:
@@ -38,31 +48,39 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
         f"{evaluation.primary_metric} {evaluation.primary[TRAINED]:.4f}: gain over {rival} {gain.mean:+.4f}, "
         f"interval [{gain.low:+.4f}, {gain.high:+.4f}], needed above {needed:.4f}"
     ]
+    fallen, thin = _fallen_tasks(evaluation, settings.max_task_loss)
     if not evaluation.enough:
-        reasons.append("no pool is large enough to count, so all of them were taken")
-    fallen = _fallen_tasks(evaluation, settings.max_task_loss)
-    reasons += fallen
-    promoted = gain.low > needed and not fallen
-    return Decision(contract.CHAMPION if promoted else contract.CHALLENGER, tuple(reasons))
+        thin.insert(
+            0, "not judged: no pool is large enough to count, so no gain is proved; more pairs are needed"
+        )
+    promoted = evaluation.enough and gain.low > needed and not fallen
+    alias = contract.CHAMPION if promoted else contract.CHALLENGER
+    return Decision(alias, (*reasons, *fallen), tuple(thin))
 
 
-def _fallen_tasks(evaluation: Evaluation, max_task_loss: float) -> list[str]:
-    """One sentence for each task that lost more than it may; choices are judged by accuracy."""
-    sentences = []
+def _fallen_tasks(evaluation: Evaluation, max_task_loss: float) -> tuple[list[str], list[str]]:
+    """One sentence for each task that lost more than it may, and one for each that has only small pools.
+
+    Choices are judged by accuracy.
+    """
+    fallen, thin = [], []
     for is_choice, metric in ((False, PRIMARY), (True, "recall@1")):
         by_task: dict[str, list[PoolResult]] = {}
         for pool in evaluation.pools:
-            judged = pool.is_large if is_choice else pool.counts
-            if pool.is_choice == is_choice and judged and CHAMPION in pool.scores:
+            if pool.is_choice == is_choice and CHAMPION in pool.scores:
                 by_task.setdefault(pool.task.value, []).append(pool)
+        what = "accuracy" if is_choice else metric
         for task, pools in by_task.items():
+            judged = [pool for pool in pools if pool.is_large] or pools
             now, before = (
-                sum(pool.scores[system][metric] for pool in pools) / len(pools)
+                sum(pool.scores[system][metric] for pool in judged) / len(judged)
                 for system in (TRAINED, CHAMPION)
             )
             if before - now > max_task_loss:
-                what = "accuracy" if is_choice else metric
-                sentences.append(
+                fallen.append(
                     f"{task}: {what} falls from {before:.4f} to {now:.4f}, more than {max_task_loss:.4f}"
                 )
-    return sentences
+            if not judged[0].is_large:
+                pairs = sum(pool.num_pairs for pool in judged)
+                thin.append(f"{task}: {what} is judged on {pairs} pairs only, no pool is large enough")
+    return fallen, thin

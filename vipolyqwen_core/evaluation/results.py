@@ -1,7 +1,7 @@
 """What an evaluation found: the file `evaluation.json`, and the verdict whether the model has learned."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +13,11 @@ from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.evaluation import EVALUATION_FILE
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.portable_paths import meant, spelled
 
-VERSION: Final = 1
-"""Raised when the same model and pairs would be judged otherwise: what was stored before is made anew."""
+VERSION: Final = 2
+"""Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
+before is made anew."""
 
 TRAINED: Final = "trained"
 PLAIN: Final = "plain"
@@ -155,10 +157,15 @@ class Evaluation:
         return flat
 
     def write(self, folder: Path) -> Path:
-        """Write `evaluation.json` into a folder."""
+        """Write `evaluation.json` into a folder; models of its workspace are named relative to it."""
         path = folder / EVALUATION_FILE
+        written = replace(
+            self,
+            model=spelled(Path(self.model), folder),
+            champion=None if self.champion is None else spelled(Path(self.champion), folder),
+        )
         with written_aside(path) as aside:
-            text = json.dumps(asdict(self), ensure_ascii=False, indent=2, allow_nan=False)
+            text = json.dumps(asdict(written), ensure_ascii=False, indent=2, allow_nan=False)
             aside.write_text(text, encoding="utf-8")
         return path
 
@@ -173,9 +180,11 @@ def read_evaluation(path: Path) -> Evaluation:
     if not file.is_file():
         raise ValueError(f"no evaluation at {file}")
     try:
-        return TypeAdapter(Evaluation).validate_json(file.read_bytes())
+        found = TypeAdapter(Evaluation).validate_json(file.read_bytes())
     except ValidationError as error:
         raise ValueError(f"{file}: {explain(error)}") from error
+    champion = None if found.champion is None else str(meant(found.champion, file.parent))
+    return replace(found, model=str(meant(found.model, file.parent)), champion=champion)
 
 
 def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:

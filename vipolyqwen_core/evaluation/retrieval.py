@@ -6,7 +6,7 @@ answer. A candidate that is the query itself is left out, as in training. Scored
 score ask nothing, but their targets stay candidates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -27,7 +27,7 @@ from vipolyqwen_core.evaluation.metrics import (
     hits,
     query_scores,
     rank,
-    rank_similarity,
+    rank_by,
 )
 
 ALL_LANGUAGES: Final = "all"
@@ -150,9 +150,9 @@ def rank_pool(pool: Pool, queries: Vectors, targets: Vectors) -> Ranking:
     return _judge(pool, rank(queries[pool.queries], targets[pool.targets], pool.relevant, pool.excluded))
 
 
-def rank_pool_by(pool: Pool, similarity: NDArray[np.floating]) -> Ranking:
-    """Rank a pool by given similarities [Q, N]."""
-    return _judge(pool, rank_similarity(similarity, pool.relevant, pool.excluded))
+def rank_pool_by(pool: Pool, similarity: Callable[[slice], NDArray[np.floating]]) -> Ranking:
+    """Rank a pool by a function that gives the similarities [B, N] of some of its queries."""
+    return _judge(pool, rank_by(similarity, pool.relevant, pool.excluded))
 
 
 def _judge(pool: Pool, nearest: Ints) -> Ranking:

@@ -2,7 +2,8 @@
 
 Sides are encoded without prefix: the everyday use. Only what is new is encoded; rows of pairs that are gone
 are deleted. Another model's vectors are made beside the table in use and swapped in at the end, and a killed
-export goes on where it was.
+export goes on where it was. A version of the table that was replaced stays readable for `KEPT_VERSIONS`, for
+whoever has it open.
 """
 
 import hashlib
@@ -12,8 +13,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -38,7 +40,11 @@ logger = logging.getLogger(__name__)
 
 STAGING: Final = "staging"
 """Folder of a table that is still being made, below the folder of its version."""
-DELETED_AT_ONCE: Final = 1000
+DELETED_AT_ONCE: Final = 100_000
+"""Rows of a statement: it takes about a second and 100 MB."""
+KEPT_VERSIONS: Final = timedelta(days=7)
+"""How long a replaced version of the table can still be read: an open handle stays with its version. Files of
+an older one are removed by the next export that changes something."""
 PARQUET_ROWS: Final = 16_384
 
 
@@ -56,7 +62,7 @@ class ExportSummary:
     updated: int
     """Rows that kept their vector but changed their split or their place."""
     deleted: int
-    """Rows of pairs that are gone."""
+    """Rows of pairs that are gone, and what a killed export had left behind."""
     indexed: bool
     """Whether the table has a vector index; without one a search compares every row."""
     parquet: Path
@@ -181,6 +187,44 @@ def _staged_table(folder: Path, schema: pa.Schema) -> Table:
     return table
 
 
+class _Standing:
+    """The rows of a table as an export finds them, 40 bytes each. What is added later does not move them."""
+
+    def __init__(self, table: Table) -> None:
+        self.dataset = table.to_lance()
+        scanner = self.dataset.scanner(columns=list(IDENTITY), with_row_id=True, scan_in_order=True)
+        parts = [
+            (row_hashes(rows, KEY), row_hashes(rows, IDENTITY), rows["_rowid"].to_numpy())
+            for rows in (pa.Table.from_batches([batch]) for batch in scanner.to_batches())
+        ]
+        keys, self.identities, self.row_ids = (_joined(part[number] for part in parts) for number in range(3))
+        self.order = np.argsort(keys)
+        self.keys = keys[self.order]
+        self.sorted_identities = np.sort(self.identities)
+
+    def vectors(self, keys: Hashes) -> Vectors:
+        """Vectors of rows that stand, by their keys."""
+        places = self.order[np.searchsorted(self.keys, keys)]
+        distinct, number = np.unique(places, return_inverse=True)
+        return _matrix(self.dataset.take(distinct.tolist(), columns=["embedding"])["embedding"])[number]
+
+    def delete_from(self, table: Table, row_ids: np.ndarray) -> None:
+        """Delete rows from the table, in few statements.
+
+        Raises:
+            RuntimeError: another process has rewritten the table meanwhile: row ids mean other rows now
+        """
+        table.checkout_latest()
+        dataset = table.to_lance()
+        fragments = [fragment.fragment_id for fragment in dataset.get_fragments()]
+        if not np.isin(np.unique(row_ids >> np.uint64(32)), fragments).all():
+            raise RuntimeError(f"{dataset.uri} was rewritten by another process during the export: run again")
+        for start in range(0, len(row_ids), DELETED_AT_ONCE):
+            chosen = row_ids[start : start + DELETED_AT_ONCE]
+            dataset.delete(f"_rowid IN ({', '.join(map(str, chosen))})")
+        table.checkout_latest()
+
+
 class _Update:
     """Makes a table hold exactly the sides of a training set, and counts what it took."""
 
@@ -195,62 +239,34 @@ class _Update:
         return bool(self.encoded or self.updated or self.deleted)
 
     def run(self) -> None:
-        """Delete what is gone, then add what is missing, block by block."""
-        self._delete_gone()
-        keys, identities = self._present()
+        """Add what is missing, block by block, then delete what is gone or was added anew.
+
+        In this order a vector is never lost to a kill, and search misses nothing meanwhile.
+        """
+        standing = _Standing(self.table)
+        wanted: list[Hashes] = []
         for block in self.wanted.blocks():
-            missing = np.flatnonzero(~_is_among(row_hashes(block.rows, IDENTITY), identities))
+            identities = row_hashes(block.rows, IDENTITY)
+            wanted.append(identities)
+            missing = np.flatnonzero(~_is_among(identities, standing.sorted_identities))
             if len(missing):
-                known = _is_among(row_hashes(block.rows, KEY)[missing], keys)
-                self._replace(block, missing[known])
+                keys = row_hashes(block.rows, KEY)[missing]
+                known = _is_among(keys, standing.keys)
+                self._move(block, missing[known], standing.vectors(keys[known]))
                 self._add(block, missing[~known])
+        stale = ~_is_among(standing.identities, np.sort(_joined(wanted)))
+        standing.delete_from(self.table, standing.row_ids[stale])
+        self.deleted = int(stale.sum()) - self.updated
 
     @cached_property
     def _embedder(self) -> ViPolyQwenEmbedder:
         return ViPolyQwenEmbedder.from_pretrained(self.model)
 
-    def _scan(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-        for batch in self.table.to_lance().to_batches(columns=list(columns)):
-            yield pa.Table.from_batches([batch])
-
-    def _present(self) -> tuple[Hashes, Hashes]:
-        """Keys and identities of the rows that stand, each sorted."""
-        found = [(row_hashes(rows, KEY), row_hashes(rows, IDENTITY)) for rows in self._scan(IDENTITY)]
-        if not found:
-            return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)
-        keys, identities = zip(*found, strict=True)
-        return np.sort(np.concatenate(keys)), np.sort(np.concatenate(identities))
-
-    def _delete_gone(self) -> None:
-        wanted = [row_hashes(block.rows, KEY) for block in self.wanted.blocks()]
-        keys = np.sort(np.concatenate(wanted)) if wanted else np.empty(0, dtype=np.uint64)
-        gone: list[tuple[str, str]] = []
-        for rows in self._scan(KEY):
-            lost = np.flatnonzero(~_is_among(row_hashes(rows, KEY), keys))
-            gone += [(rows["sample_id"][i].as_py(), rows["side"][i].as_py()) for i in lost]
-        self._delete(gone)
-        self.deleted = len(gone)
-
-    def _delete(self, rows: list[tuple[str, str]]) -> None:
-        for side in sorted({side for _, side in rows}):
-            ids = [sample_id for sample_id, of in rows if of == side]
-            for start in range(0, len(ids), DELETED_AT_ONCE):
-                self.table.delete(_where(side, ids[start : start + DELETED_AT_ONCE]))
-
-    def _replace(self, block: SideBlock, places: np.ndarray) -> None:
+    def _move(self, block: SideBlock, places: np.ndarray, vectors: Vectors) -> None:
         """Rows whose pair changed its split or its place: the vector stays."""
-        if len(places) == 0:
-            return
-        rows = block.rows.take(pa.array(places))
-        ids, side = rows["sample_id"].to_pylist(), rows["side"][0].as_py()
-        found = (
-            self.table.search().where(_where(side, ids)).select(["sample_id", "embedding"]).limit(len(ids))
-        ).to_arrow()
-        order = {sample_id: i for i, sample_id in enumerate(found["sample_id"].to_pylist())}
-        vectors = _matrix(found["embedding"])[[order[sample_id] for sample_id in ids]]
-        self._delete([(sample_id, side) for sample_id in ids])
-        self._write(rows, vectors)
-        self.updated += len(places)
+        if len(places):
+            self._write(block.rows.take(pa.array(places)), vectors)
+            self.updated += len(places)
 
     def _add(self, block: SideBlock, places: np.ndarray) -> None:
         """New rows; a content that several of them share is encoded once."""
@@ -271,17 +287,16 @@ class _Update:
         self.table.add(pa.table(columns, schema=self.table.schema))
 
 
+def _joined(hashes: Iterable[Hashes]) -> Hashes:
+    return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
+
+
 def _is_among(hashes: Hashes, known: Hashes) -> np.ndarray:
     """Which hashes are among sorted ones. `np.isin` would sort the millions anew for each block."""
     if len(known) == 0:
         return np.zeros(len(hashes), dtype=bool)
     places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     return np.asarray(known[places] == hashes)
-
-
-def _where(side: str, sample_ids: list[str]) -> str:
-    """SQL for some rows; ids are hex digits of our own making."""
-    return f"side = '{side}' AND sample_id IN ({', '.join(repr(sample_id) for sample_id in sample_ids)})"
 
 
 def _matrix(column: pa.ChunkedArray) -> Vectors:
@@ -303,7 +318,7 @@ def _index(table: Table, settings: ExportSettings) -> None:
         table.create_index("text", config=words)
     if rows >= settings.index_min_rows and not _is_indexed(table, "embedding"):
         table.create_index("embedding", config=IvfHnswSq(distance_type="cosine"))
-    table.optimize()
+    table.optimize(cleanup_older_than=KEPT_VERSIONS)
 
 
 def _write_parquet(table: Table, path: Path) -> None:

@@ -103,11 +103,13 @@ def log_registered_model(
     registered_name: str | None = REGISTERED_MODEL,
     metadata_: Mapping[str, Any] | None = None,
     run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Any:
     """Log a model directory to a run and, where a name is given, register it as a new version.
 
     The tracking store is the one that is set. `run_id` names a run that exists; without it the active run, or
-    a new one, takes the model.
+    a new one, takes the model. The version is created with its `tags`: whatever happens to this process next,
+    it can be told where it came from.
 
     Returns:
         MLflow's ModelInfo: `model_uri`, `registered_model_version` ...
@@ -125,6 +127,7 @@ def log_registered_model(
         "pip_requirements": requirements(),
         "registered_model_name": registered_name,
         "metadata": dict(metadata_ or {}),
+        "tags": dict(tags or {}),
     }
     if run_id is None:
         return mlflow.pyfunc.log_model(**arguments)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vipolyqwen_core.config import TrainingRun, from_json
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
+from vipolyqwen_core.training.run_file import read_run
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.workspace import configure, current_workspace, log_system_metrics, process_rank
 
@@ -38,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure(current_workspace())
     log_system_metrics()
     try:
-        if not told.config.is_file():
-            raise ValueError(f"config {told.config} does not exist")
-        run = from_json(TrainingRun, told.config.read_bytes(), origin=str(told.config))
+        run = read_run(told.config)
         if told.dry_run:
             from vipolyqwen_core.training.dry_run import describe
 

@@ -1,7 +1,8 @@
 """Checkpoints: sharded, written aside and renamed, so that a folder `step_N` is whole or not there at all.
 
-Each rank writes its shard (torch.distributed.checkpoint); `state.json` comes last and lists every file with
-its size, so that a truncated copy is recognised. They load onto any number of ranks.
+Each rank writes its shard (torch.distributed.checkpoint) and takes its CRC-32; `state.json` comes last and
+lists every file with size and checksum, and its own, so that a copy that was cut short or changed on the disk
+is recognised. They load onto any number of ranks.
 
     checkpoints/step_200/   state.json   .metadata   __0_0.distcp ...
 """
@@ -9,13 +10,15 @@ its size, so that a truncated copy is recognised. They load onto any number of r
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,8 +32,11 @@ from vipolyqwen_core.training.identity import flatten
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
 STATE_FILE = "state.json"
 PARTIAL = ".partial"
+BLOCK_BYTES = 1 << 24
 
 
 class CheckpointError(OSError):
@@ -88,14 +94,15 @@ class Checkpoints:
             _barrier()
             with _in_our_words():
                 save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
+            checksums = _gathered({file.name: checksum(file) for file in _own_files(aside)})
             if _is_first():
-                _write_state(aside, progress, self.trajectory)
+                _write_state(aside, progress, self.trajectory, checksums)
                 if path.exists():  # left by a run that was resumed from an earlier step
                     shutil.rmtree(path)
                 os.replace(aside, path)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            kept = ", ".join(whole.name for whole in self._whole()) or "none"
+            kept = ", ".join(whole.name for whole in self.complete()) or "none"
             free = shutil.disk_usage(self.folder).free / 1e9
             raise CheckpointError(
                 f"checkpoint {path} could not be written ({free:.1f} GB are free there): {error}; "
@@ -109,23 +116,48 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None where the run has none yet.
 
-        A damaged one is passed over with a warning.
+        A damaged one is passed over with a warning. Each rank reads its part of the files.
 
         Raises:
             CheckpointError: there are checkpoints, and each is damaged
         """
-        found = [self._newest_whole() if _is_first() else None]
-        if dist.is_initialized():
-            dist.broadcast_object_list(found)
-        if isinstance(found[0], CheckpointError):
-            raise found[0]
-        return found[0]
+        found = _of_first(self._all() if _is_first() else [])
+        for path in found:
+            damage = self.damage(path)
+            if damage is None:
+                return path
+            if _is_first():
+                logger.warning("passed over checkpoint %s: %s", path, damage)
+        if found:
+            names = ", ".join(path.name for path in found)
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged ({names}): remove the folder to begin anew"
+            )
+        return None
+
+    def complete(self) -> list[Path]:
+        """Checkpoints that lack no file and no byte, the newest first; their content is not looked at."""
+        return [path for path in self._all() if damage_of(path) is None]
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, in words, looking at every byte; all ranks call it together."""
+        damage = _of_first(damage_of(path) if _is_first() else None)
+        if damage is not None:
+            return damage
+        known = _read_state(path).get("checksums", {})
+        found = {file.name: _checksum_or_error(file) for file in _own_files(path) if file.name in known}
+        changed = [
+            f"{name} has checksum {value}, not {known[name]}"
+            for name, value in _gathered(found).items()
+            if value != known[name]
+        ]
+        return "; ".join(changed) or None
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
         """Fill model and optimizer from a checkpoint, whatever number of ranks wrote it.
 
         Raises:
-            CheckpointError: a file is damaged
+            CheckpointError: a file cannot be read
             ValueError: it belongs to a run with other data or settings
         """
         refuse_other_trajectory(path, _read_state(path)["trajectory"], self.trajectory)
@@ -140,30 +172,9 @@ class Checkpoints:
         )
         return read_progress(path)
 
-    def _newest_whole(self) -> Path | CheckpointError | None:
-        whole = self._whole(warn=True)
-        if whole:
-            return whole[0]
-        if self._all():
-            names = ", ".join(path.name for path in self._all())
-            return CheckpointError(
-                f"every checkpoint in {self.folder} is damaged ({names}): remove the folder to begin anew"
-            )
-        return None
-
     def _all(self) -> list[Path]:
         """Checkpoints, the newest first."""
         return sorted(self.folder.glob("step_*"), key=lambda path: -int(path.name.removeprefix("step_")))
-
-    def _whole(self, warn: bool = False) -> list[Path]:
-        whole = []
-        for path in self._all():
-            damage = damage_of(path)
-            if damage is None:
-                whole.append(path)
-            elif warn:
-                logger.warning("passed over checkpoint %s: %s", path, damage)
-        return whole
 
     def _prune(self, progress: Progress) -> None:
         spared = {self.path(step) for step in (progress.step, progress.best_step) if step is not None}
@@ -197,7 +208,7 @@ def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapp
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None: it is whole."""
+    """What is wrong with a checkpoint by names and sizes of its files, in words; None: nothing is missing."""
     try:
         files = _read_state(path)["files"]
     except (OSError, ValueError, KeyError) as error:
@@ -232,13 +243,53 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[st
     return {"model": of_model} if optimizer is None else {"model": of_model, "optimizer": of_optimizer}
 
 
-def _write_state(folder: Path, progress: Progress, trajectory: Mapping[str, Any]) -> None:
+def checksum(file: Path) -> str:
+    """CRC-32 of a file, 8 hex digits: it tells damage, not malice, at some 4 GB/s a core."""
+    value = 0
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _checksum_or_error(file: Path) -> str:
+    """A file that cannot be read is damage, and no rank may leave the others waiting."""
+    try:
+        return checksum(file)
+    except OSError as error:
+        return f"unknown ({error})"
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that this rank looks after: the shards that it wrote, and rank 0 the rest."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    numbers = ((path, re.match(r"__(\d+)_", path.name)) for path in sorted(folder.iterdir()))
+    return [
+        path
+        for path, number in numbers
+        if path.name != STATE_FILE and (int(number[1]) % ranks if number else 0) == rank
+    ]
+
+
+def _write_state(
+    folder: Path, progress: Progress, trajectory: Mapping[str, Any], checksums: Mapping[str, str]
+) -> None:
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    state = {
+        "progress": asdict(progress),
+        "files": files,
+        "checksums": dict(sorted(checksums.items())),
+        "trajectory": trajectory,
+    }
     with (folder / STATE_FILE).open("w", encoding="utf-8") as file:
-        state = {"progress": asdict(progress), "files": files, "trajectory": trajectory}
-        json.dump(state, file, indent=2)
+        json.dump({**state, "checksum": _checksum_of_state(state)}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _checksum_of_state(state: Mapping[str, Any]) -> str:
+    spelled = json.dumps({name: value for name, value in state.items() if name != "checksum"}, sort_keys=True)
+    return f"{zlib.crc32(spelled.encode()):08x}"
 
 
 @contextmanager
@@ -255,11 +306,31 @@ def _in_our_words() -> Iterator[None]:
 
 def _read_state(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    if state.get("checksum", "") not in ("", _checksum_of_state(state)):
+        raise ValueError("its content has changed since it was written")
     return state
 
 
 def _is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _of_first(value: Value) -> Value:
+    """What rank 0 has, on every rank."""
+    if not dist.is_initialized():
+        return value
+    found = [value]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _gathered(part: dict[str, str]) -> dict[str, str]:
+    """The parts of all ranks in one."""
+    if not dist.is_initialized():
+        return part
+    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, part)
+    return {name: value for each in parts for name, value in each.items()}
 
 
 def _barrier() -> None:

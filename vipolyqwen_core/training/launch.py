@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vipolyqwen_core.config import TrainingRun, to_json
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.training.run_file import write_run
 
 GUARD = (sys.executable, "-m", "vipolyqwen_core.training.guarded")
 
@@ -49,9 +49,7 @@ def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
     nodes = nodes or Nodes()
     if nodes.num_nodes > 1 and nodes.main_address is None:
         raise ValueError(f"{nodes.num_nodes} nodes: the address of the first is missing")
-    config = run.output / "run.json"
-    with written_aside(config) as aside:
-        aside.write_text(to_json(run), encoding="utf-8")
+    config = write_run(run)
     processes = run.recipe.training.processes
     total = processes * nodes.num_nodes
     has_gpu = torch.cuda.is_available()

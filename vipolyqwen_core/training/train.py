@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.objectives.task_balance import TaskBalance
-from vipolyqwen_core.training.checkpoints import Progress, refuse_other_trajectory
+from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, refuse_other_trajectory
 from vipolyqwen_core.training.engine import PlannedStep, StepResult
 from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.flops import peak_flops
@@ -33,6 +32,7 @@ from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chun
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
+from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
 from vipolyqwen_core.training.setup import Training, prepare, resume
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
@@ -65,9 +65,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
     training = prepare(run)
     progress = resume(training)
     if training.is_main:
-        run.output.mkdir(parents=True, exist_ok=True)
-        with written_aside(run.output / "run.json") as aside:
-            aside.write_text(to_json(run), encoding="utf-8")
+        write_run(run)
     with tracking(run, training.plan.num_steps, progress.step, training.is_main) as tracker:
         progress = Loop(training, tracker, stop).run(progress)
         return _finish(training, progress, tracker.mlflow_run_id)
@@ -157,9 +155,10 @@ class Loop:
         if self._is_last(progress) or (is_due and not result.refused):
             training.checkpoints.save(progress, training.model, training.optimizer)
         if stopped and not self._is_last(progress):
-            saved = training.checkpoints.latest()
+            saved = training.checkpoints.complete()
             raise StoppedEarly(
-                f"stopped after step {progress.step} of {training.plan.num_steps}; saved: {saved}"
+                f"stopped after step {progress.step} of {training.plan.num_steps}; "
+                f"saved: {saved[0] if saved else None}"
             )
 
 
@@ -232,7 +231,11 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
     run = training.run
     exported_step = progress.step if progress.best_step is None else progress.best_step
     if exported_step != progress.step:
-        training.checkpoints.load(training.checkpoints.path(exported_step), training.model, None)
+        best = training.checkpoints.path(exported_step)
+        damage = training.checkpoints.damage(best)
+        if damage is not None:
+            raise CheckpointError(f"the best checkpoint, {best}, is damaged: {damage}")
+        training.checkpoints.load(best, training.model, None)
     export_model(training.accelerator, training.model, run)
     last = read_metrics(run.output / METRICS_FILE)[-1:] if training.is_main else []
     result = TrainingResult(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.core.small_training_set import picture
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.evaluation.baselines import bm25_similarity, words
+from vipolyqwen_core.evaluation.baselines import Bm25, words
 from vipolyqwen_core.evaluation.gallery import choose, heat_maps, picture_weights
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
@@ -42,7 +42,7 @@ def test_words_are_letters_and_digits_and_single_characters_of_chinese() -> None
 
 
 def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
-    scores = bm25_similarity(["the rare bird", "zebra", ""], ["the cat", "the rare fish", "the dog"])
+    scores = Bm25(["the cat", "the rare fish", "the dog"]).similarity(["the rare bird", "zebra", ""])
     assert scores[0].argmax() == 1
     assert scores[0, 1] > scores[0, 0] > 0
     assert not scores[1:].any()
@@ -50,4 +50,4 @@ def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
 
 @pytest.mark.parametrize("targets", [["", ""], ["!", "?"]])
 def test_bm25_of_targets_without_words_is_zero(targets: list[str]) -> None:
-    assert not bm25_similarity(["a"], targets).any()
+    assert not Bm25(targets).similarity(["a"]).any()

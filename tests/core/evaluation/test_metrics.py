@@ -15,6 +15,7 @@ from vipolyqwen_core.evaluation.metrics import (
     hits,
     query_scores,
     rank,
+    rank_by,
     rank_similarity,
 )
 
@@ -120,3 +121,18 @@ def test_correlation_is_one_for_a_monotone_relation_and_left_out_for_a_constant(
     predicted = np.array([0.1, 0.2, 0.9])
     assert correlation(predicted, np.array([0.0, 0.5, 0.6]))["spearman"] == pytest.approx(1)
     assert correlation(predicted, np.array([0.5, 0.5, 0.5])) == {}
+
+
+def test_similarities_are_asked_for_block_by_block_and_rank_as_the_whole_matrix_does() -> None:
+    rng = np.random.default_rng(3)
+    similarity, relevant = rng.random((600, 40)), rng.random((600, 40)) < 0.1
+    excluded = rng.random((600, 40)) < 0.05
+    asked = []
+
+    def some(rows: slice) -> np.ndarray:
+        asked.append(len(similarity[rows]))
+        return similarity[rows]
+
+    assert np.array_equal(rank_by(some, relevant, excluded), rank_similarity(similarity, relevant, excluded))
+    assert asked == [256, 256, 88]
+    assert rank_by(some, relevant[:0]).shape == (0, 10)

@@ -140,8 +140,41 @@ def test_the_accuracy_of_a_choice_may_not_fall_either() -> None:
     decision = decide(evaluation(pool(champion=0.3), choice, over_champion=GAIN), RegistrySettings())
     assert not decision.promoted
     assert "vqa_multi: accuracy falls from 0.8000 to 0.6000" in decision.reasons[-1]
-    small = replace(choice, is_large=False)
-    assert decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings()).promoted
+
+
+@pytest.mark.parametrize("is_choice", [False, True])
+def test_a_task_with_only_small_pools_does_not_fall_unseen(is_choice: bool) -> None:
+    worse = pool(Task.VQA_MULTI, trained=0.6, recall=0.6, champion=0.8, is_choice=is_choice)
+    small = replace(worse, is_large=False, counts=False, num_pairs=40)
+    decision = decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings())
+    assert not decision.promoted
+    assert "vqa_multi" in decision.reasons[-1]
+    assert "falls from 0.8000 to 0.6000" in decision.reasons[-1]
+    (few,) = decision.not_judged
+    assert "vqa_multi" in few
+    assert "40 pairs only" in few
+    better = replace(small, scores=small.scores | {results.CHAMPION: {PRIMARY: 0.5, "recall@1": 0.5}})
+    decision = decide(evaluation(pool(champion=0.3), better, over_champion=GAIN), RegistrySettings())
+    assert decision.promoted
+    assert decision.not_judged == (few,)
+
+
+def test_small_pools_do_not_weigh_where_a_task_has_a_large_one() -> None:
+    small = replace(pool(trained=0.1, champion=0.9), is_large=False, counts=False)
+    decision = decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings())
+    assert decision.promoted
+    assert decision.not_judged == ()
+
+
+@pytest.mark.parametrize("over_champion", [GAIN, None])
+def test_without_enough_evidence_nothing_is_promoted(over_champion: Interval | None) -> None:
+    small = replace(pool(champion=0.3), is_large=False)
+    decision = decide(
+        replace(evaluation(small, over_champion=over_champion), enough=False), RegistrySettings()
+    )
+    assert decision.alias == "challenger"
+    assert decision.not_judged[0].startswith("not judged: no pool is large enough")
+    assert decision.not_judged[0] in decision.sentences
 
 
 def test_an_evaluation_that_is_absent_or_broken_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]

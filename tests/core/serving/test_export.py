@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from vipolyqwen_core.config import ExportSettings, ModelSettings, ProcessingSett
 from vipolyqwen_core.contract import EXPORT, Split
 from vipolyqwen_core.serving import export as export_module
 from vipolyqwen_core.serving.current_export import current_model, read_current
-from vipolyqwen_core.serving.export import ExportSummary, export
+from vipolyqwen_core.serving.export import ExportSummary, export, export_schema
+from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import Hit, search, search_words
 from vipolyqwen_core.workspace import Workspace
 
@@ -171,6 +173,83 @@ def test_a_killed_export_goes_on_where_it_was(
     summary = run_export(workspace, tiny_model_dir)
     assert summary.encoded == 2 * len(some_pairs()) - sum(calls[:2])
     assert summary.rows == 2 * len(some_pairs())
+
+
+def test_an_update_that_was_killed_loses_no_vector_and_leaves_no_row_behind(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(6)]
+    run_export(workspace, tiny_model_dir, pairs=pairs)
+
+    def dies(standing: Any, table: Any, row_ids: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module._Standing, "delete_from", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_export(workspace, tiny_model_dir, pairs=pairs[1:])
+    assert {row["text"] for row in rows_of(workspace)} >= {"question 0", "question 1"}
+    monkeypatch.undo()
+    summary = run_export(workspace, tiny_model_dir, pairs=pairs[1:])
+    assert (summary.encoded, summary.updated, summary.rows) == (0, 0, 10)
+    assert len(rows_of(workspace)) == 10
+
+
+def test_rows_that_go_or_move_are_deleted_in_one_step(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = Workspace(tmp_path)
+    folder, schema = workspace.lancedb, export_schema(tiny_model_dir, "1")
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(56)]
+    write_training_set(workspace.training_set, pairs)
+    table = lancedb.connect(folder).create_table("embeddings", schema=schema)
+    rng = np.random.default_rng(0)
+    vectors: dict[tuple[str, str], np.ndarray] = {}
+    for block in ExportedSides(workspace.training_set).blocks():
+        filled = rng.normal(size=(block.rows.num_rows, 64)).astype(np.float32)
+        vectors |= zip(
+            zip(block.rows["sample_id"].to_pylist(), block.rows["side"].to_pylist(), strict=True),
+            filled,
+            strict=True,
+        )
+        export_module._Update(table, None, tiny_model_dir, 1)._write(block.rows, filled)  # type: ignore[arg-type]
+    before = table.version
+    write_training_set(workspace.training_set, pairs[28:])
+    update = export_module._Update(table, ExportedSides(workspace.training_set), tiny_model_dir, 1)
+    update.run()
+    assert (update.deleted, update.updated, update.encoded) == (56, 56, 0)
+    assert table.version - before == 8 + 1  # four blocks of two sides that moved; and all that had to go
+    rows = table.to_arrow()
+    assert rows.num_rows == 56
+    for row in rows.to_pylist():
+        assert np.array_equal(row["embedding"], vectors[row["sample_id"], row["side"]])
+
+
+def test_a_table_that_another_process_rewrote_meanwhile_is_not_touched(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir, pairs=[SmallPair(f"question {i}", "yes") for i in range(6)])
+    table = lancedb.connect(workspace.lancedb).open_table("embeddings")
+    standing = export_module._Standing(table)
+    lancedb.connect(workspace.lancedb).open_table("embeddings").delete("side = 'query'")
+    lancedb.connect(workspace.lancedb).open_table("embeddings").optimize()  # rows are packed anew
+    with pytest.raises(RuntimeError, match="rewritten by another process"):
+        standing.delete_from(table, standing.row_ids[:3])
+    assert len(rows_of(workspace)) == 6
+
+
+def test_replaced_versions_of_the_table_go_when_nobody_can_need_them(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(4)]
+    run_export(workspace, tiny_model_dir, pairs=pairs)
+    run_export(workspace, tiny_model_dir, pairs=pairs[1:])
+    table = lancedb.connect(workspace.lancedb).open_table("embeddings")
+    assert len(table.list_versions()) > 1
+    monkeypatch.setattr(export_module, "KEPT_VERSIONS", timedelta(milliseconds=1))
+    run_export(workspace, tiny_model_dir, pairs=pairs[2:])
+    # the last one, and the one before it, which the update of the indices follows
+    assert len(lancedb.connect(workspace.lancedb).open_table("embeddings").list_versions()) <= 2
 
 
 def test_a_version_whose_files_changed_is_another_model(

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from tests.core.distributed import run_on_ranks
 from vipolyqwen_core.training.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -88,6 +91,63 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     (tmp_path / "step_1" / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="every checkpoint"):
         checkpoints.latest()
+
+
+def flip(file: Path, place: int) -> None:
+    """Change one bit of a file; its size stays."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["*.distcp", ".metadata", "state.json"])
+def test_a_flipped_bit_is_seen(tmp_path, caplog, name):
+    checkpoints = Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY)
+    model, optimizer = make()
+    for step in (1, 10):
+        checkpoints.save(Progress(step=step, pairs=8), model, optimizer)
+    file = next((tmp_path / "step_10").glob(name))
+    place = file.read_bytes().index(b'"pairs": 8') + 9 if name == "state.json" else file.stat().st_size // 2
+    flip(file, place)
+    assert checkpoints.latest() == tmp_path / "step_1"
+    assert f"passed over checkpoint {tmp_path / 'step_10'}: {file.name} " in caplog.text
+    flip(file, place)
+    assert checkpoints.latest() == tmp_path / "step_10"
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY)
+    path = checkpoints.save(Progress(step=1), *make())
+
+    def broken(file):
+        raise OSError("input/output error")
+
+    monkeypatch.setattr("vipolyqwen_core.training.checkpoints.checksum", broken)
+    assert "unknown (input/output error)" in checkpoints.damage(path)
+
+
+def save_flip_and_look(folder: Path) -> list[str | None]:
+    rank = dist.get_rank()
+    model, optimizer = make()
+    sharded = DistributedDataParallel(model)
+    checkpoints = Checkpoints(folder, keep=3, trajectory=TRAJECTORY)
+    for step in (1, 2):
+        checkpoints.save(Progress(step=step), sharded, optimizer)
+    found = [checkpoints.latest().name]
+    files = json.loads((folder / "step_2" / "state.json").read_text())["checksums"]
+    assert {".metadata", "__0_0.distcp", "__1_0.distcp"} <= set(files)
+    dist.barrier()
+    if rank == 0:
+        flip(folder / "step_2" / "__1_0.distcp", 700)
+    dist.barrier()
+    return [*found, checkpoints.damage(folder / "step_2"), checkpoints.latest().name]
+
+
+def test_each_rank_looks_at_its_shards_and_all_agree(tmp_path):
+    first, second = run_on_ranks(save_flip_and_look, 2, tmp_path)
+    assert first == second
+    assert (first[0], first[2]) == ("step_2", "step_1")
+    assert first[1].startswith("__1_0.distcp has checksum")
 
 
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):

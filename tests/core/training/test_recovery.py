@@ -12,7 +12,10 @@ import torch
 
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
-from vipolyqwen_core.training.checkpoints import CheckpointError, damage_of
+from vipolyqwen_core.training import train as train_module
+from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, damage_of
+from vipolyqwen_core.training.result import TrainingResult
+from vipolyqwen_core.training.setup import Training
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import train
@@ -75,19 +78,42 @@ def test_a_full_disk_is_named_and_the_run_goes_on_from_what_was_saved(make_run: 
     assert losses(run) == losses(whole)
 
 
-def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(
-    make_run: MakeRun, whole: TrainingRun, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    make_run: MakeRun, whole: TrainingRun, caplog: pytest.LogCaptureFixture, damage: str
 ):
     run = make_run()
     with pytest.raises(Killed):
         train(run, KilledAfter(5))
     assert saved(run) == ["step_2", "step_4"]
     shard = next((run.output / "checkpoints" / "step_4").glob("*.distcp"))
-    shard.write_bytes(shard.read_bytes()[:1000])
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 16  # one bit of one weight, or of one moment
+    shard.write_bytes(content[:1000] if damage == "truncated" else content)
     train(run, StopSignal())
-    assert f"step_4: {shard.name} has 1000 of" in caplog.text
+    found = "1000 of" if damage == "truncated" else "checksum"
+    assert f"step_4: {shard.name} has {found}" in caplog.text
     assert losses(run) == losses(whole)
     assert saved(run) == ["step_2", "step_4", "step_6"]
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_exported(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run()
+    export = train_module._finish
+
+    def damaged(training: Training, progress: Progress, mlflow_run_id: str) -> TrainingResult:
+        shard = next(training.checkpoints.path(2).glob("*.distcp"))
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 16
+        shard.write_bytes(content)
+        return export(training, replace(progress, best_step=2), mlflow_run_id)
+
+    monkeypatch.setattr(train_module, "_finish", damaged)
+    with pytest.raises(CheckpointError, match=r"best checkpoint, .*step_2, is damaged: .* has checksum"):
+        train(run, StopSignal())
+    assert not (run.output / "model").exists()
 
 
 def test_a_picture_that_is_gone_is_named_and_the_run_goes_on_once_it_is_back(

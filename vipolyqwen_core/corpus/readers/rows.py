@@ -8,7 +8,7 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -26,6 +26,9 @@ MAX_QUOTED_LINES = 200
 """A quote that stays open for more lines is taken for a plain character."""
 PARQUET_ROWS = 256
 """Rows of a Parquet file in memory at once."""
+
+NESTED_FIELDS: Final = frozenset({"messages", "conversations", "images", "image", "negatives", "history"})
+"""Usual names of the fields of one record that hold a list."""
 
 Key = str | int
 
@@ -83,6 +86,8 @@ def _mapping_row(number: int, fields: Any) -> Row:
 def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     """Elements of the array of a `.json` file: at the top, or the one list of objects in the top object.
 
+    A top object that is itself a record, as one dialogue with its messages, is that record.
+
     Files that are named .json and hold JSON Lines are common: they are read as such. Of a top object that is
     too large to be looked at as a whole, each list of objects is read.
     """
@@ -101,11 +106,24 @@ def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     if window.peek():
         yield from _json_lines(read_lines(file.location, source.languages))
         return
-    lists = [value for value in whole.values() if _holds_objects(value)] if isinstance(whole, dict) else []
+    fields = whole.items() if isinstance(whole, dict) else ()
+    own = _nested_fields(source)
+    lists = [value for key, value in fields if _holds_objects(value) and not _is_part(key, value, own)]
     if len(lists) == 1:
         yield from (_mapping_row(number, fields) for number, fields in enumerate(lists[0], 1))
     else:
         yield _mapping_row(1, whole)
+
+
+def _nested_fields(source: Source) -> frozenset[str]:
+    """Fields of a record that may hold a list of objects: where the manifest says, else usual names."""
+    mapped = {column.partition(".")[0] for column in source.columns.values() if isinstance(column, str)}
+    return NESTED_FIELDS | mapped
+
+
+def _is_part(key: str, value: list[dict[str, Any]], own: frozenset[str]) -> bool:
+    """Whether a list of objects is a field of one record; a list of records has the field in each of them."""
+    return key in own and key not in value[0]
 
 
 def _holds_objects(value: Any) -> bool:

@@ -206,6 +206,21 @@ class TestMessages:
         pair = RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",))
         assert [record.pairs for record in records] == [(pair,)] * 3
 
+    @pytest.mark.parametrize("key", ["messages", "conversations", "chat"])
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_a_json_file_may_be_one_dialogue_or_an_object_around_many(
+        self, tmp_path: Path, key: str, wrapped: bool
+    ) -> None:
+        turns = [{"role": "user", "content": "mấy giờ?"}, {"role": "assistant", "content": "năm giờ"}]
+        record = {"id": 7, key: turns}
+        content = json.dumps({key: [record, record]} if wrapped else record)
+        columns = {"messages": "chat"} if key == "chat" else {}
+        found = read(tmp_path, "x.json", content, format="messages", task="instr", columns=columns)
+        assert [(pair.query, pair.target) for one in found for pair in one.pairs] == [
+            ("mấy giờ?", "năm giờ")
+        ] * (2 if wrapped else 1)
+        assert rules(found) == [None] * (2 if wrapped else 1)
+
     def test_names_of_roles_and_contents_are_mapped(self, tmp_path: Path) -> None:
         row = {"c": {"turns": [{"who": "USER", "says": "q"}, {"who": "bot", "says": "t"}]}, "pics": ["a"]}
         columns = {"messages": "c.turns", "role": "who", "content": "says", "images": "pics"}

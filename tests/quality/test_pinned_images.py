@@ -1,0 +1,79 @@
+"""Old versions of an image store go; what a table points into stays, however old it is."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from quality import pinned_images
+from quality.curate import curate
+from quality.pinned_images import pinned_versions, remove_unpinned
+from tests.quality.conftest import question
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.corpus.image_store import ImageStore, write_images
+from vipolyqwen_core.corpus.tables import StageSummary
+from vipolyqwen_core.workspace import Workspace
+
+NAME = "corpus"
+
+
+def picture(number: int) -> dict[str, object]:
+    text = {"image_id": f"{number:032x}", "format": "PNG", "phash": "0" * 16, "origin": f"{number}.png"}
+    return {**text, "bytes": b"picture" * number, "width": number, "height": 1, "reencoded": False}
+
+
+@pytest.fixture
+def store(workspace: Workspace) -> Path:
+    """Seven versions of 1 to 7 pictures."""
+    for number in range(1, 8):
+        write_images(workspace.images(NAME), map(picture, range(1, number + 1)))
+    return workspace.images(NAME)
+
+
+def pin(folder: Path, path: Path, version: int) -> None:
+    folder.mkdir(parents=True)
+    images = {"path": str(path), "version": version}
+    StageSummary("stage", "mark", "data", 1, 1, {}, details={"images": images}).write(folder)
+
+
+def test_what_curated_validated_and_training_tables_point_into_stays(
+    workspace: Workspace, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin(workspace.curated(NAME), store, 5)
+    pin(workspace.validated(NAME) / "a", store, 2)
+    workspace.training_set.mkdir()
+    images = {NAME: {"path": str(store), "version": 3}, "other": {"path": "elsewhere", "version": 4}}
+    (workspace.training_set / "images.json").write_text(json.dumps(images))
+    assert pinned_versions(NAME, workspace) == {2, 3, 5}
+    monkeypatch.setattr(pinned_images, "KEPT_UNPINNED", timedelta(0))
+    files = len(list((store / "data").iterdir()))
+    assert remove_unpinned(NAME, workspace) == [1, 4, 6]
+    assert len(list((store / "data").iterdir())) == files - 3
+    for version in (2, 3, 5, 7):
+        kept = ImageStore(store, version)
+        assert kept.read([len(kept) - 1]) == [b"picture" * version]
+    with pytest.raises(ValueError, match="has no version 4"):
+        ImageStore(store, 4)
+
+
+def test_a_version_that_a_running_process_may_still_read_stays(workspace: Workspace, store: Path) -> None:
+    assert remove_unpinned(NAME, workspace) == []
+    assert len(ImageStore(store, 1)) == 1
+
+
+def test_a_source_without_pictures_has_nothing_to_remove(workspace: Workspace) -> None:
+    assert remove_unpinned(NAME, workspace) == []
+
+
+def test_a_source_that_changes_every_day_does_not_keep_every_version(
+    workspace: Workspace, write_source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned_images, "KEPT_UNPINNED", timedelta(0))
+    versions = []
+    for count in range(2, 6):
+        source = write_source(map(question, range(count)), pictures=range(count))
+        versions.append(curate(source, CurationSettings(), workspace).details["images"]["version"])
+    with pytest.raises(ValueError, match="has no version"):
+        ImageStore(workspace.images(NAME), versions[0])
+    assert len(ImageStore(workspace.images(NAME), versions[-1])) == 5
