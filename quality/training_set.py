@@ -51,6 +51,7 @@ from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage, written_aside
+from vipolyqwen_core.portable_paths import spelled
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,10 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     started = time.monotonic()
     sources = accepted_sources(manifest, workspace)
     folder, persisted = workspace.training_set, workspace.assignments
-    versions = [(source.name, source.version, source.images, source.off_limits) for source in sources]
+    versions = [
+        (source.name, source.version, (source.images or {}).get("version"), source.off_limits)
+        for source in sources
+    ]
     mark = fingerprint(STAGE, CODE_VERSION, versions, to_json(recipe.curation), to_json(recipe.split))
     earlier = unchanged_stage(folder, mark)
     if earlier is not None and earlier.details["assignments"] == _digest(persisted):
@@ -146,7 +150,11 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         decided = _decide(rows, sources, copies, workspace, recipe, aside / "bands")
         stores = [(source.folder, source.images) for source in sources]
         write_tables(stores, decided.rows, decided.names, aside)
-        images = {source.name: source.images for source in sources if source.images is not None}
+        images = {
+            source.name: {**source.images, "path": spelled(Path(source.images["path"]), folder)}
+            for source in sources
+            if source.images is not None
+        }
         (aside / "images.json").write_text(json.dumps(images, indent=2), encoding="utf-8")
         rejected = _write_ledger(rows, copies, decided.rows, aside / "ledger.parquet")
         with written_aside(persisted) as table:
