@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from quality.duplicates import comparable, near_pairs, repeated, whole_query
+from quality.duplicates import UNBUFFERED, comparable, near_pairs, repeated, whole_query
 
 SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
 
@@ -71,7 +71,7 @@ def near_sides(
 ) -> pl.DataFrame:
     """Keys of text-only sides that are near each other: `a`, `b`."""
     sides = linking_sides(rows, min_linking_chars)
-    keys = sides.select("side", "key").collect(engine="streaming")
+    keys = sides.select("side", "key").collect(engine="streaming", optimizations=UNBUFFERED)
     shared = keys.join(repeated(keys["key"]).to_frame(), on="key", how="semi")
     others = shared.filter(pl.col("side") > pl.col("side").min().over("key")).select("side")
     distinct = sides.join(others.lazy(), on="side", how="anti").select(

@@ -34,6 +34,7 @@ from quality.components import (
     near_sides,
     picture_key,
 )
+from quality.duplicates import UNBUFFERED
 from quality.id_numbers import id_number
 from quality.language import EN, OTHER, VI, ZH
 from quality.ledger import count_rules, rejected_pairs, write_ledger
@@ -265,7 +266,7 @@ def _links(
     return pl.concat(
         [
             overlap_links(rows, [source.name for source in sources if source.off_limits]),
-            link_keys(rows, settings.min_linking_chars).collect(engine="streaming"),
+            link_keys(rows, settings.min_linking_chars).collect(engine="streaming", optimizations=UNBUFFERED),
             earlier_links(facts, assignments),
             copy_links(copies),
         ]
