@@ -2,26 +2,24 @@
 
 Each size has a process of its own, which builds a training run, gives every parameter its gradient and its
 moments, and then trains on the same 2,048 pairs from disk: in many small steps or in one large one, so that
-all sizes run as many chunks, and what the allocator keeps between chunks is in all of them. Host: growth of
-the resident memory at its peak (the kernel's high-water mark, reset before). Device: growth of what torch has
-allocated at its peak. The vectors have the width of the hidden state, as those of the 2B model nearly have.
+all sizes run as many chunks, and what the allocator keeps between chunks is in all of them. The pairs are the
+mix of the GPU script with smaller pictures, 130 tokens in the mean. Host: growth of the resident memory at its
+peak (the kernel's high-water mark, reset before). Device: growth of what torch has allocated at its peak. The
+vectors have the width of the hidden state, as those of the 2B model nearly have.
 """
 
 import ctypes
 import gc
 import multiprocessing
-import random
 import tempfile
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from PIL import Image
 
-from tests.core.training.training_files import WrittenPair, write_training_files
+from tests.benchmarks.gpu.mix import MIX, Kind, build_backbone, write_mix
 from vipolyqwen_core.config import (
     BatchSettings,
     Distribution,
@@ -33,9 +31,6 @@ from vipolyqwen_core.config import (
     TrainingRun,
     TrainingSettings,
 )
-from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.demo import demo_texts
-from vipolyqwen_core.model.tiny import build_tiny_backbone
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.schedule import planned_steps
 from vipolyqwen_core.training.setup import prepare
@@ -43,13 +38,16 @@ from vipolyqwen_core.training.train import chunk_stream
 
 PAIRS_OF_STEP: Final = (128, 512, 2048)
 NUM_PAIRS: Final = max(PAIRS_OF_STEP)
-PROCESSING: Final = ProcessingSettings(min_pixels=28 * 28, max_pixels=64 * 28 * 28, max_tokens=512)
+PAIRS: Final[tuple[Kind, ...]] = tuple(
+    kind if kind.visual_tokens is None else replace(kind, visual_tokens=(16, 64)) for kind in MIX
+)
+PROCESSING: Final = ProcessingSettings(max_pixels=1024 * 28 * 28)
 RECIPE: Final = Recipe(
     name="benchmark",
     backbone="tiny",
     model=ModelSettings(embedding_dim=128),
     processing=PROCESSING,
-    batches=BatchSettings(chunk_tokens=2048, chunk_patches=2048, negatives=Negatives.STEP),
+    batches=BatchSettings(chunk_tokens=4_096, chunk_patches=8_192, negatives=Negatives.STEP),
     training=TrainingSettings(
         epochs=1,
         precision=Precision.BFLOAT16 if torch.cuda.is_available() else Precision.FLOAT32,
@@ -59,29 +57,6 @@ RECIPE: Final = Recipe(
         activation_checkpointing=False,
     ),
 )
-
-
-def made_pairs(count: int) -> tuple[list[WrittenPair], list[Image.Image]]:
-    """Pairs of some 15 tokens a side, a fifth with a picture of 4 to 20 visual tokens."""
-    chance = random.Random(0)
-    words = " ".join(sorted(demo_texts())).split()
-    pictures: list[Image.Image] = []
-
-    def text(number: int) -> str:
-        start = chance.randrange(len(words) - 10)
-        return f"{number} " + " ".join(words[start : start + chance.randint(3, 10)])
-
-    pairs = []
-    for number in range(count):
-        query, target = text(number), text(number)
-        if number % 5 == 0:
-            pairs.append(WrittenPair(Task.OCR, f"<image>{query}", target, (len(pictures),)))
-            noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            size = (chance.randint(56, 140), chance.randint(56, 112))
-            pictures.append(Image.fromarray(noise).resize(size))
-        else:
-            pairs.append(WrittenPair(Task.INSTR, query, target))
-    return pairs, pictures
 
 
 def resident(key: str) -> int:
@@ -130,10 +105,9 @@ def run() -> list[str]:
     """Chunks and memory of a step by its pairs, beside the smallest step."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        backbone = build_tiny_backbone(folder / "backbone", demo_texts())
+        backbone = build_backbone(folder / "backbone", at_full_size=False, device=torch.device("cpu"))
         processor = ViPolyQwenProcessor.from_backbone(backbone, PROCESSING)
-        pairs, pictures = made_pairs(NUM_PAIRS)
-        training_set = write_training_files(folder / "training_set", processor, pictures, pairs)
+        training_set = write_mix(folder / "training_set", processor, PAIRS, NUM_PAIRS)
         lines, first = [], (0, 0)
         for count in PAIRS_OF_STEP:
             recipe = replace(RECIPE, batches=replace(RECIPE.batches, pairs_per_step=count))
@@ -146,7 +120,8 @@ def run() -> list[str]:
                 f"| {count:,} | {chunks} | {host / 2**20:,.0f} | {host / first[0]:.3f} | {on_device} |"
             )
     return [
-        f"Chunks of at most {RECIPE.batches.chunk_tokens:,} tokens; vectors of 128 dimensions.",
+        f"Chunks of at most {RECIPE.batches.chunk_tokens:,} tokens and {RECIPE.batches.chunk_patches:,} "
+        "patches; vectors of 128 dimensions.",
         "",
         "| pairs a step | chunks | host MB | beside the smallest | device MB | beside the smallest |",
         "| --- | --- | --- | --- | --- | --- |",
