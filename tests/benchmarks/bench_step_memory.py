@@ -3,7 +3,7 @@
 Each size has a process of its own, which builds a training run, gives every parameter its gradient and its
 moments, and then trains on the same 2,048 pairs from disk: in many small steps or in one large one, so that
 all sizes run as many chunks, and what the allocator keeps between chunks is in all of them. The pairs are the
-mix of the GPU script with smaller pictures, 130 tokens in the mean. Host: growth of the resident memory at its
+mix of the GPU script with smaller pictures, some 130 tokens. Host: growth of the resident memory at its
 peak (the kernel's high-water mark, reset before). Device: growth of what torch has allocated at its peak. The
 vectors have the width of the hidden state, as those of the 2B model nearly have.
 """

@@ -80,7 +80,8 @@ def test_tables_are_those_of_the_contract(workspace, write_source, build) -> Non
 def test_pictures_are_pinned_to_their_rows_in_the_store(workspace, write_source, build) -> None:
     record = {**question(1), "negatives": ["sai", {"text": "<image><image>", "images": ["3.png", "0.png"]}]}
     build(write_source([question(0), record, question(2), instruction(3)], pictures=range(4)))
-    store = ImageStore(**json.loads((workspace.training_set / "images.json").read_text())["corpus"])
+    pinned = json.loads((workspace.training_set / "images.json").read_text())["corpus"]
+    store = ImageStore(workspace.training_set / pinned["path"], pinned["version"])
     ids = store.table(["image_id"])["image_id"].to_pylist()
     for row in everything(workspace).to_dicts():
         assert [ids[place] for place in row["query_image_rows"]] == row["query_images"]
