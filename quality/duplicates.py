@@ -188,8 +188,9 @@ def _verify(
     """The candidates whose texts are truly near, each of them."""
     found = [pl.DataFrame(schema=PAIR_SCHEMA)]
     for some in candidates.iter_slices(PAIRS_AT_ONCE):
-        needed = pl.concat([some["a"], some["b"]]).unique().alias("row").to_frame()
-        held = rows.select("row", *texts).join(needed.lazy(), on="row", how="semi")
+        needed = pl.concat([some["a"], some["b"]]).unique().sort()
+        # A filter reads what it keeps; a join would hold the texts of many more rows meanwhile.
+        held = rows.select("row", *texts).filter(pl.col("row").is_in(needed.implode()))
         documents = held.collect(engine="streaming", optimizations=UNBUFFERED)
         for few in some.iter_slices(COMPARED_AT_ONCE):
             similarity = _similarities(few, documents, texts)
