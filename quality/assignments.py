@@ -3,6 +3,7 @@
 sample_id    ID_NUMBER
 component    ID_NUMBER, the name of the component at that time
 split        SIDE
+content      ID_NUMBER, what the pair says (`content`); UNKNOWN where it was assigned before this was kept
 """
 
 from pathlib import Path
@@ -15,8 +16,14 @@ from vipolyqwen_core.contract import ASSIGNMENTS, Split
 from vipolyqwen_core.corpus.tables import arrow_schema
 
 SIDE = pl.Enum([side.value for side in Split])
-SCHEMA = {"sample_id": ID_NUMBER, "component": ID_NUMBER, "split": SIDE}
+SCHEMA = {"sample_id": ID_NUMBER, "component": ID_NUMBER, "split": SIDE, "content": ID_NUMBER}
+UNKNOWN = 0
 ROW_GROUP = 500_000
+
+
+def content() -> pl.Expr:
+    """What a pair says, whatever its score: the hashes of its two sides, which cover texts and pictures."""
+    return pl.col("query_hash").cast(ID_NUMBER) * 2**64 + pl.col("target_hash").cast(ID_NUMBER)
 
 
 def read_assignments(path: Path) -> pl.DataFrame:
@@ -24,8 +31,12 @@ def read_assignments(path: Path) -> pl.DataFrame:
     if not path.is_file():
         return pl.DataFrame(schema=SCHEMA)
     spelled = pl.scan_parquet(path)
+    said = id_number(pl.col("content")) if "content" in spelled.collect_schema() else pl.lit(UNKNOWN)
     numbers = spelled.select(
-        id_number(pl.col("sample_id")), id_number(pl.col("component")), pl.col("split").cast(SIDE)
+        id_number(pl.col("sample_id")),
+        id_number(pl.col("component")),
+        pl.col("split").cast(SIDE),
+        said.cast(ID_NUMBER).alias("content"),
     )
     assignments = numbers.collect(engine="streaming")
     assert assignments.null_count().sum_horizontal().item() == 0, f"{path} holds ids that are none"
@@ -38,7 +49,10 @@ def write_assignments(assignments: pl.DataFrame, path: Path) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for piece in assignments.iter_slices(ROW_GROUP):
             spelled = piece.select(
-                spell(piece["sample_id"]), spell(piece["component"]), pl.col("split").cast(pl.String)
+                spell(piece["sample_id"]),
+                spell(piece["component"]),
+                pl.col("split").cast(pl.String),
+                spell(piece["content"]),
             )
             writer.write_table(spelled.to_arrow().cast(schema))
 

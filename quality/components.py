@@ -85,18 +85,20 @@ def near_sides(
     )
 
 
-def earlier_links(rows: pl.DataFrame, assignments: pl.DataFrame) -> pl.DataFrame:
+def earlier_links(rows: pl.DataFrame, assignments: pl.DataFrame, predecessors: pl.DataFrame) -> pl.DataFrame:
     """Links between rows that shared a component in an earlier training set: `row`, `key`.
 
-    What was linked once stays linked, also where the row that linked it is gone from the corpus.
+    What was linked once stays linked, also where the row that linked it is gone from the corpus. A row has
+    the links of its predecessors, too.
 
     Args:
         rows: `row`, `earlier` (the place of its sample in the assignments; null: none)
         assignments: `component`
+        predecessors: `row`, `place`
     """
-    known = rows.select("row", "earlier").drop_nulls("earlier")
+    known = pl.concat([rows.select("row", place="earlier").drop_nulls("place"), predecessors])
     keys = assignments.select(key=pl.col("component").hash(seed=0)).to_series()
-    return known.select(pl.col("row").cast(pl.Int64), key=keys.gather(known["earlier"]))
+    return known.select(pl.col("row").cast(pl.Int64), key=keys.gather(known["place"]))
 
 
 def copy_links(duplicates: pl.DataFrame) -> pl.DataFrame:

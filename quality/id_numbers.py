@@ -9,8 +9,8 @@ ID_DIGITS = 32
 
 
 def id_number(spelled: pl.Expr) -> pl.Expr:
-    """The number that the 32 hex digits of an id spell; null for another number of digits."""
-    return spelled.str.decode("hex").bin.reinterpret(dtype=ID_NUMBER, endianness="big")
+    """The number that the 32 hex digits of an id spell; null where it is something else."""
+    return spelled.str.decode("hex", strict=False).bin.reinterpret(dtype=ID_NUMBER, endianness="big")
 
 
 def spell(numbers: pl.Series) -> pl.Series:

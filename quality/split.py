@@ -30,8 +30,8 @@ STRATUM = ("source", "task", "language")
 SMALL_COMPONENT = 100
 """Components up to this size are never too large, however small the corpus."""
 NEW = "new"
-RULES = (OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL)
-DECISION = pl.Enum([*SIDE.categories, *RULES, NEW])
+LEFT_OUT_BY = (OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL)
+DECISION = pl.Enum([*SIDE.categories, *LEFT_OUT_BY, NEW])
 ORDERED_AT_ONCE = 100_000
 """Components whose names are spelled at once."""
 
@@ -44,29 +44,39 @@ class SplitResult:
     """`row`, `split` (train, eval or null) and, where it is null, the `rule` that says why; both null for a
     duplicate. Sorted by row."""
     assignments: pl.DataFrame
-    """The table to persist: sample_id, component, split. Sorted by sample_id."""
+    """The table to persist, SCHEMA of `assignments.py`. Sorted by sample_id."""
 
 
 def split_rows(
-    rows: pl.DataFrame, names: pl.Series, assignments: pl.DataFrame, settings: SplitSettings
+    rows: pl.DataFrame,
+    names: pl.Series,
+    assignments: pl.DataFrame,
+    predecessors: pl.DataFrame,
+    settings: SplitSettings,
 ) -> SplitResult:
     """Decide the side of each row.
 
     Args:
-        rows: row, sample_id, component (its number), source, task, language, off_limits (bool), dropped
-            (bool: a duplicate, which has no side but whose earlier side counts for its component), earlier
-            (the place of its sample in `assignments`; null: new). Text columns of the stratum are Enums in
-            the order of the alphabet, or texts
+        rows: row, sample_id, content, component (its number), source, task, language, off_limits (bool),
+            dropped (bool: a duplicate, which has no side but whose earlier side counts for its component),
+            earlier (the place of its sample in `assignments`; null: new). Text columns of the stratum are
+            Enums in the order of the alphabet, or texts
         names: name of each component, by number
-        assignments: sample_id, component, split of earlier training sets
+        assignments: SCHEMA of `assignments.py`, of earlier training sets
+        predecessors: row, place: assigned samples that are gone and whose sides count for a row's component
     """
     component = rows["component"].to_numpy()
     earlier = assignments["split"].gather(rows["earlier"])
+    inherited = assignments["split"].gather(predecessors["place"])
 
     def any_of_component(found: pl.Series) -> pl.Series:
         has = np.zeros(len(names), dtype=bool)
         has[component[found.fill_null(False).to_numpy()]] = True
         return pl.Series(has[component])
+
+    def had(side: Split) -> pl.Series:
+        heirs = predecessors["row"].filter(inherited == side.value)
+        return (earlier == side.value).fill_null(False) | rows["row"].is_in(heirs.implode())
 
     decided = rows.select(
         "row",
@@ -76,8 +86,8 @@ def split_rows(
         "off_limits",
         "dropped",
         earlier=earlier,
-        trained=any_of_component(earlier == Split.TRAIN.value),
-        evaluated=any_of_component(earlier == Split.EVAL.value),
+        trained=any_of_component(had(Split.TRAIN)),
+        evaluated=any_of_component(had(Split.EVAL)),
         banned=any_of_component(rows["off_limits"]),
     )
     decided = decided.select(
@@ -112,7 +122,9 @@ def split_rows(
         split=pl.when(sided).then("decision"),
         rule=pl.when(~sided).then("decision"),
     )
-    return SplitResult(result.sort("row"), _remember(rows, names, decided.filter(sided), assignments))
+    fresh = decided.select("sample_id", "component", "earlier", "decision", rows["content"])
+    fresh = fresh.filter(sided, pl.col("earlier").is_null())
+    return SplitResult(result.sort("row"), _remember(rows, names, fresh, assignments))
 
 
 def _decision() -> pl.Expr:
@@ -180,27 +192,24 @@ def _orders(seed: int, names: pl.Series) -> pl.Series:
 
 
 def _remember(
-    rows: pl.DataFrame, names: pl.Series, sided: pl.DataFrame, assignments: pl.DataFrame
+    rows: pl.DataFrame, names: pl.Series, fresh: pl.DataFrame, assignments: pl.DataFrame
 ) -> pl.DataFrame:
-    """The earlier table with the new rows, and every component under its present name."""
-    present = rows.select("earlier", "component").drop_nulls("earlier")
-    numbers = np.full(assignments.height, -1, dtype=np.int64)
-    numbers[present["earlier"].to_numpy()] = present["component"].to_numpy()
-    stays = assignments.filter(pl.Series(numbers >= 0))
-    renamed = stays.select(old="component", component=names.gather(numbers[numbers >= 0]))
+    """The earlier table with the new rows that have a side, and every component under its present name."""
+    known = rows["earlier"].is_not_null()
+    order = np.full(assignments.height, -1, dtype=np.int64)
+    order[rows["earlier"].filter(known).to_numpy()] = np.flatnonzero(known.to_numpy())
+    stays, held = assignments.filter(pl.Series(order >= 0)), order[order >= 0]
+    renamed = stays.select(old="component", component=names.gather(rows["component"].gather(held)))
     # A row that is gone from the corpus goes on with those that shared its component.
-    gone = assignments.filter(pl.Series(numbers < 0))
+    gone = assignments.filter(pl.Series(order < 0))
     followed = renamed.join(gone.select(old="component"), on="old", how="semi").unique("old")
     gone = gone.join(followed, left_on="component", right_on="old", how="left")
-    fresh = sided.filter(pl.col("earlier").is_null())
     tables = [
-        stays.with_columns(renamed["component"]),
-        gone.select("sample_id", component=pl.coalesce("component_right", "component"), split="split"),
-        fresh.select(
-            "sample_id", component=names.gather(fresh["component"]), split=pl.col("decision").cast(SIDE)
-        ),
+        stays.with_columns(renamed["component"], content=rows["content"].gather(held)),
+        gone.with_columns(component=pl.coalesce("component_right", "component")),
+        fresh.with_columns(component=names.gather(fresh["component"]), split=pl.col("decision").cast(SIDE)),
     ]
-    return pl.concat(tables).sort("sample_id")
+    return pl.concat([table.select(*assignments.columns) for table in tables]).sort("sample_id")
 
 
 def check_components(rows: pl.DataFrame, names: pl.Series, settings: SplitSettings) -> dict[str, object]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from quality.assignments import earlier_places, read_assignments, write_assignments
+from quality.assignments import content, earlier_places, read_assignments, write_assignments
 from quality.components import (
     SAME_SCHEMA,
     connect,
@@ -40,7 +40,7 @@ from quality.language import EN, OTHER, VI, ZH
 from quality.ledger import count_rules, rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
-from quality.replaced_copies import hand_on, replaced_copies
+from quality.predecessors import dropped_copies, find_predecessors
 from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
 from quality.split import check_components, split_rows
@@ -199,17 +199,19 @@ def _decide(
         ValueError: too many rows are linked to each other
     """
     same, counts = _same_keys(rows, sources, recipe.curation, scratch)
-    replaced = replaced_copies(workspace, [source.name for source in sources])
-    assignments = hand_on(read_assignments(workspace.assignments), replaced)
+    assignments = read_assignments(workspace.assignments)
     facts = _facts(rows, sources, copies, assignments)
-    links = _links(rows, facts, sources, copies, assignments, recipe.curation)
+    dropped = dropped_copies(workspace, [source.name for source in sources])
+    predecessors = find_predecessors(facts, assignments, dropped)
+    earlier = earlier_links(facts, assignments, predecessors)
+    links = _links(rows, sources, copies, earlier, recipe.curation)
     labels = connect(facts.height, links, same)
-    del links, same
+    del links, earlier, same
     names = name_components(facts["sample_id"], labels)
     facts = facts.with_columns(component=pl.Series(labels))
     logger.info("training set: %d rows in %d components", facts.height, len(names))
     largest = check_components(facts.filter(~pl.col("dropped")), names, recipe.split)
-    result = split_rows(facts, names, assignments, recipe.split)
+    result = split_rows(facts, names, assignments, predecessors, recipe.split)
     assert result.rows["row"].equals(facts["row"]), "rows are out of order"
     decided = facts.select(
         "row", "component", "source", "task", "language", *result.rows.select("split", "rule")
@@ -228,11 +230,13 @@ def _facts(
     facts = rows.select(
         pl.col("row").cast(pl.UInt32),
         id_number(pl.col("sample_id")),
+        content().alias("content"),
         pl.col("source").cast(names),
         pl.col("task").cast(TASK),
         pl.col("language").cast(LANGUAGE),
     ).collect(engine="streaming")
     assert facts["sample_id"].null_count() == 0, "ids that are no 32 hex digits"
+    assert facts["content"].null_count() == 0, "sides without a hash"
     dropped = np.zeros(facts.height, dtype=bool)
     dropped[copies["row"].to_numpy()] = True
     return facts.with_columns(
@@ -256,10 +260,9 @@ def _same_keys(
 
 def _links(
     rows: pl.LazyFrame,
-    facts: pl.DataFrame,
     sources: list[AcceptedSource],
     copies: pl.DataFrame,
-    assignments: pl.DataFrame,
+    earlier: pl.DataFrame,
     settings: CurationSettings,
 ) -> pl.DataFrame:
     """All that links rows: `row`, `key`."""
@@ -267,7 +270,7 @@ def _links(
         [
             overlap_links(rows, [source.name for source in sources if source.off_limits]),
             link_keys(rows, settings.min_linking_chars).collect(engine="streaming", optimizations=UNBUFFERED),
-            earlier_links(facts, assignments),
+            earlier,
             copy_links(copies),
         ]
     )

@@ -159,6 +159,7 @@ ASSIGNMENTS: Final = (
     Column("sample_id", "string", "a pair that has been in some training set"),
     Column("component", "string", "its component at that time"),
     Column("split", "string", "train or eval: sticky"),
+    Column("content", "string", "hashes of its two sides: what it says, without its score; zeros: unknown"),
 )
 """The persisted split. Rows that were assigned once keep their side."""
 

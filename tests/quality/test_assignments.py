@@ -6,7 +6,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.assignments import SCHEMA, earlier_places, read_assignments, write_assignments
+from quality.assignments import SCHEMA, UNKNOWN, earlier_places, read_assignments, write_assignments
 from quality.id_numbers import ID_NUMBER, id_number, spell
 from quality.ledger import polars_schema
 from vipolyqwen_core.contract import ASSIGNMENTS
@@ -31,7 +31,13 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
     assert read_assignments(path).equals(pl.DataFrame(schema=SCHEMA))
     split = ["train", "eval", "train", "train"]
     table = pl.DataFrame(
-        {"sample_id": [0, 5, 2**64, 2**128 - 1], "component": [0, 5, 5, 7], "split": split}, schema=SCHEMA
+        {
+            "sample_id": [0, 5, 2**64, 2**128 - 1],
+            "component": [0, 5, 5, 7],
+            "split": split,
+            "content": [UNKNOWN, 1, 2**128 - 1, 2**64],
+        },
+        schema=SCHEMA,
     )
     for held in (table, table.head(0)):
         write_assignments(held, path)

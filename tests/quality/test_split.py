@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from quality.assignments import SCHEMA, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
+from quality.predecessors import NO_PREDECESSORS
 from quality.split import SplitResult, check_components, split_rows
 from vipolyqwen_core.config import SplitSettings
 
@@ -19,7 +20,13 @@ NO_ASSIGNMENTS = pl.DataFrame(schema=SCHEMA)
 def remembered(split: dict[int, str]) -> pl.DataFrame:
     """Earlier assignments of samples that were each alone in their component."""
     return pl.DataFrame(
-        {"sample_id": list(split), "component": list(split), "split": list(split.values())}, schema=SCHEMA
+        {
+            "sample_id": list(split),
+            "component": list(split),
+            "split": list(split.values()),
+            "content": [sample + 1000 for sample in split],
+        },
+        schema=SCHEMA,
     )
 
 
@@ -35,6 +42,7 @@ def corpus(
         {"row": range(len(links)), "sample_id": range(len(links)) if samples is None else samples},
         schema={"row": pl.UInt32, "sample_id": ID_NUMBER},
     ).with_columns(
+        content=pl.col("sample_id") + 1000,
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
@@ -44,7 +52,7 @@ def corpus(
     rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
     keys = pl.DataFrame({"row": range(len(links)), "key": links}, schema={"row": pl.Int64, "key": pl.UInt64})
     same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
-    labels = connect(len(links), pl.concat([keys, earlier_links(rows, assignments)]), same)
+    labels = connect(len(links), pl.concat([keys, earlier_links(rows, assignments, NO_PREDECESSORS)]), same)
     return rows.with_columns(component=pl.Series(labels)), name_components(rows["sample_id"], labels)
 
 
@@ -64,7 +72,7 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
     for new in growth:
         links += new
         rows, names = corpus(links, assignments=assignments)
-        result = split_rows(rows, names, assignments, split)
+        result = split_rows(rows, names, assignments, NO_PREDECESSORS, split)
         now = sides(result, rows)
         assert set(now) == set(rows["sample_id"])
         assert set(now.values()) <= {"train", "eval", "evaluation_retired", "evaluation_full"}
@@ -76,7 +84,9 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
             allowed = {"train": {"train"}, "eval": {"eval", "evaluation_retired"}}
             assert now[sample] in allowed.get(side, {side, "eval", "evaluation_retired", "evaluation_full"})
         assert sum(side == "eval" for side in now.values()) <= most
-        again = split_rows(*corpus(links, assignments=result.assignments), result.assignments, split)
+        again = split_rows(
+            *corpus(links, assignments=result.assignments), result.assignments, NO_PREDECESSORS, split
+        )
         assert sides(again, rows) == now
         assert again.assignments.equals(result.assignments)
         assignments, earlier = result.assignments, now
@@ -86,8 +96,8 @@ def test_the_outcome_does_not_depend_on_the_order_of_rows() -> None:
     rows, names = corpus([i // 2 for i in range(200)])
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=4)
     split = SplitSettings(eval_share=0.2)
-    assert split_rows(rows, names, NO_ASSIGNMENTS, split).rows.equals(
-        split_rows(shuffled, names, NO_ASSIGNMENTS, split).rows
+    assert split_rows(rows, names, NO_ASSIGNMENTS, NO_PREDECESSORS, split).rows.equals(
+        split_rows(shuffled, names, NO_ASSIGNMENTS, NO_PREDECESSORS, split).rows
     )
 
 
@@ -96,9 +106,9 @@ def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> No
     rows = rows.with_columns(language=pl.when(pl.col("row") < 900).then(pl.lit("vi")).otherwise(pl.lit("zh")))
     chosen = [
         set(
-            split_rows(rows, names, NO_ASSIGNMENTS, SplitSettings(eval_share=0.1, seed=seed)).rows.filter(
-                pl.col("split") == "eval"
-            )["row"]
+            split_rows(
+                rows, names, NO_ASSIGNMENTS, NO_PREDECESSORS, SplitSettings(eval_share=0.1, seed=seed)
+            ).rows.filter(pl.col("split") == "eval")["row"]
         )
         for seed in (0, 1)
     ]
@@ -116,17 +126,18 @@ def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data
     for present in map(sorted, steps):
         links = data.draw(st.lists(st.integers(0, 15), min_size=len(present), max_size=len(present)))
         rows, names = corpus(links, assignments=assignments, samples=present)
-        result = split_rows(rows, names, assignments, split)
+        result = split_rows(rows, names, assignments, NO_PREDECESSORS, split)
         now = {sample: names[label] for sample, label in rows.select("sample_id", "component").iter_rows()}
-        renamed = {old: now[sample] for sample, old, _ in assignments.iter_rows() if sample in now}
+        before = assignments.select("sample_id", "component", "split")
+        renamed = {old: now[sample] for sample, old, _ in before.iter_rows() if sample in now}
         expected = {
-            sample: (now.get(sample, renamed.get(old, old)), side)
-            for sample, old, side in assignments.iter_rows()
+            sample: (now.get(sample, renamed.get(old, old)), side, sample + 1000)
+            for sample, old, side in before.iter_rows()
         }
         for sample, side in sides(result, rows).items():
             if side in ("train", "eval"):
-                expected.setdefault(sample, (now[sample], side))
-        found = {sample: (component, side) for sample, component, side in result.assignments.iter_rows()}
+                expected.setdefault(sample, (now[sample], side, sample + 1000))
+        found = {sample: tuple(facts) for sample, *facts in result.assignments.iter_rows()}
         assert found == expected
         assert list(found) == sorted(found)
         assignments = result.assignments
@@ -136,13 +147,13 @@ def test_evaluation_rows_retire_when_their_component_meets_training() -> None:
     assignments = remembered({0: "train", 1: "eval"})
     rows, names = corpus([1, 2, 1], assignments=assignments)
     bridged = rows.with_columns(component=pl.lit(0, dtype=pl.Int32))
-    result = split_rows(bridged, names, assignments, SplitSettings())
+    result = split_rows(bridged, names, assignments, NO_PREDECESSORS, SplitSettings())
     assert sides(result, bridged) == {0: "train", 1: "evaluation_retired", 2: "train"}
     found = dict(result.assignments.select("sample_id", "split").iter_rows())
     assert found == {0: "train", 1: "eval", 2: "train"}
     # The bridge is gone from the corpus: what was linked once stays linked.
     later, names = corpus([1, 2], assignments=result.assignments)
-    again = split_rows(later, names, result.assignments, SplitSettings())
+    again = split_rows(later, names, result.assignments, NO_PREDECESSORS, SplitSettings())
     assert sides(again, later)[1] == "evaluation_retired"
     assert again.assignments.equals(result.assignments)
 
@@ -151,7 +162,8 @@ def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
     assignments = remembered({1: "train", 3: "eval"})
     rows, names = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
     rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
-    assert sides(split_rows(rows, names, assignments, SplitSettings(eval_share=0.0)), rows) == {
+    result = split_rows(rows, names, assignments, NO_PREDECESSORS, SplitSettings(eval_share=0.0))
+    assert sides(result, rows) == {
         0: "off_limits",
         1: "linked_to_off_limits",
         2: "off_limits",

@@ -118,6 +118,11 @@ def test_a_row_that_replaces_its_copy_keeps_the_side(workspace, write_source, bu
     rescored = [scored(number, 0.6) for number in range(60)]
     summary = build(write_source(rescored + old))
     assert (summary.pairs_in, by_text()) == (60, first)
+    summary = build(write_source(rescored))  # the old rows are gone
+    assert (summary.pairs_in, by_text()) == (60, first)
+    again = [scored(number, 0.7) for number in range(60)]
+    summary = build(write_source(again))  # in place: no row of the last version is left
+    assert (summary.pairs_in, by_text()) == (60, first)
     longer = [scored(number, 0.6, " Vâng.") for number in range(60)]
     summary = build(write_source(old + rescored + longer))
     assert (summary.pairs_in, by_text()) == (60, first)

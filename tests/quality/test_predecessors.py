@@ -1,0 +1,80 @@
+"""A row takes after the one in whose place it stands."""
+
+import numpy as np
+import polars as pl
+
+from quality.assignments import SCHEMA, UNKNOWN, content, earlier_places
+from quality.components import connect, earlier_links, name_components
+from quality.id_numbers import ID_NUMBER
+from quality.predecessors import find_predecessors
+from quality.split import split_rows
+from vipolyqwen_core.config import SplitSettings
+
+NOTHING_DROPPED = pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})
+ASSIGNMENTS = pl.DataFrame(
+    {
+        "sample_id": [1, 2, 3, 4],
+        "component": [1, 2, 3, 4],
+        "split": ["train", "eval", "eval", "train"],
+        "content": [10, 20, 30, UNKNOWN],
+    },
+    schema=SCHEMA,
+)
+
+
+def corpus(
+    samples: dict[int, int], dropped: pl.LazyFrame = NOTHING_DROPPED
+) -> tuple[dict[int, str], pl.DataFrame]:
+    """The side or rule of samples, given with their contents, and what is remembered."""
+    rows = pl.DataFrame(
+        {"row": range(len(samples)), "sample_id": list(samples), "content": list(samples.values())},
+        schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER},
+    ).with_columns(
+        source=pl.lit("s"),
+        task=pl.lit("instr"),
+        language=pl.lit("vi"),
+        off_limits=pl.lit(False),
+        dropped=pl.lit(False),
+    )
+    rows = rows.with_columns(earlier_places(rows["sample_id"], ASSIGNMENTS))
+    predecessors = find_predecessors(rows, ASSIGNMENTS, dropped)
+    links = earlier_links(rows, ASSIGNMENTS, predecessors)
+    labels = connect(rows.height, links, pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64}))
+    names = name_components(rows["sample_id"], labels)
+    rows = rows.with_columns(component=pl.Series(labels, dtype=pl.Int32))
+    result = split_rows(rows, names, ASSIGNMENTS, predecessors, SplitSettings(eval_share=0.5))
+    joined = result.rows.join(rows, on="row")
+    sides = dict(joined.select("sample_id", pl.coalesce("split", "rule")).iter_rows())
+    return sides, result.assignments
+
+
+def test_a_row_that_says_the_same_has_the_side_of_the_one_that_is_gone() -> None:
+    sides, remembered = corpus({5: 10, 6: 20, 7: 70, 4: 40})
+    assert (sides[5], sides[6], sides[4]) == ("train", "eval", "train")
+    contents = dict(remembered.select("sample_id", "content").iter_rows())
+    assert contents == {1: 10, 2: 20, 3: 30, 4: 40, 5: 10, 6: 20, 7: 70}
+
+
+def test_a_row_that_was_kept_for_a_near_copy_has_its_side() -> None:
+    dropped = pl.LazyFrame(
+        {"sample_id": [2, 1, 9], "kept": [8, 7, 6]}, schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER}
+    )
+    sides, _ = corpus({8: 80, 7: 70}, dropped)
+    assert sides == {8: "eval", 7: "train"}
+
+
+def test_a_row_that_evaluates_retires_where_its_copy_has_trained() -> None:
+    dropped = pl.LazyFrame(
+        {"sample_id": [1], "kept": [3]}, schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER}
+    )
+    assert corpus({3: 30}, dropped)[0] == {3: "evaluation_retired"}
+    assert corpus({3: 10})[0] == {3: "evaluation_retired"}
+
+
+def test_contents_are_as_different_as_their_sides() -> None:
+    hashes = [0, 1, 2**63, 2**64 - 1]
+    sides = [(query, target) for query in hashes for target in hashes]
+    table = pl.DataFrame(sides, schema={"query_hash": pl.UInt64, "target_hash": pl.UInt64}, orient="row")
+    found = table.select(content().alias("content"))["content"].to_list()
+    assert found == [query * 2**64 + target for query, target in sides]
+    assert len(np.unique(np.asarray(found, dtype=object))) == len(sides)
