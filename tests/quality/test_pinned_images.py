@@ -117,3 +117,29 @@ def test_a_source_that_changes_every_day_does_not_keep_every_version(
     with pytest.raises(ValueError, match="has no version"):
         ImageStore(workspace.images(NAME), versions[0])
     assert len(ImageStore(workspace.images(NAME), versions[-1])) == 5
+
+
+@pytest.mark.parametrize("error", [OSError("permission denied"), ValueError("LanceError(IO): disk")])
+def test_a_store_that_cannot_be_cleaned_fails_no_curation_and_is_cleaned_later(
+    workspace: Workspace,
+    write_source,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fails(path: Path, versions: list[int]) -> None:
+        raise error
+
+    monkeypatch.setattr(pinned_images, "KEPT_UNPINNED", timedelta(0))
+    curate(write_source(map(question, range(2)), pictures=range(2)), CurationSettings(), workspace)
+    source = write_source(map(question, range(3)), pictures=range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(pinned_images, "remove_versions", fails)
+        curated = curate(source, CurationSettings(), workspace)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(error) in warning
+    store, version = workspace.images(NAME), curated.details["images"]["version"]
+    assert len(ImageStore(store, version - 1)) == 2
+    assert curate(source, CurationSettings(), workspace).reused
+    with pytest.raises(ValueError, match="has no version"):
+        ImageStore(store, version - 1)
