@@ -171,15 +171,16 @@ def _matching_table(folder: Path, schema: pa.Schema) -> Table | None:
 
 
 def _staged_table(folder: Path, schema: pa.Schema) -> Table:
-    """A table beside the one in use: what a killed export left, or what this version exported before."""
-    staging = folder / STAGING
+    """A table beside the one in use: what a killed export left, or what this version exported before.
+
+    One without rows is filled from the Parquet file, in one commit: a kill in between loses no vector.
+    """
+    staging, parquet = folder / STAGING, folder / "embeddings.parquet"
     table = _matching_table(staging, schema)
-    if table is not None:
-        return table
-    shutil.rmtree(staging, ignore_errors=True)
-    table = lancedb.connect(staging).create_table(TABLE, schema=schema)
-    parquet = folder / "embeddings.parquet"
-    if parquet.is_file():
+    if table is None:
+        shutil.rmtree(staging, ignore_errors=True)
+        table = lancedb.connect(staging).create_table(TABLE, schema=schema)
+    if parquet.is_file() and table.count_rows() == 0:
         with pq.ParquetFile(parquet) as file:
             if file.schema_arrow.metadata == schema.metadata:
                 batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))
