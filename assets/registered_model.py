@@ -90,9 +90,7 @@ def registered_model(
             "version": version.number,
             "alias": ", ".join(version.aliases) or "none any more",
             "decision": version.tags[DECISION_TAG],
-            "not judged": version.tags.get(
-                NOT_JUDGED_TAG, "nothing: every task has a pool that is large enough"
-            ),
+            "not judged": version.tags.get(NOT_JUDGED_TAG, "nothing recorded"),
             "tags": table(["tag", "value"], sorted(version.tags.items())),
             "folder": dg.MetadataValue.path(str(place.models / f"v{version.number}")),
             "reused": reused(stands),
