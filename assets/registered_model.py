@@ -126,6 +126,8 @@ def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decisio
     """Tag a new version with where it came from, and give it its alias. The decision is written last."""
     if decision.not_judged:
         tags = {**tags, NOT_JUDGED_TAG: "; ".join(decision.not_judged)}
+    elif NOT_JUDGED_TAG in numbered_version(client, number).tags:  # of a decision that was killed half way
+        client.delete_model_version_tag(REGISTERED_MODEL, str(number), NOT_JUDGED_TAG)
     for name, value in tags.items():
         client.set_model_version_tag(REGISTERED_MODEL, str(number), name, value)
     give_alias(client, number, decision.alias)
