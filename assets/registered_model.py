@@ -90,9 +90,7 @@ def registered_model(
             "version": version.number,
             "alias": ", ".join(version.aliases) or "none any more",
             "decision": version.tags[DECISION_TAG],
-            "not judged": version.tags.get(
-                NOT_JUDGED_TAG, "nothing: every task has a pool that is large enough"
-            ),
+            "not judged": version.tags.get(NOT_JUDGED_TAG, "nothing recorded"),
             "tags": table(["tag", "value"], sorted(version.tags.items())),
             "folder": dg.MetadataValue.path(str(place.models / f"v{version.number}")),
             "reused": reused(stands),
@@ -128,6 +126,8 @@ def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decisio
     """Tag a new version with where it came from, and give it its alias. The decision is written last."""
     if decision.not_judged:
         tags = {**tags, NOT_JUDGED_TAG: "; ".join(decision.not_judged)}
+    elif NOT_JUDGED_TAG in numbered_version(client, number).tags:  # of a decision that was killed half way
+        client.delete_model_version_tag(REGISTERED_MODEL, str(number), NOT_JUDGED_TAG)
     for name, value in tags.items():
         client.set_model_version_tag(REGISTERED_MODEL, str(number), name, value)
     give_alias(client, number, decision.alias)

@@ -16,7 +16,8 @@ DECISION_TAG = "vipolyqwen.decision"
 """Tag of a version: why it is champion or challenger. Written last: a version without it is half done."""
 
 NOT_JUDGED_TAG = "vipolyqwen.not_judged"
-"""Tag of a version: what could not be judged, or only on few pairs; absent where all was."""
+"""Tag of a version: what could not be judged, or rests on few pairs only. Absent where there was
+nothing to say, and at versions that were registered before the tag existed."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     mark = fingerprint(base, paths_digest(root, folder / "pictures.parquet"))
     if (summary := unchanged_stage(folder, mark)) is not None:
         logger.info("%s: unchanged, %d pairs", source.name, summary.pairs_out)
+        _remove_old_pictures(source.name, workspace)
         return summary
     with written_aside(folder) as aside:
         aside.mkdir()
@@ -109,12 +110,20 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         assert missing_pairs(summary) == 0, summary
         (aside / SOURCE_FILE).write_text(to_json(source), encoding="utf-8")
         summary.write(aside)
-    remove_unpinned(source.name, workspace)
+    _remove_old_pictures(source.name, workspace)
     logger.info(
         "%s: %d records, %d pairs, %d kept in %.0f s",
         source.name, summary.records, summary.pairs_in, summary.pairs_out, summary.seconds,
     )  # fmt: skip
     return summary
+
+
+def _remove_old_pictures(source: str, workspace: Workspace) -> None:
+    """Clean the image store. The curation stands by then, so what cannot be removed waits for the next."""
+    try:
+        remove_unpinned(source, workspace)
+    except (OSError, ValueError) as error:  # Lance raises either where it cannot read or delete
+        logger.warning("%s: old versions of its pictures were not removed: %s", source, error)
 
 
 class Shards:

@@ -94,6 +94,22 @@ def test_what_was_not_judged_stands_at_the_version(client: mlflow.MlflowClient) 
     assert NOT_JUDGED_TAG not in numbered_version(client, first).tags
 
 
+def test_a_version_that_is_settled_again_keeps_nothing_of_the_first_decision(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    number = register(client, "demo-1", None)
+    with monkeypatch.context() as patch:
+        patch.setattr("assets.registered_model.give_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHALLENGER, ("a gain",), ("few pairs",)))
+    assert half_registered(client, "demo-1").tags[NOT_JUDGED_TAG] == "few pairs"
+    version = settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHAMPION, ("a gain",)))
+    assert version.tags == {RUN_TAG: "demo-1", DECISION_TAG: "a gain"}
+
+
 def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.MlflowClient) -> None:
     number = register(client, "demo-1", None)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), "vipolyqwen.run", "demo-1")

@@ -1,9 +1,12 @@
 """Old versions of an image store go; what a table points into stays, however old it is."""
 
 import json
-from datetime import timedelta
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import lance
 import pytest
 
 from quality import pinned_images
@@ -57,9 +60,46 @@ def test_what_curated_validated_and_training_tables_point_into_stays(
         ImageStore(store, 4)
 
 
+@pytest.fixture
+def made_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every version was made 20 days ago."""
+    versions = lance.LanceDataset.versions
+
+    def earlier(dataset: lance.LanceDataset) -> list[dict[str, Any]]:
+        return [entry | {"timestamp": entry["timestamp"] - timedelta(days=20)} for entry in versions(dataset)]
+
+    monkeypatch.setattr(lance.LanceDataset, "versions", earlier)
+
+
+def wait(store: Path, days: int) -> None:
+    """Let the versions that wait have waited so many days longer."""
+    file = store.with_suffix(".unpinned.json")
+    since = {version: datetime.fromisoformat(at) for version, at in json.loads(file.read_text()).items()}
+    file.write_text(json.dumps({version: str(at - timedelta(days)) for version, at in since.items()}))
+
+
+@pytest.mark.usefixtures("made_long_ago")
 def test_a_version_that_a_running_process_may_still_read_stays(workspace: Workspace, store: Path) -> None:
+    pin(workspace.curated(NAME), store, 1)
+    assert remove_unpinned(NAME, workspace) == []
+    wait(store, 15)
+    shutil.rmtree(workspace.curated(NAME))
+    assert remove_unpinned(NAME, workspace) == [2, 3, 4, 5, 6]
+    wait(store, 13)
     assert remove_unpinned(NAME, workspace) == []
     assert len(ImageStore(store, 1)) == 1
+    wait(store, 1)
+    assert remove_unpinned(NAME, workspace) == [1]
+
+
+def test_a_version_that_is_pinned_again_waits_anew(workspace: Workspace, store: Path) -> None:
+    assert remove_unpinned(NAME, workspace) == []
+    wait(store, 15)
+    pin(workspace.curated(NAME), store, 3)
+    assert remove_unpinned(NAME, workspace) == [1, 2, 4, 5, 6]
+    shutil.rmtree(workspace.curated(NAME))
+    assert remove_unpinned(NAME, workspace) == []
+    assert len(ImageStore(store, 3)) == 3
 
 
 def test_a_source_without_pictures_has_nothing_to_remove(workspace: Workspace) -> None:
@@ -77,3 +117,29 @@ def test_a_source_that_changes_every_day_does_not_keep_every_version(
     with pytest.raises(ValueError, match="has no version"):
         ImageStore(workspace.images(NAME), versions[0])
     assert len(ImageStore(workspace.images(NAME), versions[-1])) == 5
+
+
+@pytest.mark.parametrize("error", [OSError("permission denied"), ValueError("LanceError(IO): disk")])
+def test_a_store_that_cannot_be_cleaned_fails_no_curation_and_is_cleaned_later(
+    workspace: Workspace,
+    write_source,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def fails(path: Path, versions: list[int]) -> None:
+        raise error
+
+    monkeypatch.setattr(pinned_images, "KEPT_UNPINNED", timedelta(0))
+    curate(write_source(map(question, range(2)), pictures=range(2)), CurationSettings(), workspace)
+    source = write_source(map(question, range(3)), pictures=range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(pinned_images, "remove_versions", fails)
+        curated = curate(source, CurationSettings(), workspace)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert str(error) in warning
+    store, version = workspace.images(NAME), curated.details["images"]["version"]
+    assert len(ImageStore(store, version - 1)) == 2
+    assert curate(source, CurationSettings(), workspace).reused
+    with pytest.raises(ValueError, match="has no version"):
+        ImageStore(store, version - 1)

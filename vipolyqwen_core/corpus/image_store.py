@@ -4,7 +4,6 @@ Lance is not fork-safe: use spawned processes. An `ImageStore` pickles as path a
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +57,18 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
-def remove_versions(path: Path, pinned: Collection[int], older_than: timedelta) -> list[int]:
-    """Remove the versions that are neither pinned, nor the newest, nor younger; which they were."""
+def replaced_versions(path: Path) -> list[int]:
+    """The versions before the newest; empty where there is no dataset."""
     if not path.is_dir():
         return []
     dataset = lance.dataset(str(path))
-    before = datetime.now() - older_than  # Lance gives local time
-    old = []
-    for entry in dataset.versions():
-        version, made = int(entry["version"]), entry["timestamp"]
-        assert isinstance(made, datetime)
-        if made < before and version != dataset.version and version not in pinned:
-            old.append(version)
-    if old:
-        dataset.cleanup_old_versions(versions=old)
-    return old
+    versions = (int(entry["version"]) for entry in dataset.versions())
+    return sorted(version for version in versions if version != dataset.version)
+
+
+def remove_versions(path: Path, versions: Collection[int]) -> None:
+    """Remove replaced versions and the files that no other version needs."""
+    lance.dataset(str(path)).cleanup_old_versions(versions=list(versions))
 
 
 class ImageStore:

@@ -1,5 +1,6 @@
 """Whether an evaluated model becomes champion. Pure: it decides on numbers and touches no registry."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vipolyqwen_core import contract
@@ -48,7 +49,7 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
         f"{evaluation.primary_metric} {evaluation.primary[TRAINED]:.4f}: gain over {rival} {gain.mean:+.4f}, "
         f"interval [{gain.low:+.4f}, {gain.high:+.4f}], needed above {needed:.4f}"
     ]
-    fallen, thin = _fallen_tasks(evaluation, settings.max_task_loss)
+    fallen, thin = _fallen_tasks(evaluation, settings.max_task_loss), _thin_tasks(evaluation)
     if not evaluation.enough:
         thin.insert(
             0, "not judged: no pool is large enough to count, so no gain is proved; more pairs are needed"
@@ -58,29 +59,41 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
     return Decision(alias, (*reasons, *fallen), tuple(thin))
 
 
-def _fallen_tasks(evaluation: Evaluation, max_task_loss: float) -> tuple[list[str], list[str]]:
-    """One sentence for each task that lost more than it may, and one for each that has only small pools.
+def _fallen_tasks(evaluation: Evaluation, max_task_loss: float) -> list[str]:
+    """One sentence for each task that lost more than it may against the champion."""
+    fallen = []
+    for task, metric, what, pools in _tasks(evaluation):
+        rated = [pool for pool in pools if CHAMPION in pool.scores]
+        judged = [pool for pool in rated if pool.is_large] or rated
+        if not judged:
+            continue
+        now, before = (
+            sum(pool.scores[system][metric] for pool in judged) / len(judged)
+            for system in (TRAINED, CHAMPION)
+        )
+        if before - now > max_task_loss:
+            fallen.append(
+                f"{task}: {what} falls from {before:.4f} to {now:.4f}, more than {max_task_loss:.4f}"
+            )
+    return fallen
 
-    Choices are judged by accuracy.
-    """
-    fallen, thin = [], []
-    for is_choice, metric in ((False, PRIMARY), (True, "recall@1")):
+
+def _thin_tasks(evaluation: Evaluation) -> list[str]:
+    """One sentence for each task that has only small pools, whether or not there is a champion."""
+    thin = []
+    for task, _, what, pools in _tasks(evaluation):
+        if not any(pool.is_large for pool in pools):
+            pairs = sum(pool.num_pairs for pool in pools)
+            thin.append(f"{task}: {what} rests on {pairs} pairs only, no pool is large enough")
+    return thin
+
+
+def _tasks(evaluation: Evaluation) -> Iterator[tuple[str, str, str, list[PoolResult]]]:
+    """Task, metric, the metric's name in a sentence, pools. Choices stand alone, judged by accuracy."""
+    for is_choice, metric, what in ((False, PRIMARY, PRIMARY), (True, "recall@1", "accuracy")):
         by_task: dict[str, list[PoolResult]] = {}
         for pool in evaluation.pools:
-            if pool.is_choice == is_choice and CHAMPION in pool.scores:
+            if pool.is_choice == is_choice:
                 by_task.setdefault(pool.task.value, []).append(pool)
-        what = "accuracy" if is_choice else metric
         for task, pools in by_task.items():
-            judged = [pool for pool in pools if pool.is_large] or pools
-            now, before = (
-                sum(pool.scores[system][metric] for pool in judged) / len(judged)
-                for system in (TRAINED, CHAMPION)
-            )
-            if before - now > max_task_loss:
-                fallen.append(
-                    f"{task}: {what} falls from {before:.4f} to {now:.4f}, more than {max_task_loss:.4f}"
-                )
-            if not judged[0].is_large:
-                pairs = sum(pool.num_pairs for pool in judged)
-                thin.append(f"{task}: {what} is judged on {pairs} pairs only, no pool is large enough")
-    return fallen, thin
+            yield task, metric, what, pools

@@ -2,8 +2,8 @@
 
 Sides are encoded without prefix: the everyday use. Only what is new is encoded; rows of pairs that are gone
 are deleted. Another model's vectors are made beside the table in use and swapped in at the end, and a killed
-export goes on where it was. A version of the table that was replaced stays readable for `KEPT_VERSIONS`, for
-whoever has it open.
+export goes on where it was. After an update in place, whoever has the table open can read its old version for
+`KEPT_VERSIONS`; a swap deletes the old table at once, so it has to be opened anew.
 """
 
 import hashlib
@@ -43,8 +43,9 @@ STAGING: Final = "staging"
 DELETED_AT_ONCE: Final = 100_000
 """Rows of a statement: it takes about a second and 100 MB."""
 KEPT_VERSIONS: Final = timedelta(days=7)
-"""How long a replaced version of the table can still be read: an open handle stays with its version. Files of
-an older one are removed by the next export that changes something."""
+"""How long the table as it was before an update in place can still be read: an open handle stays with its
+version. Files of an older one are removed by the next export that changes something. Not so where another
+model version, a new champion or a rollback, is swapped in: a second copy of the vectors doubles the disk."""
 PARQUET_ROWS: Final = 16_384
 
 
@@ -171,15 +172,16 @@ def _matching_table(folder: Path, schema: pa.Schema) -> Table | None:
 
 
 def _staged_table(folder: Path, schema: pa.Schema) -> Table:
-    """A table beside the one in use: what a killed export left, or what this version exported before."""
-    staging = folder / STAGING
+    """A table beside the one in use: what a killed export left, or what this version exported before.
+
+    One without rows is filled from the Parquet file, in one commit: a kill in between loses no vector.
+    """
+    staging, parquet = folder / STAGING, folder / "embeddings.parquet"
     table = _matching_table(staging, schema)
-    if table is not None:
-        return table
-    shutil.rmtree(staging, ignore_errors=True)
-    table = lancedb.connect(staging).create_table(TABLE, schema=schema)
-    parquet = folder / "embeddings.parquet"
-    if parquet.is_file():
+    if table is None:
+        shutil.rmtree(staging, ignore_errors=True)
+        table = lancedb.connect(staging).create_table(TABLE, schema=schema)
+    if parquet.is_file() and table.count_rows() == 0:
         with pq.ParquetFile(parquet) as file:
             if file.schema_arrow.metadata == schema.metadata:
                 batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))

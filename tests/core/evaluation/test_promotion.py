@@ -159,6 +159,14 @@ def test_a_task_with_only_small_pools_does_not_fall_unseen(is_choice: bool) -> N
     assert decision.not_judged == (few,)
 
 
+def test_a_first_version_says_which_tasks_are_thin() -> None:
+    few = replace(pool(Task.VQA_MULTI, is_choice=True), is_large=False, num_pairs=12)
+    decision = decide(evaluation(pool(), few, few), RegistrySettings())
+    assert decision.promoted
+    assert decision.not_judged == ("vqa_multi: accuracy rests on 24 pairs only, no pool is large enough",)
+    assert decide(evaluation(pool(), few, replace(few, is_large=True)), RegistrySettings()).not_judged == ()
+
+
 def test_small_pools_do_not_weigh_where_a_task_has_a_large_one() -> None:
     small = replace(pool(trained=0.1, champion=0.9), is_large=False, counts=False)
     decision = decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings())

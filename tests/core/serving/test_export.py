@@ -12,6 +12,7 @@ import lancedb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from lancedb.table import LanceTable
 
 from tests.core.small_training_set import SmallPair, picture, some_pairs, write_training_set
 from vipolyqwen_core import ViPolyQwenEmbedder
@@ -149,6 +150,25 @@ def test_going_back_to_a_version_encodes_nothing_again(
     assert summary.encoded == 0
     assert len(rows_of(workspace)[0]["embedding"]) == 64
     assert search(workspace, "Say number 3", top=1)[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_going_back_after_a_kill_still_finds_the_stored_vectors(
+    tmp_path: Path, tiny_model_dir: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir)
+    run_export(workspace, other_model, "2")
+
+    def dies(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanceTable, "add", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_export(workspace, tiny_model_dir)
+    assert (workspace.exports / "1" / export_module.STAGING).is_dir()
+    summary = run_export(workspace, tiny_model_dir)
+    assert (summary.encoded, summary.kept) == (0, 2 * len(some_pairs()))
 
 
 def test_a_killed_export_goes_on_where_it_was(
