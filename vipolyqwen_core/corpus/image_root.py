@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
-from vipolyqwen_core.corpus.file_version import file_version
+from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version
 from vipolyqwen_core.corpus.pictures import PictureError
 
 T = TypeVar("T")
@@ -18,9 +18,6 @@ MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
 LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)
 """What a local folder raises where a file cannot be read: it is a folder, no permission, a name too long."""
-REMOTE_ERRORS: tuple[type[Exception], ...] = (Exception,)
-"""What other storages raise: aiohttp's errors, those of cloud libraries, of packing in an archive, and of
-whatever else is installed for fsspec. They share no base class, and one picture must not end a curation."""
 HTTP_ABSENT = (404, 410)
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 

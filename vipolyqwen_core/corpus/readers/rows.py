@@ -124,7 +124,7 @@ def _list_of_records(whole: dict[Key, Any], needs: Needs) -> list[Any] | None:
     An object with all that a record needs is one, lists of objects that bear a needed name included, as the
     turns of a dialogue or its pictures; not so where these objects have all that is needed themselves.
     """
-    lists = {key: value for key, value in whole.items() if _holds_objects(value)}
+    lists: dict[Key, list[Any]] = {key: value for key, value in whole.items() if _holds_objects(value)}
     if needs and _is_record({key: value for key, value in whole.items() if key not in lists}, needs):
         return None
     of_records = [value for value in lists.values() if needs and _holds_records(value, needs)]
