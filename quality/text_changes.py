@@ -14,8 +14,8 @@ SHORT_CHARS = 160
 CONTEXT_PIECES = 6
 MAX_PLACES = 4
 MAX_COMPARED = 1500
-"""So many pieces of two texts together are compared, and so many lines. At worst, as where they have but spaces
-in common, time grows with the cube, to a few seconds here."""
+"""So many pieces of two texts together are compared, and so many lines. At worst, as where only spaces
+agree, time grows with the cube, to a few seconds here."""
 MAX_PLACE_PIECES = 80
 """Of one side of one place so many are shown."""
 
