@@ -80,12 +80,13 @@ def source_state(source: Source) -> str:
     """Changes with the entry in the manifest and with the files it names: their names, sizes and versions.
 
     Files that are missing are a state like others: the run that is asked for says so, and the other sources
-    are not kept waiting.
+    are not kept waiting. Of a storage that tells neither a mark of the content nor a time, the sizes must do:
+    it would be read whole at every tick.
     """
     from vipolyqwen_core.corpus.readers import files_fingerprint, list_files
 
     try:
-        files = files_fingerprint(list_files(source))
+        files = files_fingerprint(list_files(source, read_unversioned=False))
     except ValueError as error:
         files = digest(str(error))
     return f"{digest(to_json(source))}-{files[:16]}"

@@ -44,8 +44,8 @@ class Reading:
     """Rules that refused some of them."""
     first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Place and path of the first by rule."""
-    judged: list[tuple[str, "RawPair"]] = field(default_factory=list)
-    """Place and pair, of the first pairs."""
+    judged: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Place of each of the first pairs, and what the rules look at: the number of pictures, not these."""
     refused: Counter[str] = field(default_factory=Counter)
     """Rules for rows that would reject some of these."""
     first_refused: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def read(source: Source, settings: CurationSettings) -> Reading:
         _look_up_pictures(record, root, reading)
         reading.records += 1
         some = record.pairs[: MAX_JUDGED - len(reading.judged)]
-        reading.judged += [(f"{record.file}:{record.line}", pair) for pair in some]
+        reading.judged += [(f"{record.file}:{record.line}", _judged_row(pair)) for pair in some]
         reading.pairs += len(record.pairs)
         reading.tasks.update(pair.task.value for pair in record.pairs)
         if record.rejection is not None:
@@ -81,6 +81,20 @@ def read(source: Source, settings: CurationSettings) -> Reading:
     return reading
 
 
+def _judged_row(pair: "RawPair") -> dict[str, Any]:
+    """What the rules for rows look at. A pair may hold the bytes of its pictures: numbers stand for them."""
+    from vipolyqwen_core.corpus.text import normalise_text
+
+    return {
+        "task": pair.task.value,
+        "query": normalise_text(pair.query),
+        "target": normalise_text(pair.target),
+        "query_images": [str(number) for number in range(len(pair.query_images))],
+        "target_images": [str(number) for number in range(len(pair.target_images))],
+        "score": pair.score,
+    }
+
+
 def _judge(reading: Reading, settings: CurationSettings) -> None:
     """Which of the first pairs the rules for rows would reject."""
     import polars as pl
@@ -88,19 +102,8 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
     from quality.ledger import polars_schema
     from quality.rules import first_failure, row_rules
     from vipolyqwen_core.contract import PAIR
-    from vipolyqwen_core.corpus.text import normalise_text
 
-    rows = [
-        {
-            "task": pair.task.value,
-            "query": normalise_text(pair.query),
-            "target": normalise_text(pair.target),
-            "query_images": [str(number) for number in range(len(pair.query_images))],
-            "target_images": [str(number) for number in range(len(pair.target_images))],
-            "score": pair.score,
-        }
-        for _, pair in reading.judged
-    ]
+    rows = [row for _, row in reading.judged]
     rules = first_failure(pl.DataFrame(rows, schema=polars_schema(PAIR)), row_rules(settings))["rule"]
     for (place, _), rule in zip(reading.judged, rules, strict=True):
         if rule is not None:

@@ -26,6 +26,7 @@ from quality.validate import accepted_folder, accepted_stage
 from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage, written_aside
+from vipolyqwen_core.evaluation import plots
 from vipolyqwen_core.evaluation.plots import STYLE, TASK_COLOURS
 from vipolyqwen_core.workspace import Workspace
 
@@ -36,8 +37,13 @@ HISTOGRAMS = (
     ("pictures", "pictures of a pair"),
     ("score", "score of a scored pair"),
 )
-REPORT_CODE = ("data_report.py", "report_samples.py", TEMPLATE)
-"""Files that decide what a report looks like: where one changes, reports are written anew."""
+REPORT_CODE = (
+    *sorted(Path(__file__).parent.glob("*.py")),
+    Path(__file__).parent / TEMPLATE,
+    Path(plots.__file__),
+)
+"""Files that decide what a report says: where one changes, reports are written anew. All of this package, so
+that none is forgotten: the sentences of the rules, the marks in texts that differ, the names of languages."""
 HEAD_CHARS = 1000
 """The mark stands here."""
 BINS = 40
@@ -76,8 +82,7 @@ def report_mark(workspace: Workspace) -> str:
         accepted = accepted_folder(workspace.validated(name))
         folders += [workspace.curated(name), workspace.tagged(name), *([accepted] if accepted else [])]
     stages = [file for folder in folders if (file := folder / "stage.json").is_file()]
-    here = Path(__file__).parent
-    return content_digest([*stages, *(here / name for name in REPORT_CODE)])
+    return content_digest([*stages, *REPORT_CODE])
 
 
 def _training_summary(workspace: Workspace) -> StageSummary:

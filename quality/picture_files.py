@@ -9,6 +9,8 @@ from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 
 ABSENT = "absent"
+UNREADABLE = "unreadable"
+"""Stands for a file whose version the storage does not tell at present: once it does, the digest moves."""
 
 
 def paths_digest(root: ImageRoot, paths: Path) -> str:
@@ -30,5 +32,5 @@ def paths_digest(root: ImageRoot, paths: Path) -> str:
 def _version(root: ImageRoot, path: str) -> str:
     try:
         return root.version(path)
-    except PictureError:
-        return ABSENT
+    except PictureError as error:
+        return UNREADABLE if error.rule == "unreadable_image" else ABSENT

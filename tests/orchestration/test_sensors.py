@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import dagster as dg
+import fsspec
 import pytest
 import yaml
 
@@ -60,6 +61,37 @@ def test_a_source_whose_files_are_gone_keeps_no_other_waiting(place: Workspace) 
     second = tick(place, "changed_sources", instance, first.cursor)
     assert [request.partition_key for request in second.run_requests] == ["letters", "receipts"]
     assert tick(place, "changed_sources", instance, second.cursor).run_requests == []
+
+
+def test_a_sensor_reads_no_file_and_a_source_that_fails_keeps_no_other_waiting(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/sensed/silent.jsonl", b"silent")
+    memory.pipe_file("/sensed/failing.jsonl", b"failing")
+    manifest = place.home.parent / "manifest.yaml"
+    described = yaml.safe_load(manifest.read_text())
+    for name in ("silent", "failing"):
+        described["sources"].append(
+            {"name": name, "format": "owner_jsonl", "paths": f"memory://sensed/{name}.jsonl"}
+        )
+    manifest.write_text(yaml.safe_dump(described))
+
+    def info(self: object, path: str, **keys: object) -> dict[str, object]:
+        if "failing" in path:
+            raise LookupError("500, Internal Server Error")
+        return {"name": path, "type": "file", "size": 6}
+
+    def fail(*arguments: object, **keys: object) -> None:
+        pytest.fail("the content was asked for")
+
+    monkeypatch.setattr(type(memory), "info", info)
+    monkeypatch.setattr(type(memory), "open", fail)
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "changed_sources", instance, None)
+    names = ["letters", "receipts", "silent", "failing"]
+    assert [request.partition_key for request in first.run_requests] == names
+    assert tick(place, "changed_sources", instance, first.cursor).run_requests == []
 
 
 def test_suites_of_ones_own_that_change_ask_for_a_judgement(place: Workspace) -> None:

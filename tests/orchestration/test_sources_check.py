@@ -1,9 +1,12 @@
 """The dry run of sources: what it counts, and that it names what the factory would reject."""
 
+import gc
 import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 
@@ -51,3 +54,21 @@ def test_pairs_that_the_rules_for_rows_would_reject_are_counted(tmp_path: Path) 
     console = Console(record=True, width=200, file=io.StringIO())
     _print_reading(reading, console)
     assert "2 of the first 3 pairs would be rejected as empty_target: data.jsonl:1" in console.export_text()
+
+
+def test_pictures_inside_rows_are_not_kept(tmp_path: Path) -> None:
+    inline = {"bytes": b"inline", "path": None}
+    rows = [{"image": inline, "question": "?", "answer": f"a{n}"} for n in range(9)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = Source(
+        name="packed", format=Format.IMAGE_QA, task=Task.VQA_SINGLE, paths=(str(tmp_path / "a.parquet"),)
+    )
+    reading = read(source, CurationSettings())
+    assert reading.pairs == len(reading.judged) == 9
+    held: list[object] = []
+    waiting: list[object] = list(vars(reading).values())
+    while waiting:
+        held += waiting
+        waiting = [thing for thing in gc.get_referents(*waiting) if not isinstance(thing, type)]
+    assert "a8" in held
+    assert b"inline" not in held

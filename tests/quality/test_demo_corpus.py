@@ -121,8 +121,18 @@ def test_a_report_is_current_until_code_or_a_stage_changes(
     assert not report_is_current(workspace, path)
     stage.write_text(before, encoding="utf-8")
     assert report_is_current(workspace, path)
-    monkeypatch.setattr(data_report, "REPORT_CODE", (*data_report.REPORT_CODE, "rules.py"))
+    (rules,) = (file for file in data_report.REPORT_CODE if file.name == "rules.py")
+    changed = tmp_path / "rules.py"
+    changed.write_text(rules.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    code = tuple(changed if file == rules else file for file in data_report.REPORT_CODE)
+    monkeypatch.setattr(data_report, "REPORT_CODE", code)
     assert not report_is_current(workspace, path)
+
+
+def test_what_a_report_prints_is_of_files_that_it_depends_on() -> None:
+    names = {file.name for file in data_report.REPORT_CODE}
+    assert {"rules.py", "text_changes.py", "report_samples.py", "language.py", "plots.py"} <= names
+    assert data_report.TEMPLATE in names
 
 
 def test_the_funnel_narrows(workspace: Workspace) -> None:

@@ -13,6 +13,9 @@ TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updat
 VERSION_FIELDS = (*CONTENT_FIELDS, *TIME_FIELDS, "modify", "created")
 """The first that a storage tells is taken. `modify` is FTP's; `created` stands for a storage in memory."""
 BLOCK_BYTES = 1 << 20
+REMOTE_ERRORS: tuple[type[Exception], ...] = (Exception,)
+"""What other storages raise: aiohttp's errors, those of cloud libraries, of packing in an archive, and of
+whatever else is installed for fsspec. They share no base class, and one file must not end what reads many."""
 
 
 def file_version(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:
@@ -24,9 +27,17 @@ def file_version(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> 
     Args:
         info: of the file, as `fs.info` gives it
     """
-    for field in VERSION_FIELDS:
-        if info.get(field) is not None:
-            return str(info[field])
+    told = told_version(info)
+    return content_version(fs, path) if told is None else told
+
+
+def told_version(info: Mapping[str, Any]) -> str | None:
+    """What the storage says; None: neither a mark of the content nor a time."""
+    return next((str(info[field]) for field in VERSION_FIELDS if info.get(field) is not None), None)
+
+
+def content_version(fs: AbstractFileSystem, path: str) -> str:
+    """Hash of the bytes of a file."""
     digest = blake2b(digest_size=16)
     with fs.open(path, "rb") as stream:
         while block := stream.read(BLOCK_BYTES):

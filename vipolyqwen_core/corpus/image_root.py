@@ -1,34 +1,24 @@
 """The folder or ZIP archive that holds the pictures of a source, local or a URL; nothing else is read."""
 
-import lzma
 import posixpath
 import re
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
-from vipolyqwen_core.corpus.file_version import file_version
+from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version
 from vipolyqwen_core.corpus.pictures import PictureError
 
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
-UNREADABLE = (
-    OSError,  # a folder, no permission, a name too long
-    UnicodeEncodeError,
-    EOFError,  # the rest: an entry of an archive that is broken, encrypted or packed in an unknown way
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    NotImplementedError,
-)
-"""What a storage raises where a file cannot be read."""
+LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)
+"""What a local folder raises where a file cannot be read: it is a folder, no permission, a name too long."""
+HTTP_ABSENT = (404, 410)
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 
 
@@ -39,7 +29,7 @@ class ImageRoot:
         """Settle the folder; None: the source names no folder, and every path is refused.
 
         Raises:
-            ValueError: there is no such folder and no such archive
+            ValueError: there is no such folder and no such archive, or the storage does not answer
         """
         self.root = root
         self._named, self._local = "", False
@@ -50,8 +40,9 @@ class ImageRoot:
             self._fs, path = _opened_archive(root)
         self._named = path.rstrip("/")
         self._local = "file" in self._fs.protocol
+        self._errors = LOCAL_ERRORS if self._local else REMOTE_ERRORS
         self._folder = str(Path(path).resolve()) if self._local else path.rstrip("/")
-        if not self._fs.isdir(self._folder):
+        if not self._is_folder():
             raise ValueError(f"image root {root} is no folder and no ZIP archive")
 
     def locate(self, path: str) -> str:
@@ -114,11 +105,25 @@ class ImageRoot:
         for form in dict.fromkeys(forms):
             try:
                 return use(form)
-            except FileNotFoundError:
-                continue
-            except UNREADABLE as error:
-                raise PictureError("unreadable_image", f"the picture cannot be read: {error}") from error
+            except PictureError:
+                raise
+            except self._errors as error:
+                if isinstance(error, FileNotFoundError) and not self._is_no_answer(error):
+                    continue
+                why = error.__cause__ if isinstance(error, FileNotFoundError) else error
+                raise PictureError("unreadable_image", f"the picture cannot be read: {why}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
+
+    def _is_folder(self) -> bool:
+        try:
+            return bool(self._fs.isdir(self._folder))
+        except self._errors as error:
+            raise ValueError(f"image root {self.root} cannot be opened: {error}") from error
+
+    def _is_no_answer(self, error: FileNotFoundError) -> bool:
+        """Whether a server failed: over HTTP fsspec calls a file missing whatever went wrong."""
+        cause = error.__cause__
+        return "http" in self._fs.protocol and cause is not None and _status(cause) not in HTTP_ABSENT
 
     def _version(self, below: str) -> str:
         place = f"{self._folder}/{below}"
@@ -146,6 +151,11 @@ class ImageRoot:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > MAX_PICTURE_BYTES:
             raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
+
+
+def _status(error: BaseException) -> int | None:
+    """What a server answered: 500; None: nothing."""
+    return getattr(error, "status", None)
 
 
 def _opened_archive(location: str) -> tuple[Any, str]:

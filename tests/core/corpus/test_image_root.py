@@ -3,7 +3,11 @@
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -137,3 +141,57 @@ def test_a_version_moves_with_the_file_of_either_unicode_form(root: ImageRoot) -
     assert root.version("ảnh.png") != before
     with pytest.raises(PictureError, match="no such file"):
         root.version("a/y.png")
+
+
+class Shaky(BaseHTTPRequestHandler):
+    """Serves /images/good.png; fails at others: `head_only` when its content is asked for."""
+
+    FILES: ClassVar[dict[str, bytes]] = {
+        "/images/good.png": b"good",
+        "/images": b'<a href="good.png">good.png</a>',
+    }
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path == "/images/head_only.png" else None)
+
+    def do_GET(self) -> None:
+        self._answer(None)
+
+    def _answer(self, status: int | None) -> None:
+        content = self.FILES.get(self.path, b"")
+        self.send_response(status or (200 if content else 404 if "absent" in self.path else 500))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Be silent."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Shaky) as serving:
+        Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_a_server_that_fails_costs_a_picture_and_is_not_taken_for_a_missing_file(server: str) -> None:
+    root = ImageRoot(f"{server}/images/")
+    assert root.read("good.png") == b"good"
+    rules = {"absent.png": "missing_image", "broken.png": "unreadable_image"}
+    for path, rule in rules.items():
+        for use in (root.read, root.check, root.version):
+            with pytest.raises(PictureError) as refused:
+                use(path)
+            assert refused.value.rule == rule
+    for use in (root.read, root.version):  # no ETag, so that the version is that of the bytes
+        with pytest.raises(PictureError, match="500") as refused:
+            use("head_only.png")
+        assert refused.value.rule == "unreadable_image"
+
+
+def test_a_root_on_a_server_that_fails_is_refused(server: str) -> None:
+    with pytest.raises(ValueError, match="broken/ cannot be opened: 500"):
+        ImageRoot(f"{server}/broken/")

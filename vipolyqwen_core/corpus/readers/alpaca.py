@@ -8,7 +8,12 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import exchanges_of
 from vipolyqwen_core.corpus.readers.fields import declared, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, required, text_of
+from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, optional_text, required, text_of
+
+
+def alpaca_needs(source: Source) -> Needs:
+    """The fields that every row has: instruction and output."""
+    return keys_of(source, "instruction"), keys_of(source, "target", "output")
 
 
 def alpaca_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
@@ -17,9 +22,10 @@ def alpaca_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str)
     Raises:
         RecordError: instruction or output is missing, or the history is no list of question and answer
     """
-    instruction = text_of(required(fields, keys_of(source, "instruction")), "the instruction")
+    instructions, outputs = alpaca_needs(source)
+    instruction = text_of(required(fields, instructions), "the instruction")
     added = optional_text(fields, keys_of(source, "input"), "the input")
-    target = text_of(required(fields, keys_of(source, "target", "output")), "the output")
+    target = text_of(required(fields, outputs), "the output")
     query = f"{instruction}\n{added}" if added and added.strip() else instruction
     turns = [*_earlier(fields, source), Turn("user", query), Turn("assistant", target)]
     return [

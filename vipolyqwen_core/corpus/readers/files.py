@@ -15,7 +15,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
 
-from vipolyqwen_core.corpus.file_version import file_version
+from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
 
@@ -40,7 +40,7 @@ class SourceFile:
     size_bytes: int
     """As it lies there, packed or not."""
     version: str
-    """Changes when the file does: what `file_version` says."""
+    """Changes when the file does, see `file_version`; may be empty where it was not to be read for it."""
 
     @property
     def suffix(self) -> str:
@@ -59,9 +59,12 @@ class Line(NamedTuple):
     """Without its line break."""
 
 
-def list_files(source: Source) -> list[SourceFile]:
+def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile]:
     """The files that the paths of a source name, sorted by name; each once.
 
+    Args:
+        read_unversioned: of a storage that tells neither a mark of the content nor a time, read whole files
+            for their versions; else these are empty, for those who ask often
     Raises:
         ValueError: a path or glob names no file, a folder, or a storage that cannot be opened
     """
@@ -73,24 +76,30 @@ def list_files(source: Source) -> list[SourceFile]:
             fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
             found = [path] if fs.exists(path) else fs.glob(path) if _MAGIC.search(path) else []
             infos = {place: fs.info(place) for place in found}
-        except (OSError, ValueError, ImportError) as error:
+            of_files = {place: info for place, info in infos.items() if info["type"] != "directory"}
+            version_of = file_version if read_unversioned else _told
+            versions = {place: version_of(fs, place, info) for place, info in of_files.items()}
+        except REMOTE_ERRORS as error:
             raise ValueError(f"source {source.name!r}: {pattern} cannot be opened: {error}") from error
         folders = [place for place, info in infos.items() if info["type"] == "directory"]
         if path in folders:
             raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
-        infos = {place: info for place, info in infos.items() if info["type"] != "directory"}
-        if not infos:
+        if not of_files:
             what = "no file matches" if _MAGIC.search(path) else "there is no file"
             raise ValueError(f"source {source.name!r}: {what} {pattern}")
         prefix = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else f"{_protocol(fs)}://"
         roots.append(_fixed_folder(prefix + path))
-        files.update({prefix + place: (file_version(fs, place, info), info) for place, info in infos.items()})
+        files.update({prefix + place: (versions[place], info) for place, info in of_files.items()})
     root = _common_folder(roots)
     listed = [
         SourceFile(location.removeprefix(root).lstrip("/"), location, int(info.get("size") or 0), version)
         for location, (version, info) in files.items()
     ]
     return sorted(listed, key=lambda file: file.name)
+
+
+def _told(fs: Any, place: str, info: dict[str, Any]) -> str:
+    return told_version(info) or ""
 
 
 def files_fingerprint(files: Collection[SourceFile]) -> str:

@@ -6,7 +6,18 @@ from typing import Any
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import answers_of, declared, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, optional, required, text_of
+from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, required, text_of
+
+
+def image_qa_needs(source: Source) -> Needs:
+    """The fields that every row has: pictures, answer, and the question where the manifest fixes none."""
+    question = keys_of(source, "query", "question")
+    is_fixed = source.query_text is not None and "query" not in source.columns
+    return (
+        keys_of(source, "images", "image"),
+        keys_of(source, "target", "answer", "answers", "output"),
+        *(() if is_fixed else (question,)),
+    )
 
 
 def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
@@ -18,16 +29,17 @@ def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: st
         RecordError: pictures, question or answer are missing
     """
     assert source.task is not None, "the manifest demands a task for image_qa"
-    images = images_of(optional(fields, keys_of(source, "images", "image")))
+    pictures, targets, *question = image_qa_needs(source)
+    images = images_of(optional(fields, pictures))
     if not images:
         raise RecordError("no_images", "the row has no picture", sorted(str(key) for key in fields))
-    keys = keys_of(source, "query", "question")
-    answers = required(fields, keys_of(source, "target", "answer", "answers", "output"))
-    fixed = source.query_text is not None and "query" not in source.columns
+    answers = required(fields, targets)
     return [
         RawPair(
             task=source.task,
-            query=str(source.query_text) if fixed else text_of(required(fields, keys), "the question"),
+            query=text_of(required(fields, question[0]), "the question")
+            if question
+            else str(source.query_text),
             target=answer,
             query_images=images,
             **declared(fields, source),

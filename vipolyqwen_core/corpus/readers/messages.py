@@ -8,7 +8,12 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, required
+from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, optional_text, required
+
+
+def message_needs(source: Source) -> Needs:
+    """The field that every dialogue has: its messages."""
+    return (keys_of(source, "messages", "conversations"),)
 
 
 def message_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
@@ -18,8 +23,9 @@ def message_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str
         RecordError: there are no messages, or they hold no answer, or no pictures where the task needs them
     """
     assert source.task is not None, "the manifest demands a task for messages"
+    (messages,) = message_needs(source)
     turns, inside = turns_of(
-        required(fields, keys_of(source, "messages", "conversations")),
+        required(fields, messages),
         keys_of(source, "role", "from"),
         keys_of(source, "content", "value"),
     )

@@ -16,7 +16,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, answers_of, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
-from vipolyqwen_core.corpus.readers.rows import Key, optional, required, text_of
+from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, required, text_of
 
 TASKS = {
     "contrastive_with_score": Task.TEXT_PAIR,
@@ -40,6 +40,15 @@ TARGET_KEYS = {
     Task.VQA_SINGLE: ("output", "answer"),
     Task.VQA_MULTI: ("output", "answer"),
 }
+
+
+def owner_needs(source: Source) -> Needs:
+    """The fields that every sample has: its kind where the manifest names none, and a question.
+
+    Not the answer: a list of messages may hold it.
+    """
+    questions = tuple(dict.fromkeys(key for keys in QUERY_KEYS.values() for key in keys))
+    return (questions,) if source.task is not None else (("data_type",), questions)
 
 
 def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:

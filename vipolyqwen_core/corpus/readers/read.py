@@ -13,15 +13,15 @@ import pyarrow as pa
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers.adapter import load_adapter, read_adapted
-from vipolyqwen_core.corpus.readers.alpaca import alpaca_pairs
+from vipolyqwen_core.corpus.readers.alpaca import alpaca_needs, alpaca_pairs
 from vipolyqwen_core.corpus.readers.files import SourceFile, list_files
-from vipolyqwen_core.corpus.readers.image_qa import image_qa_pairs
-from vipolyqwen_core.corpus.readers.messages import message_pairs
-from vipolyqwen_core.corpus.readers.owner_jsonl import owner_pairs
+from vipolyqwen_core.corpus.readers.image_qa import image_qa_needs, image_qa_pairs
+from vipolyqwen_core.corpus.readers.messages import message_needs, message_pairs
+from vipolyqwen_core.corpus.readers.owner_jsonl import owner_needs, owner_pairs
 from vipolyqwen_core.corpus.readers.parallel_lines import parallel_files, read_parallel_lines
 from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, Rejection, shorten
-from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, read_rows
-from vipolyqwen_core.corpus.readers.sts_table import sts_pairs
+from vipolyqwen_core.corpus.readers.rows import MISSING, Key, Needs, look_up, read_rows
+from vipolyqwen_core.corpus.readers.sts_table import sts_needs, sts_pairs
 
 HEAD_RECORDS = 100
 """Records of each file that `check_source` looks at."""
@@ -31,14 +31,14 @@ OPTIONAL = frozenset({"group_id", "positive_key", "negatives", "history", "input
 
 PairsOfRow = Callable[[Mapping[Key, Any], Source, str], list[RawPair]]
 
-ROW_FORMATS: dict[Format, PairsOfRow] = {
-    Format.OWNER_JSONL: owner_pairs,
-    Format.STS_TABLE: sts_pairs,
-    Format.ALPACA: alpaca_pairs,
-    Format.MESSAGES: message_pairs,
-    Format.IMAGE_QA: image_qa_pairs,
+ROW_FORMATS: dict[Format, tuple[PairsOfRow, Callable[[Source], Needs]]] = {
+    Format.OWNER_JSONL: (owner_pairs, owner_needs),
+    Format.STS_TABLE: (sts_pairs, sts_needs),
+    Format.ALPACA: (alpaca_pairs, alpaca_needs),
+    Format.MESSAGES: (message_pairs, message_needs),
+    Format.IMAGE_QA: (image_qa_pairs, image_qa_needs),
 }
-"""Formats whose records are rows of a table; the others read files in their own way."""
+"""Formats whose records are rows of a table, and what these need; the others read files in their own way."""
 
 UNREADABLE = (
     OSError,
@@ -104,8 +104,8 @@ def _whole(records: Iterator[Record], name: str) -> Iterator[Record]:
 
 
 def _row_records(file: SourceFile, source: Source, dialogue_turns: str) -> Iterator[Record]:
-    pairs_of = ROW_FORMATS[source.format]
-    for row in read_rows(file, source):
+    pairs_of, needs_of = ROW_FORMATS[source.format]
+    for row in read_rows(file, source, needs_of(source)):
         try:
             if row.error is not None:
                 raise row.error
@@ -183,9 +183,10 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
         if name not in ("role", "content") and not (name == key and name in OPTIONAL)
     }
     seen: dict[Key, None] = {}
+    _, needs_of = ROW_FORMATS[source.format]
     for file in files:
         with suppress(*UNREADABLE):  # the rest of a file; reading puts it into the ledger
-            for row in islice(read_rows(file, source), HEAD_RECORDS):
+            for row in islice(read_rows(file, source, needs_of(source)), HEAD_RECORDS):
                 seen.update(dict.fromkeys(row.fields))
                 missing = {name: key for name, key in missing.items() if look_up(row.fields, key) is MISSING}
         if not missing:

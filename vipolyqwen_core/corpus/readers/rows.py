@@ -8,7 +8,7 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -27,10 +27,12 @@ MAX_QUOTED_LINES = 200
 PARQUET_ROWS = 256
 """Rows of a Parquet file in memory at once."""
 
-NESTED_FIELDS: Final = frozenset({"messages", "conversations", "images", "image", "negatives", "history"})
-"""Usual names of the fields of one record that hold a list."""
+NUM_SEEN = 100
+"""So many objects of a list are looked at to tell whether they are records."""
 
 Key = str | int
+Needs = Sequence[Sequence[Key]]
+"""The fields that a record of a format cannot do without, each under all its names."""
 
 
 class Row(NamedTuple):
@@ -43,9 +45,12 @@ class Row(NamedTuple):
     """Why the row could not be read; then it has no fields."""
 
 
-def read_rows(file: SourceFile, source: Source) -> Iterator[Row]:
+def read_rows(file: SourceFile, source: Source, needs: Needs = ()) -> Iterator[Row]:
     """Rows of a file, by its suffix.
 
+    Args:
+        needs: tells a `.json` file that is one record with a list in it from an object around a list of
+            records; without it, the one list of objects in an object is taken for the records
     Raises:
         ValueError: the suffix is none that is read
         OSError, pyarrow.ArrowInvalid: the file cannot be read
@@ -55,7 +60,7 @@ def read_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     if file.suffix in (".jsonl", ".ndjson", ".jsonlines"):
         return _json_lines(read_lines(file.location, source.languages))
     if file.suffix == ".json":
-        return _json_rows(file, source)
+        return _json_rows(file, source, needs)
     if file.suffix in (".parquet", ".pq"):
         return _parquet_rows(file)
     raise ValueError(
@@ -83,8 +88,8 @@ def _mapping_row(number: int, fields: Any) -> Row:
     return Row(number, {}, RecordError("not_an_object", f"expected a JSON object, got {kind}", fields))
 
 
-def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
-    """Elements of the array of a `.json` file: at the top, or the one list of objects in the top object.
+def _json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
+    """Elements of the array of a `.json` file: at the top, or the one list of records in the top object.
 
     A top object that is itself a record, as one dialogue with its messages, is that record.
 
@@ -106,24 +111,37 @@ def _json_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     if window.peek():
         yield from _json_lines(read_lines(file.location, source.languages))
         return
-    fields = whole.items() if isinstance(whole, dict) else ()
-    own = _nested_fields(source)
-    lists = [value for key, value in fields if _holds_objects(value) and not _is_part(key, value, own)]
-    if len(lists) == 1:
-        yield from (_mapping_row(number, fields) for number, fields in enumerate(lists[0], 1))
-    else:
+    inner = _list_of_records(whole, needs) if isinstance(whole, dict) else None
+    if inner is None:
         yield _mapping_row(1, whole)
+    else:
+        yield from (_mapping_row(number, fields) for number, fields in enumerate(inner, 1))
 
 
-def _nested_fields(source: Source) -> frozenset[str]:
-    """Fields of a record that may hold a list of objects: where the manifest says, else usual names."""
-    mapped = {column.partition(".")[0] for column in source.columns.values() if isinstance(column, str)}
-    return NESTED_FIELDS | mapped
+def _list_of_records(whole: dict[Key, Any], needs: Needs) -> list[Any] | None:
+    """The one list of records in an object; None: the object is a record itself, or there is no such list.
+
+    An object with all that a record needs is one, lists of objects that bear a needed name included, as the
+    turns of a dialogue or its pictures; not so where these objects have all that is needed themselves.
+    """
+    lists: dict[Key, list[Any]] = {key: value for key, value in whole.items() if _holds_objects(value)}
+    if needs and _is_record({key: value for key, value in whole.items() if key not in lists}, needs):
+        return None
+    of_records = [value for value in lists.values() if needs and _holds_records(value, needs)]
+    if len(of_records) == 1:
+        return of_records[0]
+    if needs and _is_record(whole, needs) and not of_records:
+        return None
+    return next(iter(lists.values())) if len(lists) == 1 else None
 
 
-def _is_part(key: str, value: list[dict[str, Any]], own: frozenset[str]) -> bool:
-    """Whether a list of objects is a field of one record; a list of records has the field in each of them."""
-    return key in own and key not in value[0]
+def _is_record(fields: Mapping[Key, Any], needs: Needs) -> bool:
+    return all(optional(fields, keys) is not None for keys in needs)
+
+
+def _holds_records(objects: list[Any], needs: Needs) -> bool:
+    """Whether one of the first objects has all that a record needs; some may be broken."""
+    return any(isinstance(fields, dict) and _is_record(fields, needs) for fields in objects[:NUM_SEEN])
 
 
 def _holds_objects(value: Any) -> bool:

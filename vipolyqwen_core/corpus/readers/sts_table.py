@@ -7,7 +7,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import declared, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, parse_score
-from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, required, text_of
+from vipolyqwen_core.corpus.readers.rows import MISSING, Key, Needs, look_up, required, text_of
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "query": ("sentence1", "text1", "s1"),
@@ -25,20 +25,26 @@ def column_keys(source: Source, name: str) -> tuple[Key, ...]:
     return keys_of(source, name, *ALIASES[name])
 
 
+def sts_needs(source: Source) -> Needs:
+    """The fields that every row has: two texts."""
+    return column_keys(source, "query"), column_keys(source, "target")
+
+
 def sts_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
     """The pair of one row. A table of two texts alone gives pairs without score.
 
     Raises:
         RecordError: a text is missing, or the score is no score
     """
+    queries, targets = sts_needs(source)
     score_keys = column_keys(source, "score")
     has_score = "score" in source.columns or any(look_up(fields, key) is not MISSING for key in score_keys)
     score = required(fields, score_keys) if has_score else None
     return [
         RawPair(
             task=Task.TEXT_PAIR,
-            query=text_of(required(fields, column_keys(source, "query")), "the query"),
-            target=text_of(required(fields, column_keys(source, "target")), "the target"),
+            query=text_of(required(fields, queries), "the query"),
+            target=text_of(required(fields, targets), "the target"),
             score=None if score is None else parse_score(score, source.score_range),
             **declared(fields, source),
         )

@@ -189,3 +189,37 @@ def test_real_vietnamese_in_the_old_encoding_is_read_as_it_was_written(
     old = {text: data for text in texts if not text.isascii() and (data := old_vietnamese(text))}
     assert len(old) > 1000
     assert sum(decode_line(data, languages) == text for text, data in old.items()) >= share * len(old)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> fsspec.AbstractFileSystem:
+    """A storage that tells sizes alone, with one file, whose content cannot be had."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/silent/a.jsonl", b"four")
+
+    def info(self: object, path: str, **keys: object) -> dict[str, object]:
+        return {"name": path, "type": "file", "size": len(memory.store[path].getvalue())}
+
+    def fail(*arguments: object, **keys: object) -> None:
+        raise RuntimeError("500, Internal Server Error")
+
+    monkeypatch.setattr(type(memory), "info", info)
+    monkeypatch.setattr(type(memory), "open", fail)
+    return memory
+
+
+def test_a_file_whose_version_cannot_be_read_is_refused_in_a_sentence(
+    silent: fsspec.AbstractFileSystem,
+) -> None:
+    with pytest.raises(ValueError, match=r"source 's': memory://silent/a.jsonl cannot be opened: 500"):
+        list_files(source("memory://silent/a.jsonl"))
+
+
+def test_those_who_ask_often_read_no_file_for_its_version(silent: fsspec.AbstractFileSystem) -> None:
+    def asked() -> str:
+        return files_fingerprint(list_files(source("memory://silent/a.jsonl"), read_unversioned=False))
+
+    before = asked()
+    assert asked() == before
+    silent.store["/silent/a.jsonl"].write(b"longer than before")
+    assert asked() != before

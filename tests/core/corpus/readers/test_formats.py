@@ -145,6 +145,26 @@ class TestImageQa:
         (record,) = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
         assert record.pairs[0].query_images == (b"png",)
 
+    def test_a_json_file_may_be_an_object_around_rows_under_the_name_of_pictures(
+        self, tmp_path: Path
+    ) -> None:
+        rows = [{"image": f"{n}.png", "question": "q", "answer": "t"} for n in range(4)]
+        content = json.dumps({"images": [{"image": "x.png", "question": "q"}, *rows]})  # one is broken
+        records = read(tmp_path, "a.json", content, **self.KEYS)
+        assert rules(records) == ["missing_field", None, None, None, None]
+        beside = {"annotations": rows, "images": [{"id": 1, "path": "0.png"}]}
+        assert rules(read(tmp_path, "b.json", json.dumps(beside), **self.KEYS)) == [None] * 4
+
+    def test_a_json_file_may_be_one_row_with_lists_of_objects(self, tmp_path: Path) -> None:
+        row = {"images": [{"path": "a.png"}], "question": "q", "answers": [{"answer": "t"}, {"answer": "u"}]}
+        (record,) = read(tmp_path, "a.json", json.dumps(row), **self.KEYS)
+        assert [(pair.query_images, pair.target) for pair in record.pairs] == [
+            (("a.png",), "t"), (("a.png",), "u"),
+        ]  # fmt: skip
+        parts = json.dumps({"images": [{"path": "a.png"}, {"path": "b.png"}], "question": "q", "answer": "t"})
+        (record,) = read(tmp_path, "b.json", parts, **self.KEYS)
+        assert [pair.query_images for pair in record.pairs] == [("a.png", "b.png")]
+
     def test_a_fixed_question_serves_answers_that_come_alone(self, tmp_path: Path) -> None:
         keys = {**self.KEYS, "columns": {"target": "meta.latex"}, "query_text": "Đọc"}
         (record,) = read(tmp_path, "a.jsonl", jsonl({"image": "a", "meta": {"latex": "x^2"}}), **keys)
@@ -220,6 +240,23 @@ class TestMessages:
             ("mấy giờ?", "năm giờ")
         ] * (2 if wrapped else 1)
         assert rules(found) == [None] * (2 if wrapped else 1)
+
+    @pytest.mark.parametrize(
+        ("outer", "inner"), [("conversations", "messages"), ("messages", "conversations")]
+    )
+    def test_an_object_around_many_dialogues_may_bear_the_other_name(
+        self, tmp_path: Path, outer: str, inner: str
+    ) -> None:
+        turns = [{"role": "user", "content": "mấy giờ?"}, {"role": "assistant", "content": "năm giờ"}]
+        content = json.dumps({"version": 1, outer: [{inner: turns}] * 5})
+        found = read(tmp_path, "x.json", content, format="messages", task="instr")
+        assert [len(record.pairs) for record in found] == [1] * 5
+
+    def test_one_dialogue_with_pictures_as_objects_is_one_record(self, tmp_path: Path) -> None:
+        turns = [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "t"}]
+        content = json.dumps({"messages": turns, "images": [{"path": "a.png"}]})
+        (record,) = read(tmp_path, "x.json", content, **self.KEYS)
+        assert record.pairs == (RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a.png",)),)
 
     def test_names_of_roles_and_contents_are_mapped(self, tmp_path: Path) -> None:
         row = {"c": {"turns": [{"who": "USER", "says": "q"}, {"who": "bot", "says": "t"}]}, "pics": ["a"]}
