@@ -137,13 +137,13 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Checkpoints that lack no file and no byte, the newest first; their content is not looked at."""
-        return [path for path in self._all() if damage_of(path) is None]
+        return [path for path in self._all() if missing_parts(path) is None]
 
     def damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, in words, looking at every byte; all ranks call it together."""
-        damage = _of_first(damage_of(path) if _is_first() else None)
-        if damage is not None:
-            return damage
+        missing = _of_first(missing_parts(path) if _is_first() else None)
+        if missing is not None:
+            return missing
         known = _read_state(path).get("checksums", {})
         found = {file.name: _checksum_or_error(file) for file in _own_files(path) if file.name in known}
         changed = [
@@ -207,8 +207,8 @@ def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapp
         )
 
 
-def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint by names and sizes of its files, in words; None: nothing is missing."""
+def missing_parts(path: Path) -> str | None:
+    """What a checkpoint lacks by names and sizes of its files, in words; None: no file and no byte."""
     try:
         files = _read_state(path)["files"]
     except (OSError, ValueError, KeyError) as error:

@@ -13,7 +13,7 @@ import torch
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.training import train as train_module
-from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, damage_of
+from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, missing_parts
 from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.training.setup import Training
 from vipolyqwen_core.training.stopping import StopSignal
@@ -31,7 +31,7 @@ def losses(run: TrainingRun) -> list[tuple[str, float]]:
 def saved(run: TrainingRun) -> list[str]:
     """Whole checkpoints; no other may be there."""
     folders = sorted((run.output / "checkpoints").iterdir())
-    assert [damage_of(folder) for folder in folders] == [None] * len(folders)
+    assert [missing_parts(folder) for folder in folders] == [None] * len(folders)
     return [folder.name for folder in folders]
 
 
