@@ -233,10 +233,14 @@ def missing_parts(path: Path) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         return f"{STATE_FILE} cannot be read ({error})"
     for name, size in files.items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
+        try:
+            found = (path / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
         if found != size:
-            return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
+            return f"{name} has {found} of {size} bytes"
     return None
 
 

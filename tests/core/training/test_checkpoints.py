@@ -1,8 +1,10 @@
 """A checkpoint is whole or not there; damage is seen; loading gives back every bit."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from vipolyqwen_core.training.checkpoints import (
     Checkpoints,
     Progress,
     initialise_optimizer,
+    missing_parts,
     read_progress,
 )
 
@@ -275,3 +278,32 @@ def test_where_reading_fails_on_one_rank_all_know(tmp_path):
     assert first[:2] == [unread, unread]
     assert first[2].endswith("rank 1: input/output error")
     assert first[3] is None
+
+
+def look_while_rank_0_prunes(folder: Path) -> list[str]:
+    """What a rank sees right after saving, where to remove an old checkpoint takes its time."""
+    model, optimizer = make()
+    sharded = DistributedDataParallel(model)
+    checkpoints = Checkpoints(folder, keep=1, trajectory=TRAJECTORY)
+    checkpoints.save(Progress(step=1), sharded, optimizer)
+    remove = shutil.rmtree
+
+    def slowly(path: Path) -> None:
+        time.sleep(1)
+        remove(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", slowly)
+        checkpoints.save(Progress(step=2), sharded, optimizer)
+    return [path.name for path in checkpoints.complete()]
+
+
+def test_no_rank_sees_a_checkpoint_that_is_being_removed(tmp_path):
+    assert run_on_ranks(look_while_rank_0_prunes, 2, tmp_path, timeout_seconds=120) == [["step_2"]] * 2
+
+
+def test_a_file_that_is_gone_while_it_is_looked_at_is_missing(tmp_path, monkeypatch):
+    path = Checkpoints(tmp_path, keep=1, trajectory=TRAJECTORY).save(Progress(step=1), *make())
+    (path / ".metadata").unlink()
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert missing_parts(path) == ".metadata is missing"
