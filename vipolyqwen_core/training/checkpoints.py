@@ -66,7 +66,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call `save`, `latest` and `load` together."""
+    """The checkpoints of one run. All ranks call `save`, `latest`, `has`, `damage` and `load` together."""
 
     def __init__(self, folder: Path, keep: int, trajectory: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -147,6 +147,10 @@ class Checkpoints:
                 f"every checkpoint in {self.folder} is damaged ({names}): remove the folder to begin anew"
             )
         return None
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, whole or not; all ranks call it together."""
+        return _of_first(self.path(step).is_dir() if _is_first() else False)
 
     def complete(self) -> list[Path]:
         """Checkpoints that lack no file and no byte, the newest first; their content is not looked at."""
