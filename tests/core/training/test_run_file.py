@@ -57,6 +57,27 @@ def test_a_run_outside_the_workspace_keeps_its_paths(tmp_path: Path, workspace: 
     assert read_run(run.output / "run.json") == run
 
 
+def test_a_relative_directory_is_found_from_anywhere(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("project", "models/qwen", "data"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    path = write_run(a_run(workspace, backbone=Path("../models/qwen"), training_set=Path("../data")))
+    monkeypatch.chdir(tmp_path)
+    assert read_run(path).backbone.samefile(tmp_path / "models" / "qwen")
+    assert read_run(path).training_set.samefile(tmp_path / "data")
+
+
+def test_a_path_below_the_folder_of_its_file_is_read_back(workspace: Workspace) -> None:
+    run = a_run(workspace, training_set=workspace.runs / "demo-1" / "training_set")
+    path = write_run(run)
+    assert json.loads(path.read_text())["training_set"] == "./training_set"
+    assert read_run(path) == run
+    found = replace(evaluation(pool()), model=str(run.output / "model"), champion=str(run.output))
+    assert read_evaluation(found.write(run.output)) == found
+
+
 def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config .*run\.json does not exist"):
         read_run(tmp_path / "run.json")
