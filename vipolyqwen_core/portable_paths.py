@@ -1,38 +1,33 @@
 """Paths as files of a workspace spell them: relative to the file, so that a workspace can be moved or copied.
 
-A path outside the workspace stays absolute, and so does one in a file that lies in no workspace.
+Such a path starts with `..` or `.`. A path outside the workspace stays absolute, and so does one in a file
+that lies outside; the workspace is the one of this process.
 """
 
 import os
 from pathlib import Path
 
-from vipolyqwen_core.workspace import Workspace
-
-OWNED = ("runs", "evaluations", "curated", "tagged", "validated", "training_set")
-"""Folders of a workspace that hold such files."""
+from vipolyqwen_core.workspace import current_workspace
 
 
 def spelled(path: Path, folder: Path) -> str:
-    """How a file in a folder names a path: `../../training_set`, or as it is where it is relative already."""
-    if not path.is_absolute():
+    """How a file in a folder names a path: `../../training_set`, `./model`; a hub id as it is.
+
+    A directory has to come absolute: a relative path is taken for a hub id.
+    """
+    home = current_workspace().home
+    place, target = folder.resolve(), path.resolve()
+    if not path.is_absolute() or not place.is_relative_to(home) or not target.is_relative_to(home):
         return str(path)
-    workspace = surrounding_workspace(folder)
-    if workspace is None or not path.resolve().is_relative_to(workspace.home):
-        return str(path)
-    return os.path.relpath(path.resolve(), folder.resolve())
+    relative = os.path.relpath(target, place)
+    return relative if _starts_here(relative) else f"./{relative}"
 
 
 def meant(written: str, folder: Path) -> Path:
-    """The path that a file in a folder names; what does not start with `..` or `.` stays as it is."""
-    path = Path(written)
-    if path.parts[:1] not in ((), ("..",)):
-        return path
-    return Path(os.path.normpath(folder.resolve() / path))
+    """The path that a file in a folder names, as it is written there: `Path` would drop the `./`."""
+    return Path(os.path.normpath(folder.resolve() / written)) if _starts_here(written) else Path(written)
 
 
-def surrounding_workspace(folder: Path) -> Workspace | None:
-    """The workspace that a folder of a run, an evaluation or a source lies in; None: it lies elsewhere."""
-    for place in (folder.resolve(), *folder.resolve().parents):
-        if place.name in OWNED:
-            return Workspace(place.parent)
-    return None
+def _starts_here(written: str) -> bool:
+    """Whether a path is one relative to its file."""
+    return written.split("/", 1)[0] in (".", "..")

@@ -248,7 +248,8 @@ def test_a_left_over_of_a_killed_run_is_removed(workspace, write_source) -> None
     assert os.listdir(workspace.curated("corpus").parent) == ["corpus"]
 
 
-def test_a_workspace_that_was_moved_finds_its_pictures(workspace, write_source) -> None:
+def test_a_workspace_that_was_moved_finds_its_pictures(workspace, write_source, monkeypatch) -> None:
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(workspace.home))
     source = write_source([question(1), question(2)], pictures=[1, 2])
     summary = curate(source, SETTINGS, workspace)
     assert read_stage(workspace.curated("corpus")) == summary

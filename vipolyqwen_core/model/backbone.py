@@ -16,7 +16,7 @@ TINY: Final = "tiny"
 
 
 def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
-    """The directory of a backbone, or its hub id.
+    """The directory of a backbone, absolute, or its hub id.
 
     `tiny` has the texts of the built-in corpus for its tokenizer; it is made once a workspace, and again only
     when those texts or the code change.
@@ -33,7 +33,7 @@ def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
             logger.info("made the tiny backbone in %s", directory)
         return directory
     if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+        return Path(name).expanduser().absolute()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"backbone {name!r}: neither {TINY!r}, nor a directory, nor a hub id (owner/name)")
     return name

@@ -66,7 +66,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. All ranks call `save`, `latest` and `load` together."""
+    """The checkpoints of one run. All ranks call `save`, `latest`, `has`, `damage` and `load` together."""
 
     def __init__(self, folder: Path, keep: int, trajectory: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -82,36 +82,49 @@ class Checkpoints:
         """Write a checkpoint aside, rename it, and remove the ones beyond the newest `keep` and the best.
 
         Raises:
-            CheckpointError: it cannot be written, for example because the disk is full
+            CheckpointError: it cannot be written, for example because the disk of one rank is full; on all
+                ranks, in the same words
         """
         path = self.path(progress.step)
         aside = path.with_name(f".{path.name}{PARTIAL}")
         try:
-            if _is_first():
-                for left_over in self.folder.glob(f".*{PARTIAL}"):
-                    shutil.rmtree(left_over)
-                aside.mkdir(parents=True)
-            _barrier()
-            with _in_our_words():
-                save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
-            checksums = _gathered({file.name: checksum(file) for file in _own_files(aside)})
-            if _is_first():
-                _write_state(aside, progress, self.trajectory, checksums)
-                if path.exists():  # left by a run that was resumed from an earlier step
-                    shutil.rmtree(path)
-                os.replace(aside, path)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            kept = ", ".join(whole.name for whole in self.complete()) or "none"
-            free = shutil.disk_usage(self.folder).free / 1e9
+            with _together():
+                if _is_first():
+                    for left_over in self.folder.glob(f".*{PARTIAL}"):
+                        shutil.rmtree(left_over)
+                    aside.mkdir(parents=True)
+            with _together():
+                with _in_our_words():
+                    save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
+                own = {file.name: checksum(file) for file in _own_files(aside)}
+            checksums = {name: value for each in _of_all(own) for name, value in each.items()}
+            with _together():
+                if _is_first():
+                    _write_state(aside, progress, self.trajectory, checksums)
+                    if path.exists():  # left by a run that was resumed from an earlier step
+                        shutil.rmtree(path)
+                    os.replace(aside, path)
+        except CheckpointError as error:
+            raise CheckpointError(_of_first(self._failure(path, aside, error))) from error
+        try:
+            with _together():
+                if _is_first():
+                    self._prune(progress)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"checkpoint {path} could not be written ({free:.1f} GB are free there): {error}; "
-                f"saved before: {kept}"
+                f"checkpoint {path} is written, but older ones could not be removed: {error}"
             ) from error
-        _barrier()
-        if _is_first():
-            self._prune(progress)
         return path
+
+    def _failure(self, path: Path, aside: Path, error: CheckpointError) -> str:
+        """Why a checkpoint is not there, in the words of rank 0, which clears away what there is of it."""
+        if not _is_first():
+            return ""
+        shutil.rmtree(aside, ignore_errors=True)
+        kept = ", ".join(whole.name for whole in self.complete()) or "none"
+        return (
+            f"checkpoint {path} could not be written ({_space(self.folder)}): {error}; saved before: {kept}"
+        )
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None where the run has none yet.
@@ -135,23 +148,31 @@ class Checkpoints:
             )
         return None
 
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, whole or not; all ranks call it together."""
+        return _of_first(self.path(step).is_dir() if _is_first() else False)
+
     def complete(self) -> list[Path]:
         """Checkpoints that lack no file and no byte, the newest first; their content is not looked at."""
-        return [path for path in self._all() if damage_of(path) is None]
+        return [path for path in self._all() if missing_parts(path) is None]
 
     def damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, in words, looking at every byte; all ranks call it together."""
-        damage = _of_first(damage_of(path) if _is_first() else None)
-        if damage is not None:
-            return damage
-        known = _read_state(path).get("checksums", {})
-        found = {file.name: _checksum_or_error(file) for file in _own_files(path) if file.name in known}
-        changed = [
-            f"{name} has checksum {value}, not {known[name]}"
-            for name, value in _gathered(found).items()
-            if value != known[name]
-        ]
-        return "; ".join(changed) or None
+        missing = _of_first(missing_parts(path) if _is_first() else None)
+        if missing is not None:
+            return missing
+        try:
+            known = _read_state(path).get("checksums", {})
+            found = {file.name: _checksum_or_error(file) for file in _own_files(path) if file.name in known}
+        except (OSError, ValueError) as error:  # of this rank alone
+            changed = [f"rank {_rank()} cannot read it ({error})"]
+        else:
+            changed = [
+                f"{name} has checksum {value}, not {known[name]}"
+                for name, value in found.items()
+                if value != known[name]
+            ]
+        return "; ".join(words for each in _of_all(changed) for words in each) or None
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
         """Fill model and optimizer from a checkpoint, whatever number of ranks wrote it.
@@ -160,7 +181,9 @@ class Checkpoints:
             CheckpointError: a file cannot be read
             ValueError: it belongs to a run with other data or settings
         """
-        refuse_other_trajectory(path, _read_state(path)["trajectory"], self.trajectory)
+        with _together():
+            told = _read_state(path)
+        refuse_other_trajectory(path, told["trajectory"], self.trajectory)
         state = _state(model, optimizer)
         with _in_our_words():
             load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
@@ -170,7 +193,7 @@ class Checkpoints:
             model_state_dict=state["model"],
             optim_state_dict=state.get("optimizer", {}),
         )
-        return read_progress(path)
+        return Progress(**told["progress"])
 
     def _all(self) -> list[Path]:
         """Checkpoints, the newest first."""
@@ -207,17 +230,21 @@ def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapp
         )
 
 
-def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint by names and sizes of its files, in words; None: nothing is missing."""
+def missing_parts(path: Path) -> str | None:
+    """What a checkpoint lacks by names and sizes of its files, in words; None: no file and no byte."""
     try:
         files = _read_state(path)["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{STATE_FILE} cannot be read ({error})"
     for name, size in files.items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
+        try:
+            found = (path / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error})"
         if found != size:
-            return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
+            return f"{name} has {found} of {size} bytes"
     return None
 
 
@@ -262,7 +289,7 @@ def _checksum_or_error(file: Path) -> str:
 
 def _own_files(folder: Path) -> list[Path]:
     """The files of a checkpoint that this rank looks after: the shards that it wrote, and rank 0 the rest."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, ranks = _rank(), dist.get_world_size() if dist.is_initialized() else 1
     numbers = ((path, re.match(r"__(\d+)_", path.name)) for path in sorted(folder.iterdir()))
     return [
         path
@@ -311,8 +338,32 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Where the block fails on a rank, all ranks raise the same error, and none is left waiting.
+
+    Raises:
+        CheckpointError: the block failed; names the ranks
+    """
+    failure: Exception | None = None
+    words: str | None = None
+    try:
+        yield
+    except CheckpointError as error:  # torch has told all ranks already
+        failure, words = error, str(error)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the others must hear of it; raised below)
+        failure, words = error, f"rank {_rank()}: {error}"
+    told = list(dict.fromkeys(each for each in _of_all(words) if each is not None))
+    if told:
+        raise CheckpointError("; ".join(told)) from failure
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return _rank() == 0
 
 
 def _of_first(value: Value) -> Value:
@@ -324,15 +375,18 @@ def _of_first(value: Value) -> Value:
     return found[0]
 
 
-def _gathered(part: dict[str, str]) -> dict[str, str]:
-    """The parts of all ranks in one."""
+def _of_all(value: Value) -> list[Value]:
+    """What each rank has, in their order, on every rank."""
     if not dist.is_initialized():
-        return part
-    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, part)
-    return {name: value for each in parts for name, value in each.items()}
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def _space(folder: Path) -> str:
+    """How full the disk of a folder is, which may lack."""
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
+    except OSError as error:
+        return f"the disk does not answer: {error}"

@@ -1,5 +1,6 @@
 """`run.json`: what a training run was told. Paths of its workspace are relative to the file."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +9,19 @@ from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.portable_paths import meant, spelled
 
 RUN_FILE = "run.json"
+PLACES = ("backbone", "training_set", "output")
+"""Keys of the paths."""
 
 
 def write_run(run: TrainingRun) -> Path:
-    """Write `run.json` into the folder of the run."""
+    """Write `run.json` into the folder of the run. A backbone that is no directory is a hub id."""
     path = run.output / RUN_FILE
-    backbone, training_set, output = (
-        Path(spelled(place, run.output)) for place in (run.backbone, run.training_set, run.output)
-    )
-    written = replace(run, backbone=backbone, training_set=training_set, output=output)
+    backbone = run.backbone.absolute() if run.backbone.is_dir() else run.backbone
+    places = (backbone, run.training_set.absolute(), run.output.absolute())
+    written = json.loads(to_json(run))
+    written |= {key: spelled(place, run.output) for key, place in zip(PLACES, places, strict=True)}
     with written_aside(path) as aside:
-        aside.write_text(to_json(written), encoding="utf-8")
+        aside.write_text(json.dumps(written, ensure_ascii=False, indent=2), encoding="utf-8")
     return path
 
 
@@ -30,8 +33,8 @@ def read_run(path: Path) -> TrainingRun:
     """
     if not path.is_file():
         raise ValueError(f"config {path} does not exist")
-    run = from_json(TrainingRun, path.read_bytes(), origin=str(path))
-    backbone, training_set, output = (
-        meant(str(place), path.parent) for place in (run.backbone, run.training_set, run.output)
-    )
+    content = path.read_bytes()
+    run = from_json(TrainingRun, content, origin=str(path))
+    written = json.loads(content)
+    backbone, training_set, output = (meant(written[key], path.parent) for key in PLACES)
     return replace(run, backbone=backbone, training_set=training_set, output=output)

@@ -226,16 +226,33 @@ def _refuse_divergence(progress: Progress, result: StepResult) -> None:
         )
 
 
+def _choose_weights(training: Training, progress: Progress) -> int:
+    """Load the best step where quick evaluations chose one; the step whose weights the model has now.
+
+    Raises:
+        CheckpointError: the best checkpoint is damaged; names what helps
+    """
+    if progress.best_step is None or progress.best_step == progress.step:
+        return progress.step
+    best = training.checkpoints.path(progress.best_step)
+    if not training.checkpoints.has(progress.best_step):
+        if training.is_main:
+            logger.warning("the best checkpoint, %s, is gone: step %d is exported", best, progress.step)
+        return progress.step
+    damage = training.checkpoints.damage(best)
+    if damage is not None:
+        raise CheckpointError(
+            f"the best checkpoint, {best}, is damaged: {damage}. Put a whole copy there, or remove the "
+            f"folder to export the last step, {progress.step}; then run the same command again"
+        )
+    training.checkpoints.load(best, training.model, None)
+    return progress.best_step
+
+
 def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> TrainingResult:
     """Export the model, the best where quick evaluations chose one, and write the result."""
     run = training.run
-    exported_step = progress.step if progress.best_step is None else progress.best_step
-    if exported_step != progress.step:
-        best = training.checkpoints.path(exported_step)
-        damage = training.checkpoints.damage(best)
-        if damage is not None:
-            raise CheckpointError(f"the best checkpoint, {best}, is damaged: {damage}")
-        training.checkpoints.load(best, training.model, None)
+    exported_step = _choose_weights(training, progress)
     export_model(training.accelerator, training.model, run)
     last = read_metrics(run.output / METRICS_FILE)[-1:] if training.is_main else []
     result = TrainingResult(

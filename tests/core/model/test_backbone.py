@@ -25,6 +25,19 @@ def test_a_directory_or_a_hub_id_stays_what_it_is(tmp_path: Path, tiny_backbone:
     assert resolve_backbone("Qwen/Qwen2-VL-2B-Instruct", workspace) == "Qwen/Qwen2-VL-2B-Instruct"
 
 
+def test_a_relative_directory_becomes_absolute(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "project"
+    here.mkdir()
+    (tmp_path / "qwen").symlink_to(tiny_backbone)
+    monkeypatch.chdir(here)
+    found = Path(resolve_backbone("../qwen", Workspace(tmp_path)))
+    assert found.is_absolute()
+    assert found.samefile(tiny_backbone)
+    assert found.name == "qwen"  # which the identity of a run goes by
+
+
 @pytest.mark.parametrize("name", ["smol", "./missing/folder", "/no/such/dir", "a/b/c"])
 def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="neither 'tiny', nor a directory, nor a hub id"):

@@ -1,9 +1,15 @@
 """A checkpoint is whole or not there; damage is seen; loading gives back every bit."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +23,7 @@ from vipolyqwen_core.training.checkpoints import (
     Checkpoints,
     Progress,
     initialise_optimizer,
+    missing_parts,
     read_progress,
 )
 
@@ -197,3 +204,106 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
     assert "saved before: step_1" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
     assert Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY).latest() == tmp_path / "step_1"
+
+
+@contextmanager
+def failing(name: str, rank: int) -> Iterator[None]:
+    """What `checkpoints` calls by this name fails on one rank alone, as its disk would."""
+    place = f"vipolyqwen_core.training.checkpoints.{name}"
+    working = resolve_name(place.replace("checkpoints.", "checkpoints:"))
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        if dist.get_rank() == rank:
+            raise OSError("input/output error")
+        return working(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, broken)
+        yield
+
+
+FAILURES = [
+    ("Path.mkdir", 0, "could not be written"),
+    ("checksum", 1, "could not be written"),
+    ("os.replace", 0, "could not be written"),
+    ("shutil.rmtree", 0, "is written, but older ones could not be removed"),
+]
+"""What fails while a checkpoint is saved, on which rank, and what all say."""
+
+
+def save_where_a_rank_fails(folder: Path) -> list[str]:
+    """What a rank says of each of these saves; one that succeeds follows each."""
+    model, optimizer = make()
+    sharded = DistributedDataParallel(model)
+    checkpoints = Checkpoints(folder, keep=1, trajectory=TRAJECTORY)
+    checkpoints.save(Progress(step=1), sharded, optimizer)
+    said = []
+    for step, (name, rank, _) in zip(range(2, 10, 2), FAILURES, strict=True):
+        with failing(name, rank), pytest.raises(CheckpointError) as raised:
+            checkpoints.save(Progress(step=step), sharded, optimizer)
+        said.append(str(raised.value))
+        checkpoints.save(Progress(step=step + 1), sharded, optimizer)
+    return said
+
+
+def test_where_saving_fails_on_one_rank_all_raise_the_same_error(tmp_path):
+    first, second = run_on_ranks(save_where_a_rank_fails, 2, tmp_path, timeout_seconds=120)
+    assert first == second
+    for step, (_, rank, words), said in zip(range(2, 10, 2), FAILURES, first, strict=True):
+        assert f"step_{step} {words}" in said
+        assert f"rank {rank}: input/output error" in said
+    assert "saved before: step_1" in first[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_9"]
+
+
+def read_where_a_rank_fails(folder: Path) -> list[str | None]:
+    """What each rank says of a checkpoint that rank 1 cannot read, and of one that all can."""
+    model, optimizer = make()
+    sharded = DistributedDataParallel(model)
+    checkpoints = Checkpoints(folder, keep=1, trajectory=TRAJECTORY)
+    path = checkpoints.save(Progress(step=1), sharded, optimizer)
+    said = []
+    for name in ("_read_state", "_own_files"):
+        with failing(name, 1):
+            said.append(checkpoints.damage(path))
+    with failing("_read_state", 1), pytest.raises(CheckpointError) as raised:
+        checkpoints.load(path, sharded, optimizer)
+    return [*said, str(raised.value), checkpoints.damage(path)]
+
+
+def test_where_reading_fails_on_one_rank_all_know(tmp_path):
+    first, second = run_on_ranks(read_where_a_rank_fails, 2, tmp_path, timeout_seconds=120)
+    assert first == second
+    unread = "rank 1 cannot read it (input/output error)"
+    assert first[:2] == [unread, unread]
+    assert first[2].endswith("rank 1: input/output error")
+    assert first[3] is None
+
+
+def look_while_rank_0_prunes(folder: Path) -> list[str]:
+    """What a rank sees right after saving, where to remove an old checkpoint takes its time."""
+    model, optimizer = make()
+    sharded = DistributedDataParallel(model)
+    checkpoints = Checkpoints(folder, keep=1, trajectory=TRAJECTORY)
+    checkpoints.save(Progress(step=1), sharded, optimizer)
+    remove = shutil.rmtree
+
+    def slowly(path: Path) -> None:
+        time.sleep(1)
+        remove(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", slowly)
+        checkpoints.save(Progress(step=2), sharded, optimizer)
+    return [path.name for path in checkpoints.complete()]
+
+
+def test_no_rank_sees_a_checkpoint_that_is_being_removed(tmp_path):
+    assert run_on_ranks(look_while_rank_0_prunes, 2, tmp_path, timeout_seconds=120) == [["step_2"]] * 2
+
+
+def test_a_file_that_is_gone_while_it_is_looked_at_is_missing(tmp_path, monkeypatch):
+    path = Checkpoints(tmp_path, keep=1, trajectory=TRAJECTORY).save(Progress(step=1), *make())
+    (path / ".metadata").unlink()
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert missing_parts(path) == ".metadata is missing"

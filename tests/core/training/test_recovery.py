@@ -13,7 +13,7 @@ import torch
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.training import train as train_module
-from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, damage_of
+from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, missing_parts
 from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.training.setup import Training
 from vipolyqwen_core.training.stopping import StopSignal
@@ -31,7 +31,7 @@ def losses(run: TrainingRun) -> list[tuple[str, float]]:
 def saved(run: TrainingRun) -> list[str]:
     """Whole checkpoints; no other may be there."""
     folders = sorted((run.output / "checkpoints").iterdir())
-    assert [damage_of(folder) for folder in folders] == [None] * len(folders)
+    assert [missing_parts(folder) for folder in folders] == [None] * len(folders)
     return [folder.name for folder in folders]
 
 
@@ -97,8 +97,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert saved(run) == ["step_2", "step_4", "step_6"]
 
 
-def test_a_best_checkpoint_that_is_damaged_is_not_exported(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+def test_a_best_checkpoint_that_is_damaged_is_not_exported_and_what_helps_is_named(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     run = make_run()
     export = train_module._finish
@@ -111,9 +111,19 @@ def test_a_best_checkpoint_that_is_damaged_is_not_exported(
         return export(training, replace(progress, best_step=2), mlflow_run_id)
 
     monkeypatch.setattr(train_module, "_finish", damaged)
-    with pytest.raises(CheckpointError, match=r"best checkpoint, .*step_2, is damaged: .* has checksum"):
+    damage = r"best checkpoint, .*step_2, is damaged: .* has checksum .* or remove the folder"
+    with pytest.raises(CheckpointError, match=damage):
         train(run, StopSignal())
     assert not (run.output / "model").exists()
+
+    def with_best(training: Training, progress: Progress, mlflow_run_id: str) -> TrainingResult:
+        return export(training, replace(progress, best_step=2), mlflow_run_id)
+
+    monkeypatch.setattr(train_module, "_finish", with_best)
+    shutil.rmtree(run.output / "checkpoints" / "step_2")
+    assert train(run, StopSignal()).exported_step == 6
+    assert "step_2, is gone: step 6 is exported" in caplog.text
+    assert (run.output / "model").is_dir()
 
 
 def test_a_picture_that_is_gone_is_named_and_the_run_goes_on_once_it_is_back(
