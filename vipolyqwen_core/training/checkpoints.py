@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,10 +29,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.training.ranks import is_first, of_all, of_first, rank, together
 
 logger = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
 
 STATE_FILE = "state.json"
 PARTIAL = ".partial"
@@ -88,27 +87,27 @@ class Checkpoints:
         path = self.path(progress.step)
         aside = path.with_name(f".{path.name}{PARTIAL}")
         try:
-            with _together():
-                if _is_first():
+            with together(CheckpointError):
+                if is_first():
                     for left_over in self.folder.glob(f".*{PARTIAL}"):
                         shutil.rmtree(left_over)
                     aside.mkdir(parents=True)
-            with _together():
+            with together(CheckpointError):
                 with _in_our_words():
                     save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
                 own = {file.name: checksum(file) for file in _own_files(aside)}
-            checksums = {name: value for each in _of_all(own) for name, value in each.items()}
-            with _together():
-                if _is_first():
+            checksums = {name: value for each in of_all(own) for name, value in each.items()}
+            with together(CheckpointError):
+                if is_first():
                     _write_state(aside, progress, self.trajectory, checksums)
                     if path.exists():  # left by a run that was resumed from an earlier step
                         shutil.rmtree(path)
                     os.replace(aside, path)
         except CheckpointError as error:
-            raise CheckpointError(_of_first(self._failure(path, aside, error))) from error
+            raise CheckpointError(of_first(self._failure(path, aside, error))) from error
         try:
-            with _together():
-                if _is_first():
+            with together(CheckpointError):
+                if is_first():
                     self._prune(progress)
         except CheckpointError as error:
             raise CheckpointError(
@@ -118,7 +117,7 @@ class Checkpoints:
 
     def _failure(self, path: Path, aside: Path, error: CheckpointError) -> str:
         """Why a checkpoint is not there, in the words of rank 0, which clears away what there is of it."""
-        if not _is_first():
+        if not is_first():
             return ""
         shutil.rmtree(aside, ignore_errors=True)
         kept = ", ".join(whole.name for whole in self.complete()) or "none"
@@ -134,12 +133,12 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints, and each is damaged
         """
-        found = _of_first(self._all() if _is_first() else [])
+        found = of_first(self._all() if is_first() else [])
         for path in found:
             damage = self.damage(path)
             if damage is None:
                 return path
-            if _is_first():
+            if is_first():
                 logger.warning("passed over checkpoint %s: %s", path, damage)
         if found:
             names = ", ".join(path.name for path in found)
@@ -150,7 +149,7 @@ class Checkpoints:
 
     def has(self, step: int) -> bool:
         """Whether there is a checkpoint of this step, whole or not; all ranks call it together."""
-        return _of_first(self.path(step).is_dir() if _is_first() else False)
+        return of_first(self.path(step).is_dir() if is_first() else False)
 
     def complete(self) -> list[Path]:
         """Checkpoints that lack no file and no byte, the newest first; their content is not looked at."""
@@ -158,21 +157,21 @@ class Checkpoints:
 
     def damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, in words, looking at every byte; all ranks call it together."""
-        missing = _of_first(missing_parts(path) if _is_first() else None)
+        missing = of_first(missing_parts(path) if is_first() else None)
         if missing is not None:
             return missing
         try:
             known = _read_state(path).get("checksums", {})
             found = {file.name: _checksum_or_error(file) for file in _own_files(path) if file.name in known}
         except (OSError, ValueError) as error:  # of this rank alone
-            changed = [f"rank {_rank()} cannot read it ({error})"]
+            changed = [f"rank {rank()} cannot read it ({error})"]
         else:
             changed = [
                 f"{name} has checksum {value}, not {known[name]}"
                 for name, value in found.items()
                 if value != known[name]
             ]
-        return "; ".join(words for each in _of_all(changed) for words in each) or None
+        return "; ".join(words for each in of_all(changed) for words in each) or None
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
         """Fill model and optimizer from a checkpoint, whatever number of ranks wrote it.
@@ -181,7 +180,7 @@ class Checkpoints:
             CheckpointError: a file cannot be read
             ValueError: it belongs to a run with other data or settings
         """
-        with _together():
+        with together(CheckpointError):
             told = _read_state(path)
         refuse_other_trajectory(path, told["trajectory"], self.trajectory)
         state = _state(model, optimizer)
@@ -197,7 +196,9 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         """Checkpoints, the newest first."""
-        return sorted(self.folder.glob("step_*"), key=lambda path: -int(path.name.removeprefix("step_")))
+        found = {path: re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*")}
+        numbers = {path: int(match[1]) for path, match in found.items() if match}
+        return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
     def _prune(self, progress: Progress) -> None:
         spared = {self.path(step) for step in (progress.step, progress.best_step) if step is not None}
@@ -289,12 +290,12 @@ def _checksum_or_error(file: Path) -> str:
 
 def _own_files(folder: Path) -> list[Path]:
     """The files of a checkpoint that this rank looks after: the shards that it wrote, and rank 0 the rest."""
-    rank, ranks = _rank(), dist.get_world_size() if dist.is_initialized() else 1
+    own, ranks = rank(), dist.get_world_size() if dist.is_initialized() else 1
     numbers = ((path, re.match(r"__(\d+)_", path.name)) for path in sorted(folder.iterdir()))
     return [
         path
         for path, number in numbers
-        if path.name != STATE_FILE and (int(number[1]) % ranks if number else 0) == rank
+        if path.name != STATE_FILE and (int(number[1]) % ranks if number else 0) == own
     ]
 
 
@@ -336,52 +337,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     if state.get("checksum", "") not in ("", _checksum_of_state(state)):
         raise ValueError("its content has changed since it was written")
     return state
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    """Where the block fails on a rank, all ranks raise the same error, and none is left waiting.
-
-    Raises:
-        CheckpointError: the block failed; names the ranks
-    """
-    failure: Exception | None = None
-    words: str | None = None
-    try:
-        yield
-    except CheckpointError as error:  # torch has told all ranks already
-        failure, words = error, str(error)
-    except Exception as error:  # noqa: BLE001 (whatever it is, the others must hear of it; raised below)
-        failure, words = error, f"rank {_rank()}: {error}"
-    told = list(dict.fromkeys(each for each in _of_all(words) if each is not None))
-    if told:
-        raise CheckpointError("; ".join(told)) from failure
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _is_first() -> bool:
-    return _rank() == 0
-
-
-def _of_first(value: Value) -> Value:
-    """What rank 0 has, on every rank."""
-    if not dist.is_initialized():
-        return value
-    found = [value]
-    dist.broadcast_object_list(found)
-    return found[0]
-
-
-def _of_all(value: Value) -> list[Value]:
-    """What each rank has, in their order, on every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _space(folder: Path) -> str:
