@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from quality.assignments import UNKNOWN
-from quality.id_numbers import id_number
+from quality.id_numbers import ID_NUMBER, id_number
 from quality.row_duplicates import EXACT, NEAR
 from vipolyqwen_core.workspace import Workspace
 
@@ -42,7 +42,7 @@ def dropped_copies(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame
     ledgers = [workspace.curated(name) / "ledger.parquet" for name in sources]
     ledgers = [ledger for ledger in ledgers if ledger.is_file()]
     if not ledgers:
-        return pl.LazyFrame(schema={"sample_id": pl.UInt128, "kept": pl.UInt128})
+        return pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})
     return (
         pl.scan_parquet(ledgers)
         .filter(pl.col("rule").is_in([EXACT, NEAR]), pl.col("sample_id") != pl.col("value"))

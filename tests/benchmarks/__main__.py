@@ -12,7 +12,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,6 +55,20 @@ def record(name: str, lines: list[str], seconds: float) -> None:
     RESULTS.write_text(text.rstrip("\n") + "\n" + section, encoding="utf-8")
 
 
+def run_and_record(name: str, run: Callable[..., list[str]], *arguments: Any) -> None:
+    """Run a benchmark, print its lines and record them."""
+    started = time.perf_counter()
+    lines = run(*arguments)
+    print("\n".join(lines), flush=True)
+    record(name, lines, time.perf_counter() - started)
+
+
+def scratch_folder() -> Path | None:
+    """Where a benchmark that is run by itself may leave its corpus for the next run; None: nowhere."""
+    folder = os.environ.get("VIPOLYQWEN_BENCH_FOLDER")
+    return Path(folder) if folder else None
+
+
 def main() -> None:
     """Run the named benchmarks, or all."""
     configure(current_workspace())
@@ -62,10 +78,7 @@ def main() -> None:
         if name not in known:
             sys.exit(f"no benchmark {name!r}: there are {', '.join(known)}")
         print(f"== {name}", flush=True)
-        started = time.perf_counter()
-        lines = importlib.import_module(f"tests.benchmarks.bench_{name}").run()
-        print("\n".join(lines), flush=True)
-        record(name, lines, time.perf_counter() - started)
+        run_and_record(name, importlib.import_module(f"tests.benchmarks.bench_{name}").run)
     print(f"recorded in {RESULTS}")
 
 

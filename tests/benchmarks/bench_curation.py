@@ -16,11 +16,9 @@ stays for them is a copy of theirs, as planted.
 """
 
 import json
-import os
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +27,7 @@ import polars as pl
 from quality.curate import curate
 from quality.ledger import polars_schema
 from quality.training_set import build_training_set
-from tests.benchmarks.__main__ import record
+from tests.benchmarks.__main__ import run_and_record, scratch_folder
 from tests.benchmarks.measure import measure
 from tests.benchmarks.planted_copies import recalls
 from tests.benchmarks.synthetic_corpus import (
@@ -233,12 +231,8 @@ def run(sizes: tuple[int, ...] = (1_000_000,), scratch: Path | None = None) -> l
 
 def main() -> None:
     """Measure the sizes of the command line and record them."""
-    started = time.perf_counter()
-    scratch = os.environ.get("VIPOLYQWEN_BENCH_FOLDER")
     sizes = tuple(int(size) for size in sys.argv[1:])
-    lines = run(sizes or (1_000_000,), Path(scratch) if scratch else None)
-    print("\n".join(lines), flush=True)
-    record("curation", lines, time.perf_counter() - started)
+    run_and_record("curation", run, sizes or (1_000_000,), scratch_folder())
 
 
 if __name__ == "__main__":

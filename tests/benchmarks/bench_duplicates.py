@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -26,7 +25,7 @@ import polars as pl
 
 from quality.intake import PictureIntake, normalised_rows
 from quality.row_duplicates import find_duplicates
-from tests.benchmarks.__main__ import record
+from tests.benchmarks.__main__ import run_and_record, scratch_folder
 from tests.benchmarks.bench_curation import corpus_of
 from tests.benchmarks.measure import Measured, measure
 from tests.benchmarks.planted_copies import precision, recalls
@@ -172,11 +171,7 @@ def run(rows: int = ROWS, scratch: Path | None = None) -> list[str]:
 
 def main() -> None:
     """Measure the size of the command line and record it."""
-    started = time.perf_counter()
-    scratch = os.environ.get("VIPOLYQWEN_BENCH_FOLDER")
-    lines = run(int(sys.argv[1]) if sys.argv[1:] else ROWS, Path(scratch) if scratch else None)
-    print("\n".join(lines), flush=True)
-    record("duplicates", lines, time.perf_counter() - started)
+    run_and_record("duplicates", run, int(sys.argv[1]) if sys.argv[1:] else ROWS, scratch_folder())
 
 
 if __name__ == "__main__":

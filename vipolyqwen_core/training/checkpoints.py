@@ -272,7 +272,7 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[st
 
 
 def checksum(file: Path) -> str:
-    """CRC-32 of a file, 8 hex digits: it tells damage, not malice, at some 4 GB/s a core."""
+    """CRC-32 of a file, 8 hex digits: it tells damage, not malice, at some 2.5 GB/s a core."""
     value = 0
     with file.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
