@@ -1,33 +1,29 @@
 """From raw pairs to normalised pairs in tables: texts, pictures, language, identities, row rules.
 
 Pictures are read where a batch first names them and are stored once, so memory grows only by their known
-names: about 250 bytes for each distinct picture. Threads read them: Pillow's decoders and filters and the
-hash let other threads run, and processes would have to hand the bytes over. What does not is the packing of
-pixels for the hash, 0.4 of 4.7 ms, and some Python: enough for about seven cores, by that count; beyond them,
-curate several sources at once. A broken picture rejects the pairs that use it, under the rule that the
-picture broke.
+names: about 250 bytes for each distinct picture. Processes verify and hash them; threads fetch those that lie
+elsewhere. A broken picture rejects the pairs that use it, under the rule that
+the picture broke.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
+from quality.picture_pool import PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR, Turn
 from vipolyqwen_core.corpus.hashing import pair_hashes
-from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_root import ImageRoot
-from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
-from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
+from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
 from vipolyqwen_core.corpus.text import normalise_text
 
@@ -42,17 +38,8 @@ INTAKE_SCHEMA = pl.Schema(
     ]
 )
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
-PICTURES_AHEAD = 64
-"""Pictures whose bytes are in memory at once, before they are written; as many are decoded as there are
-threads, each of 4 bytes a pixel, and some copies of that."""
-
-
-class LoadedPicture(NamedTuple):
-    """A picture that was read, or why it was not."""
-
-    image: dict[str, Any] | None
-    """A row of IMAGE_STORE, without `origin`."""
-    error: PictureError | None
+READERS = 32
+"""Threads that fetch files, and files that are in memory before the processes get them."""
 
 
 class PictureIntake:
@@ -60,12 +47,12 @@ class PictureIntake:
 
     def __init__(self, root: ImageRoot, max_image_pixels: int) -> None:
         self.root = root
-        self.max_image_pixels = max_image_pixels
         self.paths: list[str] = []
         """Paths that were asked for since the last `take_paths`."""
         self._known: dict[bytes, bytes | PictureError] = {}
         self._stored: set[bytes] = set()
-        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._pool = PicturePool(max_image_pixels)
+        self._readers = ThreadPoolExecutor(READERS)
 
     def load(self, references: Iterable[tuple[RawImage, str]]) -> Iterator[dict[str, Any]]:
         """Read the pictures that are new; yield a row of IMAGE_STORE for each that is not stored yet.
@@ -78,7 +65,9 @@ class PictureIntake:
             key = _key(reference)
             if key not in self._known and key not in new:
                 new[key] = (reference, place)
-        for (key, (reference, place)), picture in self._loaded(new):
+        files = self._read([reference for reference, _ in new.values()])
+        loaded = self._pool.load(files)
+        for (key, (reference, place)), picture in zip(new.items(), loaded, strict=True):
             if isinstance(reference, str):
                 self.paths.append(reference)
             if picture.image is None:
@@ -91,19 +80,30 @@ class PictureIntake:
                 origin = self.root.locate(reference) if isinstance(reference, str) else place
                 yield {**picture.image, "origin": origin}
 
-    def _loaded(
-        self, new: dict[bytes, tuple[RawImage, str]]
-    ) -> Iterator[tuple[tuple[bytes, tuple[RawImage, str]], LoadedPicture]]:
+    def _read(self, references: Iterable[RawImage]) -> Iterator[UnreadPicture]:
         """The pictures in order, while the threads are at those that follow."""
-        remaining = iter(new.items())
-        ahead: deque[tuple[tuple[bytes, tuple[RawImage, str]], Future[LoadedPicture]]] = deque()
+        remaining = iter(references)
+        ahead: deque[UnreadPicture | Future[UnreadPicture]] = deque()
         while True:
-            for item in islice(remaining, PICTURES_AHEAD - len(ahead)):
-                ahead.append((item, self._pool.submit(self._load, item[1][0])))
+            ahead.extend(map(self._find, islice(remaining, READERS - len(ahead))))
             if not ahead:
                 return
-            item, future = ahead.popleft()
-            yield item, future.result()
+            picture = ahead.popleft()
+            yield picture.result() if isinstance(picture, Future) else picture
+
+    def _find(self, reference: RawImage) -> "UnreadPicture | Future[UnreadPicture]":
+        if not isinstance(reference, str):
+            return bytes(reference)
+        try:
+            return self.root.local_file(reference) or self._readers.submit(self._fetch, reference)
+        except PictureError as error:
+            return PictureError(error.rule, str(error))  # without the frames it keeps alive
+
+    def _fetch(self, path: str) -> UnreadPicture:
+        try:
+            return self.root.read(path)
+        except PictureError as error:
+            return PictureError(error.rule, str(error))
 
     def identity(self, reference: RawImage) -> str:
         """Id of a picture that was loaded.
@@ -122,28 +122,9 @@ class PictureIntake:
         return taken
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
-
-    def _load(self, reference: RawImage) -> LoadedPicture:
-        try:
-            data = self.root.read(reference) if isinstance(reference, str) else bytes(reference)
-            picture = decode_picture(data, self.max_image_pixels)
-        except PictureError as error:
-            return LoadedPicture(
-                None, PictureError(error.rule, str(error))
-            )  # without the frames it keeps alive
-        stored = store_picture(data, picture)
-        row = {
-            "image_id": image_id(picture.image),
-            "bytes": stored.bytes,
-            "format": stored.format,
-            "width": picture.width,
-            "height": picture.height,
-            "phash": perceptual_hash(picture.image),
-            "reencoded": stored.reencoded,
-        }
-        return LoadedPicture(row, None)
+        """End the threads and processes."""
+        self._readers.shutdown()
+        self._pool.close()
 
 
 def _key(reference: RawImage) -> bytes:

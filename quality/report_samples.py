@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 from PIL import Image
 
+from quality.picture_pool import CRASHED
 from quality.row_duplicates import EXACT, NEAR
 from quality.text_changes import marked
 from quality.trace import curated_source, raw_pair
@@ -91,7 +92,9 @@ def _with_raw_pair(entry: dict[str, Any], workspace: Workspace) -> dict[str, Any
     curated = workspace.curated(entry["source"])
     pair = None if entry["item"] is None else raw_pair(curated, entry["file"], entry["line"], entry["item"])
     texts = {} if pair is None else {"query": cut(pair.query), "target": cut(pair.target)}
-    pictures = [] if pair is None else raw_pictures(curated, pair)
+    pictures = []
+    if pair is not None and entry["rule"] != CRASHED:  # which would take this process with it
+        pictures = raw_pictures(curated, pair)
     return {**entry, "value": cut(entry["value"] or ""), "texts": texts, "pictures": pictures}
 
 

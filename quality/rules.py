@@ -44,6 +44,7 @@ RULES: dict[str, str] = {
     "too_many_pixels": "The picture has more pixels than curation.max_image_pixels.",
     "truncated_image": "The picture breaks off before its end.",
     "broken_image": "The picture cannot be decoded.",
+    "decoder_crashed": "The process that decoded the picture died of it.",
     # curated: rows
     "no_picture": "The task needs a picture in the query, and there is none.",
     "empty_query": "The query has neither text nor picture.",

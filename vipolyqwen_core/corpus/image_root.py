@@ -75,6 +75,14 @@ class ImageRoot:
         """
         return self._found(path, self._read_local if self._local else self._read_remote)
 
+    def local_file(self, path: str) -> Path | None:
+        """The file of a picture, for whoever reads it; None where the root is elsewhere, or an archive.
+
+        Raises:
+            PictureError: as `read` does
+        """
+        return self._found(path, self._local_place) if self._local else None
+
     def check(self, path: str) -> None:
         """Refuse what `read` refuses, without reading the picture.
 

@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +81,15 @@ class StoredPicture:
     """Whether the pixels had to be written anew."""
 
 
-def decode_picture(data: bytes, max_image_pixels: int) -> DecodedPicture:
+def decode_picture(
+    data: bytes, max_image_pixels: int, before_loading: Callable[[int], None] | None = None
+) -> DecodedPicture:
     """The picture that the bytes hold, whole and normalised; the first frame of an animation.
+
+    Args:
+        data: the file
+        max_image_pixels: larger pictures are refused
+        before_loading: called with the number of pixels before they take memory
 
     Raises:
         PictureError: with rule `empty_image`, `not_an_image`, `too_many_pixels`, `truncated_image` or
@@ -104,6 +112,8 @@ def decode_picture(data: bytes, max_image_pixels: int) -> DecodedPicture:
                 raise PictureError(
                     "too_many_pixels", f"{image.width} x {image.height} pixels, limit {max_image_pixels}"
                 )
+            if before_loading is not None:
+                before_loading(image.width * image.height)
             try:
                 image.load()
                 upright = _to_rgb(_upright(image))  # no copy where nothing changes: the image is our own

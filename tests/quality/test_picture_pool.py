@@ -1,0 +1,194 @@
+"""Pictures go through processes and come back in order, whatever happens to a process."""
+
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from quality.picture_pool import CRASHED, GROUP_BYTES, LARGE_PIXELS, LoadedPicture, PicturePool
+from tests.quality.conftest import scene
+from vipolyqwen_core.corpus.image_identity import image_id
+from vipolyqwen_core.corpus.pictures import PictureError
+
+MAX_PIXELS = 100_000_000
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Deadly(type(Path())):  # type: ignore[misc]
+    """A file that ends the process which reads it, as a defect of a decoder would."""
+
+    def read_bytes(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+class Replaced(type(Path())):  # type: ignore[misc]
+    """A file that is another one when the caller reads it."""
+
+    def read_bytes(self) -> bytes:
+        return png(scene(1 if multiprocessing.parent_process() else 2))
+
+
+class Gone(type(Path())):  # type: ignore[misc]
+    """A file that is gone when the caller reads it."""
+
+    def read_bytes(self) -> bytes:
+        if multiprocessing.parent_process():
+            return png(scene(1))
+        raise FileNotFoundError(2, "No such file or directory", str(self))
+
+
+@pytest.fixture
+def pool():
+    pool = PicturePool(MAX_PIXELS, num_workers=2)
+    yield pool
+    pool.close()
+
+
+def rules(loaded: list[LoadedPicture]) -> list[str | None]:
+    return [result.error.rule if result.error else None for result in loaded]
+
+
+def test_files_bytes_and_errors_keep_their_order(pool: PicturePool, tmp_path: Path) -> None:
+    pictures, expected = [], []
+    for number in range(60):
+        data = png(scene(number))
+        if number % 3 == 0:
+            pictures.append(data)
+        elif number % 3 == 1:
+            path = tmp_path / f"{number}.png"
+            path.write_bytes(data)
+            pictures.append(path)
+        else:
+            pictures.append(PictureError("missing_image", str(number)))
+        expected.append(None if number % 3 == 2 else (image_id(scene(number)), data))
+    pictures += [tmp_path, tmp_path / "nowhere.png", b"", b"no picture"]
+    loaded = list(pool.load(pictures))
+    found = [result.image and (result.image["image_id"], result.image["bytes"]) for result in loaded]
+    assert found == [*expected, None, None, None, None]
+    assert [str(result.error) for result in loaded[2:60:3]] == [str(number) for number in range(2, 60, 3)]
+    assert rules(loaded[60:]) == ["unreadable_image", "unreadable_image", "empty_image", "not_an_image"]
+
+
+def test_a_picture_that_kills_its_process_is_the_only_one_lost(pool: PicturePool) -> None:
+    pictures = [png(scene(number)) for number in range(40)]
+    deadly = {3, 4, 25}
+    loaded = list(pool.load([Deadly("x") if n in deadly else data for n, data in enumerate(pictures)]))
+    assert rules(loaded) == [CRASHED if number in deadly else None for number in range(40)]
+    assert all(r.image["bytes"] == data for r, data in zip(loaded, pictures, strict=True) if r.image)
+    assert rules(list(pool.load(pictures))) == [None] * 40
+
+
+def test_workers_that_are_killed_from_outside_cost_nothing(pool: PicturePool) -> None:
+    loaded = pool.load(png(scene(number)) for number in range(400))
+    first = next(loaded)
+    workers = [child for child in psutil.Process().children(recursive=True) if not child.children()]
+    for worker in workers:
+        if "resource_tracker" not in " ".join(worker.cmdline()):
+            worker.kill()
+    assert rules([first, *loaded]) == [None] * 400
+
+
+def test_the_bytes_are_of_the_file_that_was_hashed(pool: PicturePool) -> None:
+    replaced, gone = pool.load([Replaced("x.png"), Gone("y.png")])
+    assert replaced.image is not None
+    assert replaced.image["image_id"] == image_id(scene(2))
+    assert replaced.image["bytes"] == png(scene(2))
+    assert rules([gone]) == ["unreadable_image"]
+
+
+def test_pictures_written_anew_fill_several_messages(pool: PicturePool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (11, 800, 800, 4), dtype=np.uint8)
+    pictures = [png(Image.fromarray(pixels)) for pixels in noise]
+    loaded = list(pool.load(pictures))
+    sizes = [len(result.image["bytes"]) for result in loaded if result.image and result.image["reencoded"]]
+    assert len(sizes) == 11
+    assert sum(sizes) > 3 * GROUP_BYTES
+    alone = [next(pool.load([data])) for data in pictures]
+    assert [result.image for result in loaded] == [result.image for result in alone]
+
+
+def test_large_pictures_take_turns(pool: PicturePool) -> None:
+    side = int(LARGE_PIXELS**0.5) + 10
+    large, small = png(Image.new("RGB", (side, side), "red")), png(scene(1))
+    cut = large[: len(large) // 2]
+    loaded = list(pool.load([small, large, cut] * 6))
+    assert rules(loaded) == [None, None, "truncated_image"] * 6
+
+
+def test_leaving_early_leaves_nothing_behind(tmp_path: Path) -> None:
+    pool = PicturePool(MAX_PIXELS, num_workers=1)
+    loaded = pool.load(png(scene(number)) for number in range(500))
+    assert next(loaded).image is not None
+    loaded.close()
+    pool.close()
+
+
+PROGRAM = """
+import itertools, sys
+from pathlib import Path
+from quality.picture_pool import PicturePool
+
+if __name__ == "__main__":
+    for _ in PicturePool(10**8, 2).load(itertools.repeat(Path(sys.argv[1]))):
+        print("loaded", flush=True)
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    program, picture = tmp_path / "program.py", tmp_path / "x.png"
+    program.write_text(PROGRAM, encoding="utf-8")
+    picture.write_bytes(png(scene(1)))
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(program), str(picture)]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loaded\n"
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= 2
+        process.kill()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+
+
+def test_a_spawned_process_ends_after_using_the_pool() -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_use_the_pool)
+    process.start()
+    began = time.monotonic()
+    process.join(60)
+    assert process.exitcode == 0, f"after {time.monotonic() - began:.0f} s"
+
+
+def _use_the_pool() -> None:
+    pool = PicturePool(MAX_PIXELS, num_workers=1)
+    assert next(pool.load([png(scene(1))])).image is not None
+    pool.close()
+
+
+def test_processes_that_never_start_are_no_fault_of_a_picture(tmp_path: Path) -> None:
+    unguarded = tmp_path / "unguarded.py"
+    unguarded.write_text(
+        "from quality.picture_pool import PicturePool\nnext(PicturePool(10**8, 1).load([b'no picture']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(unguarded)], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: the processes that decode pictures do not start" in done.stderr
