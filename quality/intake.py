@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import polars as pl
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
@@ -40,6 +41,10 @@ INTAKE_SCHEMA = pl.Schema(
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
 READERS = 32
 """Threads that fetch files, and files that are in memory before the processes get them."""
+ATTEMPTS = 3
+LONGEST_WAIT = 5.0
+"""Seconds between two attempts to fetch a picture: a moment's failure would reject its rows until something
+else of the source changes."""
 
 
 class PictureIntake:
@@ -101,7 +106,7 @@ class PictureIntake:
 
     def _fetch(self, path: str) -> UnreadPicture:
         try:
-            return self.root.read(path)
+            return _read_again_and_again(self.root, path)
         except PictureError as error:
             return PictureError(error.rule, str(error))
 
@@ -125,6 +130,21 @@ class PictureIntake:
         """End the threads and processes."""
         self._readers.shutdown()
         self._pool.close()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a storage did not answer, rather than that there is no such picture."""
+    return isinstance(error, PictureError) and error.rule == "unreadable_image"
+
+
+@retry(
+    retry=retry_if_exception(_may_pass),
+    stop=stop_after_attempt(ATTEMPTS),
+    wait=wait_random_exponential(max=LONGEST_WAIT),
+    reraise=True,
+)
+def _read_again_and_again(root: ImageRoot, path: str) -> bytes:
+    return root.read(path)
 
 
 def _key(reference: RawImage) -> bytes:

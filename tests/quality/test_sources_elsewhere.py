@@ -3,7 +3,11 @@
 import gzip
 import io
 import json
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import fsspec
 import polars as pl
@@ -11,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tenacity import wait_none
 
 from quality import curate as curate_module
+from quality import intake
 from quality.curate import curate
 from tests.quality.conftest import scene
 from vipolyqwen_core.config import CurationSettings
@@ -102,3 +108,50 @@ def test_pictures_in_the_rows_are_stored_in_bounded_batches(
     assert ImageStore(images["path"], images["version"]).table(["image_id"]).num_rows == 20
     used = pl.read_parquet(workspace.curated("packed") / "pairs.parquet")["query_images"].explode().n_unique()
     assert used == 20
+
+
+class Tired(BaseHTTPRequestHandler):
+    """Serves pictures at the second attempt; one of them never."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_HEAD(self) -> None:
+        self._answer(200, b"")
+
+    def do_GET(self) -> None:
+        self.asked[self.path] += 1
+        if self.path == "/images":
+            self._answer(200, b'<a href="0.png">0.png</a>')
+        elif self.path.endswith("/never.png") or self.asked[self.path] == 1:
+            self._answer(503, b"busy")
+        else:
+            self._answer(200, png(int(Path(self.path).stem)))
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Be silent."""
+
+
+def test_a_picture_whose_server_is_busy_is_asked_for_again(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake._read_again_and_again.retry, "wait", wait_none())
+    Tired.asked.clear()
+    names = [f"{number}.png" for number in range(5)] + ["never.png"]
+    rows = [{"image": name, "question": "Gì đây thế?", "answer": f"vật {n}"} for n, name in enumerate(names)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tired) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}/images/"
+        source = Source(name="tired", paths=(str(tmp_path / "a.jsonl"),), image_root=root, **QA)
+        summary = curate(source, CurationSettings(), workspace)
+        server.shutdown()
+    assert summary.pairs_out == 5
+    assert summary.rejected == {"unreadable_image": 1}
+    assert Tired.asked["/images/never.png"] == intake.ATTEMPTS
