@@ -2,8 +2,7 @@
 
 Pictures are read where a batch first names them and are stored once, so memory grows only by their known
 names: about 250 bytes for each distinct picture. Processes verify and hash them; threads fetch those that lie
-elsewhere. A broken picture rejects the pairs that use it, under the rule that
-the picture broke.
+elsewhere. A broken picture rejects the pairs that use it, under the rule that the picture broke.
 """
 
 from collections import deque
@@ -18,7 +17,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
-from quality.picture_pool import PicturePool, UnreadPicture
+from quality.picture_pool import CRASHED, PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR, Turn
@@ -41,8 +40,8 @@ INTAKE_SCHEMA = pl.Schema(
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
 READERS = 32
 """Threads that fetch files, and files that are in memory before the processes get them."""
-ATTEMPTS = 3
-LONGEST_WAIT = 5.0
+ATTEMPTS = 4
+LONGEST_WAIT = 4.0
 """Seconds between two attempts to fetch a picture: a moment's failure would reject its rows until something
 else of the source changes."""
 
@@ -106,7 +105,7 @@ class PictureIntake:
 
     def _fetch(self, path: str) -> UnreadPicture:
         try:
-            return _read_again_and_again(self.root, path)
+            return _read_patiently(self.root, path)
         except PictureError as error:
             return PictureError(error.rule, str(error))
 
@@ -128,13 +127,22 @@ class PictureIntake:
 
     def close(self) -> None:
         """End the threads and processes."""
-        self._readers.shutdown()
-        self._pool.close()
+        try:
+            self._readers.shutdown(cancel_futures=True)
+        finally:
+            self._pool.close()
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether a storage did not answer, rather than that there is no such picture."""
-    return isinstance(error, PictureError) and error.rule == "unreadable_image"
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether a storage did not answer or asks to wait, rather than that it refused or sent rubbish."""
+    while error is not None:
+        status = getattr(error, "status", None)
+        if isinstance(status, int):
+            return status in (408, 429) or status >= 500
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith("aiohttp"):
+            return True
+        error = error.__cause__
+    return False
 
 
 @retry(
@@ -143,7 +151,7 @@ def _may_pass(error: BaseException) -> bool:
     wait=wait_random_exponential(max=LONGEST_WAIT),
     reraise=True,
 )
-def _read_again_and_again(root: ImageRoot, path: str) -> bytes:
+def _read_patiently(root: ImageRoot, path: str) -> bytes:
     return root.read(path)
 
 
@@ -190,7 +198,8 @@ def _row(
             try:
                 identities[-1].append(pictures.identity(reference))
             except PictureError as error:
-                rejected = rejected or (error.rule, str(error), shorten(reference))
+                if rejected is None or error.rule == CRASHED:  # which a report has to know
+                    rejected = (error.rule, str(error), shorten(reference))
     query_images, target_images, *negative_images = identities
     rule, reason, value = rejected or (None, None, None)
     identity, query_hash, target_hash = pair_hashes(

@@ -9,8 +9,9 @@ pipe cost a tenth of the time, the second reading a hundredth. A checksum tells 
 What comes from elsewhere is read by the caller, so that a worker needs no storage and no archive's list of
 files.
 
-Memory: `BYTES_AHEAD` in the caller, in each worker `GROUP_BYTES` and one picture, of which only one at a time
-may be larger than `LARGE_PIXELS`.
+Memory: in the caller the files that came from elsewhere, `BYTES_AHEAD` at most, and what messages carry; in
+each worker one picture, of which only one at a time may be larger than `LARGE_PIXELS`. Large pictures that
+had to be written anew come back as files.
 """
 
 import ctypes
@@ -23,9 +24,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Lock
 from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -38,14 +41,17 @@ from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_
 GROUP_PICTURES = 8
 """Pictures a message to a worker: one by one, messages cost a tenth of the time."""
 GROUP_BYTES = 4 * 1024 * 1024
-"""Bytes of files that a message carries, either way, before it is cut."""
-GROUPS_AHEAD = 8
+"""Bytes of files that a message to a worker carries, before it is closed."""
+RETURNED_BYTES = 256 * 1024
+"""Larger files come back on disk; so a message back is at most `GROUP_PICTURES` times as long."""
+GROUPS_AHEAD = 4
 """Groups in flight for each worker, so that none waits while a batch of the image store is written."""
 BYTES_AHEAD = 256 * 1024 * 1024
-"""Bytes of files that wait in the caller; those that workers are at come on top."""
 LARGE_PIXELS = 16_000_000
 """Larger pictures take turns: at 4 bytes a pixel and some copies, many at once would fill the memory."""
 
+MOST_WORKERS = 61
+"""Windows cannot wait for more."""
 CRASHED = "decoder_crashed"
 """Rule of a picture that ended the process which decoded it."""
 
@@ -81,46 +87,54 @@ class PicturePool:
             num_workers: one for each core that this process may use, where none is named
         """
         self.max_image_pixels = max_image_pixels
-        self.num_workers = num_workers or _usable_cores()
+        self.num_workers = num_workers or min(_usable_cores(), MOST_WORKERS)
         self._executor: ProcessPoolExecutor | None = None
         self._lone: ProcessPoolExecutor | None = None
+        self._scratch = TemporaryDirectory(prefix="pictures_", ignore_cleanup_errors=True)
+        self._closed = False
 
     def load(self, pictures: Iterable[UnreadPicture]) -> Iterator[LoadedPicture]:
-        """What the pictures hold, in their order; an error stays what it is."""
+        """What the pictures hold, in their order; an error stays what it is.
+
+        Raises:
+            RuntimeError: the processes do not start, or the pool was closed
+        """
         ahead: deque[tuple[Group, Future[list[LoadedPicture]]]] = deque()
-
-        def finish_first() -> Iterator[LoadedPicture]:
-            group, future = ahead.popleft()
-            loaded = self._results(group, future)
-            if rest := group[len(loaded) :]:
-                ahead.appendleft((rest, self._submit(rest)))
-            for picture, result in zip(group, loaded, strict=False):
-                yield self._with_bytes(picture, result)
-
+        num_bytes = 0
         try:
-            for group in _groups(pictures):
-                while len(ahead) >= GROUPS_AHEAD * self.num_workers or _bytes_waiting(ahead) > BYTES_AHEAD:
-                    yield from finish_first()
-                ahead.append((group, self._submit(group)))
-            while ahead:
-                yield from finish_first()
+            for group in chain(_groups(pictures), [()]):
+                num_bytes += _given_bytes(group)
+                while ahead and (
+                    len(ahead) == GROUPS_AHEAD * self.num_workers or num_bytes > BYTES_AHEAD or not group
+                ):
+                    first, future = ahead.popleft()
+                    yield from map(self._with_bytes, first, self._results(first, future))
+                    num_bytes -= _given_bytes(first)
+                if group:
+                    ahead.append((group, self._submit(group)))
         finally:
             for _, future in ahead:
                 future.cancel()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes. Whoever still takes pictures gets an error."""
+        self._closed = True
         for executor in (self._executor, self._lone):
             if executor is not None:
                 executor.shutdown(cancel_futures=True)
-        self._executor = self._lone = None
+        self._scratch.cleanup()
+
+    def _started(self, number: int) -> ProcessPoolExecutor:
+        if self._closed:
+            raise RuntimeError("the pool of processes for pictures was closed")
+        return _processes(number, Path(self._scratch.name))
 
     def _submit(self, group: Group) -> "Future[list[LoadedPicture]]":
-        self._executor = self._executor or _processes(self.num_workers)
+        self._executor = self._executor or self._started(self.num_workers)
         try:
             return self._executor.submit(_load, group, self.max_image_pixels)
         except BrokenProcessPool:
-            self._executor = _processes(self.num_workers)
+            self._executor = self._started(self.num_workers)
             return self._executor.submit(_load, group, self.max_image_pixels)
 
     def _results(self, group: Group, future: "Future[list[LoadedPicture]]") -> list[LoadedPicture]:
@@ -130,21 +144,26 @@ class PicturePool:
             return [self._load_alone(picture) for picture in group]
 
     def _load_alone(self, picture: UnreadPicture) -> LoadedPicture:
-        """The picture in a process of its own, which tells whose fault a death was."""
-        self._lone = self._lone or _processes(1)
-        try:
-            return self._lone.submit(_load, [picture], self.max_image_pixels).result()[0]
-        except BrokenProcessPool:
-            self._lone = None
-            return LoadedPicture(
-                None, PictureError(CRASHED, "the process that decoded the picture died of it")
-            )
+        """The picture in a process of its own; two that die of it, the second a new one, prove its fault."""
+        for _ in range(2):
+            self._lone = self._lone or self._started(1)
+            try:
+                return self._lone.submit(_load, [picture], self.max_image_pixels).result()[0]
+            except BrokenProcessPool:
+                self._lone = None
+        return LoadedPicture(
+            None, PictureError(CRASHED, "the process that decoded the picture died of it, twice")
+        )
 
     def _with_bytes(self, picture: UnreadPicture, result: LoadedPicture) -> LoadedPicture:
-        """The result with the file that it describes, where a worker left it out."""
-        if result.image is None or result.image["bytes"] is not None:
+        """The result with the file that it describes, where a worker left it out or on disk."""
+        if result.image is None or isinstance(result.image["bytes"], bytes):
             return result
-        data = _read(picture)
+        if isinstance(written := result.image["bytes"], Path):
+            data: bytes | PictureError = written.read_bytes()
+            written.unlink()
+            return result._replace(image={**result.image, "bytes": data})
+        data = _bytes_of(picture)
         if isinstance(data, PictureError):  # a moment ago it was there
             return LoadedPicture(None, data)
         if xxhash.xxh3_64_intdigest(data) != result.checksum:
@@ -172,28 +191,16 @@ def _given_bytes(group: Group) -> int:
     return sum(len(picture) for picture in group if isinstance(picture, bytes))
 
 
-def _returned_bytes(loaded: Iterable[LoadedPicture]) -> int:
-    return sum(len(result.image["bytes"] or b"") for result in loaded if result.image is not None)
-
-
-def _bytes_waiting(ahead: Iterable[tuple[Group, "Future[list[LoadedPicture]]"]]) -> int:
-    return sum(
-        _given_bytes(group)
-        + (_returned_bytes(future.result()) if future.done() and future.exception() is None else 0)
-        for group, future in ahead
-    )
-
-
-def _read(picture: UnreadPicture) -> bytes | PictureError:
+def _bytes_of(picture: UnreadPicture) -> bytes | PictureError:
     if not isinstance(picture, Path):
         return picture
     try:
         return picture.read_bytes()
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return PictureError("unreadable_image", f"the picture cannot be read: {error}")
 
 
-def _processes(number: int) -> ProcessPoolExecutor:
+def _processes(number: int, scratch: Path) -> ProcessPoolExecutor:
     """Workers forked from a server that has imported what they need, or spawned where there is no fork.
 
     This process is never forked: Lance and Polars would not survive it.
@@ -204,25 +211,27 @@ def _processes(number: int) -> ProcessPoolExecutor:
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     context.set_forkserver_preload([__name__, "scipy.fftpack"])  # which imagehash imports when it is used
-    executor = ProcessPoolExecutor(number, context, initializer=_start, initargs=(context.Lock(),))
+    executor = ProcessPoolExecutor(number, context, initializer=_start, initargs=(context.Lock(), scratch))
     try:
         executor.submit(os.getpid).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "the processes that decode pictures do not start; a script that curates needs its calls below "
-            "`if __name__ == '__main__':`, and a file of its own"
+            "the processes that decode pictures do not start. If their errors above name no other reason: a "
+            "script that curates needs its calls below `if __name__ == '__main__':`, and a file of its own"
         ) from error
     return executor
 
 
 _large_pictures: Lock
 """In a worker: held while a large picture is in memory."""
+_scratch: Path
+"""In a worker: where large files for the caller go."""
 
 
-def _start(large_pictures: Lock) -> None:
+def _start(large_pictures: Lock, scratch: Path) -> None:
     """Make a process a worker: it leaves Ctrl-C to its parent and ends with it."""
-    global _large_pictures
-    _large_pictures = large_pictures
+    global _large_pictures, _scratch
+    _large_pictures, _scratch = large_pictures, scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     _keep_memory()
@@ -247,37 +256,41 @@ def _keep_memory() -> None:
 
 
 def _load(group: Group, max_image_pixels: int) -> list[LoadedPicture]:
-    """The pictures of a group up to the one whose bytes fill a message."""
-    loaded: list[LoadedPicture] = []
-    for picture in group:
-        loaded.append(_load_picture(_read(picture), max_image_pixels))
-        if _returned_bytes(loaded) >= GROUP_BYTES:
-            break
-    return loaded
+    return [_load_picture(_bytes_of(picture), max_image_pixels) for picture in group]
 
 
 def _load_picture(data: bytes | PictureError, max_image_pixels: int) -> LoadedPicture:
-    """The row of a picture; its `bytes` are None where they are `data`, which the caller gets elsewhere."""
+    """The row of a picture. Its `bytes` are None where they are `data`, which the caller has, or a path."""
     if isinstance(data, PictureError):
         return LoadedPicture(None, data)
-    with ExitStack() as turn:
+    try:
+        with ExitStack() as turn:
 
-        def wait_for_turn(num_pixels: int) -> None:
-            if num_pixels > LARGE_PIXELS:
-                turn.enter_context(_large_pictures)
+            def wait_for_turn(num_pixels: int) -> None:
+                if num_pixels > LARGE_PIXELS:
+                    turn.enter_context(_large_pictures)
 
-        try:
             picture = decode_picture(data, max_image_pixels, before_loading=wait_for_turn)
-        except PictureError as error:
-            return LoadedPicture(None, error)
-        stored = store_picture(data, picture)
-        row = {
-            "image_id": image_id(picture.image),
-            "bytes": None if stored.bytes == data else stored.bytes,
-            "format": stored.format,
-            "width": picture.width,
-            "height": picture.height,
-            "phash": perceptual_hash(picture.image),
-            "reencoded": stored.reencoded,
-        }
+            stored = store_picture(data, picture)
+            row = {
+                "image_id": image_id(picture.image),
+                "bytes": None if stored.bytes == data else _handed_over(stored.bytes),
+                "format": stored.format,
+                "width": picture.width,
+                "height": picture.height,
+                "phash": perceptual_hash(picture.image),
+                "reencoded": stored.reencoded,
+            }
+    except PictureError as error:
+        return LoadedPicture(None, error)
+    except MemoryError:
+        return LoadedPicture(None, PictureError("broken_image", "there is not enough memory for the picture"))
     return LoadedPicture(row, None, xxhash.xxh3_64_intdigest(data))
+
+
+def _handed_over(data: bytes) -> bytes | Path:
+    if len(data) <= RETURNED_BYTES:
+        return data
+    with NamedTemporaryFile(dir=_scratch, delete=False) as file:
+        file.write(data)
+    return Path(file.name)

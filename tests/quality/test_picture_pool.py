@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,16 @@ import psutil
 import pytest
 from PIL import Image
 
-from quality.picture_pool import CRASHED, GROUP_BYTES, LARGE_PIXELS, LoadedPicture, PicturePool
+from quality import picture_pool
+from quality.intake import PictureIntake, normalised_rows, references_of
+from quality.picture_pool import CRASHED, LARGE_PIXELS, RETURNED_BYTES, LoadedPicture, PicturePool
 from tests.quality.conftest import scene
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.image_identity import image_id
-from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
+from vipolyqwen_core.corpus.readers.records import RawPair, Record
 
 MAX_PIXELS = 100_000_000
 
@@ -93,14 +100,20 @@ def test_a_picture_that_kills_its_process_is_the_only_one_lost(pool: PicturePool
     assert rules(list(pool.load(pictures))) == [None] * 40
 
 
+def workers_of(executor: ProcessPoolExecutor | None) -> list[psutil.Process]:
+    assert executor is not None
+    return [psutil.Process(pid) for pid in executor._processes]
+
+
 def test_workers_that_are_killed_from_outside_cost_nothing(pool: PicturePool) -> None:
     loaded = pool.load(png(scene(number)) for number in range(400))
     first = next(loaded)
-    workers = [child for child in psutil.Process().children(recursive=True) if not child.children()]
-    for worker in workers:
-        if "resource_tracker" not in " ".join(worker.cmdline()):
-            worker.kill()
-    assert rules([first, *loaded]) == [None] * 400
+    for worker in workers_of(pool._executor):
+        worker.kill()
+    some = [next(loaded) for _ in range(100)]
+    for worker in [*workers_of(pool._executor), *workers_of(pool._lone)]:
+        worker.kill()
+    assert rules([first, *some, *loaded]) == [None] * 400
 
 
 def test_the_bytes_are_of_the_file_that_was_hashed(pool: PicturePool) -> None:
@@ -111,31 +124,56 @@ def test_the_bytes_are_of_the_file_that_was_hashed(pool: PicturePool) -> None:
     assert rules([gone]) == ["unreadable_image"]
 
 
-def test_pictures_written_anew_fill_several_messages(pool: PicturePool) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (11, 800, 800, 4), dtype=np.uint8)
+def test_large_pictures_written_anew_come_back_on_disk_and_leave_nothing_there(pool: PicturePool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (11, 400, 400, 4), dtype=np.uint8)
     pictures = [png(Image.fromarray(pixels)) for pixels in noise]
     loaded = list(pool.load(pictures))
-    sizes = [len(result.image["bytes"]) for result in loaded if result.image and result.image["reencoded"]]
-    assert len(sizes) == 11
-    assert sum(sizes) > 3 * GROUP_BYTES
-    alone = [next(pool.load([data])) for data in pictures]
-    assert [result.image for result in loaded] == [result.image for result in alone]
+    for data, result in zip(pictures, loaded, strict=True):
+        assert result.image is not None
+        assert result.image["reencoded"]
+        assert len(result.image["bytes"]) > RETURNED_BYTES
+        decoded = decode_picture(data, MAX_PIXELS)
+        assert result.image["bytes"] == store_picture(data, decoded).bytes
+    assert list(Path(pool._scratch.name).iterdir()) == []
 
 
-def test_large_pictures_take_turns(pool: PicturePool) -> None:
+def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     side = int(LARGE_PIXELS**0.5) + 10
-    large, small = png(Image.new("RGB", (side, side), "red")), png(scene(1))
-    cut = large[: len(large) // 2]
-    loaded = list(pool.load([small, large, cut] * 6))
-    assert rules(loaded) == [None, None, "truncated_image"] * 6
+    large = png(Image.new("RGB", (side, side), "red"))
+    turns: list[str] = []
+
+    class Turns:
+        def __enter__(self) -> None:
+            turns.append("taken")
+
+        def __exit__(self, *reason: object) -> None:
+            turns.append("left")
+
+    def hashed(image: Image.Image) -> str:
+        turns.append("hashed")
+        return image_id(image)
+
+    monkeypatch.setattr(picture_pool, "_large_pictures", Turns(), raising=False)
+    monkeypatch.setattr(picture_pool, "image_id", hashed)
+    assert picture_pool._load_picture(png(scene(1)), MAX_PIXELS).image is not None
+    assert turns == ["hashed"]
+    assert picture_pool._load_picture(large, MAX_PIXELS).image is not None
+    assert turns == ["hashed", "taken", "hashed", "left"]
+    assert picture_pool._load_picture(large[: len(large) // 2], MAX_PIXELS).image is None
+    assert turns[4:] == ["taken", "left"]
 
 
-def test_leaving_early_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_closing_early_leaves_nothing_behind() -> None:
     pool = PicturePool(MAX_PIXELS, num_workers=1)
     loaded = pool.load(png(scene(number)) for number in range(500))
     assert next(loaded).image is not None
-    loaded.close()
+    workers = workers_of(pool._executor)
     pool.close()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    assert not Path(pool._scratch.name).exists()
+    with pytest.raises((RuntimeError, CancelledError)):
+        list(loaded)
 
 
 PROGRAM = """
@@ -192,3 +230,22 @@ def test_processes_that_never_start_are_no_fault_of_a_picture(tmp_path: Path) ->
     )
     assert done.returncode == 1
     assert "RuntimeError: the processes that decode pictures do not start" in done.stderr
+
+
+def test_a_row_says_first_which_of_its_pictures_killed_a_process(tmp_path: Path) -> None:
+    """So that a report, which shows rejected rows, does not open it again."""
+
+    class Root(ImageRoot):
+        def local_file(self, path: str) -> Path | None:
+            return Deadly(path) if path == "deadly.png" else super().local_file(path)
+
+    intake = PictureIntake(Root(str(tmp_path)), MAX_PIXELS)
+    pair = RawPair(Task.VQA_MULTI, "Khác gì?", "màu", query_images=("gone.png", "deadly.png", "lost.png"))
+    record = Record("a.jsonl", 1, (pair,))
+    try:
+        assert list(intake.load(references_of(record))) == []
+        rows = normalised_rows([record], "corpus", intake, CurationSettings())
+    finally:
+        intake.close()
+    assert rows["rule"].to_list() == [CRASHED]
+    assert rows["value"].to_list() == ["deadly.png"]

@@ -3,12 +3,14 @@
 import gzip
 import io
 import json
+import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
+import aiohttp
 import fsspec
 import polars as pl
 import pyarrow as pa
@@ -25,6 +27,7 @@ from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.workspace import Workspace
 
 QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
@@ -141,7 +144,7 @@ class Tired(BaseHTTPRequestHandler):
 def test_a_picture_whose_server_is_busy_is_asked_for_again(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake._read_again_and_again.retry, "wait", wait_none())
+    monkeypatch.setattr(intake._read_patiently.retry, "wait", wait_none())
     Tired.asked.clear()
     names = [f"{number}.png" for number in range(5)] + ["never.png"]
     rows = [{"image": name, "question": "Gì đây thế?", "answer": f"vật {n}"} for n, name in enumerate(names)]
@@ -155,3 +158,34 @@ def test_a_picture_whose_server_is_busy_is_asked_for_again(
     assert summary.pairs_out == 5
     assert summary.rejected == {"unreadable_image": 1}
     assert Tired.asked["/images/never.png"] == intake.ATTEMPTS
+
+
+def failed(cause: Exception | None) -> PictureError:
+    """As `ImageRoot.read` raises it."""
+    error = PictureError("unreadable_image", "the picture cannot be read")
+    error.__cause__ = cause
+    return error
+
+
+def answered(status: int) -> Exception:
+    error = FileNotFoundError("https://host/x.png")
+    error.__cause__ = aiohttp.ClientResponseError(None, (), status=status)  # type: ignore[arg-type]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("cause", "again"),
+    [
+        (answered(503), True),
+        (answered(429), True),
+        (answered(403), False),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (aiohttp.ServerDisconnectedError(), True),
+        (PermissionError(), False),
+        (zipfile.BadZipFile("Bad CRC-32"), False),
+        (None, False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(cause: Exception | None, again: bool) -> None:
+    assert intake._may_pass(failed(cause)) is again

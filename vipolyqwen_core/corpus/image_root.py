@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+import stat
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from vipolyqwen_core.corpus.pictures import PictureError
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
-LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError)
-"""What a local folder raises where a file cannot be read: it is a folder, no permission, a name too long."""
+LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError, RuntimeError)
+"""What a local folder raises where a file cannot be read: no permission, a long name, links in a circle."""
 HTTP_ABSENT = (404, 410)
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 
@@ -142,7 +143,10 @@ class ImageRoot:
         place = Path(self._folder, below).resolve()
         if not place.is_relative_to(self._folder):  # a symbolic link
             raise PictureError("path_leaves_root", "the path of the picture leaves the image root by a link")
-        self._check_size(place.stat().st_size)
+        status = place.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be read for ever
+            raise PictureError("unreadable_image", "the picture cannot be read: it is no regular file")
+        self._check_size(status.st_size)
         return place
 
     def _read_local(self, below: str) -> bytes:

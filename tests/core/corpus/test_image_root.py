@@ -1,5 +1,6 @@
 """Pictures are read below their root only, under whatever form of the path a file has."""
 
+import os
 import unicodedata
 import zipfile
 import zlib
@@ -75,6 +76,21 @@ def test_other_paths_are_refused_with_their_rule(root: ImageRoot, path: str, rul
     with pytest.raises(PictureError) as refused:
         root.read(path)
     assert refused.value.rule == rule
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_what_is_no_file_is_neither_read_nor_handed_on(root: ImageRoot) -> None:
+    """A pipe would be read for ever, and links may lead in a circle."""
+    folder = Path(root.root or "")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "one.png").symlink_to(folder / "two.png")
+    (folder / "two.png").symlink_to(folder / "one.png")
+    for path in ("pipe.png", "one.png", "a"):
+        for use in (root.read, root.check, root.local_file):
+            with pytest.raises(PictureError) as refused:
+                use(path)
+            assert refused.value.rule == "unreadable_image"
+    assert root.local_file("a/x.png") == (folder / "a" / "x.png").resolve()
 
 
 def test_a_root_behind_a_url_is_read_alike() -> None:
