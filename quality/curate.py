@@ -79,7 +79,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     with written_aside(folder) as aside:
         aside.mkdir()
         shards = Shards(aside / "shards")
-        pictures = PictureIntake(root, settings.max_image_pixels)
+        pictures = PictureIntake(root, settings.max_image_pixels, aside)
         try:
             images = _read(source, settings, pictures, shards, workspace)
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -49,13 +50,13 @@ else of the source changes."""
 class PictureIntake:
     """The pictures of one source: each path is read once, each picture stored once."""
 
-    def __init__(self, root: ImageRoot, max_image_pixels: int) -> None:
+    def __init__(self, root: ImageRoot, max_image_pixels: int, scratch: Path | None = None) -> None:
         self.root = root
         self.paths: list[str] = []
         """Paths that were asked for since the last `take_paths`."""
         self._known: dict[bytes, bytes | PictureError] = {}
         self._stored: set[bytes] = set()
-        self._pool = PicturePool(max_image_pixels)
+        self._pool = PicturePool(max_image_pixels, scratch)
         self._readers = ThreadPoolExecutor(READERS)
 
     def load(self, references: Iterable[tuple[RawImage, str]]) -> Iterator[dict[str, Any]]:

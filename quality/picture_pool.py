@@ -79,18 +79,21 @@ class PicturePool:
     Close it: a process that was itself spawned does not end before its children.
     """
 
-    def __init__(self, max_image_pixels: int, num_workers: int | None = None) -> None:
+    def __init__(
+        self, max_image_pixels: int, scratch: Path | None = None, num_workers: int | None = None
+    ) -> None:
         """Nothing starts yet.
 
         Args:
             max_image_pixels: larger pictures are refused
+            scratch: a folder for files that wait for the caller, else the system's, which may be memory
             num_workers: one for each core that this process may use, where none is named
         """
         self.max_image_pixels = max_image_pixels
         self.num_workers = num_workers or min(_usable_cores(), MOST_WORKERS)
         self._executor: ProcessPoolExecutor | None = None
         self._lone: ProcessPoolExecutor | None = None
-        self._scratch = TemporaryDirectory(prefix="pictures_", ignore_cleanup_errors=True)
+        self._scratch = TemporaryDirectory(prefix="pictures_", dir=scratch, ignore_cleanup_errors=True)
         self._closed = False
 
     def load(self, pictures: Iterable[UnreadPicture]) -> Iterator[LoadedPicture]:
@@ -127,7 +130,7 @@ class PicturePool:
     def _started(self, number: int) -> ProcessPoolExecutor:
         if self._closed:
             raise RuntimeError("the pool of processes for pictures was closed")
-        return _processes(number, Path(self._scratch.name))
+        return _processes(number, Path(self._scratch.name).resolve())
 
     def _submit(self, group: Group) -> "Future[list[LoadedPicture]]":
         self._executor = self._executor or self._started(self.num_workers)

@@ -182,7 +182,7 @@ from pathlib import Path
 from quality.picture_pool import PicturePool
 
 if __name__ == "__main__":
-    for _ in PicturePool(10**8, 2).load(itertools.repeat(Path(sys.argv[1]))):
+    for _ in PicturePool(10**8, num_workers=2).load(itertools.repeat(Path(sys.argv[1]))):
         print("loaded", flush=True)
 """
 
@@ -222,7 +222,8 @@ def _use_the_pool() -> None:
 def test_processes_that_never_start_are_no_fault_of_a_picture(tmp_path: Path) -> None:
     unguarded = tmp_path / "unguarded.py"
     unguarded.write_text(
-        "from quality.picture_pool import PicturePool\nnext(PicturePool(10**8, 1).load([b'no picture']))\n"
+        "from quality.picture_pool import PicturePool\n"
+        "next(PicturePool(10**8, num_workers=1).load([b'no picture']))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
