@@ -14,9 +14,14 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 def end_with_parent() -> None:
-    """Ask Linux to end this process, by SIGTERM, when its parent dies. The wish survives an exec."""
-    if sys_is_linux():
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask Linux to end this process, by SIGTERM, when its parent dies. The wish survives an exec.
+
+    Raises:
+        OSError: Linux refuses
+    """
+    if sys_is_linux() and ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl: {os.strerror(number)}")
 
 
 def sys_is_linux() -> bool:
