@@ -175,7 +175,7 @@ def alive(pid: int) -> bool:
 
 
 def ends(pid: int) -> bool:
-    """Whether a process ends. Looks are counted, not seconds: for a machine that was paused, 30 are nothing."""
+    """Whether a process ends. Looks are counted, not seconds, of which a paused machine has many at once."""
     for _ in range(600):
         if not alive(pid):
             return True
