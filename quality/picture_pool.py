@@ -24,7 +24,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Lock
 from pathlib import Path
@@ -47,6 +46,7 @@ RETURNED_BYTES = 256 * 1024
 GROUPS_AHEAD = 4
 """Groups in flight for each worker, so that none waits while a batch of the image store is written."""
 BYTES_AHEAD = 256 * 1024 * 1024
+"""Bytes of files in flight that came from elsewhere."""
 LARGE_PIXELS = 16_000_000
 """Larger pictures take turns: at 4 bytes a pixel and some copies, many at once would fill the memory."""
 
@@ -105,16 +105,15 @@ class PicturePool:
         ahead: deque[tuple[Group, Future[list[LoadedPicture]]]] = deque()
         num_bytes = 0
         try:
-            for group in chain(_groups(pictures), [()]):
+            for group in _groups(pictures):
                 num_bytes += _given_bytes(group)
-                while ahead and (
-                    len(ahead) == GROUPS_AHEAD * self.num_workers or num_bytes > BYTES_AHEAD or not group
-                ):
+                while ahead and (len(ahead) == GROUPS_AHEAD * self.num_workers or num_bytes > BYTES_AHEAD):
                     first, future = ahead.popleft()
-                    yield from map(self._with_bytes, first, self._results(first, future))
+                    yield from self._results(first, future)
                     num_bytes -= _given_bytes(first)
-                if group:
-                    ahead.append((group, self._submit(group)))
+                ahead.append((group, self._submit(group)))
+            while ahead:
+                yield from self._results(*ahead.popleft())
         finally:
             for _, future in ahead:
                 future.cancel()
@@ -140,11 +139,12 @@ class PicturePool:
             self._executor = self._started(self.num_workers)
             return self._executor.submit(_load, group, self.max_image_pixels)
 
-    def _results(self, group: Group, future: "Future[list[LoadedPicture]]") -> list[LoadedPicture]:
+    def _results(self, group: Group, future: "Future[list[LoadedPicture]]") -> Iterator[LoadedPicture]:
         try:
-            return future.result()
+            loaded = future.result()
         except BrokenProcessPool:  # of which picture, nobody says: some worker died, and the others with it
-            return [self._load_alone(picture) for picture in group]
+            loaded = [self._load_alone(picture) for picture in group]
+        return map(self._with_bytes, group, loaded)
 
     def _load_alone(self, picture: UnreadPicture) -> LoadedPicture:
         """The picture in a process of its own; two that die of it, the second a new one, prove its fault."""
@@ -232,18 +232,23 @@ _scratch: Path
 
 
 def _start(large_pictures: Lock, scratch: Path) -> None:
-    """Make a process a worker: it leaves Ctrl-C to its parent and ends with it."""
+    """Make a process a worker: it leaves Ctrl-C to its caller and ends with it."""
     global _large_pictures, _scratch
     _large_pictures, _scratch = large_pictures, scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_caller, daemon=True).start()
     _keep_memory()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+def _end_with_caller() -> None:
+    """Wait for the death of the process that made the pool, and leave at once.
+
+    The parent by number, which `vipolyqwen_core.training.parent` watches, is the server that forked this one,
+    and it lives as long as its workers.
+    """
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    wait([caller.sentinel])
     os._exit(1)  # it was killed, and nothing will ever come through the queues
 
 
