@@ -89,7 +89,7 @@ def test_pairs_have_about_as_many_tokens_as_stated(tmp_path):
         assert tokens == pytest.approx(sum(kind.query_tokens + kind.target_tokens) / 2, rel=0.2)
 
 
-def test_a_setting_that_does_not_fit_is_halved_then_says_so(tmp_path, monkeypatch):
+def test_a_setting_that_does_not_fit_is_tried_smaller_then_says_so(tmp_path, monkeypatch):
     tried = []
 
     def does_not_fit(_training, _run, _setting, budget, *_):
@@ -104,7 +104,7 @@ def test_a_setting_that_does_not_fit_is_halved_then_says_so(tmp_path, monkeypatc
     training = type("Training", (), {"optimizer": torch.optim.SGD([torch.zeros(1)])})()
     setting = Setting(Negatives.STEP, checkpointing=False, compiled=False)
     script.measure_one(report, training, None, setting, None, SMOKE)  # type: ignore[arg-type]
-    assert tried == [(100, 200), (50, 100)]
+    assert tried == [(100, 200), (75, 150), (50, 100)]
     assert report.rows == [("step negatives", {"outcome": "OOM"})]
     assert "| step negatives | OOM |" in (tmp_path / "gpu.md").read_text()
 

@@ -1,6 +1,7 @@
 """Attention by segment, behind one seam: rows of a packed sequence see only rows of their own segment.
 
-    CUDA, half precision    FlashAttention-2 where `flash_attn` is installed, else torch's varlen kernel
+    CUDA, half precision    the fastest kernel for segments that is installed: FlashAttention-4 on Hopper,
+                            FlashAttention-2, or what torch brings, which is FlashAttention-2 too
     everything else         scaled dot products over buckets of segments of about the same length
 
 No T x T mask exists anywhere. transformers calls `segment_attention` under the name `SEGMENTS`; the model
@@ -8,7 +9,11 @@ hands it the `Segments` of the language model or of the vision tower as a keywor
 """
 
 import inspect
-from typing import Any, Final
+import logging
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vipolyqwen_core.processing.packing import Segments
 
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:  # the extra `gpu`; torch's own kernel does the same
-    flash_attn_varlen_func = None
+logger = logging.getLogger(__name__)
 
 SEGMENTS: Final = "vipolyqwen_segments"
 HALF: Final = (torch.float16, torch.bfloat16)
@@ -29,6 +31,14 @@ FULL_WINDOW: Final = (-1, -1)
 CAUSAL_WINDOW: Final = (-1, 0)
 ASKS_FOR_GQA: Final = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """torch 2.11 hands fewer heads of keys and values to the kernel unasked; later ones want to be told."""
+HEAD_MULTIPLE: Final = 32
+"""Kernels on CUDA compute heads as if their size were a multiple of this. FlashAttention-4 has to be given
+such a size: with another (seen with 80, 4.0.0b36, H100) the gradients of its queries are wrong."""
+HOPPER: Final = 9
+"""Major compute capability for which FlashAttention-4 is used; it was tried on no other."""
+
+Kernel: TypeAlias = Callable[[Tensor, Tensor, Tensor, Segments, bool, float], Tensor]
+"""Computes `attend` on a CUDA device."""
 
 
 def attend(
@@ -41,28 +51,90 @@ def attend(
         returns: [T, heads, d]
     """
     if query.is_cuda and query.dtype in HALF:
-        attended: Tensor
-        bounds, longest = segments.cu_seqlens, segments.max_length
-        if flash_attn_varlen_func is not None:
-            attended = flash_attn_varlen_func(
-                query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=causal
-            )
-            return attended
-        grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GQA else {}
-        attended = varlen_attn(
+        kernel = fastest_kernel(torch.cuda.get_device_capability(query.device)[0])
+        return kernel(query, key, value, segments, causal, scale)
+    return _attend_in_buckets(query, key, value, segments, causal, scale)
+
+
+@cache
+def fastest_kernel(architecture: int) -> Kernel:
+    """The kernel for a major compute capability, of those that are installed; the choice is logged once."""
+    kernel: Kernel = _torch_kernel
+    for candidate, wanted in ((_flash_4, architecture == HOPPER), (_flash_2, True)):
+        if wanted:
+            try:
+                kernel = candidate()
+                break
+            except ImportError:  # extras `hopper` and `gpu`; torch's own kernel gives the same values
+                continue
+    logger.info("attention on CUDA: %s", kernel.__doc__)
+    return kernel
+
+
+def _flash_4() -> Kernel:
+    from flash_attn.cute import flash_attn_varlen_func  # seconds to import, so only where there is a GPU
+
+    warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # at each kernel that it compiles
+
+    def flash_attention_4(
+        query: Tensor, key: Tensor, value: Tensor, segments: Segments, causal: bool, scale: float
+    ) -> Tensor:
+        """FlashAttention-4"""
+        bounds, longest, size = segments.cu_seqlens, segments.max_length, query.shape[2]
+        if size % HEAD_MULTIPLE:
+            query, key, value = (F.pad(rows, (0, -size % HEAD_MULTIPLE)) for rows in (query, key, value))
+        attended: Tensor = flash_attn_varlen_func(
             query,
             key,
             value,
-            bounds,
-            bounds,
-            longest,
-            longest,
-            scale=scale,
-            window_size=CAUSAL_WINDOW if causal else FULL_WINDOW,
-            **grouped,
-        )  # type: ignore[assignment]  # a tuple comes only with return_aux
+            cu_seqlens_q=bounds,
+            cu_seqlens_k=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            softmax_scale=scale,
+            causal=causal,
+            return_lse=True,  # else it would compile another kernel for where no gradients are wanted
+        )[0]
+        return attended[:, :, :size]
+
+    return flash_attention_4
+
+
+def _flash_2() -> Kernel:
+    from flash_attn import flash_attn_varlen_func
+
+    def flash_attention_2(
+        query: Tensor, key: Tensor, value: Tensor, segments: Segments, causal: bool, scale: float
+    ) -> Tensor:
+        """FlashAttention-2"""
+        bounds, longest = segments.cu_seqlens, segments.max_length
+        attended: Tensor = flash_attn_varlen_func(
+            query, key, value, bounds, bounds, longest, longest, softmax_scale=scale, causal=causal
+        )
         return attended
-    return _attend_in_buckets(query, key, value, segments, causal, scale)
+
+    return flash_attention_2
+
+
+def _torch_kernel(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, causal: bool, scale: float
+) -> Tensor:
+    """torch's kernel for segments"""
+    bounds, longest = segments.cu_seqlens, segments.max_length
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS_FOR_GQA else {}
+    attended: Tensor = varlen_attn(
+        query,
+        key,
+        value,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scale,
+        window_size=CAUSAL_WINDOW if causal else FULL_WINDOW,
+        **grouped,
+    )  # type: ignore[assignment]  # a tuple comes only with return_aux
+    return attended
 
 
 def _attend_in_buckets(
@@ -159,6 +231,8 @@ def segment_attention(
         segments = windows
     # rotary positions may have widened query and key beyond what autocast wants
     query, key, value = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    # the vision tower's values are a part of a product that holds queries and keys too: it need not be kept
+    value = value.contiguous()
     return attend(query, key, value, segments, module.is_causal, scaling)[None], None
 
 

@@ -26,19 +26,22 @@ from rich.progress import track
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.processing.packing import pack
+from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.serving.inputs import Picture, arrange, make_item, prefixes_of
 
 logger = logging.getLogger(__name__)
 
 Vectors: TypeAlias = NDArray[np.float32]
+LaunchedWindow: TypeAlias = list[tuple[list[int], torch.Tensor]]
+"""Batches that the model was given: places of their items in the window, and their vectors."""
 
 BATCH_TOKENS: Final = {"cuda": 16_384, "cpu": 1_024}
 """Tokens of one packed batch by kind of device, unless the caller says otherwise; a longer item is a batch of
 its own. More gives a CPU nothing but page faults."""
 WINDOW_TOKENS: Final = 65_536
-"""Items of so many tokens, or of two batches, are sorted by cost together: this bounds what is in memory."""
+"""Items of so many tokens, or of two batches, are sorted by cost together: this bounds what is in memory, two
+windows at most."""
 BLOCK_ITEMS: Final = 16
 """Items whose texts are tokenised in one call, by one thread."""
 LOOKAHEAD_BLOCKS: Final = 8
@@ -141,12 +144,18 @@ class ViPolyQwenEmbedder:
     ) -> Vectors:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        windows = []
+        windows: list[Vectors] = []
+        launched: LaunchedWindow | None = None
         cut_items = cut_tokens = 0
         for window in _windows(self._prepared(sources), max(WINDOW_TOKENS, 2 * batch_tokens)):
-            windows.append(self._forward_window(window, batch_size, batch_tokens))
+            following = self._launch(window, batch_size, batch_tokens)
+            if launched is not None:  # only now: a GPU has the following window to work on meanwhile
+                windows.append(self._collect(launched))
+            launched = following
             cut_items += sum(item.truncated_tokens > 0 for item in window)
             cut_tokens += sum(item.truncated_tokens for item in window)
+        if launched is not None:
+            windows.append(self._collect(launched))
         if cut_items:
             logger.warning(
                 "%d items were longer than %d tokens: %d tokens of their texts were cut",
@@ -187,18 +196,22 @@ class ViPolyQwenEmbedder:
         except ItemError as error:
             raise ItemError(block[0][0] + error.item, error.rule, error.reason) from error
 
-    def _forward_window(
-        self, window: list[EncodedItem], batch_size: int | None, batch_tokens: int
-    ) -> Vectors:
-        """Vectors of some items, computed in order of cost and given back in their own order."""
+    def _launch(self, window: list[EncodedItem], batch_size: int | None, batch_tokens: int) -> LaunchedWindow:
+        """Some items on their way through the model, in order of cost; a GPU need not be done with them."""
         tokens = [item.num_tokens for item in window]
-        vectors = np.empty((len(window), self.embedding_dim), dtype=np.float32)
-        done = []
         with torch.inference_mode():
-            for places in batches_by_cost(tokens, batch_tokens, batch_size):
-                batch = pack([window[place] for place in places], self.processor.layout)
-                done.append((places, self.model(batch.to(self.device))))
-        for places, embedded in done:  # only now: a GPU works on while the next batch is packed
+            return [
+                (places, self.model(self._packed(window, places)))
+                for places in batches_by_cost(tokens, batch_tokens, batch_size)
+            ]
+
+    def _packed(self, window: list[EncodedItem], places: list[int]) -> PackedBatch:
+        return pack([window[place] for place in places], self.processor.layout).to(self.device)
+
+    def _collect(self, launched: LaunchedWindow) -> Vectors:
+        """The vectors of a window, in the order of its items."""
+        vectors = np.empty((sum(len(places) for places, _ in launched), self.embedding_dim), dtype=np.float32)
+        for places, embedded in launched:
             vectors[places] = embedded.cpu().numpy()
         return vectors
 

@@ -1,68 +1,181 @@
 """Compiled layers: what a layer does element by element becomes one pass over memory instead of many.
 
-transformers writes norms, rotary positions and activations as a dozen kernels each, which read and write the
-hidden states each time. At Qwen2-VL-2B's widths that takes about as long as the matrix products, by count of
-bytes. Compiled are the parts between the attentions, each whole: attention itself has its kernels
-(`model.attention`), and a layer around it cannot be traced without breaks, since segments are Python values.
-So checkpointing, FSDP2 and saved weights are what they were.
+transformers writes norms, rotary positions, activations and sums as a dozen kernels each, which read and
+write the hidden states each time; at Qwen2-VL-2B's widths that takes about as long as the matrix products,
+and launching so many keeps a fast GPU waiting. Here a layer is three steps: one compiled part in front of the
+attention, the attention, which has kernels of its own (`model.attention`), and one compiled part behind it.
+Layers keep their place, weights and names, so checkpointing, FSDP2 and saved weights are what they were.
+
+For the way back a layer keeps what matrix products gave, and not what norms and activations made of it: that
+is made once more, at the cost of a pass over memory. It is a third of the memory of a chunk, so chunks are
+larger by as much, and there are fewer for the same pairs.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.qwen2_vl import modeling_qwen2_vl
+from torch.utils.checkpoint import checkpoint
 
-ROTARY_FUNCTIONS: Final = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision")
-"""The attention modules look them up by these names: compiled for all models of the process."""
-NORM: Final = "Qwen2VLRMSNorm"
-FEED_FORWARD: Final = ("Qwen2MLP", "VisionMlp")
+from vipolyqwen_core.model.attention import HEAD_MULTIPLE, attend
+from vipolyqwen_core.processing.packing import Segments
+
+Positions = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary positions: [1, T, d] in the language model, [P, d] in the vision tower."""
+
+
+TEXT_LAYER: Final = "Qwen2VLDecoderLayer"
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile norms, feed-forward parts and rotary positions for any number of rows; a second time: nothing.
+    """Compile the layers of both towers for any number of rows; a second time: nothing.
 
     The first chunks are slow, about a minute in all. Values change by rounding only.
 
     Raises:
-        ValueError: the layers are not those of Qwen2-VL: none would be compiled
+        ValueError: the layers are not those of Qwen2-VL, or attend within a sliding window
     """
-    if not any(type(module).__name__ == NORM for module in model.modules()):
+    modules: list[Any] = [module for module in model.modules() if type(module).__name__ in FORWARDS]
+    if not any(type(module).__name__ == TEXT_LAYER for module in modules):
         raise ValueError("training.compile_layers knows the layers of Qwen2-VL only: leave it false")
-    for module in model.modules():
-        name = type(module).__name__
-        if name == NORM:
-            module.forward = MethodType(_root_mean_square, module)
-        elif name == "LayerNorm":
-            module.forward = MethodType(_layer_norm, module)
-        elif name in FEED_FORWARD and module._compiled_call_impl is None:
-            module.compile(fullgraph=True, dynamic=True)
-    for name in ROTARY_FUNCTIONS:
-        function = getattr(modeling_qwen2_vl, name)
-        if not hasattr(function, "_torchdynamo_orig_callable"):
-            setattr(modeling_qwen2_vl, name, torch.compile(function, fullgraph=True, dynamic=True))
+    for module in modules:
+        if type(module).__name__ == TEXT_LAYER and module.self_attn.sliding_window is not None:
+            raise ValueError("training.compile_layers: the backbone's sliding window is not supported")
+        module.forward = MethodType(FORWARDS[type(module).__name__], module)
 
 
-def _root_mean_square(module: Any, hidden: Tensor) -> Tensor:
-    return _compiled_root_mean_square(hidden, module.weight, module.variance_epsilon)
+def _text_layer(
+    layer: Any, hidden_states: Tensor, *, position_embeddings: Positions, segments: Segments, **_: Any
+) -> Tensor:
+    """A layer of the language model: [1, T, H] to [1, T, H]."""
+    attention, hidden = layer.self_attn, hidden_states[0]
+    states = _before_text_attention(layer, hidden, *(rotation[0] for rotation in position_embeddings))
+    attended = attend(*states, segments, True, attention.scaling)
+    return _behind_text_attention(layer, hidden, attended)[None]
+
+
+def _vision_layer(
+    layer: Any,
+    hidden_states: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    position_embeddings: Positions,
+    segments: Segments,
+    **_: Any,
+) -> Tensor:
+    """A layer of the vision tower: [P, C] to [P, C]. `cu_seqlens` is what `segments` says better."""
+    states = _before_vision_attention(layer, hidden_states, *position_embeddings)
+    attended = attend(*states, segments, False, layer.attn.scaling)
+    return _behind_vision_attention(layer, hidden_states, attended)
+
+
+def _norm(module: Any, hidden: Tensor) -> Tensor:
+    return _compiled_root_mean_square(module, hidden)
 
 
 def _layer_norm(module: Any, hidden: Tensor) -> Tensor:
-    return _compiled_layer_norm(hidden, module.weight, module.bias, module.eps)
+    return _compiled_centred(module, hidden)
 
 
-# both give the type that they are given: what follows is a product that would round to it anyway
+FORWARDS: Final[dict[str, Callable[..., Tensor]]] = {
+    TEXT_LAYER: _text_layer,
+    "Qwen2VLVisionBlock": _vision_layer,
+    "Qwen2VLRMSNorm": _norm,
+    "LayerNorm": _layer_norm,
+}
+"""What takes the place of the forward of each class; norms of layers are part of the layer."""
 
 
 @torch.compile(fullgraph=True, dynamic=True)
-def _compiled_root_mean_square(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def _before_text_attention(
+    layer: Any, hidden: Tensor, cosine: Tensor, sine: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values: [T, heads, d], fewer heads for keys and values."""
+    attention = layer.self_attn
+
+    def project(hidden: Tensor) -> tuple[Tensor, ...]:
+        normed = _root_mean_square(layer.input_layernorm, hidden)
+        return attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+
+    query, key, value = (
+        states.unflatten(1, (-1, attention.head_dim)) for states in _recomputed(project, hidden)
+    )
+    return _rotated(query, cosine, sine), _rotated(key, cosine, sine), value
+
+
+@torch.compile(fullgraph=True, dynamic=True)
+def _behind_text_attention(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    feed_forward = layer.mlp
+
+    def widen(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        normed = _root_mean_square(layer.post_attention_layernorm, hidden)
+        return feed_forward.gate_proj(normed), feed_forward.up_proj(normed)
+
+    def narrow(gate: Tensor, up: Tensor) -> Tensor:
+        result: Tensor = feed_forward.down_proj(feed_forward.act_fn(gate) * up)
+        return result
+
+    hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
+    narrowed: Tensor = _recomputed(narrow, *_recomputed(widen, hidden))
+    return hidden + narrowed
+
+
+@torch.compile(fullgraph=True, dynamic=True)
+def _before_vision_attention(
+    layer: Any, hidden: Tensor, cosine: Tensor, sine: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values: [P, heads, d], with zeros up to a size that kernels compute anyway."""
+    attention = layer.attn
+    projected = _recomputed(lambda hidden: attention.qkv(_centred(layer.norm1, hidden)), hidden)
+    query, key, value = projected.unflatten(1, (3, attention.num_heads, -1)).unbind(1)
+    query, key = (_rotated(part.float(), cosine.float(), sine.float()) for part in (query, key))
+    fill = -attention.head_dim % HEAD_MULTIPLE if hidden.is_cuda else 0
+    query, key, value = (F.pad(part.to(value.dtype), (0, fill)).contiguous() for part in (query, key, value))
+    return query, key, value
+
+
+@torch.compile(fullgraph=True, dynamic=True)
+def _behind_vision_attention(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    feed_forward = layer.mlp
+
+    hidden = hidden + layer.attn.proj(attended[:, :, : layer.attn.head_dim].flatten(1))
+    wide = _recomputed(lambda hidden: feed_forward.fc1(_centred(layer.norm2, hidden)), hidden)
+    narrowed: Tensor = _recomputed(lambda wide: feed_forward.fc2(feed_forward.act(wide)), wide)
+    return hidden + narrowed
+
+
+def _recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """The function's result. For the way back its inputs are kept, and what follows from them is made again.
+
+    A matrix product at the end is not done again: its value is not needed, or belongs to what is kept next.
+    """
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary positions: [T, heads, d], by [T, d]."""
+    first, second = states.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return states * cosine.unsqueeze(1) + turned * sine.unsqueeze(1)
+
+
+# norms give the type that they are given: what follows is a product that would round to it anyway
+
+
+def _root_mean_square(norm: Any, hidden: Tensor) -> Tensor:
     wide = hidden.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-    return (weight * wide.to(hidden.dtype)).to(hidden.dtype)
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    weighted: Tensor = norm.weight * wide.to(hidden.dtype)
+    return weighted.to(hidden.dtype)
 
 
-@torch.compile(fullgraph=True, dynamic=True)
-def _compiled_layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    return F.layer_norm(hidden.float(), weight.shape, weight.float(), bias.float(), epsilon).to(hidden.dtype)
+def _centred(norm: Any, hidden: Tensor) -> Tensor:
+    weight, bias = norm.weight.float(), norm.bias.float()
+    return F.layer_norm(hidden.float(), weight.shape, weight, bias, norm.eps).to(hidden.dtype)
+
+
+_compiled_root_mean_square = torch.compile(_root_mean_square, fullgraph=True, dynamic=True)
+_compiled_centred = torch.compile(_centred, fullgraph=True, dynamic=True)

@@ -13,8 +13,9 @@ with its cached loss. A setting that does not fit says OOM, a part that fails le
 others go on; what no time is left for says so. Figures go to FOLDER/gpu.json and FOLDER/gpu.md.
 
 It needs torch, transformers, accelerate, pyarrow, pydantic, pillow and psutil. Without Lance, an Arrow file
-takes its place. The peer needs sentence-transformers 6.2. What a machine without network lacks travels as
-wheels in a folder: `pip install --no-index --no-deps --target SITE FOLDER/*.whl`, then PYTHONPATH=SITE.
+takes its place; without FlashAttention, torch's own kernel. The peer needs sentence-transformers 6.2. What a
+machine without network lacks travels as wheels in a folder: `pip install --no-index --no-deps --target SITE
+FOLDER/*.whl`, then PYTHONPATH=SITE.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import torch
 
 from tests.benchmarks.__main__ import commit, machine
 from tests.benchmarks.gpu.arrow_for_lance import HAS_LANCE
-from tests.benchmarks.gpu.checks import check_attention, check_vectors, check_waiting
+from tests.benchmarks.gpu.checks import check_attention, check_compiled, check_vectors, check_waiting
 from tests.benchmarks.gpu.mix import build_backbone, write_mix
 from tests.benchmarks.gpu.rates import Rates, measure_rates
 from tests.benchmarks.gpu.report import Report
@@ -56,8 +57,9 @@ from vipolyqwen_core.config import (
     TrainingRun,
     TrainingSettings,
 )
+from vipolyqwen_core.model.attention import fastest_kernel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
-from vipolyqwen_core.training.loading import ChunkRequest
+from vipolyqwen_core.training.loading import ChunkRequest, LoadedChunk
 from vipolyqwen_core.training.setup import Training, prepare
 from vipolyqwen_core.workspace import configure, current_workspace
 
@@ -102,6 +104,8 @@ def measure(report: Report, scale: Scale, folder: Path) -> None:
     """All parts, in the order in which they matter; the peer last, since it needs the memory."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report.fact(machine=machine(), commit=commit(), lance="Lance" if HAS_LANCE else "an Arrow file instead")
+    if device.type == "cuda":
+        report.fact(attention=fastest_kernel(torch.cuda.get_device_capability(device)[0]).__doc__)
     if not scale.at_full_size:
         report.note("A tiny model: its figures show that the script works, and nothing about the goals.")
     rates = measure_rates(device, scale.matmul)
@@ -119,6 +123,9 @@ def measure(report: Report, scale: Scale, folder: Path) -> None:
             measure_one(report, training, run, setting, rates, scale)
     with part(report, "the seed's way"):
         padded(report, training, run, rates, scale)
+    with part(report, "check of compiled layers"):
+        apply_setting(training, Setting(Negatives.CHUNK, checkpointing=False, compiled=False))
+        report.check(check_compiled(training, chunk_of_some(training, run, scale)))
     for setting in COMPILED:
         with part(report, setting.name):
             measure_one(report, training, run, setting, rates, scale)
@@ -167,21 +174,27 @@ def check(report: Report, training: Training, run: TrainingRun, scale: Scale) ->
             report.check(outcome)
     with part(report, "check of waiting"):
         apply_setting(training, Setting(Negatives.CHUNK, checkpointing=True, compiled=False))
-        rows = training.plan.rows(0)[: 2 * scale.checked_pairs]
-        report.check(check_waiting(training, loader[ChunkRequest(0, 0, rows, needs_picture=False)]))
+        report.check(check_waiting(training, chunk_of_some(training, run, scale)))
+
+
+def chunk_of_some(training: Training, run: TrainingRun, scale: Scale) -> LoadedChunk:
+    """The first pairs of the plan, pictures among them."""
+    rows = training.plan.rows(0)[: 2 * scale.checked_pairs]
+    return chunk_loader(run)[ChunkRequest(0, 0, rows, needs_picture=False)]
 
 
 def measure_one(
     report: Report, training: Training, run: TrainingRun, setting: Setting, rates: Rates, scale: Scale
 ) -> None:
-    """One row of the table; a budget that was too large is tried again at half."""
+    """One row of the table; a budget that was too large is tried again at three quarters, then at half."""
     if report.seconds_left() < SETTING_SECONDS + PEER_SECONDS and scale.at_full_size:
         report.row(setting.name, {"outcome": f"left out: {report.seconds_left():.0f} s left"})
         return
     apply_setting(training, setting)
     budget, found = fit_budget(training, chunk_loader(run), scale)
     report.say(f"{setting.name}: chunks of {budget[0]} tokens, {budget[1]} patches; {found}")
-    for attempt in (budget, (budget[0] // 2, budget[1] // 2)):
+    for quarters in (4, 3, 2):
+        attempt = (budget[0] * quarters // 4, budget[1] * quarters // 4)
         figures = unless_out_of_memory(
             lambda size=attempt: measure_setting(training, run, setting, size, rates, scale)
         )

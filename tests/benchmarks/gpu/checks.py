@@ -15,6 +15,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.pairs import split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.processing.packing import Segments
+from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, LoadedChunk
 from vipolyqwen_core.training.setup import Training
@@ -102,6 +103,29 @@ def check_waiting(training: Training, chunk: LoadedChunk) -> Check:
     for place in sorted({f"{warning.filename}:{warning.lineno}" for warning in waits}):
         print(f"  the host waits at {place}", flush=True)
     return Check.at_most("waits for the device in a step of four chunks", len(waits), 1)
+
+
+def check_compiled(training: Training, chunk: LoadedChunk) -> Check:
+    """Gradients of a chunk by compiled layers, which stay so, and by plain ones: cosine, worse tower."""
+    plain = _gradients(training, chunk)
+    compile_layers(training.accelerator.unwrap_model(training.model))
+    compiled = _gradients(training, chunk)
+    cosines = []
+    for tower in ("visual", "language_model"):
+        names = [name for name in plain if tower in name]
+        dot, one, other = (
+            sum(float((left[name] * right[name]).sum()) for name in names)
+            for left, right in ((plain, compiled), (plain, plain), (compiled, compiled))
+        )
+        cosines.append(dot / (one * other) ** 0.5)
+    return Check.at_least("gradients, compiled to plain layers, cosine", min(cosines), 0.99)
+
+
+def _gradients(training: Training, chunk: LoadedChunk) -> dict[str, Tensor]:
+    planned = PlannedStep(0, chunk.keys.num_pairs, 1, chunk.packed.pictures is not None, 0.0, 1)
+    training.engine.step(planned, iter([chunk]))
+    named = training.accelerator.unwrap_model(training.model).named_parameters()
+    return {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 
 
 def _vectors_and_loss(

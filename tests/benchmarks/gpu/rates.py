@@ -1,11 +1,18 @@
 """What a device can do at most: its rate on bfloat16 matrix products, and on copies of its memory."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
-REPETITIONS = 10
+GROUPS = 10
+"""Timings of which the median counts."""
+PRODUCTS = 10
+"""Products, or copies, of each timing: so many that starting them does not count."""
+WARM_SECONDS = 1.0
+"""Work before the first timing: an idle GPU takes a while to reach its clock, and its limit of power."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_rates(device: torch.device, side: int) -> Rates:
-    """The median of single timings, after two that warm up."""
+    """What the device keeps up, at the clock that it works at."""
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     product = torch.empty_like(left)
     source = torch.randn(side * side, 4, device=device)
@@ -35,13 +42,15 @@ def measure_rates(device: torch.device, side: int) -> Rates:
     return Rates(2.0 * side**3 / matmul, 2.0 * source.numel() * source.element_size() / copy)
 
 
-def _median_seconds(work, device: torch.device) -> float:
-    seconds = []
-    for repetition in range(2 + REPETITIONS):
-        synchronize(device)
+def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    def group() -> float:
         started = time.perf_counter()
-        work()
+        for _ in range(PRODUCTS):
+            work()
         synchronize(device)
-        if repetition >= 2:
-            seconds.append(time.perf_counter() - started)
-    return sorted(seconds)[REPETITIONS // 2]
+        return (time.perf_counter() - started) / PRODUCTS
+
+    until = time.perf_counter() + WARM_SECONDS
+    while time.perf_counter() < until:
+        group()
+    return median(group() for _ in range(GROUPS))

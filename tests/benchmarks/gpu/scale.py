@@ -27,7 +27,7 @@ class Scale:
     budget: tuple[int, int]
     """Tokens and patches of a chunk at most; less where memory is short."""
     probe: tuple[int, int]
-    """Tokens, or patches, of the chunks from which memory is measured."""
+    """Tokens, or patches, of the two chunks from which memory is measured."""
     row_seconds: float
     """A setting is measured for so long, and for one step at least."""
     loader_workers: int
@@ -55,7 +55,7 @@ FULL = Scale(
     pairs_per_step=768,
     warm_pairs=192,
     budget=(32_768, 65_536),
-    probe=(1024, 4096),
+    probe=(2048, 8192),
     row_seconds=8.0,
     loader_workers=8,
     matmul=8192,

@@ -27,7 +27,7 @@ from vipolyqwen_core.training.setup import Training
 Budget = tuple[int, int]
 """Tokens and patches of a chunk at most."""
 
-USABLE_MEMORY = 0.90
+USABLE_MEMORY = 0.92
 """Share of the device's memory that budgets count on; the rest is fragments and kernels' workspace."""
 
 
@@ -84,17 +84,16 @@ def fit_budget(
     """Tokens and patches of a chunk that the device's memory holds, from two small chunks of each kind.
 
     Measured is what the second chunk of a step takes above model, gradients and optimizer; it grows linearly.
-    Patches include the tokens that they become.
+    Tokens are measured on texts, patches on the mix as it comes, so a patch pays for its share of the tokens.
     """
     device = training.accelerator.device
     if device.type != "cuda":
         return scale.budget, {}
     index = training.plan.index
     fitted, found = [], {}
-    kinds = (("token", index.tokens, index.images == 0), ("patch", index.patches, index.images > 0))
-    for limit, (kind, sizes, members) in zip(scale.budget, kinds, strict=True):
-        order = np.nonzero(members)[0]
-        order = order[np.argsort(sizes[order], kind="stable")]
+    mixed = np.random.default_rng(0).permutation(len(index))
+    kinds = (("token", index.tokens, mixed[index.images[mixed] == 0]), ("patch", index.patches, mixed))
+    for limit, (kind, sizes, order) in zip(scale.budget, kinds, strict=True):
         amounts, taken = [], []
         for amount in scale.probe:
             rows = order[: int(np.searchsorted(np.cumsum(sizes[order]), amount)) + 1]

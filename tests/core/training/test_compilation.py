@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from vipolyqwen_core.config import ModelSettings
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch
-from vipolyqwen_core.training.compilation import ROTARY_FUNCTIONS, compile_layers
+from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 
 
@@ -20,11 +19,7 @@ def vectors_and_gradients(model: ViPolyQwenModel, batch: PackedBatch) -> list[to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_equal_plain_ones(
-    training_set, tiny_backbone, tiny_processing, monkeypatch, checkpointing
-):
-    for name in ROTARY_FUNCTIONS:  # restored afterwards: they are those of the whole process
-        monkeypatch.setattr(modeling_qwen2_vl, name, getattr(modeling_qwen2_vl, name))
+def test_compiled_layers_equal_plain_ones(training_set, tiny_backbone, tiny_processing, checkpointing):
     loader = ChunkLoader(training_set, tiny_backbone, tiny_processing, 0.0, 0)
     batches = [loader[ChunkRequest(0, 0, torch.arange(n).numpy(), False)].packed for n in (5, 10, 15)]
     model = ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=32), tiny_processing)
@@ -39,7 +34,7 @@ def test_compiled_layers_equal_plain_ones(
         compiled = [vectors_and_gradients(model, batch) for batch in batches]
     for one, other in zip(plain, compiled, strict=True):
         for expected, found in zip(one, other, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
 
 
 def test_layers_of_another_backbone_are_refused_instead_of_left_as_they_are():
