@@ -139,7 +139,8 @@ def _vectors_and_loss(
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
-    return float(torch.cosine_similarity(one.flatten().double(), other.flatten().double(), dim=0))
+    one, other = (part.detach().flatten().double() for part in (one, other))
+    return float(torch.cosine_similarity(one, other, dim=0))
 
 
 def _lowest(one: Tensor, other: Tensor) -> float:

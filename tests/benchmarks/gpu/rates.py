@@ -7,12 +7,10 @@ from statistics import median
 
 import torch
 
-GROUPS = 10
-"""Timings of which the median counts."""
 PRODUCTS = 10
 """Products, or copies, of each timing: so many that starting them does not count."""
-WARM_SECONDS = 1.0
-"""Work before the first timing: an idle GPU takes a while to reach its clock, and its limit of power."""
+SECONDS = 1.5
+"""For so long: an idle GPU takes a while to reach its clock, and then one to reach its limit of power."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +18,11 @@ class Rates:
     """Measured ceilings."""
 
     matmul_flops: float
-    """Operations a second of a square bfloat16 product of random matrices."""
+    """Operations a second of a square bfloat16 product of random matrices: the fastest timing."""
+    sustained_matmul_flops: float
+    """The same in the last third of the time, when power may be what limits it."""
     copy_bytes: float
-    """Bytes a second of a copy within the device's memory, read and written counted."""
+    """Bytes a second of a copy within the device's memory, read and written counted: the median."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -32,25 +32,30 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_rates(device: torch.device, side: int) -> Rates:
-    """What the device keeps up, at the clock that it works at."""
+    """The rates of products of matrices with `side` rows and columns, and of copies of 4 such in float32."""
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     product = torch.empty_like(left)
     source = torch.randn(side * side, 4, device=device)
     target = torch.empty_like(source)
-    matmul = _median_seconds(lambda: torch.mm(left, right, out=product), device)
-    copy = _median_seconds(lambda: target.copy_(source), device)
-    return Rates(2.0 * side**3 / matmul, 2.0 * source.numel() * source.element_size() / copy)
+    matmul = _seconds(lambda: torch.mm(left, right, out=product), device)
+    copy = _seconds(lambda: target.copy_(source), device)
+    operations = 2.0 * side**3
+    return Rates(
+        operations / min(matmul),
+        operations / median(matmul[2 * len(matmul) // 3 :]),
+        2.0 * source.numel() * source.element_size() / median(copy),
+    )
 
 
-def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    def group() -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> list[float]:
+    """Seconds a piece, one timing after the other."""
+    timings: list[float] = []
+    until = time.perf_counter() + SECONDS
+    while time.perf_counter() < until or not timings:
+        synchronize(device)
         started = time.perf_counter()
         for _ in range(PRODUCTS):
             work()
         synchronize(device)
-        return (time.perf_counter() - started) / PRODUCTS
-
-    until = time.perf_counter() + WARM_SECONDS
-    while time.perf_counter() < until:
-        group()
-    return median(group() for _ in range(GROUPS))
+        timings.append((time.perf_counter() - started) / PRODUCTS)
+    return timings

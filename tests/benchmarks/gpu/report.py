@@ -19,6 +19,7 @@ COLUMNS = {
     "TFLOP a pair": ("flops_a_pair", "{:.3g}", 1e12),
     "TFLOP/s": ("flops_per_second", "{:.3g}", 1e12),
     "of matrix rate": ("share_of_matmul_rate", "{:.1%}"),
+    "of the sustained": ("share_of_sustained_rate", "{:.1%}"),
     "with recomputation": ("share_with_recomputation", "{:.1%}"),
     "peak GB": ("peak_gb", "{:.1f}"),
     "waits for data": ("waiting_share", "{:.1%}"),

@@ -166,6 +166,7 @@ def measure_setting(
         "flops_a_pair": seen.flops / seen.pairs,
         "flops_per_second": seen.flops / seen.pairs * rate,
         "share_of_matmul_rate": figures["mfu"],
+        "share_of_sustained_rate": figures["mfu"] * rates.matmul_flops / rates.sustained_matmul_flops,
         "share_with_recomputation": figures["mfu"] * setting.passes,
         "loader_pairs_per_second": rate * max(workers, 1) / figures["loading_share"],
         "peak_gb": _peak_gb(device),
@@ -203,6 +204,7 @@ def measure_padded(
         "flops_a_pair": flops / num_pairs,
         "flops_per_second": flops / seconds,
         "share_of_matmul_rate": flops / seconds / rates.matmul_flops,
+        "share_of_sustained_rate": flops / seconds / rates.sustained_matmul_flops,
         "peak_gb": _peak_gb(device),
         "pairs_of_a_step": num_pairs,
     }
