@@ -57,7 +57,7 @@ def qwen2vl_2b_h100x4() -> Recipe:
         processing=ProcessingSettings(max_tokens=8192),
         split=SplitSettings(eval_share=0.0005, max_eval_pairs=5000),
         objective=ObjectiveSettings(temperature=0.07, margin=0.2),
-        batches=BatchSettings(pairs_per_step=768, chunk_pairs=24, prefix_dropout=0.0),
+        batches=BatchSettings(pairs_per_step=768, chunk_pairs=24, chunk_patches=32_768, prefix_dropout=0.0),
         optimizer=OptimizerSettings(
             learning_rate=1e-4, warmup_share=0.05, weight_decay=0.001, max_grad_norm=1.0
         ),
@@ -67,6 +67,8 @@ def qwen2vl_2b_h100x4() -> Recipe:
             distribution=Distribution.FSDP2,
             processes=4,
             loader_workers=8,
+            activation_checkpointing=False,
+            compile_layers=True,
         ),
         evaluation=EvaluationSettings(batch_tokens=65_536),
     )

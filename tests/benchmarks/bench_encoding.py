@@ -45,8 +45,8 @@ from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE: Final = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 ALIKE: Final = 0.99 if DEVICE == "cuda" else 0.99999
-"""Least cosine of the two vectors of an item, in the precision of the device: through 28 layers in bfloat16 the
-worst of thousands is off by that of one side and of the other (seen: 0.9961)."""
+"""Least cosine of the two vectors of an item, in the precision of the device: behind 28 layers in bfloat16
+the worst of thousands of items differs by what either side rounds (seen: 0.9961)."""
 DEFAULT_BATCH_SIZE: Final = 32
 """That of sentence-transformers."""
 BATCH_SIZES: Final = (8, 16, DEFAULT_BATCH_SIZE, 64) if DEVICE == "cpu" else (16, DEFAULT_BATCH_SIZE, 64, 128)

@@ -23,7 +23,8 @@ class Scale:
     pairs_per_step: int
     """Pairs of a measured step."""
     warm_pairs: int
-    """Pairs of the step before it, which is not measured."""
+    """Pairs of the step before it, which is not measured: so many that a chunk has more than 256 items, for
+    which FlashAttention-4 compiles other kernels."""
     budget: tuple[int, int]
     """Tokens and patches of a chunk at most; less where memory is short."""
     probe: tuple[int, int]
@@ -53,7 +54,7 @@ FULL = Scale(
     model=ModelSettings(),
     num_pairs=2304,
     pairs_per_step=768,
-    warm_pairs=192,
+    warm_pairs=512,
     budget=(32_768, 65_536),
     probe=(2048, 8192),
     row_seconds=8.0,

@@ -109,3 +109,25 @@ def test_processes_that_are_not_those_of_the_settings_are_refused(make_run):
     for mode in ("fsdp2", "data_parallel"):
         with pytest.raises(ValueError, match=f"ask for 2 processes with {mode}, but 1 run with none"):
             prepare(make_run(training={"distribution": mode, "processes": 2}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", ["fsdp2", "data_parallel"])
+def test_compiled_layers_on_two_ranks_train_as_plain_ones_do(make_run, distribution):
+    runs = [
+        make_run(
+            f"compiled-{compiled}",
+            batches=STEP,
+            training={
+                "distribution": distribution,
+                "processes": 2,
+                "compile_layers": compiled,
+                "activation_checkpointing": True,
+            },
+        )
+        for compiled in (False, True)
+    ]
+    for run in runs:
+        assert run_on_ranks(train_in_parts, 2, run, None) == [["done"], ["done"]]
+    plain, compiled = (losses(run) for run in runs)
+    assert compiled == pytest.approx(plain, rel=DRIFT)
