@@ -13,7 +13,7 @@ larger by as much, and there are fewer for the same pairs.
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,16 @@ from torch.utils.checkpoint import checkpoint
 from vipolyqwen_core.model.attention import HEAD_MULTIPLE, attend
 from vipolyqwen_core.processing.packing import Segments
 
-Positions = tuple[Tensor, Tensor]
-"""Cosine and sine of the rotary positions: [1, T, d] in the language model, [P, d] in the vision tower."""
-
-
 TEXT_LAYER: Final = "Qwen2VLDecoderLayer"
+
+Positions: TypeAlias = tuple[Tensor, Tensor]
+"""Cosine and sine of the rotary positions: [1, T, d] in the language model, [P, d] in the vision tower."""
 
 
 def compile_layers(model: nn.Module) -> None:
     """Compile the layers of both towers for any number of rows; a second time: nothing.
 
-    The first chunks are slow, about a minute in all. Values change by rounding only.
+    The first chunks are slow, a minute or two in all. Values change by rounding only.
 
     Raises:
         ValueError: the layers are not those of Qwen2-VL, or attend within a sliding window
@@ -70,23 +69,6 @@ def _vision_layer(
     states = _before_vision_attention(layer, hidden_states, *position_embeddings)
     attended = attend(*states, segments, False, layer.attn.scaling)
     return _behind_vision_attention(layer, hidden_states, attended)
-
-
-def _norm(module: Any, hidden: Tensor) -> Tensor:
-    return _compiled_root_mean_square(module, hidden)
-
-
-def _layer_norm(module: Any, hidden: Tensor) -> Tensor:
-    return _compiled_centred(module, hidden)
-
-
-FORWARDS: Final[dict[str, Callable[..., Tensor]]] = {
-    TEXT_LAYER: _text_layer,
-    "Qwen2VLVisionBlock": _vision_layer,
-    "Qwen2VLRMSNorm": _norm,
-    "LayerNorm": _layer_norm,
-}
-"""What takes the place of the forward of each class; norms of layers are part of the layer."""
 
 
 @torch.compile(fullgraph=True, dynamic=True)
@@ -140,7 +122,6 @@ def _before_vision_attention(
 @torch.compile(fullgraph=True, dynamic=True)
 def _behind_vision_attention(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
     feed_forward = layer.mlp
-
     hidden = hidden + layer.attn.proj(attended[:, :, : layer.attn.head_dim].flatten(1))
     wide = _recomputed(lambda hidden: feed_forward.fc1(_centred(layer.norm2, hidden)), hidden)
     narrowed: Tensor = _recomputed(lambda wide: feed_forward.fc2(feed_forward.act(wide)), wide)
@@ -177,5 +158,10 @@ def _centred(norm: Any, hidden: Tensor) -> Tensor:
     return F.layer_norm(hidden.float(), weight.shape, weight, bias, norm.eps).to(hidden.dtype)
 
 
-_compiled_root_mean_square = torch.compile(_root_mean_square, fullgraph=True, dynamic=True)
-_compiled_centred = torch.compile(_centred, fullgraph=True, dynamic=True)
+FORWARDS: Final[dict[str, Callable[..., Tensor]]] = {
+    TEXT_LAYER: _text_layer,
+    "Qwen2VLVisionBlock": _vision_layer,
+    "Qwen2VLRMSNorm": torch.compile(_root_mean_square, fullgraph=True, dynamic=True),
+    "LayerNorm": torch.compile(_centred, fullgraph=True, dynamic=True),
+}
+"""What takes the place of the forward of each class. A layer has its norms in it; these are the others."""

@@ -1,5 +1,7 @@
 """Attention by segment equals attention of each segment alone, in value and gradient."""
 
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -21,13 +23,15 @@ def states(rows: int, seed: int = 0, heads: int = 4, shared: int = 2, size: int 
     ]
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool) -> Tensor:
+def one_by_one(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool, scale: float = 0.3
+) -> Tensor:
     """Softmax attention written out, segment after segment."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
-        scores = torch.einsum("ihd,jhd->hij", q, k) * 0.3
+        scores = torch.einsum("ihd,jhd->hij", q, k) * scale
         if causal:
             scores = scores.masked_fill(torch.ones(len(q), len(q)).triu(1).bool(), -torch.inf)
         outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(2), v))
@@ -71,6 +75,42 @@ def test_a_sliding_window_is_refused() -> None:
     rows = [part[None].transpose(1, 2) for part in states(4)]
     with pytest.raises(ValueError, match="sliding window of 8 tokens"):
         segment_attention(torch.nn.Module(), *rows, None, 1.0, segments=Segments.of([4]), sliding_window=8)
+
+
+@pytest.mark.parametrize(
+    ("installed", "architecture", "chosen"),
+    [
+        (("flash_attn", "flash_attn.cute"), 9, "FlashAttention-4"),
+        (("flash_attn", "flash_attn.cute"), 8, "FlashAttention-2"),
+        (("flash_attn",), 9, "FlashAttention-2"),
+        ((), 9, "torch's kernel for segments"),
+    ],
+)
+def test_the_fastest_kernel_that_is_installed_is_used(
+    installed: tuple[str, ...], architecture: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def varlen(query: Tensor, key: Tensor, value: Tensor, *bounds: Any, **named: Any) -> Any:
+        """The functions of both packages: bounds by place or by name, one result or two."""
+        cute = not bounds
+        starts, ends = (named["cu_seqlens_q"], named["cu_seqlens_k"]) if cute else bounds[:2]
+        assert torch.equal(starts, ends)
+        assert not cute or query.shape[2] % attention.HEAD_MULTIPLE == 0
+        lengths = [int(length) for length in starts.diff()]
+        attended = one_by_one(query, key, value, lengths, named["causal"], named["softmax_scale"])
+        return (attended, None) if cute else attended
+
+    for name in ("flash_attn", "flash_attn.cute"):
+        module = types.ModuleType(name)
+        module.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module if name in installed else None)
+    attention.fastest_kernel.cache_clear()
+    kernel = attention.fastest_kernel(architecture)
+    attention.fastest_kernel.cache_clear()
+    assert kernel.__doc__ == chosen
+    if installed:
+        rows, lengths = states(9), [4, 5]
+        found = kernel(*rows, Segments.of(lengths), True, 0.3)
+        torch.testing.assert_close(found, one_by_one(*rows, lengths, True))
 
 
 @pytest.mark.gpu
