@@ -30,12 +30,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tests.benchmarks.__main__ import commit, machine
 from tests.benchmarks.gpu.arrow_for_lance import HAS_LANCE
-from tests.benchmarks.gpu.checks import check_attention, check_compiled, check_vectors, check_waiting
+from tests.benchmarks.gpu.checks import (
+    check_attention,
+    check_compiled,
+    check_vectors,
+    check_waiting,
+    chunk_of_each_kind,
+)
 from tests.benchmarks.gpu.mix import build_backbone, write_mix
 from tests.benchmarks.gpu.rates import Rates, measure_rates
 from tests.benchmarks.gpu.report import Report
@@ -60,7 +65,6 @@ from vipolyqwen_core.config import (
 )
 from vipolyqwen_core.model.attention import fastest_kernel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
-from vipolyqwen_core.training.loading import ChunkRequest, LoadedChunk
 from vipolyqwen_core.training.setup import Training, prepare
 from vipolyqwen_core.workspace import configure, current_workspace
 
@@ -140,7 +144,8 @@ def measure(report: Report, scale: Scale, folder: Path, plain: bool) -> None:
             padded(report, training, run, rates, scale)
     with part(report, "check of compiled layers"):
         apply_setting(training, Setting(Negatives.CHUNK, checkpointing=False, compiled=False))
-        report.check(check_compiled(training, chunk_of_some(training, run, scale)))
+        chunk = chunk_of_each_kind(training, chunk_loader(run), 2 * scale.checked_pairs)
+        report.check(check_compiled(training, chunk))
     for setting in COMPILED:
         with part(report, setting.name):
             measure_one(report, training, run, setting, rates, scale)
@@ -189,15 +194,7 @@ def check(report: Report, training: Training, run: TrainingRun, scale: Scale) ->
             report.check(outcome)
     with part(report, "check of waiting"):
         apply_setting(training, Setting(Negatives.CHUNK, checkpointing=True, compiled=False))
-        report.check(check_waiting(training, chunk_of_some(training, run, scale)))
-
-
-def chunk_of_some(training: Training, run: TrainingRun, scale: Scale) -> LoadedChunk:
-    """A few pairs of each kind, pictures among them."""
-    tasks = training.plan.index.tasks
-    kinds = [np.nonzero(tasks == task)[0] for task in np.unique(tasks)]
-    rows = np.concatenate([of_kind[: max(2 * scale.checked_pairs // len(kinds), 1)] for of_kind in kinds])
-    return chunk_loader(run)[ChunkRequest(0, 0, rows, needs_picture=False)]
+        report.check(check_waiting(training, chunk_of_each_kind(training, loader, 2 * scale.checked_pairs)))
 
 
 def measure_one(

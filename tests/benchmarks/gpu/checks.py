@@ -65,13 +65,18 @@ def check_attention(device: torch.device) -> list[Check]:
     return checks
 
 
+def chunk_of_each_kind(training: Training, loader: ChunkLoader, num_pairs: int) -> LoadedChunk:
+    """About so many pairs, of all kinds alike: pictures are among them."""
+    tasks = training.plan.index.tasks
+    kinds = [np.nonzero(tasks == task)[0] for task in np.unique(tasks)]
+    rows = np.concatenate([of_kind[: max(num_pairs // len(kinds), 1)] for of_kind in kinds])
+    return loader[ChunkRequest(0, 0, rows, needs_picture=False)]
+
+
 def check_vectors(training: Training, run: TrainingRun, loader: ChunkLoader, scale: Scale) -> list[Check]:
     """Vectors and loss of a few pairs with pictures, full model: CPU float32, device float32 and bfloat16."""
     device = training.accelerator.device
-    tasks = training.plan.index.tasks
-    some = [np.nonzero(tasks == task)[0] for task in np.unique(tasks)]
-    rows = np.concatenate([of_task[: max(scale.checked_pairs // len(some), 1)] for of_task in some])
-    chunk = loader[ChunkRequest(0, 0, rows, needs_picture=False)]
+    chunk = chunk_of_each_kind(training, loader, scale.checked_pairs)
     reference = ViPolyQwenModel.from_backbone(run.backbone, run.recipe.model, run.recipe.processing)
     exact, exact_loss = _vectors_and_loss(reference.train(), chunk, run, torch.device("cpu"), None)
     del reference
