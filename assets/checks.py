@@ -203,6 +203,11 @@ def training_set_expected(asked: Asked) -> Finding:
     return findings.training_set_expectations(asked.place)
 
 
+def mined_negatives_are_wrong(asked: Asked) -> Finding:
+    """No mined hard negative is a right answer that some pair declares, and each is of the row's task."""
+    return findings.negatives_are_wrong(asked.place, asked.recipe)
+
+
 def trained_model_finite(asked: Asked) -> Finding:
     """The loss is a number, and hardly a step was refused for its gradient."""
     return findings.losses_are_finite(asked.run()[1])
@@ -251,6 +256,7 @@ MODEL_CHECKS: tuple[tuple[str, str, ModelQuestion, bool], ...] = (
     ("training_set", "largest_component", training_set_largest_component, BLOCKING),
     ("training_set", "no_leak", training_set_no_leak, BLOCKING),
     ("training_set", "expectations", training_set_expected, BLOCKING),
+    ("hard_negatives", "wrong_answers", mined_negatives_are_wrong, BLOCKING),
     ("trained_model", "finite", trained_model_finite, BLOCKING),
     ("trained_model", "not_collapsed", trained_model_not_collapsed, BLOCKING),
     ("trained_model", "loss_fell", trained_model_loss_fell, WARNING),
@@ -262,7 +268,7 @@ MODEL_CHECKS: tuple[tuple[str, str, ModelQuestion, bool], ...] = (
 
 
 def model_checks() -> list[dg.AssetChecksDefinition]:
-    """The checks of the five assets that are not partitioned."""
+    """The checks of the assets that are not partitioned."""
     return [_model_check(*entry) for entry in MODEL_CHECKS]
 
 

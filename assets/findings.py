@@ -263,6 +263,45 @@ def both_splits(training_set: Path) -> Finding:
     )
 
 
+def negatives_are_wrong(place: Workspace, settings: Recipe) -> Finding:
+    """Mined negatives are targets of the same task, and right for no pair with the row's query or key."""
+    import polars as pl
+
+    if not settings.mining.negatives_per_pair:
+        return Finding(passed=True, sentence="the recipe mines no hard negatives")
+    pairs = pl.scan_ipc(place.training_set / "train.arrow").select(
+        pl.int_range(pl.len()).alias("row"), "task", "query_hash", "target_hash", "positive_hash"
+    )
+    mined = (
+        pl.scan_ipc(place.hard_negatives / "mined.arrow")
+        .select(pl.int_range(pl.len()).alias("row"), pl.col("negatives").alias("negative"))
+        .explode("negative")
+        .drop_nulls("negative")
+        .join(pairs, on="row")
+        .join(pairs.select(negative="row", of_task="task", content="target_hash"), on="negative", how="left")
+    )
+    keyed = pairs.filter(pl.col("positive_hash") != 0).select("positive_hash", content="target_hash").unique()
+    counts = {
+        "hard negatives": mined,
+        "of no row or another task": mined.filter(pl.col("task").ne_missing(pl.col("of_task"))),
+        "the query itself": mined.filter(pl.col("content") == pl.col("query_hash")),
+        "right for the same query": mined.join(
+            pairs.select("query_hash", content="target_hash").unique(),
+            on=["query_hash", "content"],
+            how="semi",
+        ),
+        "right by the same key": mined.join(keyed, on=["positive_hash", "content"], how="semi"),
+    }
+    found = {name: int(rows.select(pl.len()).collect().item()) for name, rows in counts.items()}
+    wrong = {name: count for name, count in found.items() if count and name != "hard negatives"}
+    return Finding(
+        passed=not wrong,
+        sentence="; ".join(f"{count:,} mined negatives are {name}" for name, count in wrong.items())
+        or f"none of {found['hard negatives']:,} mined negatives is a right answer that is known",
+        facts=found,
+    )
+
+
 def losses_are_finite(result: "TrainingResult") -> Finding:
     """The last loss is a number, and hardly a step was refused for its gradient."""
     loss = result.metrics.get("loss", math.nan)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.promotion import Decision
     from vipolyqwen_core.evaluation.results import Evaluation
 
-CHECKED_BEFORE = ("training_set", "trained_model", "evaluation_report")
+CHECKED_BEFORE = ("training_set", "hard_negatives", "trained_model", "evaluation_report")
 """Assets whose checks a version carries the outcome of."""
 
 MODEL_CARD = "README.md"

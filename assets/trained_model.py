@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # brings PyTorch along
     from vipolyqwen_core.training.result import TrainingResult
 
 
-@dg.asset(deps=["training_set"], kinds={"pytorch"}, pool="gpu")
+@dg.asset(deps=["training_set", "hard_negatives"], kinds={"pytorch"}, pool="gpu")
 def trained_model(
     context: dg.AssetExecutionContext,
     workspace: WorkspaceResource,
@@ -102,11 +102,17 @@ def finished_run(
 
 
 def datasets(place: Workspace, run: TrainingRun) -> list[DataInput]:
-    """The training set and each source that went into it, by digest."""
+    """The training set, mined hard negatives, and each source that went into it, by digest."""
     sources = findings.stage_summary(run.training_set).details["sources"]
     versions: dict[str, str] = {name: facts["version"] for name, facts in sources.items()}
+    mined = run.hard_negatives
     return [
         DataInput("training_set", str(run.training_set), run.tags["data_version"]),
+        *(
+            [DataInput("hard_negatives", str(mined), findings.stage_summary(mined).data_version)]
+            if mined is not None
+            else []
+        ),
         *(DataInput(name, str(place.validated(name)), version) for name, version in versions.items()),
     ]
 

@@ -13,7 +13,14 @@ if TYPE_CHECKING:  # dagster exports the function and not its type
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 CORPUS_ASSETS = ("curated_corpus", "tagged_corpus", "validated_corpus")
-MODEL_ASSETS = ("training_set", "trained_model", "evaluation_report", "registered_model", "embedding_export")
+MODEL_ASSETS = (
+    "training_set",
+    "hard_negatives",
+    "trained_model",
+    "evaluation_report",
+    "registered_model",
+    "embedding_export",
+)
 ASSET_KEYS = (*CORPUS_ASSETS, *MODEL_ASSETS)
 
 
@@ -32,5 +39,5 @@ def model_job() -> "UnresolvedAssetJobDefinition":
     return dg.define_asset_job(
         "model",
         selection=dg.AssetSelection.assets(*MODEL_ASSETS),
-        description="Training set, training, evaluation, registration, export.",
+        description="Training set, hard negatives, training, evaluation, registration, export.",
     )

@@ -198,6 +198,7 @@ def test_the_recipe_snippet_makes_a_recipe_and_the_table_names_all():
     recipe = names["receipts"]()
     assert isinstance(recipe, Recipe)
     assert recipe.model.matryoshka_dims == (512, 256)
+    assert names["mined"]().mining.negatives_per_pair == 1
     for name in RECIPES:
         assert f"| `{name}` |" in USAGE
 

@@ -181,6 +181,30 @@ def search(
 
 
 @app.command()
+def mine(
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Recipe; else VIPOLYQWEN_RECIPE.")
+    ] = None,
+) -> None:
+    """Mine hard negatives for the training set with the model that the exported table was made with."""
+    from vipolyqwen_core.recipes import load_recipe
+
+    settings = load_recipe(recipe or recipe_setting())
+    hide_loading_bars()
+    from vipolyqwen_core.mining.mine import mine as mine_negatives
+
+    workspace = current_workspace()
+    found = mine_negatives(workspace, settings).details
+    told = (
+        f"{found['negatives']:,} hard negatives for {found['pairs_with_negatives']:,} pairs, found by model "
+        f"version {found['teacher']}"
+        if found["teacher"]
+        else "Nothing was exported yet, so no model could find any: training goes without"
+    )
+    output.print(f"{told}: {workspace.hard_negatives}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def train(
     config: Annotated[
         Path | None, typer.Option(help="A run.json; else recipe and training set decide.")

@@ -200,6 +200,17 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class MiningSettings:
+    """Hard negatives that are mined with the model of the last export."""
+
+    negatives_per_pair: NonNegative = 0
+    """Targets of other pairs that a query is told from, beside those of its batch; 0: none are mined."""
+    max_similarity_share: Share = 0.95
+    """A target that is nearer to the query than this share of its own target's similarity may be a right
+    answer that nobody declared, and is passed over."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerSettings:
     """AdamW and its schedule. Norms, biases and the pooling context do not decay."""
 
@@ -303,6 +314,7 @@ class Recipe:
     split: SplitSettings = SplitSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     batches: BatchSettings = BatchSettings()
+    mining: MiningSettings = MiningSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -322,6 +334,8 @@ class TrainingRun:
     """Directory of the training set."""
     output: Path
     """Directory of this run: checkpoints, final model, tracebacks."""
+    hard_negatives: Path | None = None
+    """Directory of mined hard negatives; none: only those that rows declare."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Expected uses of a row an epoch, by source; 1.0 where absent."""
     run_name: str = "training"

@@ -129,6 +129,18 @@ PLAN_INDEX: Final = (
 )
 """The training set's `index.parquet`: row i describes row i of `train.arrow`. The plan reads only this."""
 
+MINED: Final = (
+    Column(
+        "negatives", "list<int64>", "rows of train.arrow whose targets are its hard negatives, nearest first"
+    ),
+    Column("similarities", "list<float32>", "cosine of the row's query with each of them"),
+    Column("tokens", "int32", "tokens that they add to the row, at most"),
+    Column("patches", "int32", "picture patches that they add, at most"),
+    Column("images", "int32", "pictures that they add, at most"),
+)
+"""`hard_negatives/mined.arrow`: row i describes row i of `train.arrow`. What a row adds counts the declared
+negatives of the rows that its negatives come from, which training leaves out."""
+
 LEDGER: Final = (
     Column("stage", "string", "the stage that rejected: read, curated, tagged, validated or training_set"),
     Column("source", "string", "name of the source in the manifest"),

@@ -70,6 +70,11 @@ class Workspace:
         return self.home / "training_set"
 
     @property
+    def hard_negatives(self) -> Path:
+        """`mined.arrow`, `stage.json`."""
+        return self.home / "hard_negatives"
+
+    @property
     def assignments(self) -> Path:
         """The sticky split, kept over all training sets."""
         return self.home / "split" / "assignments.parquet"

@@ -1,5 +1,6 @@
 """Findings: what the blocking checks see in tables that are not as they should be."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import polars as pl
 import pytest
 
 from assets import findings
-from vipolyqwen_core.config import SplitSettings
+from vipolyqwen_core.config import MiningSettings, SplitSettings
 from vipolyqwen_core.corpus.tables import StageSummary
+from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.workspace import Workspace
 
 LONG = "a sentence that is long enough to link two rows"
 
@@ -147,3 +150,44 @@ def test_vectors_that_are_all_alike_are_noticed(metrics: dict[str, float], passe
 def test_a_loss_that_does_not_fall_is_noticed() -> None:
     assert findings.loss_fell([{"loss": 2.0}, {"loss": 1.0}]).passed
     assert not findings.loss_fell([{"loss": 1.0}, {"loss": 2.0}]).passed
+
+
+def mined(place: Workspace, negatives: list[list[int]]) -> findings.Finding:
+    """Four training pairs, the last of another task, with hard negatives for each."""
+    pairs = {
+        "task": ["ocr", "ocr", "ocr", "instr"],
+        "query_hash": [1, 1, 3, 14],
+        "target_hash": [11, 12, 13, 14],
+        "positive_hash": [0, 5, 5, 0],
+    }
+    place.training_set.mkdir(exist_ok=True)
+    place.hard_negatives.mkdir(exist_ok=True)
+    pl.DataFrame(pairs).write_ipc(place.training_set / "train.arrow")
+    lists = pl.Series("negatives", negatives, pl.List(pl.Int64))
+    pl.DataFrame([lists]).write_ipc(place.hard_negatives / "mined.arrow")
+    return findings.negatives_are_wrong(place, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
+
+
+@pytest.mark.parametrize(
+    ("negatives", "what"),
+    [
+        ([[1], [], [], []], "1 mined negatives are right for the same query"),
+        ([[], [2], [], []], "1 mined negatives are right by the same key"),
+        ([[3], [], [], []], "1 mined negatives are of no row or another task"),
+        ([[9], [], [], []], "1 mined negatives are of no row or another task"),
+        ([[], [], [], [3]], "1 mined negatives are the query itself"),
+    ],
+)
+def test_a_mined_negative_that_is_a_right_answer_is_noticed(
+    tmp_path: Path, negatives: list[list[int]], what: str
+) -> None:
+    finding = mined(Workspace(tmp_path), negatives)
+    assert finding.forbids
+    assert what in finding.sentence
+
+
+def test_mined_negatives_that_are_wrong_answers_pass(tmp_path: Path) -> None:
+    finding = mined(Workspace(tmp_path), [[2], [], [0], []])
+    assert finding.passed, finding.sentence
+    assert finding.facts["hard negatives"] == 2
+    assert findings.negatives_are_wrong(Workspace(tmp_path / "none"), demo()).passed

@@ -14,15 +14,16 @@ from torch.autograd.function import once_differentiable
 from vipolyqwen_core.objectives.pairs import NO_KEY, PairKeys, PairVectors, join_keys
 
 KEYS_OF_PAIR = ("task", "score", "query_hash", "target_hash", "positive_hash")
-KEYS_OF_NEGATIVE = ("negative_hash", "negative_pair")
+KEYS_OF_NEGATIVE = ("negative_hash", "negative_query_hash", "negative_positive_hash", "negative_pair")
 
 
 def excluded_targets(anchors: PairKeys, candidates: PairKeys, *, cross_task: bool = False) -> Tensor:
     """Which candidate targets and hard negatives are no negatives of which query.
 
     A target leaves when it is the anchor's own target, the target of the same query or of the same
-    `positive_key`, or the query itself; a hard negative when it is the anchor's target or the query itself.
-    The anchor's own pair leaves by the first rule.
+    `positive_key`, or the query itself. The anchor's own pair leaves by the first rule. A hard negative
+    leaves by the same rules: one that was mined is the target of another pair, and brings that pair's keys;
+    one that was declared belongs to none.
 
     Shapes:
         returns: [B, C + M] bool, true: excluded; B pairs of anchors, C pairs and M negatives of candidates
@@ -31,6 +32,8 @@ def excluded_targets(anchors: PairKeys, candidates: PairKeys, *, cross_task: boo
     targets |= _equal(anchors.query_hash, candidates.target_hash)
     negatives = _equal(anchors.target_hash, candidates.negative_hash)
     negatives |= _equal(anchors.query_hash, candidates.negative_hash)
+    negatives |= _equal(anchors.query_hash, candidates.negative_query_hash)
+    negatives |= _same_key(anchors.positive_hash, candidates.negative_positive_hash)
     if not cross_task:
         negatives |= ~_equal(anchors.task, candidates.task[candidates.negative_pair])
     return torch.cat([targets, negatives], dim=1)
@@ -51,9 +54,7 @@ def _excluded_pairs(anchors: PairKeys, candidates: PairKeys, cross_task: bool) -
     """[B, C] bool: the candidate pair has an equal side, the same positive key, or another task."""
     excluded = _equal(anchors.target_hash, candidates.target_hash)
     excluded |= _equal(anchors.query_hash, candidates.query_hash)
-    excluded |= _equal(anchors.positive_hash, candidates.positive_hash) & (
-        anchors.positive_hash[:, None] != NO_KEY
-    )
+    excluded |= _same_key(anchors.positive_hash, candidates.positive_hash)
     if not cross_task:
         excluded |= ~_equal(anchors.task, candidates.task)
     return excluded
@@ -61,6 +62,11 @@ def _excluded_pairs(anchors: PairKeys, candidates: PairKeys, cross_task: bool) -
 
 def _equal(left: Tensor, right: Tensor) -> Tensor:
     return left[:, None] == right[None, :]
+
+
+def _same_key(left: Tensor, right: Tensor) -> Tensor:
+    """Equal where there is a key at all."""
+    return _equal(left, right) & (left[:, None] != NO_KEY)
 
 
 def gather(pairs: PairVectors, group: dist.ProcessGroup | None = None) -> PairVectors:

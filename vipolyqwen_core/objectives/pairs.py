@@ -7,6 +7,7 @@ vectors come from the model. Neither knows the model, the rank or the chunk.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ TASKS: tuple[Task, ...] = tuple(Task)
 """`PairKeys.task` is a position in this tuple."""
 
 NO_KEY = 0
-"""`positive_hash` of a pair that declares none, as in the tagged table."""
+"""`positive_hash` of a pair that declares none, as in the tagged table. No content has this hash."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class PairKeys:
     """[B] int64, hash of `positive_key`; `NO_KEY` where there is none."""
     negative_hash: Tensor
     """[M] int64."""
+    negative_query_hash: Tensor
+    """[M] int64, query of the pair that the negative is the target of; `NO_KEY` where it is of none."""
+    negative_positive_hash: Tensor
+    """[M] int64, `positive_hash` of that pair."""
     negative_pair: Tensor
     """[M] int64, the pair in [0, B) that the negative belongs to; ascending."""
 
@@ -72,11 +77,13 @@ def pair_keys(
     scores: Sequence[float | None] | None = None,
     positive_hashes: Sequence[int] | None = None,
     negative_hashes: Sequence[Sequence[int]] | None = None,
+    negative_query_hashes: Sequence[Sequence[int]] | None = None,
+    negative_positive_hashes: Sequence[Sequence[int]] | None = None,
 ) -> PairKeys:
     """Keys of pairs as they stand in the tagged table: unsigned hashes, a score or None.
 
     Shapes:
-        each sequence has one entry a pair; `negative_hashes` has a sequence of hashes a pair
+        each sequence has one entry a pair; those of negatives have a sequence a pair, of one hash a negative
     Raises:
         ValueError: the sequences differ in length, or a task is none
     """
@@ -84,22 +91,36 @@ def pair_keys(
     scores = [None] * num_pairs if scores is None else scores
     positive_hashes = [NO_KEY] * num_pairs if positive_hashes is None else positive_hashes
     negative_hashes = [()] * num_pairs if negative_hashes is None else negative_hashes
+    unknown = [[NO_KEY] * len(of_pair) for of_pair in negative_hashes]
+    negative_query_hashes = unknown if negative_query_hashes is None else negative_query_hashes
+    negative_positive_hashes = unknown if negative_positive_hashes is None else negative_positive_hashes
     for name, given in (
         ("query_hashes", query_hashes),
         ("target_hashes", target_hashes),
         ("scores", scores),
         ("positive_hashes", positive_hashes),
         ("negative_hashes", negative_hashes),
+        ("negative_query_hashes", negative_query_hashes),
+        ("negative_positive_hashes", negative_positive_hashes),
     ):
         if len(given) != num_pairs:
             raise ValueError(f"{name} has {len(given)} entries for {num_pairs} pairs")
+    of_negatives = (negative_hashes, negative_query_hashes, negative_positive_hashes)
+    negative, negative_query, negative_positive = ([*chain(*hashes)] for hashes in of_negatives)
+    if not len(negative) == len(negative_query) == len(negative_positive):
+        raise ValueError(
+            f"{len(negative)} hashes of negatives, {len(negative_query)} of their queries and "
+            f"{len(negative_positive)} of their positive keys"
+        )
     return PairKeys(
         task=torch.tensor([TASKS.index(Task(task)) for task in tasks], dtype=torch.int64),
         score=torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float64),
         query_hash=_signed(query_hashes),
         target_hash=_signed(target_hashes),
         positive_hash=_signed(positive_hashes),
-        negative_hash=_signed([value for of_pair in negative_hashes for value in of_pair]),
+        negative_hash=_signed(negative),
+        negative_query_hash=_signed(negative_query),
+        negative_positive_hash=_signed(negative_positive),
         negative_pair=torch.tensor(
             [pair for pair, of_pair in enumerate(negative_hashes) for _ in of_pair], dtype=torch.int64
         ),
@@ -154,6 +175,8 @@ class PairVectors:
                 target_hash=keys.target_hash[start:stop],
                 positive_hash=keys.positive_hash[start:stop],
                 negative_hash=keys.negative_hash[theirs],
+                negative_query_hash=keys.negative_query_hash[theirs],
+                negative_positive_hash=keys.negative_positive_hash[theirs],
                 negative_pair=keys.negative_pair[theirs] - start,
             ),
         )

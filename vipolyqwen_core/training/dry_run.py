@@ -51,7 +51,7 @@ def describe(run: TrainingRun, pairs_per_second: float | None = None) -> str:
 
 def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[str, str]]:
     settings, batches = run.recipe.training, run.recipe.batches
-    index = read_plan_index(run.training_set / "index.parquet")
+    index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
     plan = plan_training(
         index, batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
     )

@@ -7,14 +7,19 @@ any other data or setting starts a run of its own beside it.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from vipolyqwen_core.config import Recipe, TrainingRun
+from vipolyqwen_core.config import Recipe, TrainingRun, to_json
+from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
+
+MINING = "hard_negatives"
+"""The stage that mines."""
 
 TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")
 """Sections of a recipe that shape the weights. How a model is judged or exported does not retrain it."""
@@ -25,22 +30,21 @@ TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 
 def trajectory(run: TrainingRun) -> dict[str, Any]:
     """Everything that decides the weights of a run. Runs that share it are the same run."""
-    summary = read_stage(run.training_set)
-    data_version = None if summary is None else summary.data_version
-    return _trajectory(run.recipe, run.backbone, data_version, run.source_weights)
-
-
-def _trajectory(
-    recipe: Recipe, backbone: Path | str, data_version: str | None, source_weights: Mapping[str, float]
-) -> dict[str, Any]:
-    settings = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    settings = TypeAdapter(Recipe).dump_python(run.recipe, mode="json")
+    mined = {} if run.hard_negatives is None else {"hard_negatives": _data_version(run.hard_negatives)}
     return {
-        "data": data_version,
+        "data": _data_version(run.training_set),
+        **mined,
         **{section: settings[section] for section in TRAINING_SECTIONS},
         "training": {key: settings["training"][key] for key in TRAINING_KEYS},
-        "weights": {name: weight for name, weight in sorted(source_weights.items()) if weight != 1.0},
-        "backbone": Path(backbone).name,  # the tiny one has its digest in its name
+        "weights": {name: weight for name, weight in sorted(run.source_weights.items()) if weight != 1.0},
+        "backbone": run.backbone.name,  # the tiny one has its digest in its name
     }
+
+
+def _data_version(folder: Path) -> str | None:
+    summary = read_stage(folder)
+    return None if summary is None else summary.data_version
 
 
 def identified_run(
@@ -54,24 +58,47 @@ def identified_run(
     """The run that trains this recipe on a training set (the workspace's own, unless another is given).
 
     Raises:
-        ValueError: there is no training set
+        ValueError: there is no training set, or its hard negatives were not mined yet
     """
     training_set = (training_set or workspace.training_set).resolve()
-    summary = read_stage(training_set)
-    if summary is None:
+    version = _data_version(training_set)
+    if version is None:
         raise ValueError(f"no training set at {training_set}: it has no stage.json")
-    identity = _trajectory(recipe, backbone, summary.data_version, source_weights)
-    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
-    name = f"{recipe.name}-{digest}"
-    return TrainingRun(
+    unnamed = TrainingRun(
         recipe=recipe,
         backbone=Path(backbone),
         training_set=training_set,
-        output=workspace.runs / name,
+        output=workspace.runs,
+        hard_negatives=mined_for(workspace, recipe, version),
         source_weights=dict(source_weights),
-        run_name=name,
-        tags={"data_version": summary.data_version, "recipe": recipe.name, **(tags or {})},
+        tags={"data_version": version, "recipe": recipe.name, **(tags or {})},
     )
+    identity = json.dumps(trajectory(unnamed), sort_keys=True)
+    name = f"{recipe.name}-{hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()}"
+    return replace(unnamed, output=workspace.runs / name, run_name=name)
+
+
+def mining_fingerprint(recipe: Recipe, data_version: str) -> str:
+    """What the mined hard negatives of a recipe depend on, but for the model that finds them."""
+    return fingerprint(MINING, data_version, to_json(recipe.mining), recipe.objective.positive_score)
+
+
+def mined_for(workspace: Workspace, recipe: Recipe, data_version: str) -> Path | None:
+    """The workspace's mined hard negatives, where a recipe trains with them; None: it trains without.
+
+    Raises:
+        ValueError: it does, and those that are there are of another training set or of other settings
+    """
+    if not recipe.mining.negatives_per_pair:
+        return None
+    found = read_stage(workspace.hard_negatives)
+    if found is None or found.fingerprint != mining_fingerprint(recipe, data_version):
+        state = "are not there" if found is None else "are those of other data or settings"
+        raise ValueError(
+            f"the hard negatives of recipe {recipe.name!r} {state} ({workspace.hard_negatives}): materialise "
+            "hard_negatives, or run `vipolyqwen mine`"
+        )
+    return workspace.hard_negatives.resolve() if found.details["teacher"] else None
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ This module imports neither the model nor transformers: workers are spawned, and
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Task, Turn
-from vipolyqwen_core.corpus.hashing import side_hash
 from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
+from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
 from vipolyqwen_core.training.plan import IntArray, drops_prefix, sample_keys
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
@@ -73,9 +73,11 @@ class ChunkLoader(Dataset[LoadedChunk]):
         prefix_dropout: float,
         seed: int,
         table: str = "train.arrow",
+        mined: Path | None = None,
     ) -> None:
-        self.arguments = (training_set, backbone, processing, prefix_dropout, seed, table)
+        self.arguments = (training_set, backbone, processing, prefix_dropout, seed, table, mined)
         self.rows = TrainingRows(training_set / table)
+        self.hard_negatives = HardNegatives(self.rows, mined)
         self.pictures = TrainingPictures(training_set)
         self.prefix_dropout = prefix_dropout
         self.seed = seed
@@ -97,12 +99,13 @@ class ChunkLoader(Dataset[LoadedChunk]):
         """
         started = time.perf_counter()
         rows = self.rows.take(request.rows)
-        keys = _keys_of(rows)
-        items = self._items(rows, request.epoch) or [Item()]
+        negatives = self.hard_negatives.of(request.rows, rows)
+        keys = _keys_of(rows, negatives)
+        items = self._items(rows, negatives, request.epoch) or [Item()]
         try:
             encoded = self.processor.encode_batch(items)
         except ItemError as error:
-            sample = rows[_row_of_item(error.item, rows)]["sample_id"]
+            sample = rows[_row_of_item(error.item, negatives)]["sample_id"]
             raise ValueError(f"step {request.step}, sample {sample}: {error.reason}") from error
         packed = pack(encoded, self.processor.layout, dummy_picture=request.needs_picture)
         return LoadedChunk(
@@ -112,64 +115,62 @@ class ChunkLoader(Dataset[LoadedChunk]):
             seconds=time.perf_counter() - started,
         )
 
-    def _items(self, rows: list[dict[str, Any]], epoch: int) -> list[Item]:
+    def _items(
+        self, rows: list[dict[str, Any]], negatives: list[list[HardNegative]], epoch: int
+    ) -> list[Item]:
         """Queries, then targets, then hard negatives."""
-        pictures = self.pictures.read([key for row in rows for key in _picture_keys(row)])
+        shown = [key for of_row in map(_picture_keys, rows, negatives) for key in of_row]
+        pictures = self.pictures.read(shown)
         dropped = drops_prefix(
             sample_keys([row["sample_id"] for row in rows]), self.prefix_dropout, self.seed, epoch
         )
 
-        def side(row: dict[str, Any], text: str, image_rows: list[int] | None, prefix: Task | None) -> Item:
-            images = tuple(pictures[row["source"], image] for image in image_rows or ())
+        def side(source: str, text: str, image_rows: Sequence[int] | None, prefix: Task | None) -> Item:
+            images = tuple(pictures[source, image] for image in image_rows or ())
             return Item(text, images, prefix=prefix)
 
-        queries, targets, negatives = [], [], []
-        for row, without in zip(rows, dropped, strict=True):
+        queries, targets, wrong = [], [], []
+        for row, of_row, without in zip(rows, negatives, dropped, strict=True):
             prefix = None if without else Task(row["prefix"])
             of_target = prefix if Side.TARGET in PREFIXED_SIDES[Task(row["task"])] else None
-            query = side(row, row["query"], row["query_image_rows"], prefix)
+            query = side(row["source"], row["query"], row["query_image_rows"], prefix)
             history = tuple(Turn(turn["role"], turn["text"]) for turn in row["history"] or ())
             queries.append(replace(query, history=history))
-            targets.append(side(row, row["target"], row["target_image_rows"], of_target))
-            of_negatives = row["negative_image_rows"] or [None] * len(row["negatives"] or ())
-            negatives += [
-                side(row, negative["text"], image_rows, of_target)
-                for negative, image_rows in zip(row["negatives"] or (), of_negatives, strict=True)
-            ]
-        return queries + targets + negatives
+            targets.append(side(row["source"], row["target"], row["target_image_rows"], of_target))
+            wrong += [side(each.source, each.text, each.image_rows, of_target) for each in of_row]
+        return queries + targets + wrong
 
 
-def _keys_of(rows: list[dict[str, Any]]) -> PairKeys:
+def _keys_of(rows: list[dict[str, Any]], negatives: list[list[HardNegative]]) -> PairKeys:
     return pair_keys(
         [row["task"] for row in rows],
         [row["query_hash"] for row in rows],
         [row["target_hash"] for row in rows],
         scores=[row["score"] for row in rows],
         positive_hashes=[row["positive_hash"] for row in rows],
-        negative_hashes=[
-            [side_hash(negative["text"], negative["images"] or ()) for negative in row["negatives"] or ()]
-            for row in rows
-        ],
+        negative_hashes=[[each.content_hash for each in of_row] for of_row in negatives],
+        negative_query_hashes=[[each.query_hash for each in of_row] for of_row in negatives],
+        negative_positive_hashes=[[each.positive_hash for each in of_row] for of_row in negatives],
     )
 
 
-def _picture_keys(row: dict[str, Any]) -> Iterator[PictureKey]:
-    """Every picture of a row."""
-    for image_rows in (
-        row["query_image_rows"],
-        row["target_image_rows"],
-        *(row["negative_image_rows"] or ()),
-    ):
+def _picture_keys(row: dict[str, Any], negatives: list[HardNegative]) -> Iterator[PictureKey]:
+    """Every picture of a row and of its hard negatives."""
+    for image_rows in (row["query_image_rows"], row["target_image_rows"]):
         for image in image_rows or ():
             yield row["source"], image
+    for negative in negatives:
+        for image in negative.image_rows:
+            yield negative.source, image
 
 
-def _row_of_item(item: int, rows: list[dict[str, Any]]) -> int:
+def _row_of_item(item: int, negatives: list[list[HardNegative]]) -> int:
     """Which row an item belongs to: queries, targets, then the negatives of each row."""
-    if item < 2 * len(rows):
-        return item % len(rows)
-    owners = [number for number, row in enumerate(rows) for _ in row["negatives"] or ()]
-    return owners[item - 2 * len(rows)]
+    num_rows = len(negatives)
+    if item < 2 * num_rows:
+        return item % num_rows
+    owners = [number for number, of_row in enumerate(negatives) for _ in of_row]
+    return owners[item - 2 * num_rows]
 
 
 def load_chunks(

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from vipolyqwen_core.config import BatchSettings, TaskBatching
 from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.training.hard_negatives import mined_sizes
 
 IntArray = npt.NDArray[np.int64]
 KeyArray = npt.NDArray[np.uint64]
@@ -52,11 +53,13 @@ class PlanIndex:
         return len(self.keys)
 
 
-def read_plan_index(path: Path) -> PlanIndex:
+def read_plan_index(path: Path, mined: Path | None = None) -> PlanIndex:
     """The index of a training set, `index.parquet`, read batch by batch into plain arrays.
 
+    Args:
+        mined: folder of mined hard negatives, which make rows longer; none: nothing was mined
     Raises:
-        ValueError: the file is missing or empty, or holds an unknown task
+        ValueError: the file is missing or empty, holds an unknown task, or the mined ones are of other rows
     """
     if not path.is_file():
         raise ValueError(f"no plan index {path}: build the training set first")
@@ -89,6 +92,13 @@ def read_plan_index(path: Path) -> PlanIndex:
     keys, tasks, sources, tokens, patches, images = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
+    if mined is not None:
+        added = mined_sizes(mined)
+        if len(added[0]) != len(keys):
+            raise ValueError(f"{mined} is of {len(added[0])} rows, {path} has {len(keys)}: mine anew")
+        tokens, patches, images = (
+            own + more for own, more in zip((tokens, patches, images), added, strict=True)
+        )
     return PlanIndex(keys, tasks, sources, tuple(source_codes), tokens, patches, images)
 
 

@@ -42,13 +42,14 @@ PictureKey = tuple[str, int]
 
 
 class TrainingRows:
-    """The rows of `train.arrow` or `eval.arrow`, memory-mapped. Travels to other processes as its path."""
+    """Rows of `train.arrow`, or of another table beside it, memory-mapped. Travels to other processes as its
+    path."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: tuple[str, ...] = COLUMNS) -> None:
+        self.path, self.columns = path, columns
 
-    def __reduce__(self) -> tuple[type["TrainingRows"], tuple[Path]]:
-        return TrainingRows, (self.path,)
+    def __reduce__(self) -> tuple[type["TrainingRows"], tuple[Path, tuple[str, ...]]]:
+        return TrainingRows, (self.path, self.columns)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -80,7 +81,9 @@ class TrainingRows:
             raise ValueError(f"{self.path} does not exist: build the training set first")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-            return [reader.get_batch(number).select(COLUMNS) for number in range(reader.num_record_batches)]
+            return [
+                reader.get_batch(number).select(self.columns) for number in range(reader.num_record_batches)
+            ]
         except (pa.ArrowInvalid, KeyError) as error:
             raise ValueError(f"{self.path} is not the table of a training set: {error}") from error
 

@@ -10,7 +10,7 @@ from vipolyqwen_core.portable_paths import meant, spelled
 
 RUN_FILE = "run.json"
 PLACES = ("backbone", "training_set", "output")
-"""Keys of the paths."""
+"""Keys of the paths that every run has."""
 
 
 def write_run(run: TrainingRun) -> Path:
@@ -20,6 +20,8 @@ def write_run(run: TrainingRun) -> Path:
     places = (backbone, run.training_set.absolute(), run.output.absolute())
     written = json.loads(to_json(run))
     written |= {key: spelled(place, run.output) for key, place in zip(PLACES, places, strict=True)}
+    if run.hard_negatives is not None:
+        written["hard_negatives"] = spelled(run.hard_negatives.absolute(), run.output)
     with written_aside(path) as aside:
         aside.write_text(json.dumps(written, ensure_ascii=False, indent=2), encoding="utf-8")
     return path
@@ -37,4 +39,5 @@ def read_run(path: Path) -> TrainingRun:
     run = from_json(TrainingRun, content, origin=str(path))
     written = json.loads(content)
     backbone, training_set, output = (meant(written[key], path.parent) for key in PLACES)
-    return replace(run, backbone=backbone, training_set=training_set, output=output)
+    mined = run.hard_negatives and meant(written["hard_negatives"], path.parent)
+    return replace(run, backbone=backbone, training_set=training_set, output=output, hard_negatives=mined)

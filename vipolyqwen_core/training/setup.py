@@ -48,7 +48,7 @@ def prepare(run: TrainingRun) -> Training:
         ValueError: the training set is missing or wrong, or the processes are not those of the settings
     """
     recipe, settings = run.recipe, run.recipe.training
-    index = read_plan_index(run.training_set / "index.parquet")
+    index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
     plan = plan_training(
         index, recipe.batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
     )

@@ -172,6 +172,7 @@ def chunk_stream(training: Training, first_step: int) -> Iterator[LoadedChunk]:
         recipe.processing,
         recipe.batches.prefix_dropout,
         recipe.training.seed,
+        mined=run.hard_negatives,
     )
     requests = chunk_requests(
         training.plan, recipe, first_step, accelerator.process_index, accelerator.num_processes

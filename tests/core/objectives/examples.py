@@ -13,7 +13,10 @@ def unit_rows(num_rows: int, dim: int, generator: torch.Generator, dtype=torch.f
 
 
 def mixed_pairs(num_pairs: int = 24, dim: int = 8, seed: int = 0, tasks=TASKS_IN_TURN) -> PairVectors:
-    """Pairs of several tasks with repeated queries, targets and positive keys, scores, hard negatives."""
+    """Pairs of several tasks with repeated queries, targets and positive keys, scores, hard negatives.
+
+    Some hard negatives are the target of another pair, and have its query and its key.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int) -> list[int]:
@@ -38,6 +41,8 @@ def mixed_pairs(num_pairs: int = 24, dim: int = 8, seed: int = 0, tasks=TASKS_IN
         scores=scores,
         positive_hashes=[value if value < 3 else 0 for value in draw(12)],
         negative_hashes=negatives,
+        negative_query_hashes=[[draw(contents)[0] for _ in of_pair] for of_pair in negatives],
+        negative_positive_hashes=[[draw(5)[0] for _ in of_pair] for of_pair in negatives],
     )
     return PairVectors(
         unit_rows(num_pairs, dim, generator),

@@ -26,7 +26,8 @@ class Pair:
     def __init__(self, task, query, target, query_hash, target_hash, positive, score, negatives):
         self.task, self.query, self.target = task, query, target
         self.query_hash, self.target_hash, self.positive_hash = query_hash, target_hash, positive
-        self.score, self.negatives = score, negatives  # negatives: (hash, vector)
+        self.score = score
+        self.negatives = negatives  # (hash, hash of its pair's query, of its pair's key, vector)
 
 
 def plain_pairs(pairs):
@@ -37,7 +38,12 @@ def plain_pairs(pairs):
     for i in range(pairs.num_pairs):
         score = keys.score[i].item()
         negatives = [
-            (keys.negative_hash[k].item(), pairs.negatives[k].tolist())
+            (
+                keys.negative_hash[k].item(),
+                keys.negative_query_hash[k].item(),
+                keys.negative_positive_hash[k].item(),
+                pairs.negatives[k].tolist(),
+            )
             for k in range(keys.num_negatives)
             if keys.negative_pair[k] == i
         ]
@@ -72,9 +78,15 @@ def wrong_targets(anchor, candidates, cross_task=False, hard=True):
             continue
         if not known_false(anchor, other) and other.target_hash != anchor.query_hash:
             wrong.append(other.target)
-        for content, vector in other.negatives if hard else ():
-            if content not in (anchor.target_hash, anchor.query_hash):
-                wrong.append(vector)
+        for content, of_query, of_key, vector in other.negatives if hard else ():
+            same_key = anchor.positive_hash != 0 and of_key == anchor.positive_hash
+            if (
+                content in (anchor.target_hash, anchor.query_hash)
+                or of_query == anchor.query_hash
+                or same_key
+            ):
+                continue
+            wrong.append(vector)
     return wrong
 
 
@@ -117,7 +129,7 @@ def sliced(pair, dim):
         pair.target_hash,
         pair.positive_hash,
         pair.score,
-        [(content, head(vector)) for content, vector in pair.negatives],
+        [(*hashes, head(vector)) for *hashes, vector in pair.negatives],
     )
 
 

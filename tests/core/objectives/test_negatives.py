@@ -45,6 +45,23 @@ def test_hard_negatives_leave_where_they_are_the_target_or_the_anchor_itself():
     ]
 
 
+def test_a_mined_negative_leaves_where_its_pair_has_the_same_query_or_the_same_key():
+    keys = pair_keys(
+        [Task.OCR] * 3,
+        [1, 2, 3],
+        [11, 12, 13],
+        positive_hashes=[0, 7, 0],
+        negative_hashes=[[91, 92, 93], [], []],
+        negative_query_hashes=[[3, 50, 0], [], []],  # 91 answers query 3, 93 was declared
+        negative_positive_hashes=[[0, 7, 0], [], []],  # 92 answers whatever has the key 7
+    )
+    assert excluded_targets(keys, keys)[:, 3:].tolist() == [
+        [False, False, False],
+        [False, True, False],
+        [True, False, False],
+    ]
+
+
 def test_other_tasks_give_no_candidates_unless_asked_for():
     keys = pair_keys(
         [Task.OCR, Task.INSTR, Task.OCR], [1, 2, 3], [11, 12, 13], negative_hashes=[[], [90], [91]]

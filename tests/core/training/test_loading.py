@@ -92,8 +92,8 @@ def test_a_dropped_prefix_is_dropped_on_both_sides_and_returns_in_other_epochs(l
 
 
 def replace_dropout(loader: ChunkLoader, share: float) -> tuple[object, ...]:
-    training_set, backbone, processing, _, seed, table = loader.arguments
-    return training_set, backbone, processing, share, seed, table
+    training_set, backbone, processing, _, *others = loader.arguments
+    return training_set, backbone, processing, share, *others
 
 
 def test_sizes_are_those_of_the_index(loader, training_set):
@@ -158,7 +158,7 @@ def test_a_missing_picture_is_an_error_that_names_it(loader, training_set, tmp_p
 
 
 def test_an_item_that_cannot_be_encoded_names_its_sample(loader):
-    training_set, backbone, processing, dropout, seed, _ = loader.arguments
+    training_set, backbone, processing, dropout, seed, *_ = loader.arguments
     narrow = ChunkLoader(training_set, backbone, replace(processing, max_tokens=4), dropout, seed)
     sample = loader.rows.take([3])[0]["sample_id"]
     with pytest.raises(ValueError, match=f"step 0, sample {sample}"):

@@ -1,0 +1,72 @@
+"""hard_negatives: for each training pair, wrong targets that the last exported model finds near its query."""
+
+import dagster as dg
+
+from assets.metadata import column_schema, reused, table
+from assets.resources import RecipeResource, WorkspaceResource
+from vipolyqwen_core.contract import MINED
+from vipolyqwen_core.workspace import Workspace
+
+NUM_EXAMPLES = 8
+
+
+@dg.asset(deps=["training_set"], kinds={"pytorch", "arrow"}, pool="gpu")
+def hard_negatives(workspace: WorkspaceResource, recipe: RecipeResource) -> dg.MaterializeResult[None]:
+    """Mined hard negatives, where the recipe asks for any (`mining.negatives_per_pair`).
+
+    The first model of a workspace trains without: there is none yet that could find them. What was mined
+    stands as long as training set and settings do.
+    """
+    place, settings = workspace.open(), recipe.load()
+    if not settings.mining.negatives_per_pair:
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion("none"),
+            metadata={"summary": "the recipe mines none (mining.negatives_per_pair is 0)"},
+        )
+    from vipolyqwen_core.mining.mine import mine
+
+    summary = mine(place, settings)
+    details = summary.details
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(summary.data_version),
+        metadata={
+            "summary": f"{details['negatives']:,} for {details['pairs_with_negatives']:,} of "
+            f"{summary.pairs_in:,} pairs, by model version {details['teacher']}"
+            if details["teacher"]
+            else "nothing was exported yet: no model could find any, and training goes without",
+            "dagster/row_count": summary.pairs_out,
+            "dagster/column_schema": column_schema(MINED),
+            "counts": table(["", ""], [(name.replace("_", " "), value) for name, value in details.items()]),
+            "examples": examples(place),
+            "seconds": round(summary.seconds, 2),
+            "reused": reused(summary.reused),
+            "folder": dg.MetadataValue.path(str(place.hard_negatives)),
+        },
+    )
+
+
+def examples(place: Workspace) -> dg.MetadataValue[str]:
+    """Some pairs with their nearest negative, spread over the table: is it wrong?"""
+    import polars as pl
+
+    pairs = pl.scan_ipc(place.training_set / "train.arrow").select(
+        pl.int_range(pl.len()).alias("row"), "task", "query", "target"
+    )
+    nearest = pl.scan_ipc(place.hard_negatives / "mined.arrow").select(
+        pl.int_range(pl.len()).alias("row"),
+        pl.col("negatives").list.first().alias("negative"),
+        pl.col("similarities").list.first().alias("similarity"),
+    )
+    chosen = nearest.drop_nulls("negative").collect()
+    if chosen.is_empty():
+        return dg.MetadataValue.md("nothing was mined")
+    chosen = chosen.gather_every(max(1, chosen.height // NUM_EXAMPLES)).head(NUM_EXAMPLES)
+    shown = (
+        chosen.lazy()
+        .join(pairs, on="row")
+        .join(pairs.select(negative="row", wrong="target"), on="negative")
+        .sort("row")
+        .select("task", "query", "target", "wrong", "similarity")
+        .collect()
+    )
+    return table(["task", "query", "its target", "hard negative", "similarity"], shown.rows())

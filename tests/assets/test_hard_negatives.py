@@ -1,0 +1,70 @@
+"""hard_negatives: what a person sees of the stage, with a model that finds some and without."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.checks import model_checks
+from assets.hard_negatives import hard_negatives
+from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
+from tests.core.small_training_set import some_pairs, write_training_set
+from vipolyqwen_core.config import ExportSettings, MiningSettings, Recipe, to_json
+from vipolyqwen_core.contract import Split
+from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.serving.export import export
+from vipolyqwen_core.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path))
+    place = Workspace(tmp_path)
+    write_training_set(place.training_set, (replace(pair, split=Split.TRAIN) for pair in some_pairs()[:40]))
+    return place
+
+
+def materialize(place: Workspace, recipe: Recipe) -> dict[str, dg.MetadataValue]:
+    """Metadata of the asset, after its check has passed."""
+    path = place.home / "recipe.json"
+    path.write_text(to_json(recipe))
+    result = dg.materialize(
+        [hard_negatives, *(check for check in model_checks() if "hard_negatives" in str(check.check_keys))],
+        resources={
+            "workspace": WorkspaceResource(home=str(place.home)),
+            "recipe": RecipeResource(name=str(path)),
+            "manifest": ManifestResource(path=None, home=str(place.home)),
+            "mlflow": MlflowResource(tracking_uri="", artifacts="", ui_url=""),
+        },
+    )
+    (check,) = result.get_asset_check_evaluations()
+    assert check.passed
+    (event,) = result.asset_materializations_for_node("hard_negatives")
+    return dict(event.metadata)
+
+
+def test_examples_and_counts_are_shown(workspace: Workspace, tiny_model_dir: Path) -> None:
+    export(workspace.training_set, tiny_model_dir, "7", workspace, ExportSettings())
+    mining = MiningSettings(negatives_per_pair=1, max_similarity_share=1.0)
+    shown = materialize(workspace, replace(demo(), mining=mining))
+    assert "by model version 7" in shown["summary"].value
+    lines = shown["examples"].value.splitlines()
+    assert lines[0] == "| task | query | its target | hard negative | similarity |"
+    assert len(lines) > 4
+    for line in lines[2:]:
+        task, _, target, wrong, similarity, _ = (cell.strip("| ") for cell in line.split(" |"))
+        assert target != wrong, line
+        assert -1 <= float(similarity) < 1, line
+        assert task in {"instr", "text_pair", "ocr", "vqa_single", "vqa_multi"}
+
+
+def test_a_first_model_trains_without(workspace: Workspace) -> None:
+    shown = materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
+    assert "nothing was exported yet" in shown["summary"].value
+    assert shown["examples"].value == "nothing was mined"
+
+
+def test_a_recipe_that_mines_none_leaves_no_trace(workspace: Workspace) -> None:
+    assert "the recipe mines none" in materialize(workspace, demo())["summary"].value
+    assert not workspace.hard_negatives.exists()

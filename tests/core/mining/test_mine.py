@@ -1,0 +1,247 @@
+"""Mining: near wrong targets of other pairs, never a right answer that is known; training uses them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.core.small_training_set import SmallPair, picture, write_training_set
+from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.config import MiningSettings, ProcessingSettings, Recipe
+from vipolyqwen_core.contract import MINED, Split, Task
+from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
+from vipolyqwen_core.mining.mine import Pairs, PairVectors, find_negatives, mine
+from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.serving.export import export
+from vipolyqwen_core.training.identity import identified_run
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
+from vipolyqwen_core.training.run_file import read_run, write_run
+from vipolyqwen_core.workspace import Workspace
+
+COUNT = 2
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def random_pairs(count: int, seed: int) -> tuple[Pairs, PairVectors]:
+    """Pairs of two tasks with few distinct contents, some keys, and queries near their targets."""
+    random = np.random.default_rng(seed)
+
+    def contents(low: int, distinct: int) -> np.ndarray:
+        return (random.integers(0, distinct, count) + low).astype(np.uint64)
+
+    query, target = contents(1, count), contents(count // 2, count)  # some content stands on both sides
+    pairs = Pairs(
+        keys=np.arange(count, dtype=np.uint64),
+        task=random.integers(0, 2, count),
+        query=query,
+        target=target,
+        positive=random.integers(0, 4, count).astype(np.uint64)
+        * (random.random(count) < 0.3).astype(np.uint64),
+        asks=random.random(count) < 0.8,
+        sizes={name: np.ones(count, dtype=np.int64) for name in ("tokens", "patches", "images")},
+    )
+    by_content = unit(random.normal(size=(2 * count + 1, 8)) + 1).astype(np.float16)
+    vectors = PairVectors(by_content, query.astype(np.int64), by_content, target.astype(np.int64), ())
+    return pairs, vectors
+
+
+def right_answers(pairs: Pairs, anchor: int) -> set[int]:
+    """Contents that answer a row, by the plain rule."""
+    right = {int(pairs.query[anchor]), int(pairs.target[anchor])}
+    for row in range(len(pairs)):
+        same_key = pairs.positive[anchor] != 0 and pairs.positive[row] == pairs.positive[anchor]
+        if pairs.query[row] == pairs.query[anchor] or same_key:
+            right.add(int(pairs.target[row]))
+    return right
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_nearest_wrong_targets_of_the_task_are_found(seed: int) -> None:
+    pairs, vectors = random_pairs(60, seed)
+    mined = find_negatives(pairs, vectors, MiningSettings(negatives_per_pair=COUNT, max_similarity_share=0.9))
+    whole = vectors.query[vectors.query_rows].astype(np.float64) @ vectors.target[vectors.target_rows].T
+    found = 0
+    for anchor in range(len(pairs)):
+        rows = mined.negatives[anchor][mined.negatives[anchor] >= 0]
+        if not pairs.asks[anchor]:
+            assert not len(rows)
+            continue
+        right, limit = right_answers(pairs, anchor), whole[anchor, anchor]
+        limit -= 0.1 * abs(limit)
+        wrong = {
+            int(pairs.target[row]): whole[anchor, row]
+            for row in range(len(pairs))
+            if pairs.task[row] == pairs.task[anchor]
+            and int(pairs.target[row]) not in right
+            and whole[anchor, row] < limit
+        }
+        expected = sorted(wrong.values(), reverse=True)[:COUNT]
+        assert np.allclose(mined.similarities[anchor][: len(rows)], expected, atol=1e-4)
+        assert [int(pairs.target[row]) in wrong for row in rows] == [True] * len(expected)
+        assert len({int(pairs.target[row]) for row in rows}) == len(rows), "the same content twice"
+        found += len(rows)
+    assert found > len(pairs), "the example must have something to find"
+
+
+def training_pairs() -> list[SmallPair]:
+    """Training pairs of three tasks, with pictures on targets, keys, scores; and a pair to evaluate."""
+    pairs = []
+    for number in range(8):
+        pairs += [
+            SmallPair(f"Say number {number}", f"The number is {number}.", positive_key=f"n{number % 4}"),
+            SmallPair(f"Describe {number}", f"<image>disc {number}", target_pictures=(number,)),
+            SmallPair(f"a thing {number}", f"the thing {number}", Task.TEXT_PAIR, score=number / 7),
+            SmallPair(
+                f"<image>What colour is {number}?",
+                f"colour {number % 3}",
+                Task.VQA_SINGLE,
+                query_pictures=(number,),
+            ),
+        ]
+    return [*(replace(pair, split=Split.TRAIN) for pair in pairs), SmallPair("Ask", "Answer")]
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return replace(demo(), mining=MiningSettings(negatives_per_pair=COUNT, max_similarity_share=1.0))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path))
+    place = Workspace(tmp_path)
+    write_training_set(place.training_set, training_pairs())
+    return place
+
+
+def mined_rows(workspace: Workspace) -> list[dict[str, list[int]]]:
+    table = pa.ipc.open_file(workspace.hard_negatives / "mined.arrow").read_all()
+    assert table.schema == arrow_schema(MINED)
+    return table.to_pylist()
+
+
+@pytest.fixture
+def mined(workspace: Workspace, recipe: Recipe, tiny_model_dir: Path) -> StageSummary:
+    """An export of another training set, then mining for the present one."""
+    present = training_pairs()
+    write_training_set(workspace.training_set, present[:6])
+    export(workspace.training_set, tiny_model_dir, "3", workspace, recipe.export)
+    write_training_set(workspace.training_set, present)
+    return mine(workspace, recipe)
+
+
+def test_what_is_mined_is_near_by_the_model_of_the_export(
+    workspace: Workspace, mined: StageSummary, tiny_model_dir: Path
+) -> None:
+    assert mined.details["teacher"] == "3"
+    rows = mined_rows(workspace)
+    assert len(rows) == 32
+    train = [pair for pair in training_pairs() if pair.split is Split.TRAIN]
+    embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    asked = embedder.encode(train[0].query)
+    shown = [[picture(number) for number in pair.target_pictures] or None for pair in train]
+    similarity = embedder.encode([pair.target for pair in train], images=shown) @ asked
+    own = [row for row, pair in enumerate(train) if pair.task is Task.INSTR]
+    wrong = [r for r in own if train[r].positive_key != "n0" and similarity[r] < similarity[0]]
+    nearest = sorted(wrong, key=lambda row: -similarity[row])[:COUNT]
+    assert rows[0]["negatives"] == nearest
+    assert np.allclose(rows[0]["similarities"], similarity[nearest], atol=2e-3)
+    unasked = [row for row, pair in enumerate(train) if pair.score is not None and pair.score < 0.5]
+    assert unasked
+    assert all(rows[row]["negatives"] == [] for row in unasked)
+
+
+def test_without_an_export_nothing_is_mined_and_training_goes_without(
+    workspace: Workspace, recipe: Recipe, tiny_backbone: Path
+) -> None:
+    summary = mine(workspace, recipe)
+    assert summary.details["teacher"] == ""
+    assert all(row["negatives"] == [] for row in mined_rows(workspace))
+    run = identified_run(workspace, recipe, tiny_backbone, {})
+    plain = identified_run(workspace, replace(recipe, mining=MiningSettings()), tiny_backbone, {})
+    assert run.hard_negatives is None
+    assert run.run_name == plain.run_name
+    assert mine(workspace, recipe).reused
+
+
+def test_what_was_mined_stands_until_data_or_settings_change(
+    workspace: Workspace, mined: StageSummary, recipe: Recipe, tiny_model_dir: Path
+) -> None:
+    export(workspace.training_set, tiny_model_dir, "4", workspace, recipe.export)  # a new champion
+    again = mine(workspace, recipe)
+    assert (again.reused, again.data_version) == (True, mined.data_version)
+    other = replace(recipe, mining=replace(recipe.mining, negatives_per_pair=1))
+    fewer = mine(workspace, other)
+    assert not fewer.reused
+    assert fewer.details["teacher"] == "4"
+    assert max(len(row["negatives"]) for row in mined_rows(workspace)) == 1
+
+
+def test_a_run_with_mined_negatives_is_a_run_of_its_own(
+    workspace: Workspace, mined: StageSummary, recipe: Recipe, tiny_backbone: Path
+) -> None:
+    run = identified_run(workspace, recipe, tiny_backbone, {})
+    plain = identified_run(workspace, replace(recipe, mining=MiningSettings()), tiny_backbone, {})
+    assert run.hard_negatives == workspace.hard_negatives
+    assert run.run_name != plain.run_name
+    path = write_run(run)
+    assert json.loads(path.read_text())["hard_negatives"] == "../../hard_negatives"
+    assert read_run(path) == run
+    other = replace(recipe, mining=replace(recipe.mining, negatives_per_pair=1))
+    with pytest.raises(ValueError, match="are those of other data or settings"):
+        identified_run(workspace, other, tiny_backbone, {})
+
+
+def test_training_on_negatives_that_were_not_mined_is_refused(
+    workspace: Workspace, recipe: Recipe, tiny_backbone: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"are not there .*vipolyqwen mine"):
+        identified_run(workspace, recipe, tiny_backbone, {})
+    with pytest.raises(ValueError, match=r"mines nothing: its mining.negatives_per_pair is 0"):
+        mine(workspace, demo())
+
+
+def test_a_chunk_holds_the_targets_that_were_mined(
+    workspace: Workspace, mined: StageSummary, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    loader = ChunkLoader(
+        workspace.training_set, tiny_backbone, tiny_processing, 0.0, 0, mined=workspace.hard_negatives
+    )
+    rows = np.array([1, 0, 30], dtype=np.int64)  # a picture's pair, a keyed one, a scored one
+    chunk = loader[ChunkRequest(0, 0, rows, needs_picture=False)]
+    table = mined_rows(workspace)
+    chosen = [table[row]["negatives"] for row in rows]
+    assert all(len(negatives) == COUNT for negatives in chosen)
+    flat = loader.rows.take([row for negatives in chosen for row in negatives])
+    keys = chunk.keys
+    assert keys.negative_pair.tolist() == [0, 0, 1, 1, 2, 2]
+    for found, column in (
+        (keys.negative_hash, "target_hash"),
+        (keys.negative_query_hash, "query_hash"),
+        (keys.negative_positive_hash, "positive_hash"),
+    ):
+        assert [value % 2**64 for value in found.tolist()] == [row[column] for row in flat]
+    segments = [part.tolist() for part in chunk.packed.input_ids.split(chunk.packed.segments.lengths)]
+    texts = [loader.processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in segments]
+    assert texts[6:] == [row["target"].replace("<image>", "") for row in flat]
+    prefix = loader.processor.prompt.prefixes[Task.TEXT_PAIR]
+    assert [ids[0] == prefix for ids in segments[6:]] == [False] * 4 + [True] * 2
+    pictures = sum(len(row["target_image_rows"]) for row in flat) + 1  # and the target of the first pair
+    assert len(chunk.packed.pictures.grid) == pictures
+
+
+def test_the_summary_tells_who_found_how_many(workspace: Workspace, mined: StageSummary) -> None:
+    told = read_stage(workspace.hard_negatives)
+    assert told is not None
+    assert told.pairs_in == told.pairs_out == 32
+    counts = [len(row["negatives"]) for row in mined_rows(workspace)]
+    assert told.details["negatives"] == sum(counts)
+    assert told.details["pairs_with_negatives"] == sum(map(bool, counts))
+    assert told.details["pairs_that_ask"] == 28
+    assert told.details["mean_similarity_of_negatives"] < told.details["mean_similarity_of_targets"]
