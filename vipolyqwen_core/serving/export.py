@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import lancedb
 import numpy as np
@@ -31,7 +32,8 @@ from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, written_aside
 from vipolyqwen_core.serving.current_export import CurrentExport
-from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
+from vipolyqwen_core.serving.encoder import Vectors
+from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import IDENTITY, KEY, ExportedSides, Hashes, SideBlock, row_hashes
 from vipolyqwen_core.serving.search import TABLE
 from vipolyqwen_core.workspace import Workspace
@@ -94,8 +96,9 @@ def export(
     in_place = table is not None
     if table is None:
         table = _staged_table(folder, schema)
-    update = _Update(table, ExportedSides(training_set), model, settings.batch_tokens)
-    update.run()
+    with EncodingPool(model, settings.batch_tokens) as pool:
+        update = _Update(table, ExportedSides(training_set), pool)
+        update.run()
     if update.changed or not _is_indexed(table, "text"):
         _index(table, settings)
     if update.changed or not parquet.is_file():
@@ -227,11 +230,21 @@ class _Standing:
         table.checkout_latest()
 
 
+class _Encoding(NamedTuple):
+    """Rows of a block whose vectors are being computed."""
+
+    rows: pa.Table
+    number: np.ndarray
+    """Which of the vectors each row has."""
+    vectors: Future[Vectors]
+
+
 class _Update:
     """Makes a table hold exactly the sides of a training set, and counts what it took."""
 
-    def __init__(self, table: Table, wanted: ExportedSides, model: Path, batch_tokens: int) -> None:
-        self.table, self.wanted, self.model, self.batch_tokens = table, wanted, model, batch_tokens
+    def __init__(self, table: Table, wanted: ExportedSides, pool: EncodingPool) -> None:
+        self.table, self.wanted, self.pool = table, wanted, pool
+        self.pending: deque[_Encoding] = deque()
         self.model_version = table.schema.metadata[b"model_version"].decode()
         self.encoded = self.updated = self.deleted = 0
 
@@ -256,13 +269,10 @@ class _Update:
                 known = _is_among(keys, standing.keys)
                 self._move(block, missing[known], standing.vectors(keys[known]))
                 self._add(block, missing[~known])
+        self._finish(most_pending=0)
         stale = ~_is_among(standing.identities, np.sort(_joined(wanted)))
         standing.delete_from(self.table, standing.row_ids[stale])
         self.deleted = int(stale.sum()) - self.updated
-
-    @cached_property
-    def _embedder(self) -> ViPolyQwenEmbedder:
-        return ViPolyQwenEmbedder.from_pretrained(self.model)
 
     def _move(self, block: SideBlock, places: np.ndarray, vectors: Vectors) -> None:
         """Rows whose pair changed its split or its place: the vector stays."""
@@ -275,11 +285,18 @@ class _Update:
         if len(places) == 0:
             return
         _, first, number = np.unique(block.content[places], return_index=True, return_inverse=True)
-        items = block.sides.items(block.request(int(place)) for place in places[first])
-        vectors = self._embedder.encode_items(items, self.batch_tokens)
-        self._write(block.rows.take(pa.array(places)), vectors[number])
-        self.encoded += len(places)
-        logger.info("encoded %d rows", self.encoded)
+        requests = [block.request(int(place)) for place in places[first]]
+        rows = block.rows.take(pa.array(places))
+        self.pending.append(_Encoding(rows, number, self.pool.submit(block.sides, requests)))
+        self._finish(self.pool.most_pending)
+
+    def _finish(self, most_pending: int) -> None:
+        """Write what was encoded first, until no more than so many blocks are on their way."""
+        while len(self.pending) > most_pending:
+            done = self.pending.popleft()
+            self._write(done.rows, done.vectors.result()[done.number])
+            self.encoded += done.rows.num_rows
+            logger.info("encoded %d rows", self.encoded)
 
     def _write(self, rows: pa.Table, vectors: Vectors) -> None:
         columns = {name: rows[name] for name in rows.column_names}

@@ -20,6 +20,7 @@ from vipolyqwen_core.config import ExportSettings, ModelSettings, ProcessingSett
 from vipolyqwen_core.contract import EXPORT, Split
 from vipolyqwen_core.serving import export as export_module
 from vipolyqwen_core.serving.current_export import current_model, read_current
+from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.export import ExportSummary, export, export_schema
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import Hit, search, search_words
@@ -230,10 +231,12 @@ def test_rows_that_go_or_move_are_deleted_in_one_step(tmp_path: Path, tiny_model
             filled,
             strict=True,
         )
-        export_module._Update(table, None, tiny_model_dir, 1)._write(block.rows, filled)  # type: ignore[arg-type]
+        export_module._Update(table, None, None)._write(block.rows, filled)  # type: ignore[arg-type]
     before = table.version
     write_training_set(workspace.training_set, pairs[28:])
-    update = export_module._Update(table, ExportedSides(workspace.training_set), tiny_model_dir, 1)
+    update = export_module._Update(
+        table, ExportedSides(workspace.training_set), EncodingPool(tiny_model_dir, 1)
+    )
     update.run()
     assert (update.deleted, update.updated, update.encoded) == (56, 56, 0)
     assert table.version - before == 8 + 1  # four blocks of two sides that moved; and all that had to go

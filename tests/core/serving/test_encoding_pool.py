@@ -1,0 +1,115 @@
+"""Encoding by several processes gives the vectors of one, in their places."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.core.small_training_set import some_pairs, write_training_set
+from vipolyqwen_core.config import ExportSettings
+from vipolyqwen_core.contract import Side, Split
+from vipolyqwen_core.serving import encoding_pool
+from vipolyqwen_core.serving.encoding_pool import EncodingPool, encoding_devices
+from vipolyqwen_core.serving.export import export
+from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
+from vipolyqwen_core.workspace import Workspace
+
+TWO = ("cpu", "cpu")
+BATCH_TOKENS = 512
+
+
+@pytest.fixture(scope="module")
+def training_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_training_set(tmp_path_factory.mktemp("set"), some_pairs())
+
+
+def blocks(training_set: Path) -> list[tuple[StoredSides, list[SideRequest]]]:
+    """Both sides of the evaluation pairs, in blocks of seven; one of the last is short."""
+    sides = StoredSides(training_set, Split.EVAL)
+    requests = [SideRequest(row, side) for row in range(len(sides.rows)) for side in Side]
+    return [(sides, requests[start : start + 7]) for start in range(0, len(requests), 7)]
+
+
+def test_two_processes_give_the_vectors_of_one(training_set: Path, tiny_model_dir: Path) -> None:
+    found = []
+    for devices in (("cpu",), TWO):
+        with EncodingPool(tiny_model_dir, BATCH_TOKENS, devices) as pool:
+            pending = [pool.submit(*block) for block in blocks(training_set)]
+            found.append(np.concatenate([future.result() for future in pending]))
+    assert np.array_equal(*found)
+
+
+def test_an_error_of_a_process_comes_with_its_block(training_set: Path, tiny_model_dir: Path) -> None:
+    (sides, requests), *_ = blocks(training_set)
+    with EncodingPool(tiny_model_dir, BATCH_TOKENS, TWO) as pool:
+        broken = pool.submit(sides, [SideRequest(10_000, Side.QUERY)])
+        whole = pool.submit(sides, requests)
+        with pytest.raises(ValueError, match="row 10000 was asked for"):
+            broken.result()
+        assert len(whole.result()) == len(requests)
+
+
+def test_an_export_by_two_processes_equals_one(
+    tmp_path: Path, training_set: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for name, devices in (("one", ("cpu",)), ("two", TWO)):
+        monkeypatch.setattr(encoding_pool, "encoding_devices", lambda devices=devices: devices)
+        place = Workspace(tmp_path / name)
+        summary = export(training_set, tiny_model_dir, "1", place, ExportSettings(batch_tokens=BATCH_TOKENS))
+        assert summary.encoded == 2 * len(some_pairs())
+        tables.append(summary.parquet.read_bytes())
+    assert tables[0] == tables[1]
+
+
+def test_without_a_gpu_there_is_one_device() -> None:
+    assert encoding_devices() == ("cpu",)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.core.serving.test_encoding_pool import BATCH_TOKENS, TWO, blocks
+from vipolyqwen_core.serving.encoding_pool import EncodingPool
+import multiprocessing, time
+if __name__ == "__main__":
+    with EncodingPool(Path(sys.argv[1]), BATCH_TOKENS, TWO) as pool:
+        for future in [pool.submit(*block) for block in blocks(Path(sys.argv[2]))]:
+            future.result()
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        time.sleep(600)
+"""
+
+
+def test_no_process_outlives_a_caller_that_was_killed(
+    tmp_path: Path, training_set: Path, tiny_model_dir: Path
+) -> None:
+    script = tmp_path / "caller.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tiny_model_dir), str(training_set)]
+    root = Path(__file__).resolve().parents[3]
+    caller = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert caller.stdout is not None
+    workers = [int(pid) for pid in caller.stdout.readline().split()]
+    assert len(workers) == 2
+    caller.send_signal(signal.SIGKILL)
+    caller.wait()
+    deadline = time.monotonic() + 30
+    while any(is_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,101 @@
+"""Encoding on all GPUs of a machine: a process and an embedder each; without a second GPU, in this process.
+
+The sides travel as their places in the training set, and each process reads texts and pictures itself: only
+requests go out and only vectors come back.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Final
+
+import torch
+
+from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
+from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
+
+AHEAD: Final = 2
+"""Blocks that each process is given at once, so that none waits for the next."""
+
+
+def encoding_devices() -> tuple[str, ...]:
+    """All GPUs that this process may use, or the CPU."""
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count())) or ("cpu",)
+
+
+class EncodingPool:
+    """Embedders of one model on several devices. Nothing starts before the first block; close it."""
+
+    def __init__(self, model: Path, batch_tokens: int, devices: Sequence[str] | None = None) -> None:
+        self.model, self.batch_tokens = model, batch_tokens
+        self.devices = tuple(devices or encoding_devices())
+        self._embedder: ViPolyQwenEmbedder | None = None
+        self._processes: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "EncodingPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._processes is not None:
+            self._processes.shutdown(cancel_futures=True)
+
+    @property
+    def most_pending(self) -> int:
+        """Blocks that should be in flight, so that all devices are at work."""
+        return AHEAD * len(self.devices) if len(self.devices) > 1 else 0
+
+    def submit(self, sides: StoredSides, requests: Sequence[SideRequest]) -> "Future[Vectors]":
+        """The vectors of some sides, [N, D], when they are there.
+
+        An error of a worker comes with the result; one that was killed ends the pool.
+        """
+        if len(self.devices) > 1:
+            self._processes = self._processes or self._started()
+            return self._processes.submit(_encode, sides, requests, self.batch_tokens)
+        self._embedder = self._embedder or ViPolyQwenEmbedder.from_pretrained(self.model, self.devices[0])
+        done: Future[Vectors] = Future()
+        done.set_result(self._embedder.encode_items(sides.items(requests), self.batch_tokens))
+        return done
+
+    def _started(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # neither CUDA nor Lance survives a fork
+        devices: SimpleQueue[str] = context.SimpleQueue()
+        for device in self.devices:
+            devices.put(device)
+        threads = max(1, torch.get_num_threads() // len(self.devices))
+        return ProcessPoolExecutor(
+            len(self.devices), context, initializer=_start, initargs=(self.model, devices, threads)
+        )
+
+
+_embedder: ViPolyQwenEmbedder
+"""In a worker: that of its device."""
+
+
+def _start(model: Path, devices: "SimpleQueue[str]", threads: int) -> None:
+    """Make a process a worker with a device of its own: it leaves Ctrl-C to its caller and ends with it."""
+    global _embedder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_caller, daemon=True).start()
+    torch.set_num_threads(threads)
+    _embedder = ViPolyQwenEmbedder.from_pretrained(model, devices.get())
+
+
+def _end_with_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    wait([caller.sentinel])
+    os._exit(1)  # it was killed, and nobody will ever take the vectors
+
+
+def _encode(sides: StoredSides, requests: Sequence[SideRequest], batch_tokens: int) -> Vectors:
+    return _embedder.encode_items(sides.items(requests), batch_tokens)
