@@ -15,7 +15,7 @@ from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.portable_paths import meant, spelled
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
 before is made anew."""
 

@@ -25,6 +25,49 @@ def test_queries_of_one_component_are_not_taken_for_independent() -> None:
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
+def wins_by_chance(num_pools: int, shared: bool, trials: int = 300) -> float:
+    """How often a model that is no better seems surely better: 60 pictures, three questions on each."""
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(60), 3)
+    wins = 0
+    for trial in range(trials):
+        effects = rng.normal(0.0, 0.3, (1 if shared else num_pools, 60))
+        effects = np.broadcast_to(effects, (num_pools, 60))
+        pools = [effects[pool][clusters] + rng.normal(0.0, 0.2, 180) for pool in range(num_pools)]
+        apart = [clusters if shared else clusters + 60 * pool for pool in range(num_pools)]
+        samples = [Sample(values, numbers) for values, numbers in zip(pools, apart, strict=True)]
+        wins += bootstrap_mean(samples, 200, 0.95, seed=trial).low > 0
+    return wins / trials
+
+
+@pytest.mark.parametrize("num_pools", [1, 3, 5])
+def test_what_pools_share_is_not_taken_for_independent(num_pools: int) -> None:
+    # 2.5 % by the interval, some more with 60 components; drawn apart, five pools gave 15 %
+    assert wins_by_chance(num_pools, shared=True) <= 0.06
+    assert wins_by_chance(num_pools, shared=False) <= 0.06
+
+
+def test_pools_with_the_same_pictures_are_no_surer_than_one_of_them() -> None:
+    values = np.random.default_rng(1).normal(size=100)
+    one = bootstrap_mean([Sample(values, np.arange(100))], 500, 0.95, seed=2)
+    thrice = bootstrap_mean([Sample(values, np.arange(100))] * 3, 500, 0.95, seed=2)
+    assert (thrice.mean, thrice.low, thrice.high) == pytest.approx((one.mean, one.low, one.high))
+
+
+def test_a_pool_of_which_nothing_is_drawn_is_left_out_of_that_resample() -> None:
+    two, many = Sample(np.full(2, 4.0), np.arange(2)), Sample(np.zeros(50), np.arange(10, 60))
+    interval = bootstrap_mean([two, many], 2000, 0.95, seed=0)
+    assert (interval.low, interval.high) == (0.0, 2.0)  # 0 without the first, 2 with both
+
+
+def test_blocks_do_not_move_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [Sample(np.random.default_rng(n).normal(size=40), np.arange(40) + 20 * n) for n in range(2)]
+    whole = bootstrap_mean(samples, 100, 0.95, seed=3)
+    monkeypatch.setattr("vipolyqwen_core.evaluation.bootstrap.BLOCK_DRAWS", 1)
+    single = bootstrap_mean(samples, 100, 0.95, seed=3)
+    assert (single.low, single.high) == pytest.approx((whole.low, whole.high))  # sums of another order
+
+
 def test_one_component_alone_proves_nothing() -> None:
     together = Sample(np.full(200, 0.4), np.zeros(200, dtype=np.int64))
     apart = Sample(np.full(200, 0.4), np.arange(200))
