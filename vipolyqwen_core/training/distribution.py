@@ -46,16 +46,21 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     return accelerator
 
 
-def shard_head(model: ViPolyQwenModel, settings: TrainingSettings) -> None:
-    """Under FSDP2, make pooling and projection a unit of their own, which computes in float32.
+def shard_ends(model: ViPolyQwenModel, settings: TrainingSettings) -> None:
+    """Under FSDP2, make units of what accelerate would put where it does not belong.
 
-    accelerate has one precision for all units, and vectors rounded to bfloat16 would blur their cosines. Call
-    it before the optimizer is built: parameters are replaced.
+    Pooling and projection compute in float32: accelerate has one precision for all units, and vectors rounded
+    to bfloat16 would blur their cosines. The norm behind the last layer would share a unit with the ends of
+    the vision tower, which leaves out chunks of texts alone: then some gradients of the unit are sums in
+    float32 and others new ones in bfloat16, which FSDP2 refuses. Call it before the optimizer is built:
+    parameters are replaced.
     """
     if settings.distribution is Distribution.FSDP2:
         head = [part for part in (model.pooling, model.projection) if list(part.parameters())]
         fully_shard(head, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
         register_fsdp_forward_method(model.pooling, "weights")
+        norm, policy = model.backbone.language_model.norm, _precision_policy(settings.precision)
+        fully_shard(norm, mp_policy=policy, reshard_after_forward=False)
 
 
 def check_wrapped(model: nn.Module, settings: TrainingSettings) -> None:
@@ -85,7 +90,12 @@ def _mode(accelerator: Accelerator) -> Distribution | None:
 
 
 def _precision_policy(precision: Precision) -> MixedPrecisionPolicy:
-    """Gathered weights and activations in bfloat16; shards, gradients' sums and the optimizer in float32."""
+    """Gathered weights and activations in bfloat16; shards, gradients' sums and the optimizer in float32.
+
+    Inputs stay as they are: the rotary tables of the vision tower are float32, as in one process.
+    """
     if precision is Precision.BFLOAT16:
-        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        return MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     return MixedPrecisionPolicy()

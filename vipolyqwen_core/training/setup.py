@@ -11,7 +11,7 @@ from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training.checkpoints import Checkpoints, Progress, initialise_optimizer
 from vipolyqwen_core.training.compilation import compile_layers
-from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_head, start_accelerator
+from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_ends, start_accelerator
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.identity import trajectory
@@ -60,7 +60,7 @@ def prepare(run: TrainingRun) -> Training:
     if settings.compile_layers:
         compile_layers(bare)
     counter = FlopCounter.of(bare)
-    shard_head(bare, settings)
+    shard_ends(bare, settings)
     model, prepared = accelerator.prepare(bare, build_optimizer(bare, recipe.optimizer))
     check_wrapped(model, settings)
     optimizer = prepared.optimizer

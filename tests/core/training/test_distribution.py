@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import Distribution, TrainingRun
 from vipolyqwen_core.training.distribution import start_accelerator
+from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
+from vipolyqwen_core.training.schedule import chunk_requests
 from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
@@ -103,6 +106,29 @@ def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
     shutil.rmtree(shared.output / "checkpoints" / "step_6")
     train(make_run("shared", batches=STEP), StopSignal())
     assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
+
+
+@pytest.mark.parametrize("negatives", ["chunk", "step"])
+def test_fsdp2_in_bfloat16_trains_where_only_the_last_chunk_runs_the_vision_tower(make_run, negatives):
+    batches = {"negatives": negatives, "chunk_pairs": 4}
+    training = {"precision": "bfloat16", "epochs": 1}
+    shared = make_run(
+        "shared",
+        batches=batches,
+        training={**training, "distribution": "fsdp2", "processes": 2, "eval_steps": 2},
+    )
+    chunks = list(chunk_requests(plan_of(shared), shared.recipe, 0, rank=0, num_ranks=2))
+    assert any(not one.needs_picture and other.needs_picture for one, other in pairwise(chunks))
+    assert run_on_ranks(train_in_parts, 2, shared, None) == [["done"]] * 2
+    if negatives == "step":  # the candidates of a chunk depend on the number of ranks
+        alone = make_run("alone", batches=batches, training=training)
+        train(alone, StopSignal())
+        assert losses(shared) == pytest.approx(losses(alone), rel=0.02)
+
+
+def plan_of(run: TrainingRun) -> TrainingPlan:
+    index = read_plan_index(run.training_set / "index.parquet")
+    return plan_training(index, run.recipe.batches, {}, 0, run.recipe.training.epochs)
 
 
 def test_processes_that_are_not_those_of_the_settings_are_refused(make_run):
