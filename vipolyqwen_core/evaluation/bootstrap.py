@@ -73,7 +73,7 @@ def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float,
     for start in range(0, resamples, block):
         stop = min(start + block, resamples)
         drawn = rng.integers(0, len(sums), size=(stop - start, len(sums)))
-        # by counts and not by gathering: many times as quick with several samples
+        # how often each was drawn: one product then serves all samples
         times = np.stack([np.bincount(each, minlength=len(sums)) for each in drawn]).astype(np.float64)
         means[start:stop] = _mean_over_samples(times @ sums, times @ counts)
     tail = (1.0 - confidence) / 2

@@ -1,14 +1,19 @@
-"""Which export is in use: `current.json` beside the exported tables. Imports nothing heavy.
+"""Which export is in use: `current.json`. Imports nothing heavy.
 
-Paths below the workspace are written relative to it, so that a workspace can be moved or copied.
+The file lies in the folder of the table that it describes, so that one rename swaps in both: whenever a
+process is killed, a table never stands beside the name of another's model. `exports/current.json` is a link
+to it. Paths below the workspace are written relative to it, so that a workspace can be moved or copied.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.workspace import Workspace
+
+CURRENT_FILE: Final = "current.json"
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,32 @@ class CurrentExport:
     parquet: str
     """The same rows as Parquet."""
 
-    def write(self, workspace: Workspace) -> None:
-        """Make this the export in use."""
+    def write(self, folder: Path, workspace: Workspace) -> None:
+        """Write it into the folder of its table: the one in use, or one that will be swapped in."""
         written = replace(
             self, model=_from_home(self.model, workspace), parquet=_from_home(self.parquet, workspace)
         )
-        with written_aside(workspace.exports / "current.json") as aside:
+        with written_aside(folder / CURRENT_FILE) as aside:
             aside.write_text(json.dumps(asdict(written), indent=2), encoding="utf-8")
+
+    def model_directory(self) -> Path:
+        """Directory of the model that made the vectors.
+
+        Raises:
+            ValueError: it is gone
+        """
+        model = Path(self.model)
+        if not (model / "config.json").is_file():
+            raise ValueError(f"the model of the exported table is gone: {model}")
+        return model
+
+
+def link_current(workspace: Workspace) -> None:
+    """Let `exports/current.json` show the file that lies with the table in use, whichever is swapped in."""
+    link = workspace.exports / CURRENT_FILE
+    if not link.is_symlink():
+        with written_aside(link) as aside:
+            aside.symlink_to(Path(workspace.lancedb.name) / CURRENT_FILE)
 
 
 def _from_home(path: str, workspace: Workspace) -> str:
@@ -46,7 +70,7 @@ def read_current(workspace: Workspace) -> CurrentExport:
     Raises:
         ValueError: nothing was exported yet
     """
-    path = workspace.exports / "current.json"
+    path = workspace.exports / CURRENT_FILE
     if not path.is_file():
         raise ValueError(
             f"nothing was exported yet: {path} does not exist; run the factory or `export` first"
@@ -63,7 +87,4 @@ def current_model(workspace: Workspace) -> Path:
     Raises:
         ValueError: nothing was exported yet, or that model is gone
     """
-    model = Path(read_current(workspace).model)
-    if not (model / "config.json").is_file():
-        raise ValueError(f"the model of the exported table is gone: {model}")
-    return model
+    return read_current(workspace).model_directory()

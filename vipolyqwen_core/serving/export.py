@@ -31,7 +31,7 @@ from lancedb.table import Table
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, written_aside
-from vipolyqwen_core.serving.current_export import CurrentExport
+from vipolyqwen_core.serving.current_export import CurrentExport, link_current
 from vipolyqwen_core.serving.encoder import Vectors
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import IDENTITY, KEY, ExportedSides, Hashes, SideBlock, row_hashes
@@ -103,13 +103,15 @@ def export(
         _index(table, settings)
     if update.changed or not parquet.is_file():
         _write_parquet(table, parquet)
+    rows = table.count_rows()
+    digest = schema.metadata[b"model_digest"].decode()
+    current = CurrentExport(model_version, str(model.resolve()), digest, rows, str(parquet))
+    current.write(workspace.lancedb if in_place else folder / STAGING, workspace)
     if not in_place:
         with written_aside(workspace.lancedb) as aside:
             os.replace(folder / STAGING, aside)
         table = lancedb.connect(workspace.lancedb).open_table(TABLE)
-    rows = table.count_rows()
-    digest = schema.metadata[b"model_digest"].decode()
-    CurrentExport(model_version, str(model.resolve()), digest, rows, str(parquet)).write(workspace)
+    link_current(workspace)
     summary = ExportSummary(
         model_version=model_version,
         rows=rows,

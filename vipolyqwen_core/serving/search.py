@@ -1,4 +1,4 @@
-"""Search in the exported vectors, with the model that made them."""
+"""Search in the exported vectors, with the model that made them: the one whose digest the table records."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import pyarrow as pa
 from lancedb.table import Table
 
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.serving.current_export import current_model, read_current
+from vipolyqwen_core.serving.current_export import CurrentExport, read_current
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.inputs import Pictures
 from vipolyqwen_core.workspace import Workspace
@@ -21,6 +21,9 @@ TABLE: Final = "embeddings"
 
 OVERSAMPLING: Final = 4
 """Rows fetched for each hit at first: many rows may say the same (`yes`), and are shown once."""
+
+OPENINGS: Final = 3
+"""How often a table is opened anew because another export was swapped in at that moment."""
 
 REFINE_FACTOR: Final = 10
 """With a vector index so many candidates for each row are compared again by their exact vectors."""
@@ -65,12 +68,12 @@ def search(
     Raises:
         ValueError: nothing was exported, nothing is asked, or the filter is wrong
     """
-    table = open_table(workspace)
+    current, table = open_export(workspace)
     _check_top(top)
     given = None if images is None or (isinstance(images, (list, tuple)) and not images) else images
     if text is None and given is None:
         raise ValueError("nothing to look for: give a text, pictures or both")
-    embedder = _embedder(current_model(workspace))
+    embedder = _embedder(current.model_directory(), current.model_digest)
     vector = embedder.encode(text, given if text is not None else [given], prefix).reshape(-1)
 
     def fetch(limit: int) -> pa.Table:
@@ -98,21 +101,41 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
     return _distinct_hits(fetch, top, lambda row: row["_score"])
 
 
+def open_export(workspace: Workspace) -> tuple[CurrentExport, Table]:
+    """The exported table, and what is known about it; the table itself says which model made it.
+
+    Raises:
+        ValueError: nothing was exported, or the table is not the one that `current.json` describes
+    """
+    for _ in range(OPENINGS):
+        current = read_current(workspace)
+        if not (workspace.lancedb / f"{TABLE}.lance").is_dir():
+            raise ValueError(f"the exported table is gone: {workspace.lancedb} holds no table {TABLE!r}")
+        table = lancedb.connect(workspace.lancedb).open_table(TABLE)
+        made_by = table.schema.metadata or {}
+        if made_by.get(b"model_digest") == current.model_digest.encode():
+            return current, table
+    raise ValueError(
+        f"the table in {workspace.lancedb} was made by another model than version {current.model_version}, "
+        "which current.json names: export anew"
+    )
+
+
 def open_table(workspace: Workspace) -> Table:
     """The exported table.
 
     Raises:
-        ValueError: nothing was exported
+        ValueError: nothing was exported, or the table is not the one that `current.json` describes
     """
-    read_current(workspace)
-    if not (workspace.lancedb / f"{TABLE}.lance").is_dir():
-        raise ValueError(f"the exported table is gone: {workspace.lancedb} holds no table {TABLE!r}")
-    return lancedb.connect(workspace.lancedb).open_table(TABLE)
+    return open_export(workspace)[1]
 
 
 @lru_cache(maxsize=1)
-def _embedder(model: Path) -> ViPolyQwenEmbedder:
-    """The embedder of a model directory; kept, since several searches often follow each other."""
+def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
+    """The embedder of a model directory; kept, since several searches often follow each other.
+
+    The digest is there so that other files in the same directory are another model.
+    """
     return ViPolyQwenEmbedder.from_pretrained(model)
 
 

@@ -1,5 +1,6 @@
 """Export and search: the table holds what the training set holds, and only what is new is encoded."""
 
+import itertools
 import json
 import os
 import shutil
@@ -48,18 +49,28 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) ->
     return place
 
 
+def another_model(directory: Path, backbone: Path, processing: ProcessingSettings, dim: int) -> Path:
+    from vipolyqwen_core.model.modeling import ViPolyQwenModel
+    from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+
+    model = ViPolyQwenModel.from_backbone(backbone, ModelSettings(embedding_dim=dim), processing, seed=1)
+    model.save_pretrained(directory)
+    ViPolyQwenProcessor.from_backbone(backbone, processing).save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture(scope="module")
 def other_model(
     tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    from vipolyqwen_core.model.modeling import ViPolyQwenModel
-    from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+    return another_model(tmp_path_factory.mktemp("other_model"), tiny_backbone, tiny_processing, dim=32)
 
-    directory = tmp_path_factory.mktemp("other_model")
-    settings = ModelSettings(embedding_dim=32)
-    ViPolyQwenModel.from_backbone(tiny_backbone, settings, tiny_processing, seed=1).save_pretrained(directory)
-    ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing).save_pretrained(directory)
-    return directory
+
+@pytest.fixture(scope="module")
+def model_of_the_same_shape(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return another_model(tmp_path_factory.mktemp("same_shape"), tiny_backbone, tiny_processing, dim=64)
 
 
 def test_both_sides_of_every_pair_stand_in_table_and_parquet(workspace: Workspace) -> None:
@@ -139,6 +150,58 @@ def test_another_version_is_swapped_in_at_the_end(
     assert len(rows_of(workspace)[0]["embedding"]) == 32
     assert (workspace.exports / "1" / "embeddings.parquet").is_file()
     assert not (workspace.exports / "2" / "staging").exists()
+
+
+def killed_at_rename(number: int, monkeypatch: pytest.MonkeyPatch, workspace: Workspace, model: Path) -> bool:
+    """Export another version and die before the rename of that number; whether there was one."""
+    renames = itertools.count()
+    replace_file = os.replace
+
+    def dies(source: Any, target: Any) -> None:
+        if next(renames) == number:
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        try:
+            export(workspace.training_set, model, "2", workspace, SETTINGS)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def test_wherever_a_swap_is_killed_search_encodes_with_the_model_of_the_table(
+    tmp_path: Path, tiny_model_dir: Path, model_of_the_same_shape: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(4)]
+    for number in itertools.count():
+        workspace = Workspace(tmp_path / str(number))
+        run_export(workspace, tiny_model_dir, pairs=pairs)
+        killed = killed_at_rename(number, monkeypatch, workspace, model_of_the_same_shape)
+        if (workspace.lancedb / "embeddings.lance").is_dir():
+            (hit,) = search(workspace, "question 2", top=1)
+            assert (hit.text, hit.score) == ("question 2", pytest.approx(1, abs=1e-5)), number
+        else:  # between the two renames of a swap there is no table at all
+            with pytest.raises(ValueError, match="nothing was exported yet"):
+                search(workspace, "question 2")
+        again = export(workspace.training_set, model_of_the_same_shape, "2", workspace, SETTINGS)
+        assert read_current(workspace).model_version == "2"
+        assert search(workspace, "question 2", top=1)[0].score == pytest.approx(1, abs=1e-5)
+        if not killed:
+            assert number > 3
+            assert again.reused
+            break
+
+
+def test_a_table_of_another_model_than_the_one_that_is_named_is_not_searched(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
+    replace(read_current(workspace), model_digest="0" * 32).write(workspace.lancedb, workspace)
+    with pytest.raises(ValueError, match="made by another model than version 1"):
+        search(workspace, "a question")
 
 
 def test_going_back_to_a_version_encodes_nothing_again(
