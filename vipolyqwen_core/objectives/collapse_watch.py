@@ -12,6 +12,8 @@ from vipolyqwen_core.objectives.routing import positives
 QUANTILES = (0.05, 0.5, 0.95)
 MAX_PAIRS = 1024
 """More pairs say nothing new, and a singular value decomposition is cubic."""
+MAX_COSINES = 2**20
+"""Of negatives: with many hard ones a pair there are more than `torch.quantile` takes."""
 
 
 @torch.no_grad()
@@ -22,7 +24,8 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
     all vectors, 0 is one point, about -4 a sphere. `effective_rank`: exponential of the entropy of the
     singular values, 1 is one direction. `deviation`: mean standard deviation of a component, times the root
     of the dimension: 1 on a sphere, 0 in a point. `positive_similarity@0.5` and so on: quantiles of
-    the cosines of positives and of the negatives that the losses use; `gap`: difference of the means.
+    the cosines of positives and of the negatives that the losses use, of a million of them at most; `gap`:
+    difference of the means.
 
     Shapes:
         pairs: B pairs; the first 1,024 count
@@ -44,6 +47,7 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
     right = losses.similarity(query, target)[positives(pairs.keys, settings)]
     excluded = excluded_targets(pairs.keys, pairs.keys, cross_task=settings.cross_task_negatives)
     wrong = (query @ torch.cat([target, losses.exact(pairs.negatives)]).T)[~excluded]
+    wrong = wrong[:: -(-len(wrong) // MAX_COSINES) or 1]
     for name, cosines in (("positive_similarity", right), ("negative_similarity", wrong)):
         if len(cosines):
             points = torch.tensor(QUANTILES, dtype=cosines.dtype, device=cosines.device)

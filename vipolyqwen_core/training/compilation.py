@@ -50,10 +50,10 @@ def _text_layer(
     layer: Any, hidden_states: Tensor, *, position_embeddings: Positions, segments: Segments, **_: Any
 ) -> Tensor:
     """A layer of the language model: [1, T, H] to [1, T, H]."""
-    attention, hidden = layer.self_attn, hidden_states[0]
-    states = _before_text_attention(layer, hidden, *(rotation[0] for rotation in position_embeddings))
-    attended = attend(*states, segments, True, attention.scaling)
-    return _behind_text_attention(layer, hidden, attended)[None]
+    rotations = (rotation[0] for rotation in position_embeddings)
+    states = _before_text_attention(layer, hidden_states[0], *rotations)
+    attended = attend(*states, segments, True, layer.self_attn.scaling)
+    return _behind_text_attention(layer, hidden_states, attended)
 
 
 def _vision_layer(
@@ -90,6 +90,7 @@ def _before_text_attention(
 
 @torch.compile(fullgraph=True, dynamic=True)
 def _behind_text_attention(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+    """[1, T, H]: a view of what has one dimension less would be a wrong place for hooks of FSDP2."""
     feed_forward = layer.mlp
 
     def widen(hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +101,7 @@ def _behind_text_attention(layer: Any, hidden: Tensor, attended: Tensor) -> Tens
         result: Tensor = feed_forward.down_proj(feed_forward.act_fn(gate) * up)
         return result
 
-    hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
+    hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))[None]
     narrowed: Tensor = _recomputed(narrow, *_recomputed(widen, hidden))
     return hidden + narrowed
 

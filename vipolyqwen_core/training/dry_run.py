@@ -20,6 +20,8 @@ SAMPLED_STEPS = 200
 """Steps whose chunks are looked at; the others are like them."""
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and two moments in float32."""
+GRADIENT_BYTES = 4
+"""Of each parameter, on each process: FSDP2 shares gradients out once a step, behind its last chunk."""
 KEPT_WIDTHS = {"plain": (37.0, 20.0), "compiled": (17.0, 10.0), "checkpointing": (1.8, 1.1)}
 """Values that a layer keeps for its backward, of a token and of a patch, in widths of their hidden states: as
 `make bench-gpu` found them with Qwen2-VL-2B's shapes on an H100."""
@@ -109,6 +111,10 @@ def _model_lines(
     )
     shards = settings.processes if settings.distribution is Distribution.FSDP2 else 1
     state = parameters * STATE_BYTES / shards / 1e9
+    waiting = ""
+    if shards > 1 and figures.chunks_per_step > 1:
+        held = parameters * GRADIENT_BYTES / 1e9
+        waiting = f"; {held:.2f} GB of gradients that wait for the last chunk of a step"
     text = model.backbone.language_model.config
     width = 2 if settings.precision is Precision.BFLOAT16 else 4
     visual = model.backbone.visual
@@ -120,7 +126,8 @@ def _model_lines(
     ) * (width / 1e9)
     yield (
         "memory of a process",
-        f"{state:.2f} GB of weights, gradients and moments; activations: about {activations:.2f} GB at most",
+        f"{state:.2f} GB of weights, gradients and moments{waiting}; activations: about {activations:.2f} GB "
+        "at most",
     )
 
 

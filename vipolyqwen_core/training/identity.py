@@ -24,6 +24,11 @@ MINING = "hard_negatives"
 TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")
 """Sections of a recipe that shape the weights. How a model is judged or exported does not retrain it."""
 
+IDENTIFYING = (".json", ".safetensors", ".bin", ".txt")
+"""Files of a backbone that decide what it computes."""
+SAMPLES, SAMPLED_BYTES = 1024, 1024
+"""Of a file: pieces that are looked at, and their length. A file of up to a million bytes is read whole."""
+
 TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 """Keys of the section `training` that do. Processes, workers and checkpoints may change within a run."""
 
@@ -38,8 +43,28 @@ def trajectory(run: TrainingRun) -> dict[str, Any]:
         **{section: settings[section] for section in TRAINING_SECTIONS},
         "training": {key: settings["training"][key] for key in TRAINING_KEYS},
         "weights": {name: weight for name, weight in sorted(run.source_weights.items()) if weight != 1.0},
-        "backbone": run.backbone.name,  # the tiny one has its digest in its name
+        "backbone": _backbone_identity(run.backbone),
     }
+
+
+def _backbone_identity(backbone: Path) -> str:
+    """The name of a backbone, and for a directory a digest of what it holds.
+
+    Of each large file its size and a million bytes, spread over it, are read: two sets of weights that were
+    trained apart differ everywhere. A hub id is a name alone: whoever wants it pinned downloads it.
+    """
+    if not backbone.is_dir():
+        return str(backbone)
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(backbone.iterdir()):
+        if path.suffix in IDENTIFYING and path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                for place in range(0, size, max(SAMPLED_BYTES, size // SAMPLES)):
+                    file.seek(place)
+                    digest.update(file.read(SAMPLED_BYTES))
+    return f"{backbone.name} {digest.hexdigest()}"
 
 
 def _data_version(folder: Path) -> str | None:

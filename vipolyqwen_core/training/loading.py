@@ -4,12 +4,15 @@ What a chunk holds is a function of its request alone, so results do not depend 
 This module imports neither the model nor transformers: workers are spawned, and each would pay for it.
 """
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +23,7 @@ from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
+from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
 from vipolyqwen_core.training.plan import IntArray, drops_prefix, sample_keys
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
@@ -186,11 +190,22 @@ def load_chunks(
             prefetch_factor=CHUNKS_AHEAD if num_workers else None,
             multiprocessing_context="spawn" if num_workers else None,  # Lance does not survive a fork
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_outlast_signals,
         )
     )
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: the training process decides, and needs its chunks."""
+def _outlast_signals(_: int) -> None:
+    """Let a worker go on where a signal reaches all processes of a run: the training process decides.
+
+    Ctrl-C does so in a terminal, SIGTERM from many a cluster or service manager. The step in progress needs
+    its chunks before its checkpoint can be saved.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def _leave_later(number: int, frame: FrameType | None) -> None:
+    leaving = threading.Timer(SECONDS_TO_SAVE, os._exit, (EXIT_CODE,))
+    leaving.daemon = True
+    leaving.start()

@@ -93,7 +93,7 @@ class Loop:
         stream = self.meter.watch(chunk_stream(training, progress.step))
         for planned in planned_steps(training.plan, training.run.recipe, progress.step, num_ranks):
             result, progress = self._step(planned, stream, progress)
-            judged, progress = self._judge(progress)
+            judged, progress = self._judge(result, progress)
             self._report(planned, result, progress, judged)
             _refuse_divergence(progress, result)
             self._save(result, progress)
@@ -126,9 +126,12 @@ class Loop:
     def _is_last(self, progress: Progress) -> bool:
         return progress.step == self.training.plan.num_steps
 
-    def _judge(self, progress: Progress) -> tuple[dict[str, float], Progress]:
-        """The quick evaluation, where it is due, and whether this is the best step so far."""
-        if self.judge is None or not self._is_due(progress, self.settings.eval_steps):
+    def _judge(self, result: StepResult, progress: Progress) -> tuple[dict[str, float], Progress]:
+        """The quick evaluation, where it is due, and whether this is the best step so far.
+
+        A refused step has left the weights as they were: it is no better than the one before, and not saved.
+        """
+        if self.judge is None or result.refused or not self._is_due(progress, self.settings.eval_steps):
             return {}, progress
         judged = self.judge.metrics()
         loss = judged["eval/loss"]
@@ -150,9 +153,9 @@ class Loop:
         training = self.training
         stopped = self.stop.asked(training.accelerator.device)
         is_best = progress.best_step == progress.step
-        is_due = stopped or is_best or self._is_due(progress, self.settings.save_steps)
-        # a model that has gone wrong must not displace a good one
-        if self._is_last(progress) or (is_due and not result.refused):
+        is_due = is_best or self._is_due(progress, self.settings.save_steps)
+        # a model that has gone wrong must not displace a good one, unless there will be no other occasion
+        if self._is_last(progress) or stopped or (is_due and not result.refused):
             training.checkpoints.save(progress, training.model, training.optimizer)
         if stopped and not self._is_last(progress):
             saved = training.checkpoints.complete()

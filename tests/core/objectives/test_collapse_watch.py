@@ -7,7 +7,7 @@ from tests.core.objectives.examples import mixed_pairs, unit_rows
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
-from vipolyqwen_core.objectives.pairs import PairVectors, pair_keys
+from vipolyqwen_core.objectives.pairs import PairVectors, pair_keys, split_vectors
 
 DEFAULT = ObjectiveSettings()
 
@@ -49,6 +49,20 @@ def test_a_pair_under_the_threshold_is_no_positive():
     figures = collapse_watch(pairs_of(rows, rows.flip(0), scores=[0.1, 0.2]), DEFAULT)
     assert "alignment" not in figures
     assert "negative_similarity@0.5" in figures
+
+
+def test_many_hard_negatives_a_pair_are_looked_at_in_part():
+    number, hard = 1024, 16  # more cosines than torch.quantile takes
+    generator = torch.Generator().manual_seed(0)
+    keys = pair_keys(
+        [Task.OCR] * number,
+        range(1, number + 1),
+        range(2001, number + 2001),
+        negative_hashes=[range(10_000 + hard * pair, 10_000 + hard * (pair + 1)) for pair in range(number)],
+    )
+    rows = unit_rows((2 + hard) * number, 4, generator, torch.float32)
+    figures = collapse_watch(split_vectors(rows, keys), DEFAULT)
+    assert figures["negative_similarity@0.5"] == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 30])

@@ -1,5 +1,6 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
+import os
 import random
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training.__main__ import main
+from vipolyqwen_core.training.engine import Engine
+from vipolyqwen_core.training.parent import EXIT_CODE
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.setup import prepare
@@ -132,6 +135,47 @@ def test_sigterm_saves_and_the_same_command_resumes(make_run):
     result = train(run, StopSignal())
     assert [line["step"] for line in losses(run)] == [1, 2, 3, 4, 5, 6]
     assert result.mlflow_run_id == run_id
+
+
+def test_sigterm_to_all_processes_of_a_run_saves_the_step_in_progress(make_run):
+    run = make_run(training={"epochs": 200, "save_steps": 10_000, "loader_workers": 2})
+    run.output.mkdir()
+    config = run.output / "run.json"
+    config.write_text(to_json(run), encoding="utf-8")
+    command = [sys.executable, "-m", "vipolyqwen_core.training", "--config", str(config)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while not read_metrics(run.output / "metrics.jsonl") and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=120) == EXIT_CODE
+    (saved,) = (run.output / "checkpoints").iterdir()
+    assert saved.name == f"step_{read_metrics(run.output / 'metrics.jsonl')[-1]['step']}"
+    assert not (run.output / "errors").exists()
+
+
+def test_a_refused_step_is_neither_judged_nor_takes_the_best_ones_place(make_run, monkeypatch):
+    refused, losses_in_turn = {2, 3}, iter([1.0, 5.0, 4.0, 3.0])
+    step = Engine.step
+
+    def refusing(engine, planned, *others):
+        result = step(engine, planned, *others)
+        return replace(result, refused=planned.number + 1 in refused)
+
+    monkeypatch.setattr(Engine, "step", refusing)
+    monkeypatch.setattr(QuickEvaluation, "metrics", lambda _: {"eval/loss": next(losses_in_turn)})
+    run = make_run(training={"eval_steps": 1, "save_steps": 2, "keep_checkpoints": 1})
+    assert train(run, StopSignal()).exported_step == 1
+    judged = [line["step"] for line in read_metrics(run.output / "metrics.jsonl") if "eval/loss" in line]
+    assert judged == [1, 4, 5, 6]
+
+
+def test_a_run_that_is_stopped_at_a_refused_step_saves_what_it_has(make_run, monkeypatch):
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda *given: replace(step(*given), refused=True))
+    run = make_run(training={"save_steps": 100})
+    with pytest.raises(StoppedEarly, match="after step 1 of 6"):
+        train(run, Asked())
+    assert (run.output / "checkpoints" / "step_1").is_dir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,54 @@
+"""The same data, settings and backbone are the same run; any other is another."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vipolyqwen_core.config import TrainingSettings
+from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.training.identity import identified_run
+from vipolyqwen_core.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+def run_name(workspace: Workspace, training_set: Path, backbone: Path | str) -> str:
+    return identified_run(workspace, demo(), backbone, {}, training_set).run_name
+
+
+def test_how_a_run_is_computed_or_judged_does_not_make_it_another(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path
+) -> None:
+    changed = TrainingSettings(
+        **{**vars(demo().training), "loader_workers": 3, "save_steps": 7, "keep_checkpoints": 9}
+    )
+    other = identified_run(workspace, replace(demo(), training=changed), tiny_backbone, {}, training_set)
+    assert other.run_name == run_name(workspace, training_set, tiny_backbone)
+    seeded = replace(demo(), training=replace(demo().training, seed=1))
+    assert identified_run(workspace, seeded, tiny_backbone, {}, training_set).run_name != other.run_name
+
+
+def test_a_backbone_is_known_by_what_it_holds(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(tiny_backbone, tmp_path / "elsewhere" / tiny_backbone.name)
+    name = run_name(workspace, training_set, tiny_backbone)
+    assert run_name(workspace, training_set, moved) == name
+    weights = moved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)  # other weights of the same shape
+    weights.write_bytes(content)
+    assert run_name(workspace, training_set, moved) != name
+    shutil.copy(tiny_backbone / "model.safetensors", weights)
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    assert run_name(workspace, training_set, moved) != name
+
+
+def test_a_hub_id_is_known_by_its_whole_name(workspace: Workspace, training_set: Path) -> None:
+    names = {run_name(workspace, training_set, owner + "/Qwen2-VL-2B") for owner in ("Qwen", "someone")}
+    assert len(names) == 2
