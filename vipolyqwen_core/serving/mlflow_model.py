@@ -1,24 +1,23 @@
 """The registered model: this file is what MLflow runs (models-from-code), and it logs itself.
 
 Input columns: `text` (a string or null), `images` (a list of base64 PNG or JPEG, or null), `prefix` (a task
-or null); NaN counts as null. Output column: `embedding`, a list of float32 of unit length. It takes bytes,
-never paths or URLs.
+or null); NaN counts as null, and so does an absent column. Output column: `embedding`, a list of float32 of
+unit length. It takes bytes, never paths or URLs.
 """
 
 import base64
-import binascii
-import math
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import mlflow
+import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType, Array
 from packaging.requirements import Requirement
 
 import vipolyqwen_core
@@ -28,17 +27,15 @@ from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 ARTIFACT: Final = "model"
 """Name of the model directory among the artifacts of the logged model."""
 
+INPUTS: Final = ("text", "images", "prefix")
+
 SIGNATURE: Final = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(DataType.string, "text", required=False),
-            ColSpec(Array(DataType.string), "images", required=False),
-            ColSpec(DataType.string, "prefix", required=False),
-        ]
-    ),
+    inputs=Schema([ColSpec(AnyType(), column, required=False) for column in INPUTS]),
     outputs=Schema([ColSpec(Array(DataType.float), "embedding")]),
 )
-"""Explicit: MLflow guesses less than half of it right."""
+"""Any type: MLflow holds a table against the signature before `predict` sees it, and by `string` or `Array`
+it refuses what pandas makes of a value that is not there: NaN, or a whole column of it. What is wrong with a
+value is said here, with its row."""
 
 
 class RegisteredEmbedder(PythonModel):
@@ -55,13 +52,16 @@ class RegisteredEmbedder(PythonModel):
         Raises:
             ValueError: names the row and what is wrong with it
         """
-        rows = pd.DataFrame(model_input).to_dict(orient="records")
+        table = pd.DataFrame(model_input)
+        if not set(INPUTS) & set(table.columns):  # MLflow has dropped what it does not know, rows and all
+            raise ValueError(f"nothing to encode: the table has none of the columns {', '.join(INPUTS)}")
+        rows = table.to_dict(orient="records")
         if not rows:
             return pd.DataFrame({"embedding": []})
         vectors = self.embedder.encode(
             [_given(row, "text") for row in rows],
             [_pictures(number, row) for number, row in enumerate(rows)],
-            [_given(row, "prefix") for row in rows],
+            [_prefix(number, row) for number, row in enumerate(rows)],
         )
         return pd.DataFrame({"embedding": list(vectors)})
 
@@ -69,8 +69,15 @@ class RegisteredEmbedder(PythonModel):
 def _given(row: Mapping[Any, Any], column: str) -> Any:
     """The value of a column; None where it is absent, null or NaN."""
     value = row.get(column)
-    missing = value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-    return None if missing else value
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else value
+
+
+def _prefix(number: int, row: Mapping[Any, Any]) -> str | None:
+    """The prefix of a row; an empty one is none."""
+    value = _given(row, "prefix")
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"item {number}: prefix must be a string, not {type(value).__name__}")
+    return value or None
 
 
 def _pictures(number: int, row: Mapping[Any, Any]) -> list[bytes]:
@@ -78,15 +85,19 @@ def _pictures(number: int, row: Mapping[Any, Any]) -> list[bytes]:
     value = _given(row, "images")
     if value is None:
         return []
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if not isinstance(value, (list, tuple, np.ndarray)):
         raise ValueError(
             f"item {number}: images must be a list of base64 strings, not {type(value).__name__}"
         )
     files = []
     for place, encoded in enumerate(value):
+        if not isinstance(encoded, str):
+            raise ValueError(
+                f"item {number}: image {place} must be a base64 string, not {type(encoded).__name__}"
+            )
         try:
-            files.append(base64.b64decode(encoded, validate=True))
-        except (binascii.Error, TypeError, ValueError) as error:
+            files.append(base64.b64decode("".join(encoded.split()), validate=True))  # the shell breaks lines
+        except ValueError as error:
             raise ValueError(f"item {number}: image {place} is not base64: {error}") from error
     return files
 

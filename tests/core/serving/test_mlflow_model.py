@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
 
 from tests.core.small_training_set import picture
 from tests.mlflow_store import mlflow_store
@@ -67,9 +70,75 @@ def test_columns_may_be_absent(served: Any) -> None:
     assert len(served.predict(pd.DataFrame({"images": [[encoded(1)]]}))) == 1
 
 
+NAN_IMAGES = pd.DataFrame({"text": ["a", "b"], "images": [np.nan, np.nan]})
+NAN_TEXTS = pd.DataFrame({"text": [np.nan], "images": [[encoded(1)]], "prefix": [np.nan]})
+SOME_NAN = pd.DataFrame({"text": ["a", None], "images": [np.nan, [encoded(1)]], "prefix": [pd.NA, "ocr"]})
+PANDAS_STRINGS = pd.DataFrame({"text": pd.array(["a", None], "string"), "images": [None, [encoded(1)]]})
+
+
+@pytest.mark.parametrize("table", [NAN_IMAGES, NAN_TEXTS, SOME_NAN, PANDAS_STRINGS])
+def test_nan_counts_as_null_in_every_column(served: Any, table: pd.DataFrame) -> None:
+    nulls = table.astype(object).where(table.notna(), None)
+    vectors, expected = (np.stack(served.predict(each)["embedding"].to_list()) for each in (table, nulls))
+    assert np.allclose(vectors, expected, atol=2e-6)
+
+
+def answer(served: Any, body: dict[str, Any]) -> Any:
+    """What the scoring server answers to a JSON body."""
+    data, schema = json.dumps(body).encode(), served.metadata.get_input_schema()
+    return scoring_server.invocations(data, "application/json", served, schema)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_records": [{"text": "a"}, {"text": "b", "images": [encoded(1)]}]},
+        {"dataframe_records": [{"text": "a", "images": None}, {"text": "b", "images": [encoded(1)]}]},
+        {"dataframe_split": {"columns": ["text", "images"], "data": [["a", None], ["b", [encoded(1)]]]}},
+    ],
+)
+def test_the_server_takes_rows_with_and_without_pictures(
+    served: Any, tiny_model_dir: Path, body: dict[str, Any]
+) -> None:
+    response = answer(served, body)
+    assert response.status == 200, response.response
+    vectors = [row["embedding"] for row in json.loads(response.response)["predictions"]]
+    embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    assert np.allclose(vectors, [embedder.encode("a"), embedder.encode("b", picture(1))], atol=2e-6)
+
+
+def test_the_server_names_the_wrong_row(served: Any) -> None:
+    with pytest.raises(MlflowException) as caught:
+        answer(served, {"dataframe_records": [{"text": "a"}, {"text": "b", "images": ["@"]}]})
+    assert caught.value.error_code == "BAD_REQUEST"
+    assert "item 1: image 0 is not base64" in caught.value.serialize_as_json()
+
+
+def test_base64_may_have_line_breaks_and_a_prefix_may_be_empty(served: Any) -> None:
+    whole, broken = encoded(1), base64.encodebytes(base64.b64decode(encoded(1))).decode()
+    assert broken.count("\n") > 1
+    table = pd.DataFrame({"text": ["a", "a"], "images": [[whole], [broken]], "prefix": [None, ""]})
+    first, second = served.predict(table)["embedding"]
+    assert np.allclose(first, second, atol=2e-6)
+
+
+def test_a_table_without_rows_gives_none(served: Any) -> None:
+    assert len(served.predict(pd.DataFrame({"text": [], "images": []}))) == 0
+
+
+def test_a_table_without_any_known_column_is_refused(served: Any) -> None:
+    with pytest.raises(ValueError, match="none of the columns text, images, prefix"):
+        served.predict(pd.DataFrame({"texts": ["a", "b"]}))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"text": 3}, "item 0: text must be a string, not int"),
+        ({"text": ["a"]}, "item 0: text must be a string, not list"),
+        ({"text": "a", "prefix": ["ocr"]}, "item 0: prefix must be a string, not list"),
+        ({"text": "a", "images": encoded(1)}, "item 0: images must be a list of base64 strings, not str"),
+        ({"text": "a", "images": [None]}, "item 0: image 0 must be a base64 string, not NoneType"),
         ({"text": None}, "item 0: neither text nor picture"),
         ({"text": "a", "prefix": "summary"}, "item 0: unknown prefix 'summary'"),
         ({"text": "a", "images": ["/etc/hostname"]}, "item 0: image 0 is not base64"),
