@@ -36,9 +36,9 @@ TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 def trajectory(run: TrainingRun) -> dict[str, Any]:
     """Everything that decides the weights of a run. Runs that share it are the same run."""
     settings = TypeAdapter(Recipe).dump_python(run.recipe, mode="json")
-    mined = {} if run.hard_negatives is None else {"hard_negatives": _data_version(run.hard_negatives)}
+    mined = {} if run.hard_negatives is None else {"hard_negatives": data_version(run.hard_negatives)}
     return {
-        "data": _data_version(run.training_set),
+        "data": data_version(run.training_set),
         **mined,
         **{section: settings[section] for section in TRAINING_SECTIONS},
         "training": {key: settings["training"][key] for key in TRAINING_KEYS},
@@ -67,7 +67,8 @@ def _backbone_identity(backbone: Path) -> str:
     return f"{backbone.name} {digest.hexdigest()}"
 
 
-def _data_version(folder: Path) -> str | None:
+def data_version(folder: Path) -> str | None:
+    """The version of a stage's tables; None where the stage has not run."""
     summary = read_stage(folder)
     return None if summary is None else summary.data_version
 
@@ -86,7 +87,7 @@ def identified_run(
         ValueError: there is no training set, or its hard negatives were not mined yet
     """
     training_set = (training_set or workspace.training_set).resolve()
-    version = _data_version(training_set)
+    version = data_version(training_set)
     if version is None:
         raise ValueError(f"no training set at {training_set}: it has no stage.json")
     unnamed = TrainingRun(
@@ -103,12 +104,30 @@ def identified_run(
     return replace(unnamed, output=workspace.runs / name, run_name=name)
 
 
-def mining_fingerprint(recipe: Recipe, data_version: str) -> str:
-    """What the mined hard negatives of a recipe depend on, but for the model that finds them."""
-    return fingerprint(MINING, data_version, to_json(recipe.mining), recipe.objective.positive_score)
+def refuse_other_data(run: TrainingRun) -> None:
+    """Let a run train on the data that it is named after.
+
+    Raises:
+        ValueError: the training set was built anew since
+    """
+    named, found = run.tags.get("data_version"), data_version(run.training_set)
+    if named is not None and named != found:
+        raise ValueError(
+            f"run {run.run_name} is one of version {named} of the training set, but {run.training_set} is "
+            f"version {found} now: start the run of that one"
+        )
 
 
-def mined_for(workspace: Workspace, recipe: Recipe, data_version: str) -> Path | None:
+def mining_fingerprint(recipe: Recipe, version: str) -> str:
+    """What the mined hard negatives of a recipe depend on, but for the model that finds them.
+
+    Args:
+        version: of the training set
+    """
+    return fingerprint(MINING, version, to_json(recipe.mining), recipe.objective.positive_score)
+
+
+def mined_for(workspace: Workspace, recipe: Recipe, version: str) -> Path | None:
     """The workspace's mined hard negatives, where a recipe trains with them; None: it trains without.
 
     Raises:
@@ -117,7 +136,7 @@ def mined_for(workspace: Workspace, recipe: Recipe, data_version: str) -> Path |
     if not recipe.mining.negatives_per_pair:
         return None
     found = read_stage(workspace.hard_negatives)
-    if found is None or found.fingerprint != mining_fingerprint(recipe, data_version):
+    if found is None or found.fingerprint != mining_fingerprint(recipe, version):
         state = "are not there" if found is None else "are those of other data or settings"
         raise ValueError(
             f"the hard negatives of recipe {recipe.name!r} {state} ({workspace.hard_negatives}): materialise "

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from vipolyqwen_core.config import ProcessingSettings
@@ -23,6 +24,7 @@ from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
+from vipolyqwen_core.training.identity import data_version
 from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
 from vipolyqwen_core.training.plan import IntArray, drops_prefix, sample_keys
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
@@ -78,8 +80,16 @@ class ChunkLoader(Dataset[LoadedChunk]):
         seed: int,
         table: str = "train.arrow",
         mined: Path | None = None,
+        versions: tuple[str | None, str | None] | None = None,
     ) -> None:
-        self.arguments = (training_set, backbone, processing, prefix_dropout, seed, table, mined)
+        """`mined`: folder of mined hard negatives; `versions`: of the training set and of these, as they are
+        found now unless they are given."""
+        self.versions = versions or (data_version(training_set), mined and data_version(mined))
+        self.arguments = (
+            *(training_set, backbone, processing, prefix_dropout, seed, table, mined),
+            self.versions,
+        )
+        self._is_open = False
         self.rows = TrainingRows(training_set / table)
         self.hard_negatives = HardNegatives(self.rows, mined)
         self.pictures = TrainingPictures(training_set)
@@ -95,6 +105,24 @@ class ChunkLoader(Dataset[LoadedChunk]):
         _, backbone, processing, *_ = self.arguments
         return ViPolyQwenProcessor.from_backbone(backbone, processing)
 
+    def _open(self) -> None:
+        """Open the files here, and only then look whether they are those that the plan was made for.
+
+        A worker opens them minutes after the plan was read; afterwards they stay what they were.
+
+        Raises:
+            ValueError: they were replaced meanwhile
+        """
+        training_set, *_, mined, versions = self.arguments
+        nothing = np.empty(0, dtype=np.int64)
+        self.hard_negatives.of(nothing, self.rows.take(nothing))
+        self.pictures.check()
+        if (data_version(training_set), mined and data_version(mined)) != versions:
+            raise ValueError(
+                f"{training_set} or {mined} was replaced while a run trained on it: start it anew"
+            )
+        self._is_open = True
+
     def __getitem__(self, request: ChunkRequest) -> LoadedChunk:
         """The chunk of a request.
 
@@ -102,6 +130,8 @@ class ChunkLoader(Dataset[LoadedChunk]):
             ValueError: a row, a picture or an item cannot be read; it names the sample
         """
         started = time.perf_counter()
+        if not self._is_open:
+            self._open()
         rows = self.rows.take(request.rows)
         negatives = self.hard_negatives.of(request.rows, rows)
         keys = _keys_of(rows, negatives)

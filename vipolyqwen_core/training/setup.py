@@ -14,7 +14,7 @@ from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_ends, start_accelerator
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter
-from vipolyqwen_core.training.identity import trajectory
+from vipolyqwen_core.training.identity import refuse_other_data, trajectory
 from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
 from vipolyqwen_core.training.rows import TrainingPictures
@@ -47,6 +47,7 @@ def prepare(run: TrainingRun) -> Training:
     Raises:
         ValueError: the training set is missing or wrong, or the processes are not those of the settings
     """
+    refuse_other_data(run)
     recipe, settings = run.recipe, run.recipe.training
     index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
     plan = plan_training(

@@ -268,7 +268,7 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
         refused_steps=progress.refused_steps,
         exported_step=exported_step,
         mlflow_run_id=mlflow_run_id,
-        trajectory=trajectory(run),
+        trajectory=training.checkpoints.trajectory,
     )
     if training.is_main:
         result.write(run.output)

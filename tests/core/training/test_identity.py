@@ -8,7 +8,7 @@ import pytest
 
 from vipolyqwen_core.config import TrainingSettings
 from vipolyqwen_core.recipes import demo
-from vipolyqwen_core.training.identity import identified_run
+from vipolyqwen_core.training.identity import identified_run, refuse_other_data
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -31,6 +31,15 @@ def test_how_a_run_is_computed_or_judged_does_not_make_it_another(
     assert other.run_name == run_name(workspace, training_set, tiny_backbone)
     seeded = replace(demo(), training=replace(demo().training, seed=1))
     assert identified_run(workspace, seeded, tiny_backbone, {}, training_set).run_name != other.run_name
+
+
+def test_a_run_of_another_version_of_the_training_set_is_refused(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path
+) -> None:
+    run = identified_run(workspace, demo(), tiny_backbone, {}, training_set)
+    refuse_other_data(run)
+    with pytest.raises(ValueError, match=f"{run.run_name} is one of version older .* is version data1 now"):
+        refuse_other_data(replace(run, tags={**run.tags, "data_version": "older"}))
 
 
 def test_a_backbone_is_known_by_what_it_holds(

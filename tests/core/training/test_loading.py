@@ -13,6 +13,7 @@ import torch
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.hashing import side_hash
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks
@@ -155,6 +156,18 @@ def test_a_missing_picture_is_an_error_that_names_it(loader, training_set, tmp_p
         TrainingPictures(copy).check()
     with pytest.raises(ValueError, match="pins no image store for 'else'"):
         pictures.read([("else", 0)])
+
+
+def test_data_that_were_replaced_before_a_worker_opens_them_are_refused(loader, training_set, tmp_path):
+    copy = shutil.copytree(training_set, tmp_path / "set")
+    _, *others, _ = loader.arguments
+    early, late = (pickle.loads(pickle.dumps(ChunkLoader(copy, *others))) for _ in range(2))
+    before = early[request(3)]
+    summary = read_stage(copy)
+    replace(summary, data_version="data2").write(copy)
+    assert torch.equal(early[request(3)].packed.input_ids, before.packed.input_ids), "its files are open"
+    with pytest.raises(ValueError, match="was replaced while a run trained on it"):
+        late[request(3)]
 
 
 def test_an_item_that_cannot_be_encoded_names_its_sample(loader):
