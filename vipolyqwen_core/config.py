@@ -288,6 +288,8 @@ class RegistrySettings:
     """Lower bound of the gain in the mean primary metric must exceed this."""
     max_task_loss: NonNegativeFloat = 0.05
     """No task's primary metric may fall by more."""
+    max_similarity_loss: NonNegativeFloat = 0.1
+    """No language's Spearman of scored pairs may fall by more: chance moves 150 pairs by a third of it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -29,6 +29,7 @@ def evaluation(mrr: float = 0.5) -> Evaluation:
         champion=None,
         data_version="d",
         num_rows=1,
+        rows_by_task={},
         primary_metric="mrr@10",
         primary={TRAINED: mrr, UNTRAINED: 0.1, BM25: 0.2},
         enough=True,

@@ -17,6 +17,9 @@ Floats = NDArray[np.float64]
 BLOCK_DRAWS: Final = 1_000_000
 """Components that are drawn at once: some 30 MB, whatever the number of components and resamples."""
 
+MIN_COMPONENTS: Final = 10
+"""Linked groups of queries that an interval needs: over fewer a bootstrap is surer than it may be."""
+
 
 @dataclass(frozen=True)
 class Interval:

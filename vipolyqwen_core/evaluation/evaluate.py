@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from vipolyqwen_core.config import EvaluationSettings, TrainingRun
-from vipolyqwen_core.contract import Side, Split
+from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.baselines import Bm25, untrained_embedder
-from vipolyqwen_core.evaluation.bootstrap import Interval, bootstrap_mean
+from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS, Interval, bootstrap_mean
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation
@@ -30,9 +30,6 @@ from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder, shorten
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
 
 logger = logging.getLogger(__name__)
-
-MIN_COMPONENTS = 10
-"""Of a pool that counts: a bootstrap over fewer linked groups of queries is surer than it may be."""
 
 
 def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path) -> Evaluation:
@@ -68,6 +65,7 @@ def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path)
         champion=None if champion is None else str(champion.resolve()),
         data_version="unknown" if stage is None else stage.data_version,
         num_rows=table.num_rows,
+        rows_by_task=_rows_by_task(pairs.rows),
         primary_metric=PRIMARY,
         primary=_primary(counted),
         enough=enough,
@@ -75,7 +73,7 @@ def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path)
         gain_over_champion=None if champion is None else _gain(counted, results.CHAMPION, settings),
         pools=pool_results,
         cross_lingual=tuple(_pool_result(each, settings, counts=False) for each in cross),
-        similarities=_similarities(pairs.rows, vectors),
+        similarities=_similarities(pairs.rows, vectors, settings),
         matryoshka=_matryoshka(counted, run.recipe.model.matryoshka_dims, vectors[results.TRAINED]),
         verdict=results.judge(pool_results, enough),
         seconds=time.monotonic() - started,
@@ -125,8 +123,11 @@ def _judge(
 
 def _is_large(pool: Pool, settings: EvaluationSettings) -> bool:
     enough_targets = pool.is_choice or len(pool.targets) >= settings.min_distinct_targets
-    enough_pairs = pool.num_pairs >= settings.min_pairs and pool.num_components >= MIN_COMPONENTS
-    return enough_targets and enough_pairs
+    return enough_targets and _are_enough(pool.num_pairs, pool.num_components, settings)
+
+
+def _are_enough(num_pairs: int, num_components: int, settings: EvaluationSettings) -> bool:
+    return num_pairs >= settings.min_pairs and num_components >= MIN_COMPONENTS
 
 
 def _counted(judged: Sequence[JudgedPool], settings: EvaluationSettings) -> tuple[list[JudgedPool], bool]:
@@ -149,6 +150,7 @@ def _pool_result(judged: JudgedPool, settings: EvaluationSettings, counts: bool)
         num_pairs=pool.num_pairs,
         num_queries=len(pool.queries),
         num_targets=len(pool.targets),
+        num_components=pool.num_components,
         is_choice=pool.is_choice,
         has_pictures=judged.has_pictures,
         is_large=_is_large(pool, settings),
@@ -181,7 +183,14 @@ def _primary(counted: Sequence[JudgedPool]) -> dict[str, float]:
     return means | {results.CHANCE: float(np.mean([each.pool.chance()[PRIMARY] for each in counted]))}
 
 
-def _similarities(rows: Rows, vectors: dict[str, PairVectors]) -> tuple[SimilarityResult, ...]:
+def _rows_by_task(rows: Rows) -> dict[Task, int]:
+    numbers = {task: int((rows.task == task.value).sum()) for task in Task}
+    return {task: number for task, number in numbers.items() if number}
+
+
+def _similarities(
+    rows: Rows, vectors: dict[str, PairVectors], settings: EvaluationSettings
+) -> tuple[SimilarityResult, ...]:
     """How cosines follow the scores of scored pairs, by language."""
     found = []
     scored = ~np.isnan(rows.score)
@@ -191,7 +200,8 @@ def _similarities(rows: Rows, vectors: dict[str, PairVectors]) -> tuple[Similari
             system: correlation(np.sum(both.query[places] * both.target[places], axis=1), rows.score[places])
             for system, both in vectors.items()
         }
-        found.append(SimilarityResult(language, len(places), scores))
+        is_large = _are_enough(len(places), len(np.unique(rows.component[places])), settings)
+        found.append(SimilarityResult(language, len(places), is_large, scores))
     return tuple(found)
 
 

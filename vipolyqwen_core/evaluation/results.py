@@ -15,7 +15,7 @@ from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.portable_paths import meant, spelled
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
 before is made anew."""
 
@@ -66,6 +66,8 @@ class PoolResult:
     num_queries: int
     num_targets: int
     """Distinct targets: what is searched."""
+    num_components: int
+    """Linked groups of its queries."""
     is_choice: bool
     """Two answers: `recall@1` is the accuracy, and the pool stays out of the mean."""
     has_pictures: bool
@@ -93,6 +95,8 @@ class SimilarityResult:
 
     language: str
     num_pairs: int
+    is_large: bool
+    """Whether it has the pairs that the settings ask of a pool that counts."""
     scores: dict[str, dict[str, float]]
     """System -> `spearman`, `pearson`; empty where one side is constant."""
 
@@ -121,6 +125,8 @@ class Evaluation:
     """Of the training set."""
     num_rows: int
     """Evaluation pairs."""
+    rows_by_task: dict[Task, int]
+    """Those of each task, whether or not they make a pool."""
     primary_metric: str
     primary: dict[str, float]
     """System -> mean of the primary metric over the pools that count."""

@@ -88,6 +88,12 @@ def test_small_pools_prove_nothing(evaluated: tuple[Evaluation, Path]) -> None:
     assert "no pool is large enough" in evaluation.verdict.failures[0]
 
 
+def test_every_evaluation_pair_is_counted_under_its_task(evaluated: tuple[Evaluation, Path]) -> None:
+    evaluation, _ = evaluated
+    assert sum(evaluation.rows_by_task.values()) == evaluation.num_rows
+    assert set(evaluation.rows_by_task) >= {pool.task for pool in evaluation.pools}
+
+
 def test_words_alone_find_what_shares_a_number(evaluated: tuple[Evaluation, Path]) -> None:
     evaluation, _ = evaluated
     by_name = {pool.name: pool for pool in evaluation.pools}
@@ -104,7 +110,7 @@ def test_declared_keys_give_pools_across_languages(evaluated: tuple[Evaluation, 
 def test_scored_pairs_and_slices_are_reported(evaluated: tuple[Evaluation, Path]) -> None:
     evaluation, _ = evaluated
     (similarity,) = evaluation.similarities
-    assert (similarity.language, similarity.num_pairs) == ("en", 8)
+    assert (similarity.language, similarity.num_pairs, similarity.is_large) == ("en", 8, False)
     assert set(similarity.scores[results.TRAINED]) == {"spearman", "pearson"}
     assert list(evaluation.matryoshka) == [16]
 

@@ -10,7 +10,14 @@ from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.evaluation.promotion import decide
-from vipolyqwen_core.evaluation.results import Evaluation, PoolResult, Verdict, judge, read_evaluation
+from vipolyqwen_core.evaluation.results import (
+    Evaluation,
+    PoolResult,
+    SimilarityResult,
+    Verdict,
+    judge,
+    read_evaluation,
+)
 
 GAIN = Interval(0.2, 0.1, 0.3)
 NOTHING = Interval(0.01, -0.02, 0.04)
@@ -41,6 +48,7 @@ def pool(
         num_pairs=200,
         num_queries=200,
         num_targets=2 if is_choice else 80,
+        num_components=100,
         is_choice=is_choice,
         has_pictures=swapped is not None,
         is_large=True,
@@ -60,6 +68,7 @@ def evaluation(
         champion=None if over_champion is None else "champion",
         data_version="v",
         num_rows=200,
+        rows_by_task={each.task: 200 for each in pools},
         primary_metric=PRIMARY,
         primary={results.TRAINED: 0.6},
         enough=True,
@@ -172,6 +181,76 @@ def test_small_pools_do_not_weigh_where_a_task_has_a_large_one() -> None:
     decision = decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings())
     assert decision.promoted
     assert decision.not_judged == ()
+
+
+def small_chinese_pool(over_champion: Interval, num_components: int = 100) -> Evaluation:
+    """A sure gain over a large Vietnamese pool, and a small Chinese one of the same task that fell to 0."""
+    small = replace(
+        pool(trained=0.0, champion=0.9),
+        language="zh",
+        num_pairs=149,
+        num_components=num_components,
+        is_large=False,
+        counts=False,
+        gain_over_champion=over_champion,
+    )
+    return evaluation(pool(champion=0.3), small, over_champion=GAIN)
+
+
+def test_a_small_pool_that_surely_fell_keeps_the_champion() -> None:
+    decision = decide(small_chinese_pool(Interval(-0.9, -0.95, -0.84)), RegistrySettings())
+    assert not decision.promoted
+    assert decision.reasons[1:] == (
+        "ocr/zh: mrr@10 falls from 0.9000 to 0.0000 on 149 pairs, surely by more than 0.0500",
+    )
+
+
+@pytest.mark.parametrize(
+    ("over_champion", "num_components"), [(Interval(-0.9, -0.95, -0.04), 100), (Interval(-0.9, -1, -0.8), 9)]
+)
+def test_a_small_pool_that_may_have_fallen_by_chance_is_named(
+    over_champion: Interval, num_components: int
+) -> None:
+    decision = decide(small_chinese_pool(over_champion, num_components), RegistrySettings())
+    assert decision.promoted
+    (sentence,) = decision.not_judged
+    assert sentence == "ocr/zh: mrr@10 falls from 0.9000 to 0.0000 on 149 pairs, too few to be sure"
+    assert decide(small_chinese_pool(over_champion), RegistrySettings(max_task_loss=1.0)).not_judged == ()
+
+
+def scored(trained: float | None, champion: float, is_large: bool = True) -> Evaluation:
+    scores = {
+        results.TRAINED: {} if trained is None else {"spearman": trained, "pearson": trained},
+        results.CHAMPION: {"spearman": champion, "pearson": champion},
+    }
+    similarity = SimilarityResult("vi", 300 if is_large else 30, is_large, scores)
+    return replace(evaluation(pool(champion=0.3), over_champion=GAIN), similarities=(similarity,))
+
+
+@pytest.mark.parametrize("trained", [-0.3, 0.7, None])
+def test_scored_pairs_that_are_followed_worse_keep_the_champion(trained: float | None) -> None:
+    decision = decide(scored(trained, 0.86), RegistrySettings())
+    assert not decision.promoted
+    assert "scored pairs/vi: Spearman falls from 0.8600 to" in decision.reasons[-1]
+    few = decide(scored(trained, 0.86, is_large=False), RegistrySettings())
+    assert few.promoted
+    assert "on 30 pairs, too few to be sure" in few.not_judged[0]
+
+
+def test_scored_pairs_may_be_followed_a_little_worse() -> None:
+    assert decide(scored(0.8, 0.86), RegistrySettings()).promoted
+    assert not decide(scored(0.8, 0.86), RegistrySettings(max_similarity_loss=0.05)).promoted
+
+
+@pytest.mark.parametrize("over_champion", [GAIN, None])
+def test_a_task_whose_pairs_make_no_pool_is_named(over_champion: Interval | None) -> None:
+    without_pool = replace(
+        evaluation(pool(champion=0.3), over_champion=over_champion),
+        rows_by_task={Task.TEXT_PAIR: 300, Task.OCR: 200},
+    )
+    assert decide(without_pool, RegistrySettings()).not_judged == (
+        "text_pair: not judged by retrieval, its 300 evaluation pairs make no pool with two targets",
+    )
 
 
 @pytest.mark.parametrize("over_champion", [GAIN, None])
