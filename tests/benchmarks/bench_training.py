@@ -15,6 +15,7 @@ many sizes. Useful tokens: of those that the language model computes, the share 
 """
 
 import multiprocessing
+import os
 import random
 import tempfile
 import time
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Protocol
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -236,11 +238,15 @@ def serve(side: Callable[[TrainingRun, str], Side], run: TrainingRun, kind: str,
 def process(
     side: Callable[[TrainingRun, str], Side], run: TrainingRun, kind: str
 ) -> Iterator[Callable[[Any], Any]]:
-    """A side at work; the function sends it an order and waits for the answer."""
+    """A side at work; the function sends it an order and waits for the answer.
+
+    It sees no GPU: this is a comparison on processors, and the GPU script has that on a GPU.
+    """
     context = multiprocessing.get_context("spawn")
     line, far_end = context.Pipe()
     worker = context.Process(target=serve, args=(side, run, kind, far_end), daemon=True)
-    worker.start()
+    with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        worker.start()
     far_end.close()
     line.recv()
 
@@ -292,8 +298,8 @@ def run() -> list[str]:
         rows = [row for kind in KINDS for row in compare(kind, backbone, Path(name))]
     batches = recipe().batches
     return [
-        f"Steps of {PAIRS_OF_STEP} pairs, {torch.get_num_threads()} threads, float32. Ours: chunks of at "
-        f"most {batches.chunk_tokens:,} tokens and {batches.chunk_patches:,} patches.",
+        f"On the processor: steps of {PAIRS_OF_STEP} pairs, {torch.get_num_threads()} threads, float32. "
+        f"Ours: chunks of at most {batches.chunk_tokens:,} tokens and {batches.chunk_patches:,} patches.",
         "",
         "| pairs | side | pairs/s | ratio (of the rounds) | useful tokens | loss of the first step |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -16,6 +16,10 @@ from vipolyqwen_core.objectives.negatives import gather
 from vipolyqwen_core.objectives.pairs import PairVectors
 from vipolyqwen_core.objectives.routing import Losses, compute_losses
 
+BLOCK_ENTRIES = {True: 2**24, False: 2**16}
+"""Similarities of a block on a GPU, where each block costs a hundred launches, and on a CPU, whose caches it
+should fit: 64 MB and 256 KB in float32, some ten times over."""
+
 
 def cached_gradients(
     pairs: PairVectors,
@@ -24,13 +28,14 @@ def cached_gradients(
     num_step_pairs: int,
     matryoshka_dims: Sequence[int] = (),
     task_weights: Mapping[Task, float] | None = None,
-    block_entries: int = 2**16,
+    block_entries: int | None = None,
 ) -> tuple[Losses, Tensor]:
     """The losses of this rank's pairs of a step against those of all ranks, and the gradient of its vectors.
 
     A chunk is then embedded again and `(vectors * its gradient).sum()` is its surrogate loss. Anchors go in
-    blocks of at most `block_entries` similarities, so that memory grows with the vectors of the step and not
-    with the square of their number; all ranks meet once before the blocks and once after them.
+    blocks of at most `block_entries` similarities (by default what the device computes well at once), so that
+    memory grows with the vectors of the step and not with the square of their number; all ranks meet once
+    before the blocks and once after them.
 
     Shapes:
         pairs: this rank's B pairs of the step with their M hard negatives; gradients of theirs are ignored
@@ -42,6 +47,7 @@ def cached_gradients(
         gathered = gather(own)
         candidates = _leaves(gathered)
         num_candidates = candidates.num_pairs + candidates.keys.num_negatives
+        block_entries = block_entries or BLOCK_ENTRIES[pairs.query.device.type == "cuda"]
         block_pairs = max(block_entries // max(num_candidates, 1), 1)
         # without pairs one empty block still gives zeros
         starts = range(0, max(own.num_pairs, 1), block_pairs)

@@ -46,6 +46,13 @@ def compile_layers(model: nn.Module) -> None:
         module.forward = MethodType(FORWARDS[type(module).__name__], module)
 
 
+def restore_layers(model: nn.Module) -> None:
+    """Plain layers again, where they were compiled."""
+    for module in model.modules():
+        if type(module).__name__ in FORWARDS:
+            vars(module).pop("forward", None)
+
+
 def _text_layer(
     layer: Any, hidden_states: Tensor, *, position_embeddings: Positions, segments: Segments, **_: Any
 ) -> Tensor:

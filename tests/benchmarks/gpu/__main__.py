@@ -80,18 +80,20 @@ PART_ERRORS = (
 )
 """What one part may end with while the others go on; the script then ends with status 1."""
 
-PLAIN = [
-    Setting(negatives, checkpointing, False) for checkpointing in (True, False) for negatives in Negatives
+SETTINGS = [
+    Setting(negatives, checkpointing, compiled)
+    for checkpointing in (False, True)
+    for compiled in (True, False)
+    for negatives in Negatives
 ]
-COMPILED = [
-    Setting(negatives, checkpointing, True) for checkpointing in (False, True) for negatives in Negatives
-]
-"""After the plain ones and the seed's way: layers that are compiled stay so."""
+"""In the order in which they matter: those that the goals are about first, if time is short."""
 
 SETTING_SECONDS = 45.0
 """What must be left for one more setting..."""
 PEER_SECONDS = 100.0
-"""... besides what the peer takes at the end."""
+"""... besides what the peer takes at the end..."""
+PEER_FIRST_SECONDS = 60.0
+"""... and of that, for its first mini-batch."""
 
 
 def main() -> None:
@@ -99,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of gpu.json and gpu.md")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, on whatever device there is")
-    parser.add_argument("--only-compiled", action="store_true", help="no plain layers, and no seed's way")
+    parser.add_argument("--only-compiled", action="store_true", help="no checks, plain layers, seed's way")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds that the whole may take")
     arguments = parser.parse_args()
     if not arguments.smoke and not torch.cuda.is_available():
@@ -137,18 +139,17 @@ def measure(report: Report, scale: Scale, folder: Path, plain: bool) -> None:
     report.fact(parameters=parameters, mix=tasks_of_mix(training), pairs_of_a_step=scale.pairs_per_step)
     if plain:
         check(report, training, run, scale)
-        for setting in PLAIN:
-            with part(report, setting.name):
-                measure_one(report, training, run, setting, rates, scale)
-        with part(report, "the seed's way"):
-            padded(report, training, run, rates, scale)
     with part(report, "check of compiled layers"):
         apply_setting(training, Setting(Negatives.CHUNK, checkpointing=False, compiled=False))
         chunk = chunk_of_each_kind(training, chunk_loader(run), 2 * scale.checked_pairs)
         report.check(check_compiled(training, chunk))
-    for setting in COMPILED:
-        with part(report, setting.name):
-            measure_one(report, training, run, setting, rates, scale)
+    for setting in SETTINGS:
+        if setting.compiled or plain:
+            with part(report, setting.name):
+                measure_one(report, training, run, setting, rates, scale)
+    if plain:
+        with part(report, "the seed's way"):
+            padded(report, training, run, rates, scale)
     index = training.plan.index
     training.accelerator.free_memory()
     del training
@@ -254,14 +255,16 @@ def peer(report: Report, run: TrainingRun, index: Any, scale: Scale, device: tor
     subject = peer_step.Peer(run, chunk_loader(run), index, scale, device)
     best: dict[str, Any] | None = None
     for mini_batch in scale.peer_mini_batches:
-        if best is not None and report.seconds_left() < 3 * scale.peer_pairs / best["pairs_per_second"]:
+        expected = 3 * scale.peer_pairs / best["pairs_per_second"] if best is not None else PEER_FIRST_SECONDS
+        if report.seconds_left() < expected and scale.at_full_size:
             break
         figures = unless_out_of_memory(lambda size=mini_batch: peer_step.measure_peer(subject, size))
         report.say(f"{name}, mini-batch {mini_batch}: {figures or 'OOM'}")
         if figures and (best is None or figures["pairs_per_second"] > best["pairs_per_second"]):
             best = figures
         release()
-    report.row(name, best or {"outcome": "OOM"})
+    left_out = report.seconds_left() < PEER_FIRST_SECONDS and scale.at_full_size
+    report.row(name, best or {"outcome": "left out: no time" if left_out else "OOM"})
     if best is not None:
         report.note(
             f"{name}: its best mini-batch, {best['mini_batch']}; {best['pairs_of_a_step']} pairs a step of "

@@ -111,7 +111,8 @@ def check_waiting(training: Training, chunk: LoadedChunk) -> Check:
 
 
 def check_compiled(training: Training, chunk: LoadedChunk) -> Check:
-    """Gradients of a chunk by compiled layers, which stay so, and by plain ones: cosine, worse tower."""
+    """Gradients of a chunk by plain layers and by compiled ones, which they are afterwards: cosine, worse
+    tower."""
     plain = _gradients(training, chunk)
     compile_layers(training.accelerator.unwrap_model(training.model))
     compiled = _gradients(training, chunk)

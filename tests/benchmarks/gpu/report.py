@@ -105,7 +105,10 @@ class Report:
         (self.folder / "gpu.md").write_text("\n".join(self.markdown()) + "\n", encoding="utf-8")
 
     def markdown(self) -> list[str]:
-        """The section for RESULTS.md."""
+        """The section for RESULTS.md.
+
+        A short row may be served from what the loaders held ready, so their own rate stands beside the wait.
+        """
         lines = [f"{name}: {value}  " for name, value in self.facts.items()]
         lines += ["", f"| way | {' | '.join(COLUMNS)} |", f"| --- |{' --- |' * len(COLUMNS)}"]
         for name, figures in self.rows:

@@ -16,9 +16,15 @@ from vipolyqwen_core.config import BatchSettings, Negatives, Recipe, TrainingRun
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item
-from vipolyqwen_core.training.compilation import compile_layers
+from vipolyqwen_core.training.compilation import compile_layers, restore_layers
 from vipolyqwen_core.training.engine import PlannedStep
-from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, LoadedChunk, load_chunks
+from vipolyqwen_core.training.loading import (
+    CHUNKS_AHEAD,
+    ChunkLoader,
+    ChunkRequest,
+    LoadedChunk,
+    load_chunks,
+)
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.plan import IntArray, TrainingPlan, plan_training
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps
@@ -48,6 +54,11 @@ class Setting:
         return ", ".join(parts)
 
     @property
+    def decides(self) -> bool:
+        """Whether it is the fastest of its negatives, which the goals are about."""
+        return self.compiled and not self.checkpointing
+
+    @property
     def passes(self) -> float:
         """Operations that are done, over those that count: forward 1, backward 2, and what is done again."""
         again = (self.negatives is Negatives.STEP) + self.checkpointing
@@ -55,14 +66,13 @@ class Setting:
 
 
 def apply_setting(training: Training, setting: Setting) -> None:
-    """Set model and engine up. Layers that are compiled stay so: compiled settings come last."""
+    """Set model and engine up."""
     model = training.accelerator.unwrap_model(training.model)
     if setting.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_disable()
-    if setting.compiled:
-        compile_layers(model)
+    (compile_layers if setting.compiled else restore_layers)(model)
     training.engine.negatives = setting.negatives
 
 
@@ -122,7 +132,11 @@ def measure_setting(
     rates: Rates,
     scale: Scale,
 ) -> dict[str, Any]:
-    """Figures of a setting over whole steps, after a small one that warms up; loading in worker processes."""
+    """Figures of a setting over whole steps, after a small one that warms up; loading in worker processes.
+
+    A setting that a goal is about goes on until the loaders have made twice what they hold ready at the
+    start: only then does the time that it waits for them say something.
+    """
     device = training.accelerator.device
     batches = replace(
         run.recipe.batches, negatives=setting.negatives, chunk_tokens=budget[0], chunk_patches=budget[1]
@@ -138,6 +152,7 @@ def measure_setting(
         _plan(training, run, batches, None),
     ]
     workers = run.recipe.training.loader_workers
+    least_chunks = 2 * CHUNKS_AHEAD * workers if setting.decides and scale.at_full_size else 0
     requests = chain.from_iterable(chunk_requests(plan, recipe, 0, 0, 1) for plan, recipe in plans)
     loaded = load_chunks(chunk_loader(run), requests, workers, device.type == "cuda")
     meter = Meter(training.counter)
@@ -154,7 +169,7 @@ def measure_setting(
             meter.begin(planned)
             result = training.engine.step(planned, stream)
             steps, chunks, refused = steps + 1, chunks + planned.num_chunks, refused + result.refused
-            if time.perf_counter() - started > scale.row_seconds:
+            if time.perf_counter() - started > scale.row_seconds and chunks >= least_chunks:
                 break
         synchronize(device)
         figures = meter.throughput.metrics(1, rates.matmul_flops)

@@ -6,7 +6,7 @@ import torch
 from vipolyqwen_core.config import ModelSettings
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch
-from vipolyqwen_core.training.compilation import compile_layers
+from vipolyqwen_core.training.compilation import compile_layers, restore_layers
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 
 
@@ -35,6 +35,9 @@ def test_compiled_layers_equal_plain_ones(training_set, tiny_backbone, tiny_proc
     for one, other in zip(plain, compiled, strict=True):
         for expected, found in zip(one, other, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
+    restore_layers(model)
+    for found, expected in zip(vectors_and_gradients(model, batches[0]), plain[0], strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_layers_of_another_backbone_are_refused_instead_of_left_as_they_are():
