@@ -95,14 +95,17 @@ def give_alias(client: Any, number: int, alias: str) -> None:
 
 
 def model_folder(workspace: Workspace, number: int) -> Path:
-    """The model directory of a version.
+    """The model directory of a version; where it is missing, as on a rebuilt machine, the registry's own.
 
     Raises:
-        ValueError: it is gone
+        ValueError: it is neither here nor in the registry
     """
     folder = workspace.models / f"v{number}"
     if not (folder / "config.json").is_file():
-        raise ValueError(f"the model directory of version {number} is missing: {folder}")
+        from vipolyqwen_core.serving.mlflow_model import download_model_directory
+
+        with written_aside(folder) as aside:
+            download_model_directory(number, aside)
     return folder
 
 

@@ -23,6 +23,7 @@ from assets.registry import (
 from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
+from vipolyqwen_core.serving.export import model_digest
 from vipolyqwen_core.serving.mlflow_model import log_registered_model
 from vipolyqwen_core.workspace import Workspace
 
@@ -142,7 +143,24 @@ def test_model_directories_are_kept_by_version(tmp_path: Path) -> None:
     workspace, model = Workspace(tmp_path / "home"), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="version 3 is missing"):
-        model_folder(workspace, 3)
     assert keep_model(workspace, model, 3) == model_folder(workspace, 3) == workspace.models / "v3"
     assert (workspace.models / "v3" / "config.json").read_text() == "{}"
+
+
+def test_a_model_directory_that_is_missing_here_comes_from_the_registry(
+    store: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace, artifacts = Workspace(tmp_path / "home"), tmp_path / "artifacts"
+    with mlflow_store(store):
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(artifacts)))
+        log_registered_model(tiny_model_dir)
+        assert model_folder(workspace, 1) == workspace.models / "v1"
+        assert model_digest(workspace.models / "v1") == model_digest(tiny_model_dir)
+        shutil.rmtree(artifacts)
+        model_folder(workspace, 1)  # it stands
+        shutil.rmtree(workspace.models / "v1")
+        with pytest.raises(ValueError, match="cannot give the files of version 1"):
+            model_folder(workspace, 1)
+        with pytest.raises(ValueError, match=r"cannot give the files of version 3: .*not found"):
+            model_folder(workspace, 3)
+    assert [*workspace.models.iterdir()] == []

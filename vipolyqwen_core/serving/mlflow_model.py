@@ -6,6 +6,8 @@ unit length. It takes bytes, never paths or URLs.
 """
 
 import base64
+import os
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, Final
 import mlflow
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
@@ -144,6 +147,25 @@ def log_registered_model(
         return mlflow.pyfunc.log_model(**arguments)
     with mlflow.start_run(run_id=run_id):
         return mlflow.pyfunc.log_model(**arguments)
+
+
+def download_model_directory(number: int, target: Path) -> None:
+    """The model directory that a registered version holds, as it was when it was logged, at a new path.
+
+    The registry is the one that is set.
+
+    Raises:
+        ValueError: the registry has no such version, or cannot give its files
+    """
+    uri = f"models:/{REGISTERED_MODEL}/{number}"
+    # beside the target and named like it: one rename, and whoever clears what a kill left there finds it
+    with tempfile.TemporaryDirectory(".partial", f"{target.name}.", target.parent) as folder:
+        try:
+            held = mlflow.models.get_model_info(uri).flavors["python_function"]["artifacts"][ARTIFACT]["path"]
+            found = mlflow.artifacts.download_artifacts(f"{uri}/{held}", dst_path=folder)
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"the registry cannot give the files of version {number}: {error}") from error
+        os.replace(found, target)
 
 
 mlflow.models.set_model(RegisteredEmbedder())
