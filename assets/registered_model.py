@@ -1,12 +1,14 @@
 """registered_model: a version in the registry, champion where it is better, challenger where it is not."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from assets.checks import MODEL_CHECKS
 from assets.evaluation_report import judged_evaluation
+from assets.findings import encodes_unit_vectors
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
@@ -72,16 +74,16 @@ def registered_model(
             number = register(training.mlflow_run_id, run, evaluation, licenses)
         else:
             number = half.number
-        keep_model(place, run.output / "model", number)
+        kept = keep_model(place, run.output / "model", number)
         tags = {
             **origin_tags(run),
             "vipolyqwen.dagster_run_id": context.run_id,
             "vipolyqwen.checks": checks_outcome(context.instance),
             mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
         }
-        card = (place.models / f"v{number}" / MODEL_CARD).read_text(encoding="utf-8")
+        card = (kept / MODEL_CARD).read_text(encoding="utf-8")
         client.update_model_version(REGISTERED_MODEL, str(number), description=described(card))
-        version = settle(client, number, tags, decide(evaluation, settings.registry))
+        version = settle(client, number, tags, decide(evaluation, settings.registry), kept)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(version.number)),
         metadata={
@@ -122,8 +124,17 @@ def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: 
     return int(info.registered_model_version)
 
 
-def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decision") -> Version:
-    """Tag a new version with where it came from, and give it its alias. The decision is written last."""
+def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decision", model: Path) -> Version:
+    """Tag a new version with where it came from, and give it its alias. The decision is written last.
+
+    Its model directory is tried first: the check that reports on it runs when the alias has moved already.
+
+    Raises:
+        dg.Failure: the directory makes no unit vectors
+    """
+    tried = encodes_unit_vectors(model)
+    if not tried.passed:
+        raise dg.Failure(f"version {number} gets no alias: {tried.sentence}")
     if decision.not_judged:
         tags = {**tags, NOT_JUDGED_TAG: "; ".join(decision.not_judged)}
     elif NOT_JUDGED_TAG in numbered_version(client, number).tags:  # of a decision that was killed half way

@@ -1,11 +1,16 @@
 """The registry on SQLite: aliases, versions of runs, model directories."""
 
+import math
 import shutil
 from pathlib import Path
 
+import dagster as dg
 import mlflow
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from assets.findings import Finding, encodes_unit_vectors
 from assets.registered_model import settle
 from assets.registry import (
     DECISION_TAG,
@@ -26,6 +31,17 @@ from vipolyqwen_core.evaluation.promotion import Decision
 from vipolyqwen_core.serving.export import model_digest
 from vipolyqwen_core.serving.mlflow_model import log_registered_model
 from vipolyqwen_core.workspace import Workspace
+
+MODEL = Path("model")
+"""Stands for a model directory that loads; what is tried of it is tested with real ones."""
+
+
+@pytest.fixture(autouse=True)
+def models_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loads(model: Path) -> Finding:
+        return Finding(passed=True, sentence="") if model == MODEL else encodes_unit_vectors(model)
+
+    monkeypatch.setattr("assets.registered_model.encodes_unit_vectors", loads)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +68,7 @@ def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
         client.create_registered_model(REGISTERED_MODEL)
     number = int(client.create_model_version(REGISTERED_MODEL, f"file:///{run}").version)
     if alias is not None:
-        settle(client, number, {"vipolyqwen.run": run}, Decision(alias, ("because",)))
+        settle(client, number, {"vipolyqwen.run": run}, Decision(alias, ("because",)), MODEL)
     return number
 
 
@@ -85,10 +101,27 @@ def test_a_challenger_that_is_promoted_is_no_challenger_any_more(client: mlflow.
     assert version_with_alias(client, CHALLENGER) is None
 
 
+def test_a_model_that_makes_no_unit_vectors_gets_no_alias(
+    client: mlflow.MlflowClient, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", None)
+    broken = Path(shutil.copytree(tiny_model_dir, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    (projection,) = [name for name in weights if "projection" in name and name.endswith("weight")]
+    weights[projection] = torch.full_like(weights[projection], math.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(dg.Failure, match=f"version {second} gets no alias: .* length nan"):
+        settle(client, second, {RUN_TAG: "demo-2"}, Decision(CHAMPION, ("a gain",)), broken)
+    assert champion(client).number == first
+    assert numbered_version(client, second).aliases == ()
+    settle(client, second, {RUN_TAG: "demo-2"}, Decision(CHAMPION, ("a gain",)), tiny_model_dir)
+    assert champion(client).number == second
+
+
 def test_what_was_not_judged_stands_at_the_version(client: mlflow.MlflowClient) -> None:
     first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", None)
     decision = Decision(CHALLENGER, ("a gain",), ("not judged: too few pairs",))
-    version = settle(client, second, {"vipolyqwen.run": "demo-2"}, decision)
+    version = settle(client, second, {"vipolyqwen.run": "demo-2"}, decision, MODEL)
     assert version.aliases == (CHALLENGER,)
     assert version.tags[NOT_JUDGED_TAG] == "not judged: too few pairs"
     assert version.tags[DECISION_TAG] == "a gain; not judged: too few pairs"
@@ -104,10 +137,11 @@ def test_a_version_that_is_settled_again_keeps_nothing_of_the_first_decision(
     number = register(client, "demo-1", None)
     with monkeypatch.context() as patch:
         patch.setattr("assets.registered_model.give_alias", killed)
+        decision = Decision(CHALLENGER, ("a gain",), ("few pairs",))
         with pytest.raises(KeyboardInterrupt):
-            settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHALLENGER, ("a gain",), ("few pairs",)))
+            settle(client, number, {RUN_TAG: "demo-1"}, decision, MODEL)
     assert half_registered(client, "demo-1").tags[NOT_JUDGED_TAG] == "few pairs"
-    version = settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHAMPION, ("a gain",)))
+    version = settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHAMPION, ("a gain",)), MODEL)
     assert version.tags == {RUN_TAG: "demo-1", DECISION_TAG: "a gain"}
 
 
