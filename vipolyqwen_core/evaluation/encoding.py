@@ -1,5 +1,6 @@
 """Vectors of the evaluation pairs under one model, each distinct side encoded once."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 
 from vipolyqwen_core.contract import Side, Task
 from vipolyqwen_core.evaluation.metrics import Vectors
+from vipolyqwen_core.evaluation.results import SWAPPED
 from vipolyqwen_core.evaluation.retrieval import Ints, read_rows
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, prefix_of, side_texts
@@ -29,8 +31,14 @@ class EvaluationPairs:
         self.table, self.sides, self.batch_tokens = table, sides, batch_tokens
         self.rows = read_rows(table)
 
-    def encode(self, embedder: ViPolyQwenEmbedder, with_prefix: tuple[bool, ...]) -> list[PairVectors]:
-        """The vectors of all rows, once for each entry: with the prefix of each side, or without any."""
+    def encode(
+        self, embedder: ViPolyQwenEmbedder, with_prefix: tuple[bool, ...], system: str
+    ) -> list[PairVectors]:
+        """The vectors of all rows, once for each entry: with the prefix of each side, or without any.
+
+        Raises:
+            ValueError: a vector is not finite; names the system, the row and its sample
+        """
         wanted: dict[tuple[int, Task | None], SideRequest] = {}
         places: list[list[tuple[int, Task | None]]] = []
         for prefixed in with_prefix:
@@ -41,13 +49,17 @@ class EvaluationPairs:
                     keys.append((int(content), prefix))
                     wanted.setdefault(keys[-1], SideRequest(row, side, prefix))
                 places.append(keys)
-        vectors = embedder.encode_items(self.sides.items(wanted.values()), self.batch_tokens)
+        vectors = self._vectors(embedder, wanted.values(), system)
         number = {key: place for place, key in enumerate(wanted)}
         expanded = [vectors[[number[key] for key in keys]] for keys in places]
         return [PairVectors(*expanded[i : i + 2]) for i in range(0, len(expanded), 2)]
 
     def encode_swapped(self, embedder: ViPolyQwenEmbedder, queries: Ints, partners: Ints) -> Vectors:
-        """Vectors [Q, D] of queries, with their prefixes, that show the pictures of their partners."""
+        """Vectors [Q, D] of queries, with their prefixes, that show the pictures of their partners.
+
+        Raises:
+            ValueError: as `encode`
+        """
         requests = [
             SideRequest(
                 int(row),
@@ -57,7 +69,22 @@ class EvaluationPairs:
             )
             for row, partner in zip(queries, partners, strict=True)
         ]
-        return embedder.encode_items(self.sides.items(requests), self.batch_tokens)
+        return self._vectors(embedder, requests, SWAPPED)
+
+    def _vectors(
+        self, embedder: ViPolyQwenEmbedder, requests: Collection[SideRequest], system: str
+    ) -> Vectors:
+        """Vectors [N, D] of some sides, all finite: a score out of others would say nothing."""
+        vectors = embedder.encode_items(self.sides.items(requests), self.batch_tokens)
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(broken):
+            first = list(requests)[broken[0]]
+            sample = self.table["sample_id"][first.row].as_py()
+            raise ValueError(
+                f"{len(broken)} of {len(vectors)} vectors of the system {system!r} are not finite, the first "
+                f"that of the {first.side.value} of evaluation row {first.row} (sample {sample})"
+            )
+        return vectors
 
     def texts(self, rows: Ints, side: Side) -> list[str]:
         """The text of a side of some rows, earlier turns included."""

@@ -88,12 +88,14 @@ def _vectors(
     run: TrainingRun, embedder: ViPolyQwenEmbedder, champion: Path | None, pairs: EvaluationPairs
 ) -> dict[str, PairVectors]:
     """System -> vectors of all pairs. At most one more model is in memory beside the one that is judged."""
-    trained, plain = pairs.encode(embedder, (True, False))
+    trained, plain = pairs.encode(embedder, (True, False), results.TRAINED)
     logger.info("encoded %d evaluation pairs with and without prefix", len(pairs.rows))
-    (untrained,) = pairs.encode(untrained_embedder(run), (True,))
+    (untrained,) = pairs.encode(untrained_embedder(run), (True,), results.UNTRAINED)
     vectors = {results.TRAINED: trained, results.PLAIN: plain, results.UNTRAINED: untrained}
     if champion is not None:
-        rival, rival_plain = pairs.encode(ViPolyQwenEmbedder.from_pretrained(champion), (True, False))
+        rival, rival_plain = pairs.encode(
+            ViPolyQwenEmbedder.from_pretrained(champion), (True, False), results.CHAMPION
+        )
         vectors |= {results.CHAMPION: rival, results.CHAMPION_PLAIN: rival_plain}
     return vectors
 

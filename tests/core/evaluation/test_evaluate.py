@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny
     seen = []
     encode = embedder.encode_items
     embedder.encode_items = lambda items, tokens: encode(seen.extend(found := list(items)) or found, tokens)  # type: ignore
-    prefixed, plain = pairs.encode(embedder, (True, False))
+    prefixed, plain = pairs.encode(embedder, (True, False), results.TRAINED)
     distinct = {(item.text, item.history, item.prefix, *(i.tobytes() for i in item.images)) for item in seen}
     assert len(seen) == len(distinct)
     row = int(np.flatnonzero(pairs.rows.task == "ocr")[0])
@@ -169,6 +170,28 @@ def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny
     assert not np.array_equal(prefixed.query[row], plain.query[row])
     row = int(np.flatnonzero(pairs.rows.task == "text_pair")[0])
     assert not np.array_equal(prefixed.target[row], plain.target[row])
+
+
+def test_a_vector_that_is_not_finite_is_named(run: TrainingRun, tiny_model_dir: Path) -> None:
+    table = read_split(run.training_set, Split.EVAL)
+    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    encode = embedder.encode_items
+
+    def broken(items: Any, tokens: int) -> Any:
+        vectors = encode(items, tokens)
+        vectors[-1, 3] = np.nan
+        return vectors
+
+    embedder.encode_items = broken  # type: ignore[method-assign]
+    row = int(np.unique(pairs.rows.target, return_index=True)[1].max())  # the last target that is new
+    sample = table["sample_id"][row].as_py()
+    expected = f"'champion' are not finite, .* the target of evaluation row {row} .sample {sample}"
+    with pytest.raises(ValueError, match=expected):
+        pairs.encode(embedder, (False,), results.CHAMPION)
+    pictured = np.flatnonzero([bool(shown) for shown in pairs.picture_ids(np.arange(table.num_rows))])[:2]
+    with pytest.raises(ValueError, match=f"'swapped' .* the query of evaluation row {pictured[1]} "):
+        pairs.encode_swapped(embedder, pictured, pictured[::-1])
 
 
 def test_the_text_of_a_dialogue_holds_its_earlier_turns(run: TrainingRun) -> None:
