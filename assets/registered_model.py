@@ -45,7 +45,7 @@ MAX_DESCRIPTION_CHARS = 5000
 """Of a version, in MLflow's tables."""
 
 
-@dg.asset(deps=["evaluation_report"], kinds={"mlflow"}, pool="gpu")
+@dg.asset(deps=["evaluation_report"], kinds={"mlflow"}, pool="registry")
 def registered_model(
     context: dg.AssetExecutionContext,
     workspace: WorkspaceResource,

@@ -1,5 +1,6 @@
 """training_set: all accepted sources joined, freed of duplicates across them, linked and split for good."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,26 @@ from vipolyqwen_core.contract import TRAINING
 if TYPE_CHECKING:
     from quality.data_report import FunnelRow
 
+TRAINING_SET_TAG = "vipolyqwen/training_set"
+"""Tag of runs that read the training set through several steps, or rebuild it: one at a time."""
+READERS = ("hard_negatives", "trained_model", "evaluation_report", "registered_model", "embedding_export")
+UNDER_WAY = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+PATIENCE_SECONDS = 60.0
+"""Given to a run that has done its last step and is about to end."""
 
-@dg.asset(deps=["validated_corpus"], kinds={"polars", "arrow"})
+
+@dg.asset(deps=["validated_corpus"], kinds={"polars", "arrow"}, pool="gpu")
 def training_set(
-    workspace: WorkspaceResource, manifest: ManifestResource, recipe: RecipeResource
+    context: dg.AssetExecutionContext,
+    workspace: WorkspaceResource,
+    manifest: ManifestResource,
+    recipe: RecipeResource,
 ) -> dg.MaterializeResult[None]:
-    """The manifest's sources, each at its last accepted version: joined, components formed, sticky split."""
+    """The manifest's sources, each at its last accepted version: joined, components formed, sticky split.
+
+    It is rebuilt in place. The pool that it shares with its readers keeps it from any step that reads it, and
+    between two steps of one run it is refused.
+    """
     from quality.data_report import (
         funnel,
         histograms,
@@ -30,6 +45,7 @@ def training_set(
     from quality.report_samples import near_copies
     from quality.training_set import build_training_set
 
+    refuse_beside_readers(context.instance, context.run_id)
     place = workspace.open()
     summary = build_training_set(manifest.load(), recipe.load(), place)
     folder = place.training_set
@@ -52,6 +68,36 @@ def training_set(
             "sample of the evaluation": sample_table(folder / "eval.arrow"),
         },
     )
+
+
+def refuse_beside_readers(
+    instance: dg.DagsterInstance, run_id: str, patience_seconds: float = PATIENCE_SECONDS
+) -> None:
+    """Nothing, where no other run is between two steps that read the training set.
+
+    Raises:
+        dagster.Failure: one is, and a training set under its feet would make another run of it; names it
+    """
+    started = time.monotonic()
+    while others := [run for run in training_set_runs(instance) if run.run_id != run_id]:
+        if time.monotonic() - started >= patience_seconds:
+            raise dg.Failure(f"the training set stays as it is: {in_words(others[0])}")
+        time.sleep(1)
+
+
+def training_set_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs under way that read the training set, by job or by the assets that somebody chose."""
+    readers = {dg.AssetKey(name) for name in READERS}
+    return [
+        run
+        for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNDER_WAY))
+        if TRAINING_SET_TAG in run.tags or readers & (run.asset_selection or frozenset())
+    ]
+
+
+def in_words(run: dg.DagsterRun) -> str:
+    """The sentence for whoever has to wait for such a run."""
+    return f"run {run.run_id[:8]} of {run.job_name} needs it: wait for it, or cancel it in `vipolyqwen ui`"
 
 
 def funnel_table(rows: "Sequence[FunnelRow]") -> dg.MetadataValue[str]:

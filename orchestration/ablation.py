@@ -17,6 +17,8 @@ from assets.evaluation_report import interval
 from assets.metadata import bar_chart, plot, table
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import refuse_unfit_data, training_run
+from orchestration.executor import signed_executor
+from orchestration.jobs import ALONE
 from vipolyqwen_core.config import Pooling, Recipe
 from vipolyqwen_core.corpus.tables import written_aside
 
@@ -122,7 +124,8 @@ def ablation_metadata(found: "dict[Pooling, Evaluation]") -> dict[str, object]:
 
 @dg.job(
     description="Train and evaluate the recipe with each kind of pooling, on the same pairs, side by side.",
-    executor_def=dg.in_process_executor,
+    executor_def=signed_executor,
+    tags=ALONE,
 )
 def pooling_ablation() -> None:
     """Compare."""

@@ -132,7 +132,7 @@ def rollback(version: Annotated[int, typer.Argument(help="The registered version
     workspace = current_workspace()
     with undisturbed(workspace.home / "factory.log") as console, _resumable(console):
         try:
-            run_rollback(workspace, manifest_setting(), recipe_setting(), version)
+            run_rollback(workspace, recipe_setting(), version, console)
         except FactoryError as error:
             raise ValueError(str(error)) from error
     output.print(

@@ -5,6 +5,7 @@ than 3 seconds; heavy libraries are imported inside asset functions.
 """
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -12,6 +13,7 @@ import assets
 from assets.checks import model_checks, source_checks
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from orchestration.ablation import pooling_ablation
+from orchestration.executor import signed_executor
 from orchestration.jobs import CORPUS_ASSETS, MODEL_ASSETS, corpus_job, model_job
 from orchestration.partitions import source_partitions
 from orchestration.rollback import rollback
@@ -44,19 +46,26 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
         jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation],
         schedules=[weekly_corpus(partitions), weekly_model()],
         sensors=[changed_sources(), accepted_data()],
-        executor=dg.in_process_executor,
+        executor=signed_executor,
         resources={
-            "workspace": WorkspaceResource(home=str(workspace.home)),
+            **model_resources(workspace, recipe),
             "manifest": manifest,
-            "recipe": RecipeResource(name=recipe),
-            "mlflow": MlflowResource(
-                tracking_uri=workspace.mlflow_uri,
-                artifacts=str(workspace.mlflow_artifacts),
-                ui_url=workspace.mlflow_ui,
-            ),
             "pipes": dg.PipesSubprocessClient(cwd=str(Path.cwd())),
         },
     )
+
+
+def model_resources(workspace: Workspace, recipe: str) -> dict[str, Any]:
+    """What a job needs that looks at no source."""
+    return {
+        "workspace": WorkspaceResource(home=str(workspace.home)),
+        "recipe": RecipeResource(name=recipe),
+        "mlflow": MlflowResource(
+            tracking_uri=workspace.mlflow_uri,
+            artifacts=str(workspace.mlflow_artifacts),
+            ui_url=workspace.mlflow_ui,
+        ),
+    }
 
 
 def _with_policies(

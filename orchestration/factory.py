@@ -3,19 +3,23 @@
 The runs go to the workspace's own Dagster instance, so that the UI shows them like any others.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 from rich.console import Console
 
 from assets.resources import ManifestResource
-from orchestration.definitions import build_definitions
-from orchestration.instance import close_interrupted_runs, open_instance, process_tags
+from assets.training_set import in_words, training_set_runs
+from orchestration.definitions import build_definitions, model_resources
+from orchestration.instance import open_instance
 from orchestration.jobs import ASSET_KEYS
+from orchestration.patience import patient_logger
 from orchestration.progress import FactoryProgress, progress_logger
+from orchestration.rollback import rollback
+from orchestration.run_process import close_interrupted_runs, process_tags
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace
@@ -66,7 +70,8 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
     """Every stage, from the manifest's sources (None: the demo corpus) to the exported table.
 
     Raises:
-        FactoryError: a stage or a blocking check failed; names the stage and why
+        FactoryError: a stage or a blocking check failed; names the stage and why. Or another run under way
+            needs the training set, which is rebuilt in place; names the run
         KeyboardInterrupt: a person stopped it
         ValueError: the manifest or the recipe is wrong, or a source cannot be read at all
     """
@@ -74,24 +79,18 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
     definitions = build_definitions(workspace, sources, recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
-    definitions = dg.Definitions.merge(
-        definitions, dg.Definitions(loggers={"progress": progress_logger(progress)})
-    )
     stages: list[StageOutcome] = []
     run_ids: list[str] = []
     warnings: list[str] = []
     with open_instance(workspace) as instance, progress:
         for run_id in close_interrupted_runs(instance):
             console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
+        loggers = {"progress": progress_logger(progress), "patience": patient_logger(instance, console.print)}
+        definitions = dg.Definitions.merge(definitions, dg.Definitions(loggers=loggers))
         for job, source in [*(("corpus", name) for name in names), ("model", None)]:
+            refuse_while_in_use(instance)
             progress.source = source or ""
-            result = definitions.resolve_job_def(job).execute_in_process(
-                instance=instance,
-                partition_key=source,
-                raise_on_error=False,
-                run_config={"loggers": {"progress": {}}},
-                tags=process_tags(os.getpid()),
-            )
+            result = execute(definitions.resolve_job_def(job), instance, loggers, source)
             run_ids.append(result.run_id)
             refuse_failure(result, source)
             stages += _outcomes(result, source)
@@ -99,23 +98,54 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
     return FactoryOutcome(tuple(stages), tuple(run_ids), tuple(warnings))
 
 
-def run_rollback(workspace: Workspace, sources: str | None, recipe: str, version: int) -> None:
-    """Make an earlier version champion again, and export with it.
+def run_rollback(workspace: Workspace, recipe: str, version: int, console: Console) -> None:
+    """Make an earlier version champion again, and export with it. No manifest is read: it may be broken.
 
     Raises:
         FactoryError: there is no such version, or its export failed
         KeyboardInterrupt: a person stopped it
     """
-    definitions = build_definitions(workspace, sources, recipe)
     with open_instance(workspace) as instance:
         close_interrupted_runs(instance)
-        result = definitions.resolve_job_def("rollback").execute_in_process(
-            instance=instance,
-            raise_on_error=False,
-            run_config={"ops": {"roll_back": {"config": {"version": version}}}},
-            tags=process_tags(os.getpid()),
+        loggers = {"patience": patient_logger(instance, console.print)}
+        definitions = dg.Definitions(
+            jobs=[rollback], resources=model_resources(workspace, recipe), loggers=loggers
         )
+        job = definitions.resolve_job_def("rollback")
+        ops = {"roll_back": {"config": {"version": version}}}
+        result = execute(job, instance, loggers, ops=ops)
+        if any(event.is_step_success and event.step_key == "roll_back" for event in result.all_events):
+            console.print(f"Version {version} is champion.")
         refuse_failure(result, None)
+
+
+def execute(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    loggers: Iterable[str],
+    source: str | None = None,
+    ops: Mapping[str, Any] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Execute a job in this process, which signs the run; whoever typed the command repeats it."""
+    run_id = str(uuid4())
+    return job.execute_in_process(
+        instance=instance,
+        partition_key=source,
+        raise_on_error=False,
+        run_config={"loggers": {name: {} for name in loggers}, "ops": ops or {}},
+        run_id=run_id,
+        tags={**process_tags(run_id), "dagster/max_retries": "0"},
+    )
+
+
+def refuse_while_in_use(instance: dg.DagsterInstance) -> None:
+    """Nothing, where no run under way needs the training set.
+
+    Raises:
+        FactoryError: one does; names it
+    """
+    for run in training_set_runs(instance):
+        raise FactoryError(f"the training set is rebuilt by this command, and {in_words(run)}")
 
 
 def refuse_failure(result: dg.ExecuteInProcessResult, source: str | None) -> None:
@@ -127,13 +157,19 @@ def refuse_failure(result: dg.ExecuteInProcessResult, source: str | None) -> Non
     """
     if result.success:
         return
-    if any(event.is_step_failure and _is_interruption(event) for event in result.all_events):
+    if any(_is_interruption(event) for event in result.all_events):
         raise KeyboardInterrupt
     raise FactoryError(explain_failure(result.all_events, source))
 
 
 def _is_interruption(event: dg.DagsterEvent) -> bool:
-    error = event.step_failure_data.error
+    """Whether a step, or the waiting between two, was stopped."""
+    if event.is_step_failure:
+        error = event.step_failure_data.error
+    elif event.is_run_failure:
+        error = event.job_failure_data.error
+    else:
+        return False
     while error is not None and error.cls_name != dg.DagsterExecutionInterruptedError.__name__:
         error = error.cause
     return error is not None

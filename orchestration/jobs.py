@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.training_set import READERS, TRAINING_SET_TAG
+
 if TYPE_CHECKING:  # dagster exports the function and not its type
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 CORPUS_ASSETS = ("curated_corpus", "tagged_corpus", "validated_corpus")
-MODEL_ASSETS = (
-    "training_set",
-    "hard_negatives",
-    "trained_model",
-    "evaluation_report",
-    "registered_model",
-    "embedding_export",
-)
+MODEL_ASSETS = ("training_set", *READERS)
 ASSET_KEYS = (*CORPUS_ASSETS, *MODEL_ASSETS)
+
+ALONE = {TRAINING_SET_TAG: "alone"}
+"""Tags of a job that reads the training set through several steps: one such run at a time."""
+WHOLE = {"dagster/retry_strategy": "ALL_STEPS"}
+"""Tags of a job that is repeated from its start where its process was lost: what stands is reused."""
 
 
 def corpus_job(sources: dg.PartitionsDefinition[str]) -> "UnresolvedAssetJobDefinition":
@@ -31,6 +31,7 @@ def corpus_job(sources: dg.PartitionsDefinition[str]) -> "UnresolvedAssetJobDefi
         selection=dg.AssetSelection.assets(*CORPUS_ASSETS),
         partitions_def=sources,
         description="Curate, tag and validate one source.",
+        tags=WHOLE,
     )
 
 
@@ -40,4 +41,5 @@ def model_job() -> "UnresolvedAssetJobDefinition":
         "model",
         selection=dg.AssetSelection.assets(*MODEL_ASSETS),
         description="Training set, hard negatives, training, evaluation, registration, export.",
+        tags={**ALONE, **WHOLE},
     )

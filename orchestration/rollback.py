@@ -5,6 +5,7 @@ import dagster as dg
 from assets.embedding_export import export_under
 from assets.registry import champion, give_alias, model_folder, numbered_version
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
+from orchestration.executor import signed_executor
 from vipolyqwen_core.contract import CHAMPION
 
 
@@ -15,15 +16,14 @@ class RollbackConfig(dg.Config):
     """A registered version."""
 
 
-@dg.op(pool="gpu")
+@dg.op(pool="registry", out=dg.Out(dg.Nothing))
 def roll_back(
     context: dg.OpExecutionContext,
     config: RollbackConfig,
     workspace: WorkspaceResource,
-    recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> None:
-    """Move the alias, then export with that version. Until the new table stands, search uses the old one.
+    """Move the alias, at once: also while a model trains, and nothing of a manifest or recipe is read.
 
     Raises:
         ValueError: no such version, or its model directory is gone
@@ -33,18 +33,34 @@ def roll_back(
     model_folder(place, target.number)
     give_alias(client, target.number, CHAMPION)
     context.log.info(f"champion: version {before.number if before else 'none'} -> {target.number}")
-    exported = export_under(target, place, recipe.load().export)
+
+
+@dg.op(pool="gpu", ins={"moved": dg.In(dg.Nothing)})
+def export_champion(
+    context: dg.OpExecutionContext,
+    workspace: WorkspaceResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
+) -> None:
+    """Export with the champion, once the GPU is free. Until the new table stands, search uses the old one."""
+    version = champion(mlflow.connect())
+    assert version is not None, "the alias was moved"
+    exported = export_under(version, workspace.open(), recipe.load().export)
     context.log_event(
         dg.AssetMaterialization(
-            "embedding_export", metadata=exported.metadata, description=f"rollback to version {target.number}"
+            "embedding_export",
+            metadata=exported.metadata,
+            description=f"rollback to version {version.number}",
         )
     )
 
 
 @dg.job(
     description="Make an earlier version champion again and export with it.",
-    executor_def=dg.in_process_executor,
+    executor_def=signed_executor,
+    # the first of the queue; never repeated by itself, since somebody may have promoted another one by then
+    tags={"dagster/priority": "10", "dagster/max_retries": "0"},
 )
 def rollback() -> None:
     """Roll back."""
-    roll_back()
+    export_champion(moved=roll_back())

@@ -10,7 +10,8 @@ import time
 
 from rich.console import Console
 
-from orchestration.instance import write_settings
+from orchestration.instance import open_instance
+from orchestration.run_process import close_interrupted_runs
 from vipolyqwen_core.workspace import Workspace
 
 STOP_SECONDS = 15
@@ -23,7 +24,9 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
         ValueError: a port is taken, or one of them ended by itself; names which
     """
     refuse_taken_ports(**{"--port": port, "--mlflow-port": mlflow_port})
-    write_settings(workspace.dagster_home)
+    with open_instance(workspace) as instance:  # before Dagster starts: its automations would wait for them
+        for run_id in close_interrupted_runs(instance):
+            console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
     workspace.remember_mlflow_port(mlflow_port)
     with (workspace.home / "ui.log").open("ab") as log:
         servers = {

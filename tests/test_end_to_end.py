@@ -141,11 +141,11 @@ def test_a_second_run_reuses_everything(place: Workspace, outcome: FactoryOutcom
 
 def test_a_rollback_makes_a_version_champion(place: Workspace, outcome: FactoryOutcome) -> None:
     folder = place.home.parent
-    run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 1)
+    run_rollback(place, str(folder / "recipe.json"), 1, Console(quiet=True))
     client = mlflow.MlflowClient(place.mlflow_uri)
     assert int(client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).version) == 1
     with pytest.raises(FactoryError, match="has no version 9"):
-        run_rollback(place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json"), 9)
+        run_rollback(place, str(folder / "recipe.json"), 9, Console(quiet=True))
 
 
 @pytest.mark.slow

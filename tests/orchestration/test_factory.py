@@ -4,8 +4,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from rich.console import Console
 
-from orchestration.factory import FactoryError, explain_failure, refuse_failure
+from orchestration.definitions import build_definitions
+from orchestration.factory import FactoryError, explain_failure, refuse_failure, run_factory
+from orchestration.instance import open_instance
+from vipolyqwen_core.workspace import Workspace
 
 
 def failed_events(asset: dg.AssetsDefinition, *checks: dg.AssetChecksDefinition) -> list[dg.DagsterEvent]:
@@ -74,3 +78,16 @@ def test_whoever_stops_a_run_is_told_of_no_failure(raised: BaseException, told: 
     result = dg.materialize([training_set], raise_on_error=False)
     with pytest.raises(told):
         refuse_failure(result, None)
+
+
+def test_a_command_is_refused_while_another_run_needs_the_training_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    workspace, console = Workspace(tmp_path), Console(quiet=True)
+    model = build_definitions(workspace, None, "demo").resolve_job_def("model")
+    with open_instance(workspace) as instance:
+        run = instance.create_run_for_job(model, tags=model.run_tags, status=dg.DagsterRunStatus.STARTED)
+        with pytest.raises(FactoryError, match=f"run {run.run_id[:8]} of model needs it: wait for it"):
+            run_factory(workspace, None, "demo", console)
+        assert [run.job_name for run in instance.get_runs()] == ["model"]

@@ -1,31 +1,16 @@
-"""Dagster's instance: settings, and order after a killed process."""
+"""Dagster's instance: what its settings hold, and which runs of the queue they let through."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
-from orchestration.instance import close_interrupted_runs, open_instance, process_tags, write_settings
+from orchestration.definitions import build_definitions
+from orchestration.instance import open_instance, write_settings
 from vipolyqwen_core.workspace import Workspace
-
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-import dagster as dg
-from orchestration.instance import open_instance, process_tags
-from vipolyqwen_core.workspace import Workspace
-
-@dg.asset(pool="gpu")
-def training():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-with open_instance(Workspace(Path(sys.argv[1]))) as instance:
-    dg.materialize([training], instance=instance, tags=process_tags(os.getpid()))
-"""
 
 
 @pytest.fixture
@@ -47,32 +32,32 @@ def test_a_dagster_yaml_of_somebody_is_left_alone(workspace: Workspace) -> None:
     assert yaml.safe_load(path.read_text()) == {"telemetry": {"enabled": False}}
 
 
-def test_a_killed_run_is_closed_and_frees_its_pool(workspace: Workspace) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, str(workspace.home)], capture_output=True)
-    assert killed.returncode == -9
+def test_a_run_that_needs_the_training_set_waits_in_the_queue_for_the_other(workspace: Workspace) -> None:
+    """A rollback does not, and neither does the curation of a source."""
+    definitions = build_definitions(workspace, None, "demo")
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("factory"), "factory")
+
+    def create(job: str, status: dg.DagsterRunStatus) -> None:
+        definition = definitions.resolve_job_def(job)
+        instance.create_run_for_job(
+            definition,
+            status=status,
+            tags=definition.run_tags,
+            run_config={"ops": {"roll_back": {"config": {"version": 1}}}} if job == "rollback" else {},
+            remote_job_origin=RemoteJobOrigin(repository, job),
+        )
+
     with open_instance(workspace) as instance:
-        (run,) = instance.get_runs()
-        assert run.status == dg.DagsterRunStatus.STARTED
-        pool = instance.event_log_storage.get_concurrency_info("gpu")
-        assert pool.active_run_ids == {run.run_id}
-
-        assert close_interrupted_runs(instance) == [run.run_id]
-
-        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
-        assert not instance.event_log_storage.get_concurrency_info("gpu").active_run_ids
+        create("model", dg.DagsterRunStatus.STARTED)
+        for job in ("corpus", "model", "pooling_ablation", "rollback"):
+            create(job, dg.DagsterRunStatus.QUEUED)
+        daemon = QueuedRunCoordinatorDaemon(interval_seconds=1)
+        chosen = daemon._get_runs_to_dequeue(instance, instance.get_concurrency_config(), None)
+        assert [run.job_name for run in chosen] == ["rollback", "corpus"]
 
 
-def test_runs_of_living_processes_stay(workspace: Workspace) -> None:
+def test_a_lost_process_is_repeated_and_a_failed_step_is_not(workspace: Workspace) -> None:
     with open_instance(workspace) as instance:
-        alive = instance.create_run_for_job(_nothing(), tags=process_tags(os.getpid()))
-        foreign = instance.create_run_for_job(_nothing())
-        assert close_interrupted_runs(instance) == []
-        for run in (alive, foreign):
-            assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.NOT_STARTED
-
-
-def _nothing() -> dg.JobDefinition:
-    @dg.job
-    def nothing() -> None: ...
-
-    return nothing
+        assert instance.run_retries_enabled
+        assert instance.run_retries_max_retries == 2
+        assert not instance.run_retries_retry_on_asset_or_op_failure

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
+import dagster as dg
 import psutil
 import pytest
 from rich.console import Console
 
 from orchestration import servers
 from orchestration.definitions import build_definitions
+from orchestration.instance import open_instance
+from orchestration.run_process import PROCESS_TAG, process_tags
 from orchestration.servers import commands, refuse_taken_ports, stop
 from vipolyqwen_core.workspace import Workspace
 
@@ -69,6 +73,7 @@ def test_a_store_of_its_own_is_served_with_the_workspace_artifacts(
 def test_links_lead_to_the_port_that_mlflow_is_served_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
     workspace = Workspace(tmp_path / "home")
 
     def link_base() -> str:
@@ -77,8 +82,32 @@ def test_links_lead_to_the_port_that_mlflow_is_served_on(
         return str(resources["mlflow"].ui_url)
 
     assert link_base() == "http://127.0.0.1:5000"
-    ending = {"MLflow": ["this"], "Dagster": ["this"]}  # modules that do nothing and end
-    monkeypatch.setattr(servers, "commands", lambda *arguments: ending)
+    ports = serve_and_end(workspace, monkeypatch)
+    assert link_base() == f"http://127.0.0.1:{ports[1]}"
+
+
+def test_runs_that_were_killed_with_their_daemon_are_closed_before_dagster_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    workspace, run_id = Workspace(tmp_path / "home"), str(uuid4())
+
+    @dg.job
+    def corpus() -> None: ...
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    tags = process_tags(run_id)
+    tags[PROCESS_TAG] = f"{ended.pid}:{tags[PROCESS_TAG].partition(':')[2]}"
+    with open_instance(workspace) as instance:
+        instance.create_run_for_job(corpus, run_id=run_id, tags=tags, status=dg.DagsterRunStatus.STARTED)
+        serve_and_end(workspace, monkeypatch)
+        assert instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def serve_and_end(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Serve two modules that do nothing and end; the ports that they were given."""
+    monkeypatch.setattr(servers, "commands", lambda *arguments: {"MLflow": ["this"], "Dagster": ["this"]})
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -87,4 +116,4 @@ def test_links_lead_to_the_port_that_mlflow_is_served_on(
     with pytest.raises(ValueError, match="ended by itself"):
         servers.serve(workspace, *ports, Console(quiet=True))
     signal.signal(signal.SIGTERM, handler)
-    assert link_base() == f"http://127.0.0.1:{ports[1]}"
+    return ports
