@@ -45,7 +45,7 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
         asset_checks=[*source_checks(partitions, manifest.own_checks()), *model_checks()],
         jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation],
         schedules=[weekly_corpus(partitions), weekly_model()],
-        sensors=[changed_sources(), accepted_data()],
+        sensors=[changed_sources(partitions), accepted_data(partitions)],
         executor=signed_executor,
         resources={
             **model_resources(workspace, recipe),

@@ -1,17 +1,32 @@
-"""Sensors, off until somebody turns them on in the UI: new source files, and new accepted data."""
+"""Sensors, off until somebody turns them on in the UI: new source files, and new accepted data.
+
+A cursor remembers for which state of the data a run was asked. A run carries no key: Dagster would never
+repeat one, and a source that goes back to an earlier state would be ignored. Where the run failed it is asked
+for again, a few times: storage that does not answer comes back, and what fails for a reason of its own fails
+for good.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import dagster as dg
 
 from assets.resources import ManifestResource, WorkspaceResource
+from orchestration.run_process import close_interrupted_runs
 from vipolyqwen_core.config import to_json
 from vipolyqwen_core.corpus.manifest import Manifest, Source
 
 INTERVAL_SECONDS = 300
+MAX_TIMES = 3
+"""Runs that are asked for, for one state of the data."""
+PAUSE_SECONDS = 1800
+"""Between the failure of a run and the next one that is asked for."""
+STATE_TAG = "vipolyqwen/state"
+"""Tag of a run: the state of the data that it was asked for."""
 BUSY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -20,8 +35,51 @@ BUSY = [
 ]
 
 
-def changed_sources() -> dg.SensorDefinition:
-    """A source whose files, entry in the manifest or own suites have changed is curated to validated anew."""
+@dataclass
+class Cursor:
+    """What a sensor has asked for: of each name, for which state and how often."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str | None) -> "Cursor":
+        """The cursor of the last tick; a new one where there is none, or one of another form."""
+        content = json.loads(text or "{}")
+        return cls(content.get("states", {}), content.get("times", {}))
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    def is_due(self, name: str, state: str, job: str, instance: dg.DagsterInstance) -> bool:
+        """Whether to ask for a run: the state is another one, or its run failed a while ago."""
+        if self.states.get(name) != state:
+            return True
+        if self.times[name] >= MAX_TIMES:
+            return False
+        runs = instance.get_run_records(dg.RunsFilter(job_name=job, tags={STATE_TAG: state}), limit=1)
+        return any(
+            run.dagster_run.status == dg.DagsterRunStatus.FAILURE
+            and time.time() - run.update_timestamp.timestamp() >= PAUSE_SECONDS
+            for run in runs
+        )
+
+    def note(self, name: str, state: str) -> None:
+        """A run is asked for."""
+        self.times[name] = self.times[name] + 1 if self.states.get(name) == state else 1
+        self.states[name] = state
+
+    def keep(self, names: Mapping[str, str]) -> None:
+        """Forget what is not among the names any more."""
+        for name in self.states.keys() - names.keys():
+            del self.states[name], self.times[name]
+
+
+def changed_sources(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
+    """A source whose files, entry in the manifest or own suites have changed is curated to validated anew.
+
+    Pictures under an `image_root` are not looked at: listing them at every tick would cost too much.
+    """
 
     @dg.sensor(
         job_name="corpus",
@@ -29,27 +87,36 @@ def changed_sources() -> dg.SensorDefinition:
         minimum_interval_seconds=INTERVAL_SECONDS,
         description=changed_sources.__doc__,
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, manifest: ManifestResource
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        seen = json.loads(context.cursor or "{}")
-        described = manifest.load()
+    def sensor(context: dg.SensorEvaluationContext, manifest: ManifestResource) -> dg.SensorResult:
+        described, cursor = manifest.load(), Cursor.of(context.cursor)
+        unknown = unknown_sources(described, sources)
+        if unknown:
+            context.log.warning(f"{', '.join(unknown)}: {RELOAD}")
         suites = suites_state(described)
-        now = {source.name: f"{source_state(source)}{suites}" for source in described.sources}
-        changed = [name for name, fingerprint in now.items() if seen.get(name) != fingerprint]
-        for name in changed:
-            yield dg.RunRequest(run_key=f"{name}:{now[name]}", partition_key=name)
-        if not changed:
-            yield dg.SkipReason("no source has changed")
-        context.update_cursor(json.dumps(now))
+        now = {
+            source.name: f"{source_state(source)}{suites}"
+            for source in described.sources
+            if source.name not in unknown
+        }
+        cursor.keep(now)
+        due = [name for name, state in now.items() if cursor.is_due(name, state, "corpus", context.instance)]
+        for name in due:
+            cursor.note(name, now[name])
+        reason = "no source has changed" + (f"; {', '.join(unknown)}: {RELOAD}" if unknown else "")
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(partition_key=name, tags={STATE_TAG: now[name]}) for name in due],
+            skip_reason=None if due else dg.SkipReason(reason),
+            cursor=str(cursor),
+        )
 
     return sensor
 
 
-def accepted_data() -> dg.SensorDefinition:
+def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
     """Once every source has a version that passed its checks, and one of them is new, the model is trained.
 
-    It waits for runs of `corpus` that are under way, so that ten new sources train one model and not ten.
+    It waits for runs of `corpus` that are under way, so that ten new sources train one model and not ten, and
+    for the run of `model` that is: what is new by then is trained after it.
     """
 
     @dg.sensor(
@@ -61,19 +128,35 @@ def accepted_data() -> dg.SensorDefinition:
     def sensor(
         context: dg.SensorEvaluationContext, workspace: WorkspaceResource, manifest: ManifestResource
     ) -> dg.RunRequest | dg.SkipReason:
-        place = workspace.open()
-        versions = {name: accepted_version(place.validated(name)) for name in manifest.load().names}
+        place, described, cursor = workspace.open(), manifest.load(), Cursor.of(context.cursor)
+        if unknown := unknown_sources(described, sources):
+            return dg.SkipReason(f"{', '.join(unknown)}: {RELOAD}")
+        versions = {name: accepted_version(place.validated(name)) for name in described.names}
         if missing := [name for name, version in versions.items() if version is None]:
             return dg.SkipReason(f"not accepted yet: {', '.join(missing)}")
-        state = json.dumps(versions, sort_keys=True)
-        if state == context.cursor:
+        for run_id in close_interrupted_runs(context.instance):
+            context.log.warning(f"run {run_id[:8]} of a process that is gone was marked as failed")
+        for job in ("corpus", "model"):
+            busy = dg.RunsFilter(job_name=job, statuses=BUSY)
+            if runs := context.instance.get_runs(filters=busy, limit=1):
+                return dg.SkipReason(f"waiting for run {runs[0].run_id[:8]} of {job}, which is under way")
+        state = digest(json.dumps(versions, sort_keys=True))
+        if not cursor.is_due("model", state, "model", context.instance):
             return dg.SkipReason("no source has a new accepted version")
-        if context.instance.get_runs(filters=dg.RunsFilter(job_name="corpus", statuses=BUSY), limit=1):
-            return dg.SkipReason("waiting for the runs of corpus that are under way")
-        context.update_cursor(state)
-        return dg.RunRequest(run_key=state)
+        cursor.note("model", state)
+        context.update_cursor(str(cursor))
+        return dg.RunRequest(tags={STATE_TAG: state})
 
     return sensor
+
+
+RELOAD = "new in the manifest; reload the code location, or start `vipolyqwen ui` again"
+
+
+def unknown_sources(manifest: Manifest, sources: dg.PartitionsDefinition[str]) -> list[str]:
+    """Sources that the manifest has got since the code location was loaded: none of its jobs knows them."""
+    known = set(sources.get_partition_keys())
+    return [name for name in manifest.names if name not in known]
 
 
 def source_state(source: Source) -> str:

@@ -1,7 +1,12 @@
 """Sensors: what they fire for, and what they do not."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
 import fsspec
@@ -9,6 +14,8 @@ import pytest
 import yaml
 
 from orchestration.definitions import build_definitions
+from orchestration.run_process import PROCESS_TAG, process_tags
+from orchestration.sensors import MAX_TIMES, PAUSE_SECONDS, RELOAD, STATE_TAG
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -23,9 +30,15 @@ def place(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "home")
 
 
-def tick(place: Workspace, sensor: str, instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult:
-    """One evaluation of a sensor."""
-    definitions = build_definitions(place, str(place.home.parent / "manifest.yaml"), "demo")
+def tick(
+    place: Workspace,
+    sensor: str,
+    instance: dg.DagsterInstance,
+    cursor: str | None,
+    loaded: dg.Definitions | None = None,
+) -> dg.SensorResult:
+    """One evaluation of a sensor, of a code location that was loaded earlier or of one that is loaded now."""
+    definitions = loaded or build_definitions(place, str(place.home.parent / "manifest.yaml"), "demo")
     definition = definitions.resolve_sensor_def(sensor)
     context = dg.build_sensor_context(
         instance=instance, cursor=cursor, definitions=definitions, resources=dict(definitions.resources or {})
@@ -131,7 +144,129 @@ def test_the_model_waits_for_runs_of_corpus(place: Workspace) -> None:
     instance = dg.DagsterInstance.ephemeral()
     run = instance.create_run_for_job(corpus)
     busy = tick(place, "accepted_data", instance, None)
-    assert busy.skip_message == "waiting for the runs of corpus that are under way"
+    assert busy.skip_message == f"waiting for run {run.run_id[:8]} of corpus, which is under way"
 
     instance.report_run_failed(run)
     assert len(tick(place, "accepted_data", instance, busy.cursor).run_requests) == 1
+
+
+def test_the_model_waits_for_itself_and_no_new_data_is_lost(place: Workspace) -> None:
+    for source in ("letters", "receipts"):
+        accept(place, source, "1")
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "accepted_data", instance, None)
+    run = launch(instance, "model", first, dg.DagsterRunStatus.STARTED)
+
+    accept(place, "letters", "2")
+    busy = tick(place, "accepted_data", instance, first.cursor)
+    assert busy.run_requests == []
+    assert busy.skip_message == f"waiting for run {run.run_id[:8]} of model, which is under way"
+    assert busy.cursor in (None, first.cursor)
+
+    instance.report_run_canceled(run)
+    assert len(tick(place, "accepted_data", instance, first.cursor).run_requests) == 1
+
+
+def test_a_dead_run_of_corpus_keeps_no_model_waiting(place: Workspace) -> None:
+    for source in ("letters", "receipts"):
+        accept(place, source, "1")
+    instance, run_id = dg.DagsterInstance.ephemeral(), str(uuid4())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    tags = process_tags(run_id)
+    tags[PROCESS_TAG] = f"{ended.pid}:{tags[PROCESS_TAG].partition(':')[2]}"
+    instance.create_run_for_job(
+        empty_job("corpus"), run_id=run_id, tags=tags, status=dg.DagsterRunStatus.STARTED
+    )
+    assert len(tick(place, "accepted_data", instance, None).run_requests) == 1
+    assert instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_source_that_goes_back_to_an_earlier_state_is_curated_again(place: Workspace) -> None:
+    """Dagster passes over a request whose key it has seen, so none may carry one."""
+    instance, file = dg.DagsterInstance.ephemeral(), place.home.parent / "letters.jsonl"
+    content, times = file.read_text(), file.stat()
+    seen = [tick(place, "changed_sources", instance, None)]
+    for text in (content * 2, content):
+        file.write_text(text)
+        if text == content:
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        seen.append(tick(place, "changed_sources", instance, seen[-1].cursor))
+    states = [
+        request.tags[STATE_TAG]
+        for result in seen
+        for request in result.run_requests
+        if request.partition_key == "letters"
+    ]
+    assert len(states) == 3
+    assert states[0] == states[2] != states[1]
+    assert {request.run_key for result in seen for request in result.run_requests} == {None}
+
+
+@pytest.mark.parametrize(("sensor", "job"), [("changed_sources", "corpus"), ("accepted_data", "model")])
+def test_a_run_that_failed_is_asked_for_again_a_few_times(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, sensor: str, job: str
+) -> None:
+    for source in ("letters", "receipts"):
+        accept(place, source, "1")
+    instance, cursor, asked = dg.DagsterInstance.ephemeral(), None, 0
+    for _ in range(MAX_TIMES + 2):
+        result = tick(place, sensor, instance, cursor)
+        cursor = result.cursor
+        if result.run_requests:
+            asked += 1
+            instance.report_run_failed(launch(instance, job, result, dg.DagsterRunStatus.STARTED))
+            assert tick(place, sensor, instance, cursor).run_requests == []  # not at once
+        later = time.time() + asked * (PAUSE_SECONDS + 1)
+        monkeypatch.setattr("orchestration.sensors.time.time", lambda later=later: later)
+    assert asked == MAX_TIMES
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED])
+def test_a_run_that_went_well_or_was_cancelled_is_not_asked_for_again(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, status: dg.DagsterRunStatus
+) -> None:
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "changed_sources", instance, None)
+    launch(instance, "corpus", first, status)
+    later = time.time() + 10 * PAUSE_SECONDS
+    monkeypatch.setattr("orchestration.sensors.time.time", lambda: later)
+    assert tick(place, "changed_sources", instance, first.cursor).run_requests == []
+
+
+def test_a_source_that_is_new_in_the_manifest_stops_no_other_and_asks_for_a_reload(place: Workspace) -> None:
+    instance, manifest = dg.DagsterInstance.ephemeral(), place.home.parent / "manifest.yaml"
+    loaded = build_definitions(place, str(manifest), "demo")
+    first = tick(place, "changed_sources", instance, None, loaded)
+    described = yaml.safe_load(manifest.read_text())
+    described["sources"].append({"name": "added", "format": "owner_jsonl", "paths": "letters.jsonl"})
+    manifest.write_text(yaml.safe_dump(described))
+
+    quiet = tick(place, "changed_sources", instance, first.cursor, loaded)
+    assert quiet.run_requests == []
+    assert quiet.skip_message == f"no source has changed; added: {RELOAD}"
+
+    with (place.home.parent / "receipts.jsonl").open("a") as file:
+        file.write('{"data_type": "instruction", "input": "c", "output": "d"}\n')
+    second = tick(place, "changed_sources", instance, first.cursor, loaded)
+    assert [request.partition_key for request in second.run_requests] == ["receipts"]
+    assert tick(place, "accepted_data", instance, None, loaded).skip_message == f"added: {RELOAD}"
+
+    reloaded = tick(place, "changed_sources", instance, second.cursor)
+    assert [request.partition_key for request in reloaded.run_requests] == ["added"]
+
+
+def launch(
+    instance: dg.DagsterInstance, job: str, result: dg.SensorResult, status: dg.DagsterRunStatus
+) -> dg.DagsterRun:
+    """The runs that a tick asked for, in a state of theirs; the last of them."""
+    for request in result.run_requests:
+        run = instance.create_run_for_job(empty_job(job), tags=request.tags, status=status)
+    return run
+
+
+def empty_job(name: str) -> dg.JobDefinition:
+    @dg.job(name=name)
+    def empty() -> None: ...
+
+    return empty
