@@ -19,7 +19,13 @@ from orchestration.partitions import source_partitions
 from orchestration.rollback import rollback
 from orchestration.schedules import weekly_corpus, weekly_model
 from orchestration.sensors import accepted_data, changed_sources
-from vipolyqwen_core.workspace import Workspace, current_workspace, manifest_setting, recipe_setting
+from vipolyqwen_core.workspace import (
+    Workspace,
+    current_workspace,
+    manifest_setting,
+    recipe_setting,
+    time_zone_setting,
+)
 
 
 @dg.definitions
@@ -32,10 +38,11 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
     """The factory over a workspace, a manifest (None: the demo corpus) and a recipe.
 
     Raises:
-        ValueError: the manifest is wrong
+        ValueError: the manifest or the time zone is wrong
     """
     manifest = ManifestResource(path=sources, home=str(workspace.home))
     partitions = source_partitions(manifest.names())
+    time_zone = time_zone_setting()
     return dg.Definitions(
         assets=[
             _with_policies(asset, partitions)
@@ -44,7 +51,7 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
         ],
         asset_checks=[*source_checks(partitions, manifest.own_checks()), *model_checks()],
         jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation],
-        schedules=[weekly_corpus(partitions), weekly_model()],
+        schedules=[weekly_corpus(partitions, time_zone), weekly_model(time_zone)],
         sensors=[changed_sources(partitions), accepted_data(partitions)],
         executor=signed_executor,
         resources={

@@ -1,4 +1,4 @@
-"""Schedules, off until somebody turns them on in the UI."""
+"""Schedules, off until somebody turns them on in the UI. Their time zone is a setting of the environment."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,15 @@ CURATE_CRON = "0 22 * * 6"
 TRAIN_CRON = "0 2 * * 0"
 
 
-def weekly_corpus(sources: dg.PartitionsDefinition[str]) -> dg.ScheduleDefinition:
+def weekly_corpus(sources: dg.PartitionsDefinition[str], time_zone: str) -> dg.ScheduleDefinition:
     """Every Saturday night, each source anew; one that has not changed is reused."""
 
     @dg.schedule(
-        job_name="corpus", cron_schedule=CURATE_CRON, name="weekly_corpus", description=weekly_corpus.__doc__
+        job_name="corpus",
+        cron_schedule=CURATE_CRON,
+        execution_timezone=time_zone,
+        name="weekly_corpus",
+        description=weekly_corpus.__doc__,
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         day = f"{context.scheduled_execution_time:%Y-%m-%d}"
@@ -22,8 +26,12 @@ def weekly_corpus(sources: dg.PartitionsDefinition[str]) -> dg.ScheduleDefinitio
     return schedule
 
 
-def weekly_model() -> dg.ScheduleDefinition:
+def weekly_model(time_zone: str) -> dg.ScheduleDefinition:
     """Every Sunday morning, retraining; where neither data nor recipe has changed, the last run is reused."""
     return dg.ScheduleDefinition(
-        job_name="model", cron_schedule=TRAIN_CRON, name="weekly_model", description=weekly_model.__doc__
+        job_name="model",
+        cron_schedule=TRAIN_CRON,
+        execution_timezone=time_zone,
+        name="weekly_model",
+        description=weekly_model.__doc__,
     )

@@ -5,9 +5,11 @@ VIPOLYQWEN_SOURCES   the manifest; default: the built-in demo corpus
 VIPOLYQWEN_RECIPE    name of the recipe; default `demo`
 MLFLOW_TRACKING_URI  default: SQLite in the workspace
 DAGSTER_HOME         default: a folder in the workspace
+VIPOLYQWEN_TIME_ZONE that of the schedules, `Asia/Ho_Chi_Minh`; default UTC
 """
 
 import os
+import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,6 +159,23 @@ def data_root_setting() -> Path | None:
 def recipe_setting() -> str:
     """Name of the recipe that the environment asks for."""
     return os.environ.get("VIPOLYQWEN_RECIPE") or "demo"
+
+
+def time_zone_setting() -> str:
+    """Time zone of the schedules.
+
+    Raises:
+        ValueError: there is none of that name
+    """
+    name = os.environ.get("VIPOLYQWEN_TIME_ZONE")
+    if not name:
+        return "UTC"
+    try:
+        return zoneinfo.ZoneInfo(name).key
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"VIPOLYQWEN_TIME_ZONE: expected a name like Asia/Ho_Chi_Minh, got {name!r}"
+        ) from error
 
 
 def process_rank() -> int:

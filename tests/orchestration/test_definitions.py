@@ -99,6 +99,23 @@ def test_nothing_runs_by_itself_until_it_is_turned_on(definitions: dg.Definition
     assert {sensor.default_status for sensor in sensors} == {dg.DefaultSensorStatus.STOPPED}
 
 
+def test_schedules_have_the_time_zone_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zones() -> set[str | None]:
+        built = build_definitions(Workspace(tmp_path), None, "demo")
+        names = ("weekly_corpus", "weekly_model")
+        return {built.resolve_schedule_def(name).execution_timezone for name in names}
+
+    monkeypatch.delenv("VIPOLYQWEN_TIME_ZONE", raising=False)
+    assert zones() == {"UTC"}
+    monkeypatch.setenv("VIPOLYQWEN_TIME_ZONE", "Asia/Ho_Chi_Minh")
+    assert zones() == {"Asia/Ho_Chi_Minh"}
+    monkeypatch.setenv("VIPOLYQWEN_TIME_ZONE", "Saigon")
+    with pytest.raises(ValueError, match="VIPOLYQWEN_TIME_ZONE: expected a name"):
+        zones()
+
+
 def test_the_demo_needs_no_files_to_load(tmp_path: Path) -> None:
     build_definitions(Workspace(tmp_path), None, "demo")
     assert list(tmp_path.iterdir()) == []
