@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from orchestration.definitions import build_definitions
+from orchestration.run_process import PROCESS_TAG
 from quality import curate as curate_module
 from tests.quality.conftest import instruction
 from vipolyqwen_core.workspace import Workspace
@@ -226,5 +227,6 @@ def test_a_backfill_as_the_ui_launches_it_runs_every_source(
         runs = instance.get_runs()
         assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
         assert {run.tags["dagster/partition"] for run in runs} == {"letters", "notes"}
+        assert {run.tags[PROCESS_TAG].split(":")[3] for run in runs} == {run.run_id for run in runs}
         for stage in STAGES:
             assert instance.get_materialized_partitions(dg.AssetKey(stage)) == {"letters", "notes"}

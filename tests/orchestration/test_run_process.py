@@ -43,10 +43,11 @@ if __name__ == "__main__":
         {start}
 """
 STARTS = {
-    "in a terminal": "execute(model, instance, [])",
-    "in the UI": "execute_job(reconstructable(model), instance=instance)",
+    "in a terminal": ("execute(model, instance, [])", "false"),
+    "in the UI": ("execute_job(reconstructable(model), instance=instance)", "true"),
 }
-"""A code server executes a run by the executor of its job, without a tag that somebody gave it before."""
+"""A code server executes a run by the executor of its job, without a tag that somebody gave it before.
+Dagster repeats it; whoever typed a command does so himself."""
 
 ONE, OTHER = str(uuid4()), str(uuid4())
 
@@ -57,8 +58,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path / "home")
 
 
-@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-def test_a_killed_run_is_closed_and_frees_its_pool(workspace: Workspace, start: str) -> None:
+@pytest.mark.parametrize(("start", "repeated"), STARTS.values(), ids=STARTS)
+def test_a_killed_run_is_closed_and_frees_its_pool(workspace: Workspace, start: str, repeated: str) -> None:
     file = workspace.home.parent / "killed.py"
     file.write_text(KILLED.format(start=start))
     root = Path(__file__).parents[2]
@@ -76,7 +77,9 @@ def test_a_killed_run_is_closed_and_frees_its_pool(workspace: Workspace, start: 
 
         assert close_interrupted_runs(instance) == [run.run_id]
 
-        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+        closed = instance.get_run_by_id(run.run_id)
+        assert closed.status == dg.DagsterRunStatus.FAILURE
+        assert closed.tags["dagster/will_retry"] == repeated
         pool = instance.event_log_storage.get_concurrency_info("gpu")
         assert not pool.active_run_ids
         assert not pool.pending_steps
