@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import Distribution, TrainingRun
+from vipolyqwen_core.recipes import qwen2vl_2b_h100x4
 from vipolyqwen_core.training.distribution import start_accelerator
 from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
+from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.schedule import chunk_requests
 from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StopSignal
@@ -157,3 +159,29 @@ def test_compiled_layers_on_two_ranks_train_as_plain_ones_do(make_run, distribut
         assert run_on_ranks(train_in_parts, 2, run, None) == [["done"], ["done"]]
     plain, compiled = (losses(run) for run in runs)
     assert compiled == pytest.approx(plain, rel=DRIFT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negatives", ["chunk", "step"])
+def test_the_recipe_for_gpus_trains_a_tiny_model_on_two_ranks(make_run, negatives):
+    """Everything that decides how it trains is the recipe's own: bfloat16, FSDP2, compiled layers."""
+    recipe = qwen2vl_2b_h100x4()
+    sections = {
+        name: vars(getattr(recipe, name)) for name in ("batches", "objective", "optimizer", "training")
+    }
+    sections["batches"] |= {"pairs_per_step": 16, "chunk_pairs": 4, "negatives": negatives}
+    sections["training"] |= {
+        "processes": 2,
+        "loader_workers": 0,
+        "epochs": 1,
+        "save_steps": 2,
+        "eval_steps": 2,
+    }
+    run = make_run(**{name: dict(values) for name, values in sections.items()})
+    assert run_on_ranks(train_in_parts, 2, run, 2, None) == [["killed", "done"]] * 2
+    assert [line["step"] for line in read_metrics(run.output / "metrics.jsonl") if "eval/loss" in line] == [
+        2,
+        3,
+    ]
+    assert read_result(run.output).refused_steps == 0
+    assert (run.output / "model" / "model.safetensors").is_file()
