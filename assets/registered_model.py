@@ -55,8 +55,7 @@ def registered_model(
 ) -> dg.MaterializeResult[None]:
     """A version that carries where it came from; `champion` where it is better by the recipe's rules.
 
-    It shares a pool with `rollback` and the evaluation, so nobody moves an alias between reading the champion
-    and deciding.
+    It shares a pool with `rollback`, so nobody moves an alias between reading the champion and deciding.
     """
     from vipolyqwen_core.evaluation.promotion import decide
 
