@@ -341,13 +341,16 @@ def not_collapsed(metrics: Mapping[str, float]) -> Finding:
 
 
 def encodes_unit_vectors(model: Path) -> Finding:
-    """The model directory loads on its own and encodes a text and a picture, each to a unit vector."""
+    """The model directory loads on its own and encodes a text and a picture, each to a unit vector.
+
+    On the processor: a GPU may be full of a training at that moment.
+    """
     import numpy as np
     from PIL import Image
 
     from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 
-    embedder = ViPolyQwenEmbedder.from_pretrained(model)
+    embedder = ViPolyQwenEmbedder.from_pretrained(model, device="cpu")
     vectors = np.stack(
         [embedder.encode("Xin chào"), embedder.encode(images=Image.new("RGB", (64, 64), "red"))]
     )
