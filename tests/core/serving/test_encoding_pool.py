@@ -36,23 +36,22 @@ def blocks(training_set: Path) -> list[tuple[StoredSides, list[SideRequest]]]:
     return [(sides, requests[start : start + 7]) for start in range(0, len(requests), 7)]
 
 
-def test_two_processes_give_the_vectors_of_one(training_set: Path, tiny_model_dir: Path) -> None:
+def test_two_processes_give_the_vectors_of_one_and_errors_with_their_block(
+    training_set: Path, tiny_model_dir: Path
+) -> None:
     found = []
     for devices in (("cpu",), TWO):
         with EncodingPool(tiny_model_dir, BATCH_TOKENS, devices) as pool:
             pending = [pool.submit(*block) for block in blocks(training_set)]
+            if devices == TWO:
+                sides = StoredSides(training_set, Split.EVAL)
+                broken = pool.submit(sides, [SideRequest(10_000, Side.QUERY)])
+                pending.append(pool.submit(sides, [SideRequest(0, Side.QUERY)]))
+                with pytest.raises(ValueError, match="row 10000 was asked for"):
+                    broken.result()
+                assert len(pending.pop().result()) == 1
             found.append(np.concatenate([future.result() for future in pending]))
     assert np.array_equal(*found)
-
-
-def test_an_error_of_a_process_comes_with_its_block(training_set: Path, tiny_model_dir: Path) -> None:
-    (sides, requests), *_ = blocks(training_set)
-    with EncodingPool(tiny_model_dir, BATCH_TOKENS, TWO) as pool:
-        broken = pool.submit(sides, [SideRequest(10_000, Side.QUERY)])
-        whole = pool.submit(sides, requests)
-        with pytest.raises(ValueError, match="row 10000 was asked for"):
-            broken.result()
-        assert len(whole.result()) == len(requests)
 
 
 def test_an_export_by_two_processes_equals_one(
@@ -90,6 +89,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_caller_that_was_killed(
     tmp_path: Path, training_set: Path, tiny_model_dir: Path
 ) -> None:
