@@ -71,7 +71,7 @@ def outcome(place: Workspace) -> FactoryOutcome:
     return run(place)
 
 
-def test_all_eight_assets_are_materialised(place: Workspace, outcome: FactoryOutcome) -> None:
+def test_every_asset_is_materialised(place: Workspace, outcome: FactoryOutcome) -> None:
     expected = {(asset, name) for asset in CORPUS_ASSETS for name in SOURCES}
     expected |= {(asset, None) for asset in ASSET_KEYS if asset not in CORPUS_ASSETS}
     assert {(stage.asset, stage.source) for stage in outcome.stages} == expected
