@@ -11,12 +11,11 @@ shape. Ratios are given by the clock and by seconds of the processor, all thread
 the machine disturb less.
 
 Useful tokens: of those that the language model computes, the share that belongs to an item. Peak memory: of
-the whole process, libraries and model included; on a GPU as torch counts it.
+the process in one encoding, libraries and model included; on a GPU as torch counts it.
 """
 
 import multiprocessing
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -214,11 +213,20 @@ def new_model(backbone: Path) -> ViPolyQwenModel:
     return ViPolyQwenModel.from_backbone(backbone, settings, PROCESSING, dtype=DTYPE)
 
 
+def forget_peak_memory() -> None:
+    """Let the peak count from now on. A process inherits that of its parent, who may have measured before."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """Bytes of this process at most so far; of the GPU, of the last encoding."""
+    """Bytes of this process at most, model included, or of the GPU, since `forget_peak_memory`."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 @dataclass(frozen=True)
@@ -247,8 +255,7 @@ def serve(side: type[Ours] | type[Peer], backbone: Path, kind: str, line: Connec
     line.send(None)
     while (order := line.recv()) is not None:
         worker.useful = worker.computed = 0
-        if DEVICE == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak_memory()
         started = time.perf_counter(), time.process_time()
         try:
             vectors = worker.encode(*order)
