@@ -22,13 +22,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
 from vipolyqwen_core.config import MiningSettings, Recipe
-from vipolyqwen_core.contract import MINED, Side, Split
+from vipolyqwen_core.contract import MINED
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import (
     StageSummary,
@@ -38,18 +35,15 @@ from vipolyqwen_core.corpus.tables import (
     written_aside,
 )
 from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest_below, similarities
-from vipolyqwen_core.objectives.pairs import NO_KEY
+from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
+from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
 from vipolyqwen_core.serving.current_export import CurrentExport, current_model, read_current
 from vipolyqwen_core.serving.export import export
-from vipolyqwen_core.serving.stored_sides import read_split
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint
-from vipolyqwen_core.training.plan import mix, sample_keys
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-Hashes = NDArray[np.uint64]
 
 QUERIES_AT_ONCE: Final = 262_144
 """Queries whose vectors are in memory at once: 0.5 GB of 1,024 dimensions."""
@@ -109,114 +103,6 @@ def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
 def teacher_of(workspace: Workspace) -> CurrentExport | None:
     """The export whose model finds the negatives; None: nothing was exported yet."""
     return read_current(workspace) if (workspace.exports / "current.json").is_file() else None
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """What mining knows of the R rows of `train.arrow`: columns, each [R]."""
-
-    keys: Hashes
-    """`sample_keys` of their ids."""
-    task: NDArray[np.int64]
-    """A number for each task."""
-    query: Hashes
-    """Identity of the query side."""
-    target: Hashes
-    """Identity of the target side."""
-    positive: Hashes
-    """Identity of the declared key, 0: none."""
-    asks: NDArray[np.bool_]
-    """Whether the pair is a positive."""
-    sizes: dict[str, Ints]
-    """Tokens, patches and pictures of the target."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-def read_pairs(training_set: Path, positive_score: float) -> Pairs:
-    """The pairs of `train.arrow`.
-
-    Raises:
-        ValueError: it is missing
-    """
-    table = read_split(training_set, Split.TRAIN)
-    score = table["score"].to_numpy()
-    _, task = np.unique(np.asarray(table["task"].to_pylist(), dtype=object), return_inverse=True)
-    pictures = np.asarray([len(shown or ()) for shown in table["target_image_rows"].to_pylist()], np.int64)
-    return Pairs(
-        keys=sample_keys(table["sample_id"].to_pylist()),
-        task=task.astype(np.int64),
-        query=table["query_hash"].to_numpy(),
-        target=table["target_hash"].to_numpy(),
-        positive=table["positive_hash"].to_numpy(),
-        asks=np.isnan(score) | (score >= positive_score),
-        sizes={
-            "tokens": table["target_tokens"].to_numpy().astype(np.int64),
-            "patches": table["target_patches"].to_numpy().astype(np.int64),
-            "images": pictures,
-        },
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class PairVectors:
-    """Unit vectors of the distinct contents of each side, on disk, and which of them each pair has.
-
-    Shapes:
-        query, target: [U, D]
-        query_rows, target_rows: [R]
-    """
-
-    query: Vectors
-    query_rows: Ints
-    target: Vectors
-    target_rows: Ints
-    files: tuple[Path, ...]
-
-    def remove(self) -> None:
-        """Delete the files."""
-        for file in self.files:
-            file.unlink()
-
-
-def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
-    """The vectors of an export, in half precision: 45 GB on disk for 11 million pairs of distinct sides.
-
-    Raises:
-        ValueError: the export lacks a side of a pair
-    """
-    order = np.argsort(pairs.keys)
-    ordered = pairs.keys[order]
-    found: dict[str, tuple[Vectors, Ints, Path]] = {}
-    seen: dict[str, NDArray[np.bool_]] = {}
-    with pq.ParquetFile(parquet) as file:
-        dim = file.schema_arrow.field("embedding").type.list_size
-        for side, content in ((Side.QUERY, pairs.query), (Side.TARGET, pairs.target)):
-            distinct, number = np.unique(content, return_inverse=True)
-            path = folder / f"{side.value}.f16"
-            empty = np.memmap(path, np.float16, "w+", shape=(len(distinct), dim))
-            found[side.value] = empty, number.astype(np.int64), path
-            seen[side.value] = np.zeros(len(distinct), dtype=bool)
-        for batch in file.iter_batches(columns=["sample_id", "side", "split", "embedding"]):
-            rows = pa.Table.from_batches([batch])
-            for name, (vectors, number, _) in found.items():
-                chosen = rows.filter((pc.field("split") == "train") & (pc.field("side") == name))
-                keys = sample_keys(chosen["sample_id"].to_pylist())
-                places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-                known = ordered[places] == keys
-                contents = number[order[places[known]]]
-                vectors[contents] = _matrix(chosen["embedding"], dim)[known]
-                seen[name][contents] = True
-    missing = sum(int((~side).sum()) for side in seen.values())
-    if missing:
-        raise ValueError(f"{parquet} lacks {missing:,} sides of the training set: export anew")
-    query, target = found[Side.QUERY.value], found[Side.TARGET.value]
-    return PairVectors(query[0], query[1], target[0], target[1], (query[2], target[2]))
-
-
-def _matrix(column: pa.ChunkedArray, dim: int) -> Floats:
-    return np.asarray(column.combine_chunks().flatten(), dtype=np.float32).reshape(-1, dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,40 +175,6 @@ def find_negatives(pairs: Pairs, vectors: PairVectors, settings: MiningSettings)
 
 def _sides(vectors: Vectors, rows: Ints, pairs: Pairs, chosen: Ints) -> Sides:
     return Sides(vectors, rows[chosen], pairs.positive[chosen].view(np.int64))
-
-
-class KnownAnswers:
-    """Which target is a right answer to which query, by what the pairs declare."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
-        keyed = pairs.positive != NO_KEY
-        self._of_query = np.unique(_joint(pairs.query, pairs.target))
-        self._of_key = np.unique(_joint(pairs.positive[keyed], pairs.target[keyed]))
-
-    def among(self, anchors: Ints, rows: Ints) -> NDArray[np.bool_]:
-        """Whether the target of a row answers the query of an anchor, or is that query.
-
-        Shapes:
-            anchors: [A]; rows: [A, n]
-            returns: [A, n]
-        """
-        query, positive = self.pairs.query[anchors, None], self.pairs.positive[anchors, None]
-        target = self.pairs.target[rows]
-        keyed = (positive != NO_KEY) & _is_among(_joint(positive, target), self._of_key)
-        answered = _is_among(_joint(query, target), self._of_query)
-        return np.asarray(keyed | answered | (target == query))
-
-
-def _joint(left: Hashes, right: Hashes) -> Hashes:
-    """One hash of two."""
-    return mix(left) + right
-
-
-def _is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    if len(known) == 0:
-        return np.zeros(hashes.shape, dtype=bool)
-    return np.asarray(known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes)
 
 
 def write_mined(mined: Mined, pairs: Pairs, path: Path) -> None:

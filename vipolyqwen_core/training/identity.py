@@ -19,7 +19,9 @@ from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
 
 MINING = "hard_negatives"
-"""The stage that mines."""
+"""The stage that mines..."""
+MINING_VERSION = 1
+"""... and of its code: raised when it would find others."""
 
 TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")
 """Sections of a recipe that shape the weights. How a model is judged or exported does not retrain it."""
@@ -124,7 +126,9 @@ def mining_fingerprint(recipe: Recipe, version: str) -> str:
     Args:
         version: of the training set
     """
-    return fingerprint(MINING, version, to_json(recipe.mining), recipe.objective.positive_score)
+    return fingerprint(
+        MINING, MINING_VERSION, version, to_json(recipe.mining), recipe.objective.positive_score
+    )
 
 
 def mined_for(workspace: Workspace, recipe: Recipe, version: str) -> Path | None:

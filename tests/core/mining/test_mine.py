@@ -13,7 +13,9 @@ from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import MiningSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import MINED, Split, Task
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
-from vipolyqwen_core.mining.mine import Pairs, PairVectors, find_negatives, mine
+from vipolyqwen_core.mining.mine import find_negatives, mine
+from vipolyqwen_core.mining.pairs import Pairs
+from vipolyqwen_core.mining.vectors import PairVectors
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.identity import identified_run
