@@ -1,9 +1,11 @@
 """Tables between stages: schemas of the contract's columns, and files that appear whole or not at all."""
 
+import ctypes
 import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +52,10 @@ def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([(column.name, arrow_type(column.dtype)) for column in columns])
 
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux's renameat2: paths relative to the current folder, and both change places."""
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A new path beside `path`, file or folder; moved over it when the block ends well, else removed.
@@ -63,15 +69,25 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         yield aside
-        if path.is_dir():  # os.replace does not move over a folder that is not empty
+        if not path.is_dir():
+            os.replace(aside, path)
+        elif not _exchange(aside, path):  # os.replace does not move over a folder that is not empty
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
             os.replace(path, old)
             os.replace(aside, path)
             _remove(old)
-        else:
-            os.replace(aside, path)
     finally:
         _remove(aside)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places at once; False where system or file system cannot.
+
+    Two renames would leave a moment without the folder: for readers, and for good after a kill.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    arguments = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return rename is not None and rename(*arguments) == 0
 
 
 def _remove(path: Path) -> None:

@@ -1,11 +1,14 @@
 """Files appear whole or not at all, and every column of the contract has an Arrow type."""
 
+import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from vipolyqwen_core import contract
+from vipolyqwen_core.corpus import tables
 from vipolyqwen_core.corpus.tables import (
     StageSummary,
     arrow_schema,
@@ -15,7 +18,17 @@ from vipolyqwen_core.corpus.tables import (
     written_aside,
 )
 
-TABLES = ("PAIR", "TAGGED", "TRAINING", "PLAN_INDEX", "LEDGER", "IMAGE_STORE", "ASSIGNMENTS", "EXPORT")
+TABLES = (
+    "PAIR",
+    "TAGGED",
+    "TRAINING",
+    "PLAN_INDEX",
+    "MINED",
+    "LEDGER",
+    "IMAGE_STORE",
+    "ASSIGNMENTS",
+    "EXPORT",
+)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -34,6 +47,42 @@ def test_nested_types_are_spelled_out() -> None:
     assert arrow_type("fixed_size_list<float32>[1024]") == pa.list_(pa.float32(), 1024)
     with pytest.raises(ValueError, match="unknown column type 'text'"):
         arrow_type("text")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two renames elsewhere")
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
+    target, missed, swaps = tmp_path / "target", [], 200
+    target.mkdir()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if not target.is_dir():
+                missed.append(len(list(tmp_path.iterdir())))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(swaps):
+        with written_aside(target) as aside:
+            aside.mkdir()
+            (aside / "number").write_text(str(number))
+    done.set()
+    watcher.join()
+    assert not missed
+    assert (target / "number").read_text() == str(swaps - 1)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_where_folders_cannot_be_exchanged_they_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_exchange", lambda *_: False)
+    for text in ("old", "new"):
+        with written_aside(tmp_path / "target") as aside:
+            aside.mkdir()
+            (aside / "inside").write_text(text)
+    assert (tmp_path / "target" / "inside").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "target"]
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

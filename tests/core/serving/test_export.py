@@ -182,14 +182,14 @@ def test_wherever_a_swap_is_killed_search_encodes_with_the_model_of_the_table(
         if (workspace.lancedb / "embeddings.lance").is_dir():
             (hit,) = search(workspace, "question 2", top=1)
             assert (hit.text, hit.score) == ("question 2", pytest.approx(1, abs=1e-5)), number
-        else:  # between the two renames of a swap there is no table at all
+        else:  # where folders cannot be exchanged there is no table between the two renames of a swap
             with pytest.raises(ValueError, match="nothing was exported yet"):
                 search(workspace, "question 2")
         again = export(workspace.training_set, model_of_the_same_shape, "2", workspace, SETTINGS)
         assert read_current(workspace).model_version == "2"
         assert search(workspace, "question 2", top=1)[0].score == pytest.approx(1, abs=1e-5)
         if not killed:
-            assert number > 3
+            assert number > 2
             assert again.reused
             break
 
