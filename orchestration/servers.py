@@ -12,13 +12,14 @@ from rich.console import Console
 
 from orchestration.instance import open_instance
 from orchestration.run_process import close_interrupted_runs
+from vipolyqwen_core.training.parent import GUARD
 from vipolyqwen_core.workspace import Workspace
 
 STOP_SECONDS = 15
 
 
 def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -> None:
-    """Serve until Ctrl-C, SIGTERM, or until one of the two ends by itself.
+    """Serve until Ctrl-C, SIGTERM, or until one of the two ends by itself; both end with this process.
 
     Raises:
         ValueError: a port is taken, or one of them ended by itself; names which
@@ -28,10 +29,12 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
         for run_id in close_interrupted_runs(instance):
             console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
     workspace.remember_mlflow_port(mlflow_port)
+    # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (workspace.home / "ui.log").open("ab") as log:
         servers = {
             name: subprocess.Popen(
-                [sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True
+                [*GUARD, sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True
             )
             for name, command in commands(workspace, port, mlflow_port).items()
         }

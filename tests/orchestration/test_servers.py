@@ -47,6 +47,35 @@ def test_children_that_ignore_ctrl_c_end_too() -> None:
     pytest.fail("the child lives on")
 
 
+SERVES = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from orchestration import servers
+from vipolyqwen_core.workspace import Workspace
+ports = [int(port) for port in sys.argv[2:]]
+servers.commands = lambda *_: {str(port): ["http.server", str(port)] for port in ports}
+servers.serve(Workspace(Path(sys.argv[1])), *ports, Console())
+"""
+
+
+def test_servers_end_with_a_command_that_was_killed(tmp_path: Path) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = [str(place.getsockname()[1]) for place in (one, other)]
+    started = [sys.executable, "-c", SERVES, str(tmp_path), *ports]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        while "Ctrl-C stops both" not in command.stdout.readline():
+            assert command.poll() is None
+        children = psutil.Process(command.pid).children()
+        assert len(children) == 2
+        command.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
 def test_a_taken_port_is_named_with_its_option() -> None:
     with socket.socket() as taken, socket.socket() as free:
         taken.bind(("127.0.0.1", 0))

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.training.parent import GUARD
 from vipolyqwen_core.training.run_file import write_run
-
-GUARD = (sys.executable, "-m", "vipolyqwen_core.training.guarded")
 
 
 class TrainingFailed(RuntimeError):

@@ -3,9 +3,12 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 
+GUARD = (sys.executable, "-m", "vipolyqwen_core.training.guarded")
+"""In front of a command: it does not outlive its starter."""
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_SAVE = 60.0

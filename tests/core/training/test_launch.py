@@ -11,13 +11,13 @@ import pytest
 
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
 from vipolyqwen_core.training.launch import (
-    GUARD,
     Nodes,
     TrainingFailed,
     explain_errors,
     launch,
     launch_command,
 )
+from vipolyqwen_core.training.parent import GUARD
 from vipolyqwen_core.training.tracking import read_metrics
 
 
