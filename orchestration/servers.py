@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestration.instance import open_instance
 from orchestration.run_process import close_interrupted_runs
-from vipolyqwen_core.training.parent import GUARD
+from vipolyqwen_core.training.parent import guarded
 from vipolyqwen_core.workspace import Workspace
 
 STOP_SECONDS = 15
@@ -34,7 +34,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     with (workspace.home / "ui.log").open("ab") as log:
         servers = {
             name: subprocess.Popen(
-                [*GUARD, sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True
+                guarded(sys.executable, "-m", *command), stdout=log, stderr=log, start_new_session=True
             )
             for name, command in commands(workspace, port, mlflow_port).items()
         }

@@ -1,14 +1,19 @@
-"""`python -m vipolyqwen_core.training.guarded COMMAND`: run a command that does not outlive its starter.
+"""`python -m vipolyqwen_core.training.guarded STARTER COMMAND`: a command that does not outlive its starter.
 
 A launcher whose parent is killed with SIGKILL is never told. Linux tells it, when it is asked to beforehand;
-the wish survives the exec, so nothing is left of this process.
+the wish survives the exec, so nothing is left of this process. `STARTER` is the number of the process that
+starts it: where that was killed before the wish was made, nothing is run.
 """
 
 import os
 import sys
 
-from vipolyqwen_core.training.parent import end_with_parent
+from vipolyqwen_core.training.parent import EXIT_CODE, end_with_parent
 
 if __name__ == "__main__":
+    starter, *command = sys.argv[1:]
     end_with_parent()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    if os.getppid() != int(starter):
+        print(f"process {starter}, which started this one, is gone: nothing is run", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    os.execvp(command[0], command)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from vipolyqwen_core.config import TrainingRun
-from vipolyqwen_core.training.parent import GUARD
+from vipolyqwen_core.training.parent import guarded
 from vipolyqwen_core.training.run_file import write_run
 
 
@@ -38,7 +38,7 @@ class Nodes:
 
 
 def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
-    """The line that starts this node's ranks, ready for `subprocess` and Dagster Pipes.
+    """The line that starts this node's ranks, for this process to run by `subprocess` or Dagster Pipes.
 
     Writes the `run.json` that it names into the folder of the run.
 
@@ -53,7 +53,7 @@ def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
     total = processes * nodes.num_nodes
     has_gpu = torch.cuda.is_available()
     threads = max((os.cpu_count() or 1) // processes, 1)
-    line = [*GUARD, sys.executable, "-m", "accelerate.commands.launch"]
+    line = guarded(sys.executable, "-m", "accelerate.commands.launch")
     line += ["--num_processes", str(total), "--num_machines", str(nodes.num_nodes)]
     line += ["--num_cpu_threads_per_process", str(threads)]
     line += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the settings decide, in the process

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 
-GUARD = (sys.executable, "-m", "vipolyqwen_core.training.guarded")
-"""In front of a command: it does not outlive its starter."""
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_SAVE = 60.0
 EXIT_CODE = 128 + signal.SIGTERM
 """Of a process that left because it was told to."""
+
+
+def guarded(*command: str) -> list[str]:
+    """The line of a command that does not outlive this process, which has to start it itself."""
+    return [sys.executable, "-m", "vipolyqwen_core.training.guarded", str(os.getpid()), *command]
 
 
 def end_with_parent() -> None:

@@ -17,14 +17,14 @@ from vipolyqwen_core.training.launch import (
     launch,
     launch_command,
 )
-from vipolyqwen_core.training.parent import GUARD
+from vipolyqwen_core.training.parent import EXIT_CODE, guarded
 from vipolyqwen_core.training.tracking import read_metrics
 
 
 def test_the_line_launches_as_many_processes_as_the_settings_ask_for(make_run):
     run = make_run(training={"distribution": "fsdp2", "processes": 4})
     line = launch_command(run)
-    assert tuple(line[:3]) == GUARD
+    assert line[:7] == guarded(sys.executable, "-m", "accelerate.commands.launch")
     assert line[line.index("--num_processes") + 1] == "4"
     assert "--multi_gpu" in line
     assert line[-4:] == ["-m", "vipolyqwen_core.training", "--config", str(run.output / "run.json")]
@@ -145,17 +145,16 @@ def processes_of(run: TrainingRun) -> list[int]:
 
 STARTER = """
 import subprocess, sys, time
+from vipolyqwen_core.training.parent import guarded
 sleeper = "import time; print('up', flush=True); time.sleep(600)"
-child = subprocess.Popen([*sys.argv[1:], sys.executable, "-c", sleeper])
+child = subprocess.Popen(guarded(sys.executable, "-c", sleeper))
 print(child.pid, flush=True)
 time.sleep(600)
 """
 
 
 def test_a_guarded_command_ends_with_a_starter_that_is_killed():
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTER, *GUARD], stdout=subprocess.PIPE, text=True
-    ) as starter:
+    with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         lines = {starter.stdout.readline().strip(), starter.stdout.readline().strip()}
         pid = int((lines - {"up"}).pop())
@@ -163,6 +162,15 @@ def test_a_guarded_command_ends_with_a_starter_that_is_killed():
         starter.kill()
         starter.wait()
     assert ends(pid), Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+
+
+def test_a_guarded_command_whose_starter_is_gone_already_is_not_run():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    line = [str(gone.pid) if part == str(os.getpid()) else part for part in guarded("echo", "it runs")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (EXIT_CODE, "")
+    assert "is gone: nothing is run" in done.stderr
 
 
 def alive(pid: int) -> bool:
