@@ -54,6 +54,7 @@ def test_two_processes_give_the_vectors_of_one_and_errors_with_their_block(
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_an_export_by_two_processes_equals_one(
     tmp_path: Path, training_set: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

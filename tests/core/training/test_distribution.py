@@ -110,7 +110,7 @@ def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
     assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
 
 
-@pytest.mark.parametrize("negatives", ["chunk", "step"])
+@pytest.mark.parametrize("negatives", ["chunk", pytest.param("step", marks=pytest.mark.slow)])
 def test_fsdp2_in_bfloat16_trains_where_only_the_last_chunk_runs_the_vision_tower(make_run, negatives):
     batches = {"negatives": negatives, "chunk_pairs": 4}
     training = {"precision": "bfloat16", "epochs": 1}
