@@ -24,11 +24,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing.connection import wait
 from multiprocessing.synchronize import Lock
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from threading import Thread
 from typing import Any, NamedTuple
 
 import xxhash
@@ -36,6 +34,7 @@ import xxhash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
+from vipolyqwen_core.training.parent import end_with_caller
 
 GROUP_PICTURES = 8
 """Pictures a message to a worker: one by one, messages cost a tenth of the time."""
@@ -236,20 +235,8 @@ def _start(large_pictures: Lock, scratch: Path) -> None:
     global _large_pictures, _scratch
     _large_pictures, _scratch = large_pictures, scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_caller, daemon=True).start()
+    end_with_caller()
     _keep_memory()
-
-
-def _end_with_caller() -> None:
-    """Wait for the death of the process that made the pool, and leave at once.
-
-    The parent by number, which `vipolyqwen_core.training.parent` watches, is the server that forked this one,
-    and it lives as long as its workers.
-    """
-    caller = multiprocessing.parent_process()
-    assert caller is not None
-    wait([caller.sentinel])
-    os._exit(1)  # it was killed, and nothing will ever come through the queues
 
 
 def _keep_memory() -> None:

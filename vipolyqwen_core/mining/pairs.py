@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.mining.nearest import Ints
 from vipolyqwen_core.objectives.pairs import NO_KEY, TASKS
+from vipolyqwen_core.serving.export import is_among
 from vipolyqwen_core.serving.stored_sides import read_split
 from vipolyqwen_core.training.plan import mix, sample_keys
 
@@ -87,17 +88,11 @@ class KnownAnswers:
         """
         query, positive = self.pairs.query[anchors, None], self.pairs.positive[anchors, None]
         target = self.pairs.target[rows]
-        keyed = (positive != NO_KEY) & _is_among(_joint(positive, target), self._of_key)
-        answered = _is_among(_joint(query, target), self._of_query)
+        keyed = (positive != NO_KEY) & is_among(_joint(positive, target), self._of_key)
+        answered = is_among(_joint(query, target), self._of_query)
         return np.asarray(keyed | answered | (target == query))
 
 
 def _joint(left: Hashes, right: Hashes) -> Hashes:
     """One hash of two."""
     return mix(left) + right
-
-
-def _is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    if len(known) == 0:
-        return np.zeros(hashes.shape, dtype=bool)
-    return np.asarray(known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes)

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import Side
-from vipolyqwen_core.mining.nearest import Floats, Ints, Vectors
+from vipolyqwen_core.mining.nearest import Ints, Vectors
 from vipolyqwen_core.mining.pairs import Pairs
+from vipolyqwen_core.serving.export import matrix
 from vipolyqwen_core.training.plan import sample_keys
 
 
@@ -62,14 +63,10 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
                 places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
                 known = ordered[places] == keys
                 contents = number[order[places[known]]]
-                vectors[contents] = _matrix(chosen["embedding"], dim)[known]
+                vectors[contents] = matrix(chosen["embedding"])[known]
                 seen[name][contents] = True
     missing = sum(int((~side).sum()) for side in seen.values())
     if missing:
         raise ValueError(f"{parquet} lacks {missing:,} sides of the training set: export anew")
     query, target = found[Side.QUERY.value], found[Side.TARGET.value]
     return PairVectors(query[0], query[1], target[0], target[1], (query[2], target[2]))
-
-
-def _matrix(column: pa.ChunkedArray, dim: int) -> Floats:
-    return np.asarray(column.combine_chunks().flatten(), dtype=np.float32).reshape(-1, dim)

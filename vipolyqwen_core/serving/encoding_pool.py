@@ -5,14 +5,11 @@ requests go out and only vectors come back.
 """
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from threading import Thread
 from types import TracebackType
 from typing import Final
 
@@ -20,6 +17,7 @@ import torch
 
 from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
+from vipolyqwen_core.training.parent import end_with_caller
 
 AHEAD: Final = 2
 """Blocks that each process is given at once, so that none waits for the next."""
@@ -85,16 +83,9 @@ def _start(model: Path, devices: "SimpleQueue[str]", threads: int) -> None:
     """Make a process a worker with a device of its own: it leaves Ctrl-C to its caller and ends with it."""
     global _embedder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_caller, daemon=True).start()
+    end_with_caller()
     torch.set_num_threads(threads)
     _embedder = ViPolyQwenEmbedder.from_pretrained(model, devices.get())
-
-
-def _end_with_caller() -> None:
-    caller = multiprocessing.parent_process()
-    assert caller is not None
-    wait([caller.sentinel])
-    os._exit(1)  # it was killed, and nobody will ever take the vectors
 
 
 def _encode(sides: StoredSides, requests: Sequence[SideRequest], batch_tokens: int) -> Vectors:

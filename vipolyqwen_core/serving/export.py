@@ -213,7 +213,7 @@ class _Standing:
         """Vectors of rows that stand, by their keys."""
         places = self.order[np.searchsorted(self.keys, keys)]
         distinct, number = np.unique(places, return_inverse=True)
-        return _matrix(self.dataset.take(distinct.tolist(), columns=["embedding"])["embedding"])[number]
+        return matrix(self.dataset.take(distinct.tolist(), columns=["embedding"])["embedding"])[number]
 
     def delete_from(self, table: Table, row_ids: np.ndarray) -> None:
         """Delete rows from the table, in few statements.
@@ -265,14 +265,14 @@ class _Update:
         for block in self.wanted.blocks():
             identities = row_hashes(block.rows, IDENTITY)
             wanted.append(identities)
-            missing = np.flatnonzero(~_is_among(identities, standing.sorted_identities))
+            missing = np.flatnonzero(~is_among(identities, standing.sorted_identities))
             if len(missing):
                 keys = row_hashes(block.rows, KEY)[missing]
-                known = _is_among(keys, standing.keys)
+                known = is_among(keys, standing.keys)
                 self._move(block, missing[known], standing.vectors(keys[known]))
                 self._add(block, missing[~known])
         self._finish(most_pending=0)
-        stale = ~_is_among(standing.identities, np.sort(_joined(wanted)))
+        stale = ~is_among(standing.identities, np.sort(_joined(wanted)))
         standing.delete_from(self.table, standing.row_ids[stale])
         self.deleted = int(stale.sum()) - self.updated
 
@@ -312,15 +312,16 @@ def _joined(hashes: Iterable[Hashes]) -> Hashes:
     return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
 
 
-def _is_among(hashes: Hashes, known: Hashes) -> np.ndarray:
+def is_among(hashes: Hashes, known: Hashes) -> np.ndarray:
     """Which hashes are among sorted ones. `np.isin` would sort the millions anew for each block."""
     if len(known) == 0:
-        return np.zeros(len(hashes), dtype=bool)
+        return np.zeros(hashes.shape, dtype=bool)
     places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     return np.asarray(known[places] == hashes)
 
 
-def _matrix(column: pa.ChunkedArray) -> Vectors:
+def matrix(column: pa.ChunkedArray) -> Vectors:
+    """A column of vectors as rows: [n, D]."""
     dim = column.type.list_size
     return np.asarray(column.combine_chunks().flatten(), dtype=np.float32).reshape(-1, dim)
 

@@ -84,11 +84,8 @@ class ChunkLoader(Dataset[LoadedChunk]):
     ) -> None:
         """`mined`: folder of mined hard negatives; `versions`: of the training set and of these, as they are
         found now unless they are given."""
-        self.versions = versions or (data_version(training_set), mined and data_version(mined))
-        self.arguments = (
-            *(training_set, backbone, processing, prefix_dropout, seed, table, mined),
-            self.versions,
-        )
+        opened = versions or _versions(training_set, mined)
+        self.arguments = training_set, backbone, processing, prefix_dropout, seed, table, mined, opened
         self._is_open = False
         self.rows = TrainingRows(training_set / table)
         self.hard_negatives = HardNegatives(self.rows, mined)
@@ -117,7 +114,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
         nothing = np.empty(0, dtype=np.int64)
         self.hard_negatives.of(nothing, self.rows.take(nothing))
         self.pictures.check()
-        if (data_version(training_set), mined and data_version(mined)) != versions:
+        if _versions(training_set, mined) != versions:
             raise ValueError(
                 f"{training_set} or {mined} was replaced while a run trained on it: start it anew"
             )
@@ -173,6 +170,11 @@ class ChunkLoader(Dataset[LoadedChunk]):
             targets.append(side(row["source"], row["target"], row["target_image_rows"], of_target))
             wrong += [side(each.source, each.text, each.image_rows, of_target) for each in of_row]
         return queries + targets + wrong
+
+
+def _versions(training_set: Path, mined: Path | None) -> tuple[str | None, str | None]:
+    """Of a training set and of the hard negatives mined for it."""
+    return data_version(training_set), None if mined is None else data_version(mined)
 
 
 def _keys_of(rows: list[dict[str, Any]], negatives: list[list[HardNegative]]) -> PairKeys:

@@ -1,11 +1,13 @@
 """No process is left behind: what was launched ends with its launcher."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from multiprocessing.connection import wait
 
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -42,6 +44,22 @@ def leave_with_parent() -> None:
     thread, which may hang in a collective whose partner is gone.
     """
     threading.Thread(target=_watch, args=(os.getppid(),), name="parent-watch", daemon=True).start()
+
+
+def end_with_caller() -> None:
+    """In a worker of a pool: wait for the death of the process that made the pool, and leave at once.
+
+    The caller is not always the parent by number: that may be a server that forks workers, and lives as long
+    as they do.
+    """
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    threading.Thread(target=_leave_after, args=(caller.sentinel,), name="caller-watch", daemon=True).start()
+
+
+def _leave_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)  # it was killed, and nothing will ever come through the queues
 
 
 def _watch(parent: int) -> None:

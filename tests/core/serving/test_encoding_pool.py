@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -106,19 +106,9 @@ def test_no_process_outlives_a_caller_that_was_killed(
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert caller.stdout is not None
-    workers = [int(pid) for pid in caller.stdout.readline().split()]
+    workers = [psutil.Process(int(pid)) for pid in caller.stdout.readline().split()]
     assert len(workers) == 2
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    deadline = time.monotonic() + 30
-    while any(is_alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in workers if is_alive(pid)]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that waits to be collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
