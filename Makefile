@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# What pip freeze cannot know: torch has other builds elsewhere, and no version of lingua has wheels for all Pythons.
+PINS   := -e 's/^torch==([0-9.]+).*/torch==\1/' \
+          -e 's/^(lingua-language-detector)==.*/\1==2.1.1; python_version < "3.14"\n\1==2.2.0; python_version >= "3.14"/'
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export MLFLOW_DISABLE_TELEMETRY = true
@@ -55,7 +58,7 @@ bench-gpu: $(STAMP) ## measure training on one GPU, within 10 minutes; GPU_FLAGS
 	$(BIN)/python -m tests.benchmarks.gpu --output .vipolyqwen/benchmarks $(GPU_FLAGS)
 
 constraints: ## pin anew what is installed in .venv (after trying newer versions by hand)
-	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/^torch==([0-9.]+).*/torch==\1/' > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E $(PINS) > constraints.txt
 
 clean: ## remove the workspace of the current folder (corpora, runs, registry, exports)
 	rm -rf .vipolyqwen
