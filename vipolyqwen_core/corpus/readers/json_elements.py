@@ -94,21 +94,30 @@ class JsonWindow:
         return found is not None
 
     def elements(self) -> Iterator[Element]:
-        """Elements of the list that begins here, to its end; after a broken one the next object."""
+        """Elements of the list that begins here, to its end; after a broken one the next object.
+
+        That may be an object within the broken one, whose lists end before this one does: after a broken
+        element a bracket is the end only where the document or another array follows.
+        """
         self.skip()
-        while self.peek() not in ("]", ""):
+        was_broken = False
+        while mark := self.peek():
+            if mark == "]":
+                self.skip()
+                if not was_broken or self.peek() in ("", "[") or not self._seek_object():
+                    return
+                continue
             try:
                 value = self.value()
             except (ValueError, RecursionError) as error:
                 yield Element(self.rest(), str(error))
+                was_broken = True
                 if not self._seek_object():
                     return
             else:
                 yield Element(value)
-        self.skip()
 
     def _seek_object(self) -> bool:
-        self._place += 1
         while True:
             if found := _NEXT_OBJECT.search(self._text, self._place):
                 self._place = found.end()

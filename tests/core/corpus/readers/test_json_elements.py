@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers import json_elements, read_source
-from vipolyqwen_core.corpus.readers.json_elements import JsonWindow
+from vipolyqwen_core.corpus.readers.json_elements import JsonWindow, elements_of_arrays
 
 VALUES = st.recursive(
     st.none()
@@ -54,6 +54,29 @@ def test_a_broken_element_costs_only_itself_wherever_it_is_cut(
     found = list(window.elements())
     assert [element.value["b"] for element in found if element.broken is None] == [[0], [1], [3], [5]]
     assert [number for number, element in enumerate(found) if element.broken] == [2, 4]
+
+
+@pytest.mark.parametrize("size", [1, 64, 10_000])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("broken", ['"sa"id"', "said", '"said",,'])
+def test_a_list_that_ends_within_a_broken_element_does_not_end_the_document(
+    broken: str, indent: int | None, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_elements, "MIN_CHARS", 1)
+    rows = [{"turns": [{"text": "said"}, {"text": "told"}], "number": number} for number in range(6)]
+    parts = [json.dumps(row, indent=indent) for row in rows]
+    parts[2] = parts[2].replace('"said"', broken)
+    for text in (f"[{','.join(parts)}]", f"[{','.join(parts)}][{parts[0]}]"):
+        found = list(elements_of_arrays(JsonWindow(pieces(text, size))))
+        read = [element.value for element in found if element.broken is None]
+        assert [value["number"] for value in read if value.get("number")] == [1, 3, 4, 5]
+        assert len(read) < len(found)
+
+
+def test_an_element_after_a_brace_too_many_is_read(tmp_path: Path) -> None:
+    good = '{"instruction": "a", "output": "b"}'
+    (tmp_path / "a.json").write_text(f"[{good}}},{good},{good}]")
+    assert [bool(record.pairs) for record in read(tmp_path / "a.json")] == [True, False, True, True]
 
 
 def read(path: Path) -> Iterator[Any]:
