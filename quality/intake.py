@@ -26,7 +26,7 @@ from vipolyqwen_core.corpus.hashing import pair_hashes
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
-from vipolyqwen_core.corpus.text import normalise_text
+from vipolyqwen_core.corpus.text import normalise_text, writable
 
 INTAKE_SCHEMA = pl.Schema(
     [
@@ -74,7 +74,7 @@ class PictureIntake:
         loaded = self._pool.load(files)
         for (key, (reference, place)), picture in zip(new.items(), loaded, strict=True):
             if isinstance(reference, str):
-                self.paths.append(reference)
+                self.paths.append(writable(reference))
             if picture.image is None:
                 assert picture.error is not None
                 self._known[key] = picture.error
@@ -217,9 +217,9 @@ def _row(
         "target_images": target_images,
         "score": pair.score,
         "negatives": _negatives(pair.negatives, negative_images),
-        "group_id": _writable(pair.group_id),
-        "positive_key": _writable(pair.positive_key),
-        "file": _writable(file),
+        "group_id": None if pair.group_id is None else writable(pair.group_id),
+        "positive_key": None if pair.positive_key is None else writable(pair.positive_key),
+        "file": file,
         "line": line,
         "item": item,
         "query_hash": query_hash,
@@ -236,8 +236,3 @@ def _negatives(negatives: Sequence[RawSide], images: Sequence[list[str]]) -> lis
         for side, ids in zip(negatives, images, strict=True)
     ]
     return sides or None
-
-
-def _writable(text: str | None) -> str | None:
-    """The text without lone surrogates, which cannot be written as UTF-8."""
-    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")

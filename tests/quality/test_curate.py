@@ -1,7 +1,9 @@
 """Curation: nothing vanishes, nothing is kept twice, and what is unchanged is not done again."""
 
+import dataclasses
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,25 @@ def test_batches_do_not_change_the_result(workspace, write_source, tmp_path, mon
     assert whole.rejected["exact_duplicate"] > 0
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are Unicode there")
+def test_names_that_are_no_unicode_cost_their_rows(workspace, write_source) -> None:
+    """Python spells bytes of a file name that are no UTF-8 as lone surrogates."""
+    named, negative = question(1), question(2)
+    named["images"] = ["caf\udce9.png"]
+    negative["negatives"] = [{"text": "x", "images": ["\ud800.png"]}]
+    source = write_source([question(0), named, negative], pictures=range(3))
+    scene(1).save(Path(str(source.image_root)) / "caf\udce9.png", format="PNG")
+    (file,) = source.paths
+    strange = Path(file).with_name("r\udce9.jsonl")
+    Path(file).rename(strange)
+    strange.write_text(strange.read_text() + "no JSON\n")
+    everything = (str(strange.with_name("*.jsonl")),)
+    summary = curate(dataclasses.replace(source, paths=everything), SETTINGS, workspace)
+    assert summary.rejected == {"unreadable_image": 2}
+    assert summary.records_rejected == {"broken_json": 1}
+    assert set(ledger(workspace)["file"]) == {"r?.jsonl"}
+
+
 broken = st.sampled_from(
     [
         "{",
@@ -193,6 +214,7 @@ broken = st.sampled_from(
         json.dumps({"data_type": "instruction", "input": 5, "output": {}}),
         json.dumps({"data_type": "vqa_single", "images": ["../up.png"], "input": "q", "output": "a"}),
         json.dumps({"data_type": "instruction", "input": "\ud800", "output": "\udfff x"}),
+        json.dumps({"data_type": "ocr", "images": ["\ud800.png"], "question": "q", "answer": "a"}),
         json.dumps({"data_type": "ocr", "images": ["cut.png"], "question": "q", "answer": "\u0000 "}),
     ]
 )

@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 
 from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version
 from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.text import writable
 
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
@@ -53,10 +54,12 @@ class ImageRoot:
 
         Raises:
             PictureError: with rule `path_leaves_root` for an absolute path, a URL or one that climbs out of
-                the root, `missing_image` for an empty one
+                the root, `missing_image` for an empty one, `unreadable_image` for one that is no Unicode
         """
         if not path.strip() or "\0" in path:
             raise PictureError("missing_image", "the path of the picture is empty")
+        if writable(path) != path:
+            raise PictureError("unreadable_image", "the path of the picture cannot be written as UTF-8")
         slashed = path.strip().replace("\\", "/")
         below = posixpath.normpath(slashed)
         if below.startswith("../") and self._named:

@@ -114,6 +114,11 @@ def _resolve(entity: re.Match[str]) -> str:
     return html5.get(entity[0][1:], entity[0])
 
 
+def writable(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which cannot be written as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def repair_placeholders(texts: Sequence[str], num_images: int, first_user: int = 0) -> list[str]:
     """The texts with as many `<image>` as there are pictures; missing ones go in front of one of them.
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import SourceFile
-from vipolyqwen_core.corpus.readers.records import RawPair, Record, Rejection
+from vipolyqwen_core.corpus.readers.records import RawPair, Record, Rejection, shorten
+from vipolyqwen_core.corpus.text import writable
 
 Adapter = Callable[[Source, SourceFile], Iterable[Any]]
 
@@ -44,7 +45,8 @@ def read_adapted(source: Source, file: SourceFile) -> Iterator[Record]:
     """
     for number, made in enumerate(load_adapter(source)(source, file), 1):
         if isinstance(made, Rejection):
-            yield Record(file.name, number, (), made)
+            told = Rejection(made.rule, writable(made.reason), shorten(made.value))
+            yield Record(file.name, number, (), told)
             continue
         pairs = tuple(made) if isinstance(made, (list, tuple)) else (made,)
         strange = next((pair for pair in pairs if not isinstance(pair, RawPair)), None)

@@ -18,6 +18,7 @@ from fsspec.utils import infer_compression
 from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.text import writable
 
 ZSTD_SUFFIX = ".zst"
 PIECE_BYTES = 1024 * 1024
@@ -34,7 +35,7 @@ class SourceFile:
     """One file of a source."""
 
     name: str
-    """Relative to the source's root: what the ledger calls it."""
+    """Relative to the source's root, fit for UTF-8: what the ledger calls it."""
     location: str
     """Path or URL."""
     size_bytes: int
@@ -92,7 +93,9 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         files.update({prefix + place: (versions[place], info) for place, info in of_files.items()})
     root = _common_folder(roots)
     listed = [
-        SourceFile(location.removeprefix(root).lstrip("/"), location, int(info.get("size") or 0), version)
+        SourceFile(
+            writable(location.removeprefix(root).lstrip("/")), location, int(info.get("size") or 0), version
+        )
         for location, (version, info) in files.items()
     ]
     return sorted(listed, key=lambda file: file.name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.text import writable
 
 VALUE_CHARS = 200
 """Length of an offending value in the ledger."""
@@ -76,7 +77,7 @@ def shorten(value: object) -> str:
     if isinstance(value, (bytes, bytearray)):
         value = f"{len(value)} bytes, {bytes(value[:40])!r}"
     text = value if isinstance(value, str) else repr(value)
-    return text[:VALUE_CHARS].encode("utf-8", "replace").decode("utf-8")
+    return writable(text[:VALUE_CHARS])
 
 
 def parse_score(value: object, score_range: tuple[float, float]) -> float:

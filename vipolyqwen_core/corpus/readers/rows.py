@@ -21,6 +21,7 @@ from vipolyqwen_core.corpus.readers.json_elements import (
     elements_of_lists,
 )
 from vipolyqwen_core.corpus.readers.records import RecordError
+from vipolyqwen_core.corpus.text import writable
 
 MAX_QUOTED_LINES = 200
 """A quote that stays open for more lines is taken for a plain character."""
@@ -303,5 +304,4 @@ def optional_text(fields: Mapping[Key, Any], keys: Sequence[Key], what: str) -> 
     value = optional(fields, keys)
     if value is None:
         return None
-    text = text_of(value, what)
-    return text.encode("utf-8", "replace").decode("utf-8") or None
+    return writable(text_of(value, what)) or None

@@ -8,7 +8,7 @@ import pytest
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import check_source, read_source
+from vipolyqwen_core.corpus.readers import Rejection, check_source, read_source
 
 STS = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
 QA = {"format": Format.IMAGE_QA, "task": Task.OCR}
@@ -127,7 +127,7 @@ from vipolyqwen_core.corpus.readers import RawPair, Rejection
 
 def good(source, file):
     yield RawPair(Task.INSTR, file.name, "t")
-    yield Rejection("odd", "an odd record", "x")
+    yield Rejection("odd", "an odd record \\ud800", "\\udfff" * 999)
     yield [RawPair(Task.INSTR, "q", "t"), RawPair(Task.INSTR, "r", "t")]
     yield []
 
@@ -153,6 +153,7 @@ def test_an_adapter_makes_records_of_a_file(tmp_path: Path) -> None:
         (1, 1, None), (2, 0, "odd"), (3, 2, None), (4, 0, "no_pairs"),
     ]  # fmt: skip
     assert records[0].pairs[0].query == "a.xyz"
+    assert records[1].rejection == Rejection("odd", "an odd record ?", "?" * 200)
     check_source(source(tmp_path, "*.xyz", **keys))
 
 
