@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NamedTuple
 
 from vipolyqwen_core.contract import Task, Turn
@@ -95,7 +96,7 @@ def parse_score(value: object, score_range: tuple[float, float]) -> float:
             number = float(text)
         except ValueError:
             raise RecordError("score_not_a_number", "the score is not a number", value) from None
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not _is_finite(number):
+    if isinstance(number, bool) or not isinstance(number, (int, float, Decimal)) or not _is_finite(number):
         raise RecordError("score_not_a_number", "the score is not a number", value)
     low, high = score_range
     scaled = (float(number) - low) / (high - low)
@@ -104,7 +105,7 @@ def parse_score(value: object, score_range: tuple[float, float]) -> float:
     return min(max(scaled, 0.0), 1.0)
 
 
-def _is_finite(number: float) -> bool:
+def _is_finite(number: float | Decimal) -> bool:
     try:
         return math.isfinite(number)
     except OverflowError:  # an integer beyond the floats

@@ -8,8 +8,11 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from math import isfinite, isnan
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vipolyqwen_core.corpus.manifest import Source
@@ -27,6 +30,9 @@ MAX_QUOTED_LINES = 200
 """A quote that stays open for more lines is taken for a plain character."""
 PARQUET_ROWS = 256
 """Rows of a Parquet file in memory at once."""
+UNCONVERTIBLE = (ValueError, OverflowError, LookupError)
+"""What Python raises for a value of Arrow that it cannot hold: a time out of its range or of an unknown zone,
+a text that is no UTF-8, a struct with a name twice."""
 
 NUM_SEEN = 100
 """So many objects of a list are looked at to tell whether they are records."""
@@ -158,12 +164,29 @@ def _element_rows(elements: Iterator[Element]) -> Iterator[Row]:
 
 
 def _parquet_rows(file: SourceFile) -> Iterator[Row]:
+    rows: list[tuple[dict[Key, Any], RecordError | None]]
     with open_bytes(file.location) as stream:
         number = 0
         for batch in pq.ParquetFile(stream).iter_batches(PARQUET_ROWS):
-            for fields in batch.to_pylist():
+            try:
+                rows = [(fields, None) for fields in batch.to_pylist()]
+            except UNCONVERTIBLE:
+                rows = [_converted(batch.slice(place, 1)) for place in range(batch.num_rows)]
+            for fields, error in rows:
                 number += 1
-                yield Row(number, fields)
+                yield Row(number, fields, error)
+
+
+def _converted(row: pa.RecordBatch) -> tuple[dict[Key, Any], RecordError | None]:
+    """The fields of one row, or why it has none."""
+    fields: dict[Key, Any] = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            (fields[name],) = column.to_pylist()
+        except UNCONVERTIBLE as error:
+            reason = f"the column {name!r} holds a value of {column.type} that cannot be read"
+            return {}, RecordError("wrong_type", reason, str(error))
+    return fields, None
 
 
 def _delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
@@ -260,12 +283,15 @@ def look_up(fields: Mapping[Key, Any], key: Key) -> Any:
 
 
 def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
-    """The value of the first of these keys that is there and not null; None where none is."""
+    """The value of the first of these keys that is there and not null; None where none is.
+
+    NaN is null: pandas writes it for what is missing, and `json` reads it.
+    """
     for key in keys:
         value = fields.get(key)
         if value is None and isinstance(key, str) and "." in key:
             value = look_up(fields, key)
-        if value is not None and value is not MISSING:
+        if value is not None and value is not MISSING and not (isinstance(value, float) and isnan(value)):
             return value
     return None
 
@@ -292,8 +318,10 @@ def text_of(value: Any, what: str) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return json.dumps(value)
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and isfinite(value):
+        return str(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return value[0]
     raise RecordError("wrong_type", f"{what} is no text but {type(value).__name__}", value)

@@ -1,6 +1,8 @@
 """Each format gives the pairs that are meant, and rejects a record with rule, reason and value."""
 
 import json
+import struct
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +12,7 @@ import pytest
 
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import RawPair, Record, read_source
+from vipolyqwen_core.corpus.readers import RawPair, Record, check_source, read_source
 
 
 def read(folder: Path, name: str, content: str | bytes, turns: str = "last", **keys: Any) -> list[Record]:
@@ -56,6 +58,45 @@ class TestStsTable:
         assert [record.line for record in records] == list(range(1, 601))
         assert records[598].pairs == (RawPair(Task.TEXT_PAIR, "q598", "t", score=0.5),)
         assert rules(records[599:]) == ["missing_field"]
+
+    def test_a_value_that_python_cannot_hold_costs_its_row(self, tmp_path: Path) -> None:
+        """A time beyond the year 9999, or bytes that are no UTF-8; in a column that nobody needs, too."""
+        ends = pa.py_buffer(struct.pack("<4i", 0, 1, 2, 3))
+        table = pa.table(
+            {
+                "query": ["p", "q", "r"],
+                "target": pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"a\xffb")),
+                "score": [Decimal("0.25"), Decimal("0.50"), Decimal("0.75")],
+                "made": pa.array([0, 1, 2**61], pa.timestamp("us")),
+            }
+        )
+        pq.write_table(table, tmp_path / "x.parquet")
+        first, *others = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
+        assert first.pairs == (RawPair(Task.TEXT_PAIR, "p", "a", score=0.25),)
+        assert rules(others) == ["wrong_type", "wrong_type"]
+
+    @pytest.mark.parametrize(
+        "column",
+        [
+            pa.array([0], pa.timestamp("us", tz="Mars/Base")),
+            pa.array([2**62], pa.duration("s")),
+            pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
+        ],
+        ids=["zone", "duration", "struct"],
+    )
+    def test_a_column_that_python_cannot_hold_is_named(self, tmp_path: Path, column: pa.Array) -> None:
+        pq.write_table(pa.table({"query": ["q"], "target": ["t"], "odd": column}), tmp_path / "x.parquet")
+        source = Source(name="s", paths=(str(tmp_path / "x.parquet"),), **self.KEYS)
+        with pytest.raises(ValueError, match="column 'odd' holds a value of"):
+            check_source(source)
+
+    def test_what_is_not_a_number_is_no_text(self, tmp_path: Path) -> None:
+        lines = (
+            '{"query": NaN, "target": "b"}\n{"query": "a", "target": Infinity}\n{"query": 2.5, "target": 1}'
+        )
+        records = read(tmp_path, "a.jsonl", lines, **self.KEYS)
+        assert rules(records) == ["missing_field", "wrong_type", None]
+        assert (records[2].pairs[0].query, records[2].pairs[0].target) == ("2.5", "1")
 
     def test_a_table_without_header_goes_by_number(self, tmp_path: Path) -> None:
         content = 'a,b,1\n"c, ""d""",e,0\n'

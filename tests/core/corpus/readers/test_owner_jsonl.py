@@ -123,7 +123,7 @@ def test_optional_fields(tmp_path: Path) -> None:
         ({"data_type": "ocr", "images": [None]}, "wrong_type"),
         ({"data_type": "contrastive_with_score"}, "missing_field"),
         ({"data_type": "contrastive_with_score", "similarity_score": "x"}, "score_not_a_number"),
-        ({"data_type": "contrastive_with_score", "similarity_score": float("nan")}, "score_not_a_number"),
+        ({"data_type": "contrastive_with_score", "similarity_score": float("nan")}, "missing_field"),
         ({"data_type": "contrastive_with_score", "similarity_score": 1.5}, "score_out_of_range"),
         ({"data_type": "contrastive_with_score", "output": ["b", "c"], "similarity_score": 1}, "wrong_type"),
     ],
