@@ -4,11 +4,10 @@ All of them stream, arrays of a `.json` file too; a broken line or element costs
 blank is no record.
 """
 
-import csv
 import json
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import chain
 from math import isfinite, isnan
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.csv_cells import cells_of
 from vipolyqwen_core.corpus.readers.files import Line, SourceFile, open_bytes, read_lines, read_pieces
 from vipolyqwen_core.corpus.readers.json_elements import (
     Element,
@@ -26,8 +26,6 @@ from vipolyqwen_core.corpus.readers.json_elements import (
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.text import writable
 
-MAX_QUOTED_LINES = 200
-"""A quote that stays open for more lines is taken for a plain character."""
 PARQUET_ROWS = 256
 """Rows of a Parquet file in memory at once."""
 UNCONVERTIBLE = (ValueError, OverflowError, LookupError)
@@ -190,8 +188,11 @@ def _converted(row: pa.RecordBatch) -> tuple[dict[Key, Any], RecordError | None]
 
 
 def _delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
+    """Rows of as many cells as the header, or the first line where there is none: missing ones are null.
+
+    Without that a line that breaks off before its score would be a pair without one, which is a positive.
+    """
     delimiter = "\t" if file.suffix in (".tsv", ".tab") else None
-    names: list[str] | None = None
     lines = read_lines(file.location, source.languages)
     first = next((line for line in lines if line.text.strip()), None)
     if first is None:
@@ -199,63 +200,26 @@ def _delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     if delimiter is None:
         marks = "\t,;|" if file.suffix == ".txt" else ",;\t|"
         delimiter = next((mark for mark in marks if mark in first.text), ",")
-    for number, cells in _cells(_chained(first, lines), delimiter):
+    names: list[str] | None = None
+    width: int | None = None
+    for number, cells in cells_of(chain([first], lines), delimiter):
         if isinstance(cells, RecordError):
             yield Row(number, {}, cells)
-        elif source.header and names is None:
-            names = [name.strip() for name in cells]
-        else:
-            fields: dict[Key, Any] = dict(enumerate(cells))
-            if names is not None:
-                fields.update(zip(names, cells, strict=False))
-            yield Row(number, fields)
-
-
-def _chained(first: Line, rest: Iterator[Line]) -> Iterator[Line]:
-    yield first
-    yield from rest
-
-
-def _cells(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str] | RecordError]]:
-    """Cells of each record. A quoted cell may hold line breaks; a quote that never closes is a character.
-
-    So a stray quote costs one line, not the rest of the file.
-    """
-    waiting: deque[Line] = deque()
-
-    def pull() -> Line | None:
-        return waiting.popleft() if waiting else next(lines, None)
-
-    while (line := pull()) is not None:
-        if not line.text.strip():
             continue
-        if '"' not in line.text:
-            yield line.number, line.text.split(delimiter)
+        if width is None:
+            width = len(cells)
+            if source.header:
+                names = [name.strip() for name in cells]
+                continue
+        if names is not None and any(cell.strip() for cell in cells[width:]):
+            reason = f"the line has {len(cells)} cells, the header {width}: is a {delimiter!r} not quoted?"
+            yield Row(number, {}, RecordError("broken_csv", reason, delimiter.join(cells)))
             continue
-        taken = [line]
-
-        def feed(taken: list[Line] = taken) -> Iterator[str]:
-            yield taken[0].text + "\n"
-            while len(taken) <= MAX_QUOTED_LINES and (following := pull()) is not None:
-                taken.append(following)
-                yield following.text + "\n"
-
-        try:
-            cells: list[str] = next(csv.reader(feed(), delimiter=delimiter, strict=True))
-        except csv.Error:
-            waiting.extendleft(reversed(taken[1:]))
-            yield line.number, _loose_cells(line.text, delimiter)
-            continue
-        yield line.number, cells
-
-
-def _loose_cells(text: str, delimiter: str) -> list[str] | RecordError:
-    if delimiter == "\t":
-        return text.split("\t")
-    try:
-        return next(csv.reader([text], delimiter=delimiter))
-    except csv.Error as error:
-        return RecordError("broken_csv", f"not CSV: {_plain(error)}", text)
+        padded: list[str | None] = [*cells, *[None] * (width - len(cells))]
+        fields: dict[Key, Any] = dict(enumerate(padded))
+        if names is not None:
+            fields.update(zip(names, padded, strict=False))
+        yield Row(number, fields)
 
 
 def _plain(error: BaseException) -> str:

@@ -121,6 +121,23 @@ class TestStsTable:
         assert records[0].pairs[0].query == "a\nb"
         assert [record.pairs[0].query for record in records[2:]] == ["e", ' g "h"', "jk"]
 
+    @pytest.mark.parametrize("start", ["query,target,score\n", ""])
+    def test_a_line_that_breaks_off_before_its_score_is_no_positive(self, tmp_path: Path, start: str) -> None:
+        records = read(tmp_path, "a.csv", f"{start}a,b,1\nc,d\ne\n", header=bool(start), **self.KEYS)
+        assert rules(records) == [None, "missing_field", "missing_field"]
+
+    def test_a_line_of_more_cells_than_the_header_is_not_shifted(self, tmp_path: Path) -> None:
+        content = 'query,target\n"Hello, you",b\nHello, you,b\nc,d,, \n'
+        records = read(tmp_path, "a.csv", content, **self.KEYS)
+        assert rules(records) == [None, "broken_csv", None]
+        assert [(p.query, p.target) for r in records for p in r.pairs] == [("Hello, you", "b"), ("c", "d")]
+
+    @pytest.mark.parametrize("end", ["", "\n"])
+    def test_a_quoted_cell_may_be_long(self, tmp_path: Path, end: str) -> None:
+        text = ("word, " * 1000 + end) * 30
+        records = read(tmp_path, "a.csv", f'query,target\n"{text}",b\nc,d\n', **self.KEYS)
+        assert [record.pairs[0].query for record in records] == [text, "c"]
+
     def test_quotes_in_a_tsv_may_be_plain_characters(self, tmp_path: Path) -> None:
         content = 'query\ttarget\tscore\n"Hi," he said\tb\t1\n"never closed\tb\t1\n'
         records = read(tmp_path, "a.tsv", content, **self.KEYS)
