@@ -3,10 +3,10 @@
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -130,47 +130,71 @@ def check_source(source: Source) -> list[SourceFile]:
     if source.format is Format.ADAPTER:
         load_adapter(source)
     heads = _heads(source, files)
-    if all(not head or _is_unreadable(head[0]) for _, head in heads):
-        raise ValueError(f"{where}: file {_trouble(*heads[0])}")
+    if all(head.num_records == 0 or _is_unreadable(head.rejected) for head in heads):
+        raise ValueError(f"{where}: file {_trouble(heads[0])}")
     if source.format in ROW_FORMATS:
         _check_columns(source, files)
-    read = [record for _, head in heads for record in head]
-    pairs = [pair for record in read for pair in record.pairs]
-    if not pairs:
-        first = read[0]
-        assert first.rejection is not None, "a record without pairs has a rejection"
+    if not any(head.has_pairs for head in heads):
+        first = next(head.rejected for head in heads if head.rejected is not None)
+        assert first.rejection is not None
+        num_records = sum(head.num_records for head in heads)
         raise ValueError(
-            f"{where}: none of the first {len(read)} records can be read as {source.format};"
+            f"{where}: none of the first {num_records} records can be read as {source.format};"
             f" {first.file}, line {first.line}: {first.rejection.reason} ({first.rejection.value})"
         )
-    if source.image_root is None and (path := next(_paths(pairs), None)) is not None:
+    path = next((head.path for head in heads if head.path is not None), None)
+    if source.image_root is None and path is not None:
         raise ValueError(f"{where}: image_root is missing: below which folder does {path!r} lie?")
     return files
 
 
-def _is_unreadable(record: Record) -> bool:
-    return record.rejection is not None and record.rejection.rule == "unreadable_file"
+class Head(NamedTuple):
+    """What the first records of a file tell; not these: they may hold pictures, and there are many files."""
+
+    file: SourceFile
+    num_records: int
+    has_pairs: bool
+    rejected: Record | None
+    """The first record, where it gave no pair."""
+    path: str | None
+    """The first picture's path."""
 
 
-def _trouble(file: SourceFile, head: list[Record]) -> str:
-    """Why a file gives no record."""
-    if file.size_bytes == 0:
-        return f"{file.location} is empty"
-    if not head:
-        return f"{file.location} holds no records"
-    return f"{file.location} cannot be read: {head[0].rejection.value if head[0].rejection else ''}"
-
-
-def _heads(source: Source, files: list[SourceFile]) -> list[tuple[SourceFile, list[Record]]]:
-    """The first records of each file."""
+def _heads(source: Source, files: list[SourceFile]) -> list[Head]:
+    """The beginning of each file."""
     if source.format is Format.PARALLEL_LINES:
-        return [(parallel_files(source)["query"], list(islice(read_source(source), HEAD_RECORDS)))]
+        return [_head(parallel_files(source)["query"], read_source(source))]
     heads = []
     for file in files:
         is_adapted = source.format is Format.ADAPTER
         records = read_adapted(source, file) if is_adapted else _row_records(file, source, "last")
-        heads.append((file, list(islice(_whole(records, file.name), HEAD_RECORDS))))
+        heads.append(_head(file, _whole(records, file.name)))
     return heads
+
+
+def _head(file: SourceFile, records: Iterator[Record]) -> Head:
+    num_records, has_pairs = 0, False
+    rejected: Record | None = None
+    path: str | None = None
+    for num_records, record in enumerate(islice(records, HEAD_RECORDS), 1):
+        has_pairs |= bool(record.pairs)
+        if num_records == 1 and record.rejection is not None:
+            rejected = record
+        path = path or next(_paths(record.pairs), None)
+    return Head(file, num_records, has_pairs, rejected, path)
+
+
+def _is_unreadable(record: Record | None) -> bool:
+    return record is not None and record.rejection is not None and record.rejection.rule == "unreadable_file"
+
+
+def _trouble(head: Head) -> str:
+    """Why a file gives no record."""
+    if head.file.size_bytes == 0:
+        return f"{head.file.location} is empty"
+    if head.rejected is None or head.rejected.rejection is None:
+        return f"{head.file.location} holds no records"
+    return f"{head.file.location} cannot be read: {head.rejected.rejection.value}"
 
 
 def _check_columns(source: Source, files: list[SourceFile]) -> None:
@@ -196,7 +220,7 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
     raise ValueError(f"source {source.name!r}, columns.{name}: no row has {key!r}; the rows have {known}")
 
 
-def _paths(pairs: list[RawPair]) -> Iterator[str]:
+def _paths(pairs: Sequence[RawPair]) -> Iterator[str]:
     for pair in pairs:
         sides = (pair.query_images, pair.target_images, *(negative.images for negative in pair.negatives))
         yield from (image for images in sides for image in images if isinstance(image, str))

@@ -1,9 +1,12 @@
 """A source is checked before any work; what is read of it accounts for every record."""
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vipolyqwen_core.contract import Task
@@ -65,6 +68,18 @@ def test_a_declared_optional_field_may_be_absent_from_the_first_rows(tmp_path: P
     check_source(source(tmp_path, "a.jsonl", columns={"group_id": "group_id"}, **OWNER))
     with pytest.raises(ValueError, match=r"columns\.group_id: no row has 'gruop'"):
         check_source(source(tmp_path, "a.jsonl", columns={"group_id": "gruop"}, **OWNER))
+
+
+def test_a_look_at_many_files_holds_the_pictures_of_few(tmp_path: Path) -> None:
+    """Tables of pictures hold them as bytes, and there are many tables."""
+    rows = {"image": [bytes(20_000)] * 50, "question": ["q"] * 50, "answer": ["a"] * 50}
+    for number in range(12):
+        pq.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
+    tracemalloc.start()
+    check_source(source(tmp_path, "*.parquet", **QA))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 50 * 20_000
 
 
 def test_records_come_by_file_and_line_and_no_more_than_asked_for(tmp_path: Path) -> None:
