@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from vipolyqwen_core.config import STRICT, Positive, PositiveFloat
@@ -86,13 +86,13 @@ class Source:
     """Languages that are expected; for reports and checks, never believed."""
     license: str = "unknown"
     """For the model card."""
-    weight: PositiveFloat = 1.0
+    weight: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
     """Expected uses of a row an epoch."""
     columns: dict[str, str | int] = Field(default_factory=dict)
     """Our name -> field of the file."""
     header: bool = True
     """Whether a CSV or TSV begins with a line of names."""
-    score_range: tuple[float, float] = (0.0, 1.0)
+    score_range: tuple[FiniteFloat, FiniteFloat] = (0.0, 1.0)
     """Lowest and highest score in the file; scaled to [0, 1]."""
     query_text: str | None = None
     """A fixed question, for pictures that come with an answer only: `image_qa` without a query column."""
@@ -184,7 +184,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
     if not path.is_file():
         raise ValueError(f"manifest {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
@@ -202,6 +202,23 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
         return TypeAdapter(Manifest).validate_python(anchored)
     except ValidationError as error:
         raise ValueError(f"manifest {path}: " + "; ".join(_mistakes(error, content["sources"]))) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings name no key twice; elsewhere the last one silently wins, whole sources included."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            is_merged = not node.start_mark.index <= key.start_mark.index < node.end_mark.index
+            if is_merged or not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _anchor(source: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -231,7 +248,8 @@ def _mistakes(error: ValidationError, sources: list[Any]) -> Iterator[str]:
     """One sentence for each mistake, with the name of the source where it has one."""
     mistakes = error.errors()
     if len(mistakes) > 1:  # pydantic counts the list that is left after refusing entries as too short
-        mistakes = [mistake for mistake in mistakes if mistake["type"] != "too_short"]
+        left = ("too_short", ("sources",))
+        mistakes = [mistake for mistake in mistakes if (mistake["type"], mistake["loc"]) != left]
     for mistake in mistakes:
         place = [str(part) for part in mistake["loc"]]
         if len(place) >= 2 and place[0] == "sources" and place[1].isdigit():

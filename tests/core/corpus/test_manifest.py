@@ -68,6 +68,11 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         ),
         ("sources:\n  - {name: b, format: adapter, paths: [x]}", ["source 'b'", "adapter: package.module"]),
         ("sources:\n  - nonsense", ["source number 1"]),
+        (SOURCE + ", weight: .inf}", ["source 'a'", "'weight'", "finite"]),
+        (SOURCE + ", score_range: [0, .inf]}", ["source 'a'", "'score_range.1'", "finite"]),
+        (SOURCE.replace("[x.csv]", "[]") + "}", ["source 'a'", "'paths'", "at least 1 item"]),
+        (SOURCE + ", paths: [y.csv]}", ["key 'paths' stands twice", "line 2"]),
+        (SOURCE + "}\n" + SOURCE + "}", ["key 'sources' stands twice", "line 3"]),
     ],
 )
 def test_a_wrong_manifest_is_refused_with_its_place(tmp_path: Path, text: str, expected: list[str]) -> None:
@@ -76,6 +81,16 @@ def test_a_wrong_manifest_is_refused_with_its_place(tmp_path: Path, text: str, e
         load_manifest(path)
     for part in [str(path), *expected]:
         assert part in str(refused.value)
+
+
+def test_a_source_may_take_over_keys_and_change_them(tmp_path: Path) -> None:
+    first = "- &first {name: a, task: text_pair, format: sts_table, paths: [x.csv], weight: 2.0}"
+    second = "- &second {<<: *first, name: b, weight: 3.0}"
+    text = f"sources:\n  {first}\n  {second}\n  - {{<<: *second, name: c}}"
+    manifest = load_manifest(write(tmp_path, text))
+    assert [(source.name, source.weight) for source in manifest.sources] == [
+        ("a", 2.0), ("b", 3.0), ("c", 3.0),
+    ]  # fmt: skip
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     Raises:
         ValueError: a path or glob names no file, a folder, or a storage that cannot be opened
     """
-    files: dict[str, tuple[str, dict[str, Any]]] = {}
+    files: dict[str, tuple[str, str, dict[str, Any]]] = {}
     roots = []
     for pattern in source.paths:
         try:
@@ -88,15 +88,20 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         if not of_files:
             what = "no file matches" if _MAGIC.search(path) else "there is no file"
             raise ValueError(f"source {source.name!r}: {what} {pattern}")
-        prefix = pattern[: len(pattern) - len(path)] if pattern.endswith(path) else f"{_protocol(fs)}://"
-        roots.append(_fixed_folder(prefix + path))
-        files.update({prefix + place: (versions[place], info) for place, info in of_files.items()})
+        before, after = _around(path, pattern, fs)
+        above = f"{after.removeprefix('::')}/" if after else before  # an archive is a folder
+        roots.append(_fixed_folder(above + path))
+        for place, info in of_files.items():
+            files[before + place + after] = (above + place, versions[place], info)
     root = _common_folder(roots)
     listed = [
         SourceFile(
-            writable(location.removeprefix(root).lstrip("/")), location, int(info.get("size") or 0), version
+            name=writable(full_name.removeprefix(root).lstrip("/")),
+            location=location,
+            size_bytes=int(info.get("size") or 0),
+            version=version,
         )
-        for location, (version, info) in files.items()
+        for location, (full_name, version, info) in files.items()
     ]
     return sorted(listed, key=lambda file: file.name)
 
@@ -228,8 +233,14 @@ def read_text(location: str, languages: Collection[str] = ()) -> str:
     return "\n".join(line.text for line in read_lines(location, languages))
 
 
-def _protocol(fs: Any) -> str:
-    return fs.protocol if isinstance(fs.protocol, str) else str(fs.protocol[0])
+def _around(path: str, pattern: str, fs: Any) -> tuple[str, str]:
+    """What stands before and after the path in its URL: `zip://` and `::s3://bucket/a.zip`."""
+    if pattern.endswith(path):
+        return pattern.removesuffix(path), ""
+    before, found, after = pattern.partition(f"{path}::")
+    if found:
+        return before, f"::{after}"
+    return f"{fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]}://", ""
 
 
 def _fixed_folder(location: str) -> str:

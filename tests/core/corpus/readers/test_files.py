@@ -66,6 +66,17 @@ def test_files_behind_a_url_are_listed_and_read() -> None:
     assert [line.text for line in read_lines(listed[0].location)] == ["mot", "hai"]
 
 
+def test_files_within_archives_are_listed_and_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("in/1.csv", name)
+    one = list_files(source(f"zip://in/*.csv::file://{tmp_path}/a.zip"))
+    assert [(file.name, file.suffix) for file in one] == [("1.csv", ".csv")]
+    two = list_files(source(f"zip://in/*.csv::{tmp_path}/a.zip", f"zip://in/1.csv::{tmp_path}/b.zip"))
+    assert [line.text for file in two for line in read_lines(file.location)] == ["a", "b"]
+    assert [file.name for file in two] == ["a.zip/in/1.csv", "b.zip/in/1.csv"]
+
+
 def test_the_fingerprint_moves_with_any_file(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", "b.jsonl")
     first = files_fingerprint(list_files(source(tmp_path / "*.jsonl")))
