@@ -1,7 +1,7 @@
 """Formats of one's own: `adapter: package.module:function` in the manifest.
 
 The function is called with the source and a file (`SourceFile`) and yields one thing a record: a `RawPair`, a
-list of them, or a `Rejection`.
+list of them, or a `Rejection`. A pair whose fields are of other types than `RawPair` says rejects its record.
 
     def receipts(source: Source, file: SourceFile) -> Iterator[RawPair | Rejection]:
         ...
@@ -9,11 +9,13 @@ list of them, or a `Rejection`.
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from types import NoneType
 from typing import Any
 
+from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import SourceFile
-from vipolyqwen_core.corpus.readers.records import RawPair, Record, Rejection, shorten
+from vipolyqwen_core.corpus.readers.records import RawPair, RawSide, Record, Rejection, shorten
 from vipolyqwen_core.corpus.text import writable
 
 Adapter = Callable[[Source, SourceFile], Iterable[Any]]
@@ -55,5 +57,32 @@ def read_adapted(source: Source, file: SourceFile) -> Iterator[Record]:
                 f"source {source.name!r}: adapter {source.adapter} yielded {type(strange).__name__} for"
                 f" record {number} of {file.name}; expected RawPair, a list of them, or Rejection"
             )
-        nothing = None if pairs else Rejection("no_pairs", "the adapter made no pair of the record", "")
-        yield Record(file.name, number, pairs, nothing)
+        rejection = next(filter(None, map(_wrong_field, pairs)), None)
+        if not pairs:
+            rejection = Rejection("no_pairs", "the adapter made no pair of the record", "")
+        yield Record(file.name, number, () if rejection else pairs, rejection)
+
+
+def _wrong_field(pair: RawPair) -> Rejection | None:
+    """The rejection of a pair that is none of a reader's: a function may well hand on a text that is null."""
+    images = {"query_images": pair.query_images, "target_images": pair.target_images}
+    is_right = {
+        "task": isinstance(pair.task, Task),
+        **{name: isinstance(getattr(pair, name), str) for name in ("query", "target")},
+        **{name: _are_images(some) for name, some in images.items()},
+        "history": pair.history is None or all(isinstance(turn, Turn) for turn in pair.history),
+        "score": isinstance(pair.score, (int, float, NoneType)),
+        "negatives": all(
+            isinstance(side, RawSide) and isinstance(side.text, str) and _are_images(side.images)
+            for side in pair.negatives
+        ),
+        **{name: isinstance(getattr(pair, name), (str, NoneType)) for name in ("group_id", "positive_key")},
+    }
+    wrong = next((name for name, right in is_right.items() if not right), None)
+    if wrong is None:
+        return None
+    return Rejection("wrong_type", f"the adapter's pair has no right {wrong}", shorten(getattr(pair, wrong)))
+
+
+def _are_images(images: Iterable[Any]) -> bool:
+    return all(isinstance(image, (str, bytes)) for image in images)

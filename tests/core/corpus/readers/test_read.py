@@ -147,6 +147,16 @@ def good(source, file):
     yield []
 
 
+def careless(source, file):
+    yield RawPair(Task.INSTR, "q", "t", query_images=["a.png", b"b"], score=1, group_id="g")
+    for field in (
+        {"target": None}, {"query": 5}, {"task": "instr"}, {"score": "0.5"}, {"query_images": (None,)},
+        {"history": (("user", "x"),)}, {"negatives": ("x",)}, {"positive_key": 5},
+    ):
+        wrong = {"task": Task.INSTR, "query": "q", "target": "t", **field}
+        yield [RawPair(Task.INSTR, "q", "t"), RawPair(**wrong)]
+
+
 def nonsense(source, file):
     yield RawPair(Task.INSTR, "q", "t")
     yield {"query": "q"}
@@ -170,6 +180,18 @@ def test_an_adapter_makes_records_of_a_file(tmp_path: Path) -> None:
     assert records[0].pairs[0].query == "a.xyz"
     assert records[1].rejection == Rejection("odd", "an odd record ?", "?" * 200)
     check_source(source(tmp_path, "*.xyz", **keys))
+
+
+@pytest.mark.usefixtures("adapters")
+def test_a_pair_of_an_adapter_with_a_field_of_another_type_rejects_its_record(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("anything")
+    keys = {"format": Format.ADAPTER, "adapter": "adapters_of_test_read:careless"}
+    first, *others = read_source(source(tmp_path, "*.xyz", **keys))
+    assert first.pairs
+    named = [record.rejection.reason.split()[-1] for record in others if record.rejection is not None]
+    assert named == [
+        "target", "query", "task", "score", "query_images", "history", "negatives", "positive_key"
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("adapters")
