@@ -1,5 +1,6 @@
 """`sources check`: what each source would give, without writing anything."""
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ MAX_JUDGED = 5000
 """So many pairs of a source are judged by the rules for rows; the factory judges all."""
 NUM_PAIRS = 3
 MAX_CHARS = 200
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass
@@ -116,7 +118,8 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
     from vipolyqwen_core.corpus.pictures import PictureError
 
     for pair in record.pairs:
-        for path in (*pair.query_images, *pair.target_images):
+        of_negatives = (image for negative in pair.negatives for image in negative.images)
+        for path in (*pair.query_images, *pair.target_images, *of_negatives):
             if not isinstance(path, str) or path in reading.paths or len(reading.paths) >= MAX_PATHS:
                 continue
             reading.paths.add(path)
@@ -155,7 +158,9 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
             except ValueError as error:
                 unreadable.append(source.name)
                 console.print(
-                    f"[bold red]cannot be read:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+                    f"[bold red]cannot be read:[/] {escape(printable(str(error)))}",
+                    highlight=False,
+                    soft_wrap=True,
                 )
     total = len(manifest.sources)
     console.rule(align="left")
@@ -194,8 +199,13 @@ def _print_pair(row: Mapping[str, Any], console: Console) -> None:
 
 def short(text: str) -> str:
     """A text on one line, cut."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The text without what would move the cursor of a terminal or could not be written to it."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def _print_reading(reading: Reading, console: Console) -> None:
@@ -207,18 +217,19 @@ def _print_reading(reading: Reading, console: Console) -> None:
         highlight=False,
     )
     for rule, count in reading.rejects.most_common():
-        console.print(f"  {count:,} x {rule}", highlight=False)
+        console.print(f"  {count:,} x {escape(rule)}", highlight=False)
     for place, rule, reason, value in reading.first_rejects:
-        console.print(
-            f"  [yellow]{place}[/] {rule}: {escape(reason)} ({escape(short(value))})", highlight=False
-        )
+        told = escape(f"{rule}: {reason} ({short(value)})")
+        console.print(f"  [yellow]{escape(place)}[/] {told}", highlight=False)
     for rule, count in reading.refused.most_common():
         first = f"{count:,} of the first {len(reading.judged):,} pairs would be rejected as {rule}"
-        console.print(f"  {first}: [yellow]{reading.first_refused[rule]}[/]", highlight=False)
+        console.print(f"  {first}: [yellow]{escape(reading.first_refused[rule])}[/]", highlight=False)
     if reading.paths:
         known = f"the first {MAX_PATHS:,}" if len(reading.paths) >= MAX_PATHS else f"{len(reading.paths):,}"
         lost = f"{reading.lost.total():,} cannot be read" if reading.lost else "each is there"
         console.print(f"{known} picture paths: {lost}", highlight=False)
     for rule, count in reading.lost.most_common():
         place, path = reading.first_lost[rule]
-        console.print(f"  {count:,} x {rule}: [yellow]{place}[/] {escape(repr(path))}", highlight=False)
+        console.print(
+            f"  {count:,} x {rule}: [yellow]{escape(place)}[/] {escape(repr(path))}", highlight=False
+        )

@@ -42,6 +42,31 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     assert "data.jsonl:5 broken_json" in text
 
 
+def test_what_a_corpus_holds_is_printed_as_text(tmp_path: Path) -> None:
+    """A name in brackets is no style, and bytes for a terminal do not reach it."""
+    (tmp_path / "[bold].jsonl").write_text('{"instruction": "a", "output": "b"}\n\x1b[2J [red]\n')
+    source = Source(name="odd", format=Format.ALPACA, task=Task.INSTR, paths=(str(tmp_path / "*.jsonl"),))
+    file = io.StringIO()
+    _print_reading(read(source, CurationSettings(min_chars=10)), Console(width=200, file=file))
+    assert "[bold].jsonl:2 broken_json" in file.getvalue()
+    assert "query_too_short: [bold].jsonl:1" in file.getvalue()
+    assert "(\ufffd[2J [red])" in file.getvalue()
+
+
+def test_pictures_of_hard_negatives_are_looked_up(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {
+        "image": "a.png",
+        "question": "?",
+        "answer": "a",
+        "negatives": [{"text": "b", "images": ["b.png"]}],
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    keys = {"format": Format.IMAGE_QA, "task": Task.OCR, "image_root": str(tmp_path)}
+    reading = read(Source(name="n", paths=(str(tmp_path / "a.jsonl"),), **keys), CurationSettings())
+    assert reading.lost == {"missing_image": 1}
+
+
 def test_pairs_that_the_rules_for_rows_would_reject_are_counted(tmp_path: Path) -> None:
     rows = [{"instruction": "Kể một câu chuyện", "output": output} for output in ("&nbsp; ", "Ngày xưa", "")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
