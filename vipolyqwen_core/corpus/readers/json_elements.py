@@ -18,6 +18,7 @@ _SPACE = re.compile(r"[\s,\ufeff]*")
 _COLON = re.compile(r"\s*:\s*")
 _LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
 _NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
+_NEXT_OBJECT_OR_LIST = re.compile(rf"\[\s*(?=\{{)|{_NEXT_OBJECT.pattern}")
 _LOOK_BACK = 100
 """A mark of the next object may stand across the end of what is in memory."""
 _LONGEST_LITERAL = len("-Infinity") + 1
@@ -104,7 +105,7 @@ class JsonWindow:
         while mark := self.peek():
             if mark == "]":
                 self.skip()
-                if not was_broken or self.peek() in ("", "[") or not self._seek_object():
+                if not was_broken or self.peek() in ("", "[") or not self._seek(_NEXT_OBJECT_OR_LIST):
                     return
                 continue
             try:
@@ -112,14 +113,14 @@ class JsonWindow:
             except (ValueError, RecursionError) as error:
                 yield Element(self.rest(), str(error))
                 was_broken = True
-                if not self._seek_object():
+                if not self._seek(_NEXT_OBJECT):
                     return
             else:
                 yield Element(value)
 
-    def _seek_object(self) -> bool:
+    def _seek(self, next_object: re.Pattern[str]) -> bool:
         while True:
-            if found := _NEXT_OBJECT.search(self._text, self._place):
+            if found := next_object.search(self._text, self._place):
                 self._place = found.end()
                 return True
             self._place = max(self._place, len(self._text) - _LOOK_BACK)

@@ -7,7 +7,7 @@ blank is no record.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from math import isfinite, isnan
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ def _json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
         if window.is_full:
             yield from _element_rows(elements_of_lists(window))
         else:
-            yield from _json_lines(read_lines(file.location, source.languages))
+            yield from _rows_of_broken(window, file, source, needs)
         return
     if window.peek():
         yield from _json_lines(read_lines(file.location, source.languages))
@@ -121,6 +121,23 @@ def _json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
         yield _mapping_row(1, whole)
     else:
         yield from (_mapping_row(number, fields) for number, fields in enumerate(inner, 1))
+
+
+def _rows_of_broken(window: JsonWindow, file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
+    """Rows where the object at the top cannot be read: lists of records within it, else JSON Lines."""
+    if not _are_json(read_lines(file.location, source.languages)):
+        elements = elements_of_lists(window)
+        head = list(islice(elements, NUM_SEEN))
+        if needs and _holds_records([element.value for element in head], needs):
+            yield from _element_rows(chain(head, elements))
+            return
+    yield from _json_lines(read_lines(file.location, source.languages))
+
+
+def _are_json(lines: Iterator[Line]) -> bool:
+    """Whether most of the first lines, after the first of all, are objects of their own."""
+    rows = list(islice(_json_lines(lines), 1, NUM_SEEN))
+    return 2 * sum(row.error is None for row in rows) > len(rows)
 
 
 def _list_of_records(whole: dict[Key, Any], needs: Needs) -> list[Any] | None:

@@ -73,6 +73,31 @@ def test_a_list_that_ends_within_a_broken_element_does_not_end_the_document(
         assert len(read) < len(found)
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("start", ["[", '{"version": 1, "data": ['])
+def test_a_broken_element_costs_only_itself_in_an_object_too(
+    tmp_path: Path, start: str, indent: int | None
+) -> None:
+    parts = [json.dumps({"instruction": f"i{n}", "output": "o"}, indent=indent) for n in range(6)]
+    parts[3] = parts[3].replace('"o"', '"o" "p"')
+    text = start + ",\n".join(parts) + ("]" if start == "[" else "]}")
+    for content, good in ((text, "i0 i1 i2 i4 i5"), (text[:-9], "i0 i1 i2 i4")):  # whole, and cut
+        (tmp_path / "a.json").write_text(content)
+        records = list(read(tmp_path / "a.json"))
+        assert " ".join(record.pairs[0].query for record in records if record.pairs) == good
+        assert {record.rejection.rule for record in records if record.rejection} == {"broken_json"}
+
+
+def test_lines_of_which_the_first_is_broken_are_lines(tmp_path: Path) -> None:
+    """However much they look like an object with a list in it."""
+    line = json.dumps({"history": [["a", "b"]], "instruction": "i", "output": "o", "more": [{"n": 1}]})
+    for number in (1, 3):
+        (tmp_path / "a.json").write_text("\n".join([line[:-1], *[line] * number]))
+        assert [bool(record.pairs) for record in read(tmp_path / "a.json")] == [False, *[True] * number]
+    (tmp_path / "a.json").write_text(f"{line[:-1]}\n{line[:-1]}")
+    assert [record.line for record in read(tmp_path / "a.json")] == [1, 2]
+
+
 def test_an_element_after_a_brace_too_many_is_read(tmp_path: Path) -> None:
     good = '{"instruction": "a", "output": "b"}'
     (tmp_path / "a.json").write_text(f"[{good}}},{good},{good}]")
@@ -152,3 +177,15 @@ def test_what_follows_an_array_is_no_record_and_is_named(
     assert "<html>" in second.rejection.value
     (tmp_path / "a.json").write_text(f'{part[:-1]}, {{"instruction": "a", "out')  # breaks off: one rejection
     assert [record.rejection is None for record in read(tmp_path / "a.json")] == [True, False]
+
+
+def test_every_list_of_an_object_is_read_after_a_broken_element(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(json_elements, "MAX_ELEMENT_CHARS", 100)
+    monkeypatch.setattr(json_elements, "MIN_CHARS", 1)
+    monkeypatch.setattr("vipolyqwen_core.corpus.readers.files.PIECE_BYTES", 20)
+    parts = [json.dumps({"instruction": f"i{n}", "output": "o"}) for n in range(6)]
+    parts[1] = parts[1].replace('"o"', '"o" "p"')
+    text = f'{{"train": [{",".join(parts[:3])}], "n": 3, "dev": [{",".join(parts[3:])}]}}'
+    (tmp_path / "a.json").write_text(text)
+    queries = [record.pairs[0].query for record in read(tmp_path / "a.json") if record.pairs]
+    assert queries == ["i0", "i2", "i3", "i4", "i5"]
