@@ -228,7 +228,7 @@ def _delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
             if source.header:
                 names = [name.strip() for name in cells]
                 continue
-        if names is not None and any(cell.strip() for cell in cells[width:]):
+        if names is not None and "".join(cells[width:]).strip():
             reason = f"the line has {len(cells)} cells, the header {width}: is a {delimiter!r} not quoted?"
             yield Row(number, {}, RecordError("broken_csv", reason, delimiter.join(cells)))
             continue

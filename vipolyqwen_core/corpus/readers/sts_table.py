@@ -14,6 +14,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "target": ("sentence2", "text2", "s2"),
     "score": ("similarity_score", "similarity", "label"),
 }
+UNIT_RANGE = (0.0, 1.0)
+"""The range of a manifest that names none."""
 PLACES = {"query": 0, "target": 1, "score": 2}
 """Columns of a table without header."""
 
@@ -33,12 +35,15 @@ def sts_needs(source: Source) -> Needs:
 def sts_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
     """The pair of one row. A table of two texts alone gives pairs without score.
 
+    Where the manifest names the column or the range of scores, a row without one is none of these.
+
     Raises:
         RecordError: a text is missing, or the score is no score
     """
     queries, targets = sts_needs(source)
     score_keys = column_keys(source, "score")
-    has_score = "score" in source.columns or any(look_up(fields, key) is not MISSING for key in score_keys)
+    is_declared = "score" in source.columns or source.score_range != UNIT_RANGE
+    has_score = is_declared or any(look_up(fields, key) is not MISSING for key in score_keys)
     score = required(fields, score_keys) if has_score else None
     return [
         RawPair(

@@ -121,6 +121,14 @@ class TestStsTable:
         assert records[0].pairs[0].query == "a\nb"
         assert [record.pairs[0].query for record in records[2:]] == ["e", ' g "h"', "jk"]
 
+    @pytest.mark.parametrize("keys", [{"score_range": (0.0, 5.0)}, {"columns": {"score": "score"}}])
+    def test_a_row_without_the_score_that_the_manifest_tells_of_is_no_positive(
+        self, tmp_path: Path, keys: dict[str, Any]
+    ) -> None:
+        rows = jsonl({"query": "a", "target": "b", "score": 1}, {"query": "a", "target": "c", "sim": 0})
+        records = read(tmp_path, "a.jsonl", rows, **keys, **self.KEYS)
+        assert rules(records) == [None, "missing_field"]
+
     @pytest.mark.parametrize("start", ["query,target,score\n", ""])
     def test_a_line_that_breaks_off_before_its_score_is_no_positive(self, tmp_path: Path, start: str) -> None:
         records = read(tmp_path, "a.csv", f"{start}a,b,1\nc,d\ne\n", header=bool(start), **self.KEYS)
