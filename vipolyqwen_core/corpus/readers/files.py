@@ -67,7 +67,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         read_unversioned: of a storage that tells neither a mark of the content nor a time, read whole files
             for their versions; else these are empty, for those who ask often
     Raises:
-        ValueError: a path or glob names no file, a folder, or a storage that cannot be opened
+        ValueError: a path or glob names no file, a folder, a pipe, or a storage that cannot be opened
     """
     files: dict[str, tuple[str, str, dict[str, Any]]] = {}
     roots = []
@@ -77,6 +77,9 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
             found = [path] if fs.exists(path) else fs.glob(path) if _MAGIC.search(path) else []
             infos = {place: fs.info(place) for place in found}
+            strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
+            if strange is not None:  # a pipe would be waited for without end
+                raise OSError(f"{strange} is no regular file")
             of_files = {place: info for place, info in infos.items() if info["type"] != "directory"}
             version_of = file_version if read_unversioned else _told
             versions = {place: version_of(fs, place, info) for place, info in of_files.items()}

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_a_path_without_files_is_refused(tmp_path: Path, path: str, message: str
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=f"source 's': .*{message}"):
         list_files(source(path if "://" in path else tmp_path / path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("path", ["pipe.jsonl", "*.jsonl"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, path: str) -> None:
+    write(tmp_path, "a.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"cannot be opened: .*pipe\.jsonl is no regular file"):
+        list_files(source(tmp_path / path))
 
 
 def test_files_behind_a_url_are_listed_and_read() -> None:
