@@ -49,6 +49,8 @@ KEPT_VERSIONS: Final = timedelta(days=7)
 version. Files of an older one are removed by the next export that changes something. Not so where another
 model version, a new champion or a rollback, is swapped in: a second copy of the vectors doubles the disk."""
 PARQUET_ROWS: Final = 16_384
+CONTENT: Final = b"content"
+"""Key of the Parquet file's metadata for the digest of the rows that it holds."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,12 @@ def export(
     with EncodingPool(model, settings.batch_tokens) as pool:
         update = _Update(table, ExportedSides(training_set), pool)
         update.run()
-    if update.changed or not _is_indexed(table, "text"):
+    content = {**schema.metadata, CONTENT: update.content}
+    is_stale = _metadata(parquet) != content  # also where the update before this one was killed too soon
+    if update.changed or is_stale or not _is_indexed(table, "text"):
         _index(table, settings)
-    if update.changed or not parquet.is_file():
-        _write_parquet(table, parquet)
+    if is_stale:
+        _write_parquet(table, parquet, content)
     rows = table.count_rows()
     digest = schema.metadata[b"model_digest"].decode()
     current = CurrentExport(model_version, str(model.resolve()), digest, rows, str(parquet))
@@ -186,11 +190,10 @@ def _staged_table(folder: Path, schema: pa.Schema) -> Table:
     if table is None:
         shutil.rmtree(staging, ignore_errors=True)
         table = lancedb.connect(staging).create_table(TABLE, schema=schema)
-    if parquet.is_file() and table.count_rows() == 0:
+    if schema.metadata.items() <= _metadata(parquet).items() and table.count_rows() == 0:
         with pq.ParquetFile(parquet) as file:
-            if file.schema_arrow.metadata == schema.metadata:
-                batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))
-                table.add(pa.RecordBatchReader.from_batches(schema, batches))
+            batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))
+            table.add(pa.RecordBatchReader.from_batches(schema, batches))
     return table
 
 
@@ -249,6 +252,8 @@ class _Update:
         self.pending: deque[_Encoding] = deque()
         self.model_version = table.schema.metadata[b"model_version"].decode()
         self.encoded = self.updated = self.deleted = 0
+        self.content = b""
+        """Digest of the rows that the table holds once `run` is done."""
 
     @property
     def changed(self) -> bool:
@@ -272,7 +277,9 @@ class _Update:
                 self._move(block, missing[known], standing.vectors(keys[known]))
                 self._add(block, missing[~known])
         self._finish(most_pending=0)
-        stale = ~is_among(standing.identities, np.sort(_joined(wanted)))
+        held = np.sort(_joined(wanted))
+        self.content = hashlib.blake2b(held.tobytes(), digest_size=16).hexdigest().encode()
+        stale = ~is_among(standing.identities, held)
         standing.delete_from(self.table, standing.row_ids[stale])
         self.deleted = int(stale.sum()) - self.updated
 
@@ -343,10 +350,16 @@ def _index(table: Table, settings: ExportSettings) -> None:
     table.optimize(cleanup_older_than=KEPT_VERSIONS)
 
 
-def _write_parquet(table: Table, path: Path) -> None:
+def _write_parquet(table: Table, path: Path, metadata: dict[bytes, bytes]) -> None:
+    schema = table.schema.with_metadata(metadata)
     with (
         written_aside(path) as aside,
-        pq.ParquetWriter(aside, table.schema, compression="zstd") as writer,
+        pq.ParquetWriter(aside, schema, compression="zstd") as writer,
     ):
         for batch in table.to_lance().to_batches(batch_size=PARQUET_ROWS):
-            writer.write_batch(batch)
+            writer.write_batch(batch.cast(schema))
+
+
+def _metadata(parquet: Path) -> dict[bytes, bytes]:
+    """What a Parquet file says of its model and its rows; nothing where it is absent."""
+    return dict(pq.read_schema(parquet).metadata or {}) if parquet.is_file() else {}

@@ -279,6 +279,33 @@ def test_an_update_that_was_killed_loses_no_vector_and_leaves_no_row_behind(
     assert len(rows_of(workspace)) == 10
 
 
+@pytest.mark.parametrize("last_step", ["_index", "_write_parquet"])
+def test_an_update_that_was_killed_behind_its_last_row_is_finished_by_the_next(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, last_step: str
+) -> None:
+    workspace = Workspace(tmp_path)
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(6)]
+    run_export(workspace, tiny_model_dir, pairs=pairs[1:])
+
+    def dies(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, last_step, dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_export(workspace, tiny_model_dir, pairs=pairs[:-1])
+    summary = run_export(workspace, tiny_model_dir, pairs=pairs[:-1])
+    assert summary.reused
+    stored = {row["text"] for row in pq.read_table(summary.parquet, columns=["text"]).to_pylist()}
+    assert stored == {row["text"] for row in rows_of(workspace)}
+    table = lancedb.connect(workspace.lancedb).open_table("embeddings")
+    (index,) = table.list_indices()
+    assert table.index_stats(index.name).num_unindexed_rows == 0
+    written = os.stat(summary.parquet).st_mtime_ns
+    run_export(workspace, tiny_model_dir, pairs=pairs[:-1])
+    assert os.stat(summary.parquet).st_mtime_ns == written
+
+
 def test_rows_that_go_or_move_are_deleted_in_one_step(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = Workspace(tmp_path)
     folder, schema = workspace.lancedb, export_schema(tiny_model_dir, "1")
