@@ -91,7 +91,7 @@ class ViPolyQwenEmbedder:
         self,
         text: str | Iterable[str | None] | None = None,
         images: Picture | Iterable[Any] | None = None,
-        prefix: Task | str | Sequence[Task | str | None] | None = None,
+        prefix: Task | str | Iterable[Task | str | None] | None = None,
         *,
         batch_size: int | None = None,
         dim: int | None = None,

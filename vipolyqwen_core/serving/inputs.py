@@ -1,8 +1,9 @@
 """What users give to be encoded: texts and pictures in any mix, ordered and normalised as in training."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, TypeAlias
 
 from PIL import Image
@@ -20,6 +21,13 @@ Pictures: TypeAlias = Picture | Iterable[Picture] | None
 
 MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
 """Larger pictures are refused before they are decoded."""
+
+_NO_LISTS: Final = (Mapping, set, frozenset)
+"""They iterate, but over keys, or in any order."""
+
+_DECODING: Final = tuple(Lock() for _ in range(61))
+"""Pillow reads the file of an opened picture when its pixels are first asked for. Where several items show
+one such picture, only one thread at a time may ask: each picture has one of these locks."""
 
 
 def make_item(
@@ -51,7 +59,8 @@ def read_picture(picture: Picture) -> Image.Image:
     """
     if isinstance(picture, Image.Image):
         try:
-            return normalise_picture(picture)
+            with _DECODING[id(picture) % len(_DECODING)]:
+                return normalise_picture(picture)
         except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
             raise ValueError(f"the picture cannot be decoded: {error}") from error
     if isinstance(picture, (str, os.PathLike)):
@@ -85,6 +94,9 @@ def arrange(
     """Text and pictures of each item, and whether one item was given as itself."""
     if text is None and images is None:
         raise ValueError("nothing to encode: give text, images or both")
+    for name, given in (("text", text), ("images", images)):
+        if isinstance(given, _NO_LISTS):
+            raise ValueError(f"{name} must be one item or a list, not {type(given).__name__}")
     if text is None:
         if _is_picture(images):
             return [None], [images], True
@@ -107,13 +119,17 @@ def arrange(
     return texts, entries, False
 
 
-def prefixes_of(prefix: Task | str | Sequence[Task | str | None] | None, count: int) -> list[Task | None]:
+def prefixes_of(prefix: Task | str | Iterable[Task | str | None] | None, count: int) -> list[Task | None]:
+    """The prefix of each item."""
     if prefix is None or isinstance(prefix, str):
         return [_task(prefix)] * count
-    if len(prefix) != count:
-        raise ValueError(f"{count} items but {len(prefix)} prefixes: give one for all, or one for each")
+    if not isinstance(prefix, Iterable) or isinstance(prefix, _NO_LISTS):
+        raise ValueError(f"prefix must be a task or a list of tasks, not {type(prefix).__name__}")
+    prefixes = list(prefix)
+    if len(prefixes) != count:
+        raise ValueError(f"{count} items but {len(prefixes)} prefixes: give one for all, or one for each")
     tasks = []
-    for number, each in enumerate(prefix):
+    for number, each in enumerate(prefixes):
         try:
             tasks.append(_task(each))
         except ValueError as error:
@@ -124,6 +140,6 @@ def prefixes_of(prefix: Task | str | Sequence[Task | str | None] | None, count: 
 def _task(prefix: Task | str | None) -> Task | None:
     if prefix is None:
         return None
-    if prefix not in set(Task):
+    if prefix not in list(Task):
         raise ValueError(f"unknown prefix {prefix!r}: it is None or one of {', '.join(Task)}")
     return Task(prefix)

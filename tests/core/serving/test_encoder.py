@@ -2,8 +2,10 @@
 
 import io
 import logging
+import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.core.small_training_set import picture
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.processing.processor import Item
+from vipolyqwen_core.serving import inputs
 from vipolyqwen_core.serving.encoder import batches_by_cost, shorten
 
 
@@ -92,6 +95,10 @@ def test_a_prefix_is_not_its_spelling(embedder: ViPolyQwenEmbedder) -> None:
 
 
 def test_prefixes_may_differ_by_item(embedder: ViPolyQwenEmbedder) -> None:
+    given = (prefix for prefix in ("ocr", None))
+    assert np.array_equal(
+        embedder.encode(["a", "b"], prefix=given), embedder.encode(["a", "b"], prefix=["ocr", None])
+    )
     both = embedder.encode(["total?", "total?"], prefix=[None, Task.OCR])
     assert np.allclose(both[0], embedder.encode("total?"), atol=1e-6)
     assert np.allclose(both[1], embedder.encode("total?", prefix="ocr"), atol=1e-6)
@@ -110,6 +117,8 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": ["a", None]}, "item 1: neither text nor picture"),
         ({"text": ["a", 3]}, "item 1: text must be a string, not int"),
         ({"text": 3}, "text must be a string or a list"),
+        ({"text": {"text": "a", "image": picture(1)}}, "text must be one item or a list, not dict"),
+        ({"images": {"a.png", "b.png"}}, "images must be one item or a list, not set"),
         ({"text": ["a", "b"], "images": [None]}, "2 texts but 1 entries in images"),
         ({"text": ["a"], "images": "picture.png"}, "1 texts take a list of 1 entries"),
         ({"text": "<image><image>", "images": picture(1)}, "item 0: 2 placeholders"),
@@ -119,6 +128,8 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"images": Image.new("RGB", (1000, 1))}, "item 0: a picture of 1000 x 1 pixels"),
         ({"text": "a", "prefix": "summary"}, "unknown prefix 'summary'"),
         ({"text": ["a", "b"], "prefix": ["ocr"]}, "2 items but 1 prefixes"),
+        ({"text": "a", "prefix": 3}, "prefix must be a task or a list of tasks, not int"),
+        ({"text": ["a"], "prefix": [["ocr"]]}, r"item 0: unknown prefix \['ocr'\]"),
         ({"text": "a", "dim": 65}, "dim must lie between 1 and 64, not 65"),
         ({"text": "a", "batch_size": 0}, "batch_size must be at least 1"),
     ],
@@ -192,6 +203,25 @@ def test_inputs_are_prepared_off_the_main_thread(
     embedder.encode(["text"] * 40, images=[picture(1)] * 40)
     assert threads
     assert threading.main_thread() not in threads
+
+
+def test_no_two_threads_open_one_picture_at_once(
+    embedder: ViPolyQwenEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow reads a picture's file when its pixels are first asked for: two at once spoil it."""
+    inside, most = [], []
+
+    def watched(image: Image.Image) -> Image.Image:
+        inside.append(image)
+        time.sleep(0.001)
+        most.append(len(inside))
+        inside.pop()
+        return image
+
+    monkeypatch.setattr(inputs, "normalise_picture", watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    embedder.encode(images=[picture(1)] * 64)
+    assert set(most) == {1}
 
 
 @given(
