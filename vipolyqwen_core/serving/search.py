@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import lancedb
 import pyarrow as pa
+from lancedb.query import MatchQuery
 from lancedb.table import Table
 
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.text import normalise_text
 from vipolyqwen_core.serving.current_export import CurrentExport, read_current
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.inputs import Pictures
@@ -92,11 +94,15 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
     """
     table = open_table(workspace)
     _check_top(top)
-    if not words.strip():
+    asked = normalise_text(words)
+    if not asked:
         raise ValueError("nothing to look for: no words are given")
 
+    # no bare string: LanceDB takes quoted words for a phrase, for which the index has no positions
+    match = MatchQuery(asked, "text")  # type: ignore[call-arg]  # it has defaults that mypy does not see
+
     def fetch(limit: int) -> pa.Table:
-        return _run(table.search(words, query_type="fts", fts_columns="text"), where, limit, "_score")
+        return _run(table.search(match, query_type="fts"), where, limit, "_score")
 
     return _distinct_hits(fetch, top, lambda row: row["_score"])
 
@@ -146,7 +152,8 @@ def _check_top(top: int) -> None:
 
 def _run(query: Any, where: str | None, limit: int, score: str) -> pa.Table:
     if where:
-        query = query.where(where, prefilter=True)
+        # in brackets, since the parser stops in silence where an expression could end: a forgotten AND
+        query = query.where(f"({where}\n)", prefilter=True)
     try:
         return query.select([*_SHOWN, score]).limit(limit).to_arrow()
     except (ValueError, RuntimeError) as error:  # LanceDB raises either for a filter that it cannot read

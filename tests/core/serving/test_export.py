@@ -4,8 +4,11 @@ import itertools
 import json
 import os
 import shutil
+import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -421,8 +424,12 @@ def test_a_filter_narrows_the_search(workspace: Workspace) -> None:
     assert {(hit.language, hit.side) for hit in hits} == {("vi", "target")}
 
 
-def test_words_are_found_without_accents_and_case(workspace: Workspace) -> None:
-    assert search_words(workspace, "noi SO 5", top=1)[0].text == "Nói số 5"
+@pytest.mark.parametrize("form", [str, partial(unicodedata.normalize, "NFD"), '"{}"'.format, '"{}'.format])
+@pytest.mark.parametrize("words", ["noi SO 5", "Nói số 5"])
+def test_words_are_found_without_accents_and_case_however_they_are_spelled(
+    workspace: Workspace, words: str, form: Callable[[str], str]
+) -> None:
+    assert search_words(workspace, form(words), top=1)[0].text == "Nói số 5"
 
 
 @pytest.mark.parametrize(
@@ -432,6 +439,7 @@ def test_words_are_found_without_accents_and_case(workspace: Workspace) -> None:
         ({"images": []}, "nothing to look for"),
         ({"text": "a", "where": "colour = 'red'"}, "where \"colour = 'red'\" cannot be used: .*colour"),
         ({"text": "a", "where": "source ="}, "cannot be used"),
+        ({"text": "a", "where": "side = 'query' language = 'vi'"}, "cannot be used"),
         ({"text": "a", "top": 0}, "top must be at least 1"),
         ({"text": "a", "images": ["absent.png"]}, "absent.png"),
         ({"text": "a", "prefix": "summary"}, "unknown prefix"),
