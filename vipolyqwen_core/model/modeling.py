@@ -6,7 +6,7 @@ The backbone is transformers' Qwen2-VL, Qwen2.5-VL or Qwen3-VL; `vision.py` hold
 import logging
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,9 @@ from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
 from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
 from vipolyqwen_core.model.vision import BACKBONE_TYPES, VisualTokens, look, mark_windowed_layers
 from vipolyqwen_core.processing.packing import PackedBatch, Pictures
-from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+from vipolyqwen_core.processing.processor import HUB_ARGUMENTS, ViPolyQwenProcessor
 
 logger = logging.getLogger(__name__)
-
-HUB_ARGUMENTS: Final = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-"""Arguments of `from_pretrained` that say where the files come from."""
 
 
 class ViPolyQwenModel(PreTrainedModel):
@@ -101,7 +98,7 @@ class ViPolyQwenModel(PreTrainedModel):
             ValueError: a setting differs from that of the saved model, such as `pooling`
             OSError: there is no such model
         """
-        where = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "subfolder") if key in kwargs}
         saved = ViPolyQwenConfig.from_pretrained(pretrained_model_name_or_path, **where)
         config = kwargs.get("config")
         saved.check_unchanged({**(config.to_dict() if config is not None else {}), **kwargs})

@@ -26,6 +26,8 @@ from vipolyqwen_core.processing.vocabulary import Vocabulary, read_vocabulary
 PROCESSOR_FILE: Final = "preprocessor_config.json"
 SMALL_FILES: Final = ("*.json", "merges.txt")
 """What a processor reads of a backbone on the hub."""
+HUB_ARGUMENTS: Final = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+"""Arguments of `from_pretrained` that say where the files of a hub id come from."""
 
 Grid = tuple[int, int, int]
 
@@ -136,23 +138,29 @@ class ViPolyQwenProcessor:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> "ViPolyQwenProcessor":
-        """The processor of a saved model. What else AutoProcessor passes means nothing here.
+        """The processor of a saved model, a directory or a hub id.
+
+        An argument may say where the files come from, or repeat a setting; what else AutoProcessor passes
+        means nothing here.
 
         Raises:
             ValueError: the directory does not hold a viPolyQwen model, or one with another prompt, or an
                 argument would change a setting of the model
         """
-        path = _small_files(directory)
-        contract = _read_json(path / PROCESSOR_FILE).get("vipolyqwen")
+        path = _small_files(directory, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs})
+        path /= kwargs.get("subfolder") or ""
+        content = _read_json(path / PROCESSOR_FILE)
+        contract = content.get("vipolyqwen")
         if contract is None:
             raise ValueError(f"{path / PROCESSOR_FILE} is not that of a viPolyQwen model")
         if contract["prompt"] != TEMPLATE:
             raise ValueError(
                 f"{path}: made for the prompt {contract['prompt']!r}; this version has {TEMPLATE!r}"
             )
-        for key in contract.keys() & kwargs.keys():
-            if kwargs[key] != contract[key]:
-                raise ValueError(f"{key} {kwargs[key]!r}: the model was trained with {contract[key]!r}")
+        for key, value in {**content, **contract}.items():
+            given = kwargs.get(key, value)
+            if (list(given) if isinstance(given, tuple) else given) != value:
+                raise ValueError(f"{key} {given!r}: the model was trained with {value!r}")
         settings = ProcessingSettings(**{key: contract[key] for key in asdict(ProcessingSettings())})
         return cls.from_backbone(path, settings)
 
@@ -342,8 +350,10 @@ def _blame(number: int, rule: str) -> Iterator[None]:
         raise ItemError(number, rule, str(error)) from error
 
 
-def _small_files(name: str | Path) -> Path:
+def _small_files(name: str | Path, **where: Any) -> Path:
     """A directory with tokenizer and settings: the one given, or a copy of the small files of a hub id.
+
+    `where` holds `HUB_ARGUMENTS`.
 
     Raises:
         ValueError: neither
@@ -352,7 +362,7 @@ def _small_files(name: str | Path) -> Path:
     if path.is_dir():
         return path
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(SMALL_FILES)))
+        return Path(snapshot_download(str(name), allow_patterns=list(SMALL_FILES), **where))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{name}: neither a directory nor a model on the hub ({error})") from error
 

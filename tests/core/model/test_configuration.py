@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 import vipolyqwen_core.model  # noqa: F401  # registers the classes
 from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
+from vipolyqwen_core.processing.processor import PROCESSOR_FILE, ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.serving.model_directory import complete_model_directory
@@ -58,10 +59,43 @@ def test_the_same_settings_may_be_said_again(half_dir: Path) -> None:
     assert AutoProcessor.from_pretrained(half_dir, max_tokens=256).settings.max_tokens == 256
 
 
-def test_another_setting_of_the_processor_is_refused(half_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_pixels": 99}, "max_pixels 99: the model was trained with 28224"),
+        ({"size": {"longest_edge": 99}}, "size {'longest_edge': 99}: the model was trained with {"),
+        ({"patch_size": 16}, "patch_size 16: the model was trained with 14"),
+        ({"image_mean": (0.5, 0.5, 0.5)}, "image_mean .* the model was trained with"),
+        ({"do_resize": False}, "do_resize False: the model was trained with True"),
+    ],
+)
+def test_another_setting_of_the_processor_is_refused(
+    half_dir: Path, changed: dict[str, Any], message: str
+) -> None:
     for load in (AutoProcessor.from_pretrained, ViPolyQwenProcessor.from_pretrained):
-        with pytest.raises(ValueError, match="max_pixels 99: the model was trained with 28224"):
-            load(half_dir, max_pixels=99)
+        with pytest.raises(ValueError, match=message):
+            load(half_dir, **changed)
+
+
+def test_model_and_processor_of_one_revision_are_loaded(
+    half_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--owner--name"
+    settings = json.loads((half_dir / PROCESSOR_FILE).read_text(encoding="utf-8"))
+    for name, commit, max_tokens in (("main", "a" * 40, 128), ("old", "b" * 40, 256)):
+        snapshot = repository / "snapshots" / commit
+        shutil.copytree(half_dir, snapshot / "inner")
+        shutil.copytree(half_dir, snapshot, dirs_exist_ok=True)
+        settings["vipolyqwen"]["max_tokens"] = max_tokens
+        (snapshot / PROCESSOR_FILE).write_text(json.dumps(settings), encoding="utf-8")
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    where = {"cache_dir": str(tmp_path), "local_files_only": True}
+    for revision, max_tokens in (("main", 128), ("old", 256)):
+        processor = AutoProcessor.from_pretrained("owner/name", revision=revision, **where)
+        assert processor.settings.max_tokens == max_tokens
+    inner = AutoProcessor.from_pretrained("owner/name", revision="main", subfolder="inner", **where)
+    assert inner.settings.max_tokens == 256
 
 
 def test_sentence_transformers_refuses_them_too(half_dir: Path) -> None:
