@@ -9,7 +9,6 @@ Inputs are treated exactly as in training: the same normalisation of text and pi
 `<image>` placeholders. Nothing is padded, so the vector of an item does not depend on its neighbours.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +27,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
-from vipolyqwen_core.serving.inputs import Picture, arrange, make_item, prefixes_of
-
-logger = logging.getLogger(__name__)
+from vipolyqwen_core.serving.inputs import Picture, arrange, make_item, prefixes_of, warn_of_cut_texts
 
 Vectors: TypeAlias = NDArray[np.float32]
 LaunchedWindow: TypeAlias = list[tuple[list[int], torch.Tensor]]
@@ -156,11 +153,7 @@ class ViPolyQwenEmbedder:
             cut_tokens += sum(item.truncated_tokens for item in window)
         if launched is not None:
             windows.append(self._collect(launched))
-        if cut_items:
-            logger.warning(
-                "%d items were longer than %d tokens: %d tokens of their texts were cut",
-                *(cut_items, self.processor.settings.max_tokens, cut_tokens),
-            )
+        warn_of_cut_texts(cut_items, cut_tokens, self.processor.settings.max_tokens)
         return np.concatenate(windows) if windows else np.empty((0, self.embedding_dim), dtype=np.float32)
 
     def _prepared(self, sources: Iterable[Callable[[], Item]]) -> Iterator[EncodedItem]:

@@ -1,5 +1,6 @@
 """What users give to be encoded: texts and pictures in any mix, ordered and normalised as in training."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.pictures import DECODING_ERRORS, decode_picture, normalise_picture
 from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
 from vipolyqwen_core.processing.processor import Item, ItemError
+
+logger = logging.getLogger(__name__)
 
 Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
 """A picture: PIL, a path, or the bytes of a file."""
@@ -143,3 +146,12 @@ def _task(prefix: Task | str | None) -> Task | None:
     if prefix not in list(Task):
         raise ValueError(f"unknown prefix {prefix!r}: it is None or one of {', '.join(Task)}")
     return Task(prefix)
+
+
+def warn_of_cut_texts(num_items: int, num_tokens: int, max_tokens: int) -> None:
+    """Say how much of the texts was left out, if anything was."""
+    if num_items:
+        logger.warning(
+            "%d items were longer than %d tokens: %d tokens of their texts were cut",
+            *(num_items, max_tokens, num_tokens),
+        )

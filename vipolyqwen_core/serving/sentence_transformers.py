@@ -25,7 +25,7 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, PREFIX_TOKENS, Task, Tur
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
-from vipolyqwen_core.serving.inputs import Picture, make_item
+from vipolyqwen_core.serving.inputs import Picture, make_item, warn_of_cut_texts
 
 TASKS: dict[str, Task] = {token: task for task, token in PREFIX_TOKENS.items()}
 
@@ -68,7 +68,10 @@ class ViPolyQwenModule(InputModule):
                 items.append(_item(given, prompt))
             except ValueError as error:
                 raise ValueError(f"input {number}: {error}") from error
-        return {"packed": pack(self.processor.encode_batch(items), self.processor.layout)}
+        encoded = self.processor.encode_batch(items)
+        cut = [item.truncated_tokens for item in encoded if item.truncated_tokens]
+        warn_of_cut_texts(len(cut), sum(cut), self.max_seq_length)
+        return {"packed": pack(encoded, self.processor.layout)}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """The features with `sentence_embedding` [S, D] added."""

@@ -1,6 +1,7 @@
 """The model in sentence-transformers gives the vectors of the embedder."""
 
 import base64
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def test_text_one_picture_three_pictures_and_both_give_the_same_vectors(
     with torch.inference_mode():
         vectors = AutoModel.from_pretrained(directory)(pack(processor.encode_batch(items)))
     assert np.allclose(vectors, ours, atol=2e-6)
+
+
+def test_what_is_cut_is_counted_and_logged(
+    model: SentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = model.get_max_seq_length()
+    with caplog.at_level(logging.WARNING, "vipolyqwen_core"):
+        model.encode(["short", "x " * (limit + 20)])
+    assert f"1 items were longer than {limit} tokens" in caplog.text
 
 
 def test_a_prompt_name_is_a_prefix(model: SentenceTransformer, embedder: ViPolyQwenEmbedder) -> None:
