@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -111,8 +112,8 @@ class ViPolyQwenEmbedder:
         """
         texts, pictures, single = arrange(text, images)
         prefixes = prefixes_of(prefix, len(texts))
-        if dim is not None and not 1 <= dim <= self.embedding_dim:
-            raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim}")
+        if dim is not None and not (isinstance(dim, Integral) and 1 <= dim <= self.embedding_dim):
+            raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim!r}")
         items: Iterable[Callable[[], Item]] = (
             partial(make_item, *each) for each in zip(texts, pictures, prefixes, strict=True)
         )
@@ -139,8 +140,8 @@ class ViPolyQwenEmbedder:
     def _encode(
         self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int
     ) -> Vectors:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
+            raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
         windows: list[Vectors] = []
         launched: LaunchedWindow | None = None
         cut_items = cut_tokens = 0

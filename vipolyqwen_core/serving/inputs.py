@@ -28,7 +28,7 @@ MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
 _NO_LISTS: Final = (Mapping, set, frozenset)
 """They iterate, but over keys, or in any order."""
 
-_DECODING: Final = tuple(Lock() for _ in range(61))
+_PICTURE_LOCKS: Final = tuple(Lock() for _ in range(61))
 """Pillow reads the file of an opened picture when its pixels are first asked for. Where several items show
 one such picture, only one thread at a time may ask: each picture has one of these locks."""
 
@@ -62,7 +62,7 @@ def read_picture(picture: Picture) -> Image.Image:
     """
     if isinstance(picture, Image.Image):
         try:
-            with _DECODING[id(picture) % len(_DECODING)]:
+            with _PICTURE_LOCKS[id(picture) % len(_PICTURE_LOCKS)]:
                 return normalise_picture(picture)
         except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
             raise ValueError(f"the picture cannot be decoded: {error}") from error

@@ -131,7 +131,9 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": "a", "prefix": 3}, "prefix must be a task or a list of tasks, not int"),
         ({"text": ["a"], "prefix": [["ocr"]]}, r"item 0: unknown prefix \['ocr'\]"),
         ({"text": "a", "dim": 65}, "dim must lie between 1 and 64, not 65"),
+        ({"text": "a", "dim": "16"}, "dim must lie between 1 and 64, not '16'"),
         ({"text": "a", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"text": "a", "batch_size": 2.5}, "batch_size must be at least 1, not 2.5"),
     ],
 )
 def test_a_mistake_is_named_with_its_item(
