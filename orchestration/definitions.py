@@ -19,6 +19,7 @@ from orchestration.partitions import source_partitions
 from orchestration.rollback import rollback
 from orchestration.schedules import weekly_corpus, weekly_model
 from orchestration.sensors import accepted_data, changed_sources
+from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import (
     Workspace,
     current_workspace,
@@ -57,7 +58,9 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
         resources={
             **model_resources(workspace, recipe),
             "manifest": manifest,
-            "pipes": dg.PipesSubprocessClient(cwd=str(Path.cwd())),
+            "pipes": dg.PipesSubprocessClient(
+                cwd=str(Path.cwd()), termination_timeout_seconds=SECONDS_TO_SAVE
+            ),
         },
     )
 

@@ -2,21 +2,26 @@
 
     accelerate launch --num_processes 4 --multi_gpu ... -m vipolyqwen_core.training --config run.json
 
-`vipolyqwen_core.training.guarded` stands before it, so that the launcher ends with whoever started it.
+One process needs no launcher, and accelerate's would not pass on to it a signal to stop. Before either line
+stands `vipolyqwen_core.training.guarded`, so that it ends with whoever started it. torch's launcher is told
+to give its ranks the time to save: it leaves them 30 seconds otherwise.
+
 How ranks share the model (data parallel, FSDP2) stands in run.json, not on this line, so the two cannot
 disagree unnoticed: the training process refuses to start where they do.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 
-import torch
-
 from vipolyqwen_core.config import TrainingRun
-from vipolyqwen_core.training.parent import guarded
+from vipolyqwen_core.training.parent import SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training.run_file import write_run
+
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Variable of torch's launcher: seconds between the signal that it passes on to its ranks and SIGKILL."""
 
 
 class TrainingFailed(RuntimeError):
@@ -51,32 +56,38 @@ def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
     config = write_run(run)
     processes = run.recipe.training.processes
     total = processes * nodes.num_nodes
-    has_gpu = torch.cuda.is_available()
+    module = ["-m", "vipolyqwen_core.training", "--config", str(config)]
+    if total == 1:
+        return guarded(sys.executable, *module)
     threads = max((os.cpu_count() or 1) // processes, 1)
-    line = guarded(sys.executable, "-m", "accelerate.commands.launch")
+    patience = f"{SHUTDOWN_TIMEOUT}={SECONDS_TO_SAVE:.0f}"
+    line = guarded("env", patience, sys.executable, "-m", "accelerate.commands.launch")
     line += ["--num_processes", str(total), "--num_machines", str(nodes.num_nodes)]
     line += ["--num_cpu_threads_per_process", str(threads)]
     line += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the settings decide, in the process
-    if total > 1:
-        line += ["--multi_gpu"]  # names the launcher, which starts ranks without GPUs too
-    elif not has_gpu:
-        line += ["--cpu"]
+    line += ["--multi_gpu"]  # names the launcher, which starts ranks without GPUs too
     if nodes.num_nodes > 1:
         line += ["--machine_rank", str(nodes.rank), "--main_process_ip", str(nodes.main_address)]
         line += ["--main_process_port", str(nodes.main_port)]
-    elif total > 1:
+    else:
         line += ["--main_process_port", "0"]  # any free one: two runs may share a machine
-    return [*line, "-m", "vipolyqwen_core.training", "--config", str(config)]
+    return [*line, *module]
 
 
 def launch(run: TrainingRun) -> None:
-    """Train in processes of their own and wait for them.
+    """Train in processes of their own and wait for them; at Ctrl-C too, until they have saved.
 
     Raises:
         TrainingFailed: with the traceback of the rank that failed first
     """
-    outcome = subprocess.run(launch_command(run), check=False)
-    if outcome.returncode:
+    with subprocess.Popen(launch_command(run)) as launcher:
+        try:
+            launcher.wait()
+        except KeyboardInterrupt:
+            launcher.send_signal(signal.SIGINT)
+            launcher.wait()
+            raise
+    if launcher.returncode:
         explained = explain_errors(run)
         raise TrainingFailed("\n".join(part for part in (explained.sentence, explained.traceback) if part))
 

@@ -8,27 +8,75 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.launcher.api import LaunchConfig
 
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
 from vipolyqwen_core.training.launch import (
+    SHUTDOWN_TIMEOUT,
     Nodes,
     TrainingFailed,
     explain_errors,
     launch,
     launch_command,
 )
-from vipolyqwen_core.training.parent import EXIT_CODE, guarded
+from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training.tracking import read_metrics
 
 
 def test_the_line_launches_as_many_processes_as_the_settings_ask_for(make_run):
     run = make_run(training={"distribution": "fsdp2", "processes": 4})
     line = launch_command(run)
-    assert line[:7] == guarded(sys.executable, "-m", "accelerate.commands.launch")
+    patience = f"{SHUTDOWN_TIMEOUT}={SECONDS_TO_SAVE:.0f}"
+    assert line[:9] == guarded("env", patience, sys.executable, "-m", "accelerate.commands.launch")
     assert line[line.index("--num_processes") + 1] == "4"
     assert "--multi_gpu" in line
     assert line[-4:] == ["-m", "vipolyqwen_core.training", "--config", str(run.output / "run.json")]
     assert from_json(TrainingRun, (run.output / "run.json").read_bytes()) == run
+
+
+def test_one_process_needs_no_launcher(make_run):
+    run = make_run()
+    module = ("-m", "vipolyqwen_core.training", "--config", str(run.output / "run.json"))
+    assert launch_command(run) == guarded(sys.executable, *module)
+
+
+def test_torchs_launcher_takes_the_time_to_save(monkeypatch):
+    monkeypatch.setenv(SHUTDOWN_TIMEOUT, f"{SECONDS_TO_SAVE:.0f}")
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2)
+    assert config.shutdown_timeout == SECONDS_TO_SAVE
+
+
+INTERRUPTED = """
+import sys
+from vipolyqwen_core.training import launch
+from vipolyqwen_core.training.parent import guarded
+launch.launch_command = lambda run: guarded(sys.executable, "-c", *sys.argv[1:])
+launch.launch(None)
+"""
+SAVER = """
+import signal, sys, time
+from pathlib import Path
+told = []
+signal.signal(signal.SIGINT, lambda *_: told.append("told"))
+place = Path(sys.argv[1])
+place.write_text("up")
+while not told:
+    time.sleep(0.05)
+time.sleep(1)
+place.write_text(f"saved, {len(told)} signal")
+sys.exit(1)
+"""
+
+
+def test_ctrl_c_comes_to_the_launched_process_once_and_the_command_waits_until_it_has_saved(tmp_path):
+    place = tmp_path / "place"
+    command = [sys.executable, "-c", INTERRUPTED, SAVER, str(place)]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (place.exists() and place.read_text()):
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=60) == -signal.SIGINT
+    assert place.read_text() == "saved, 1 signal"
 
 
 def test_each_node_of_several_has_its_line(make_run):
