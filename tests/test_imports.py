@@ -89,6 +89,8 @@ def test_environment_variables_are_read_in_one_file() -> None:
         ("import vipolyqwen_core.contract, vipolyqwen_core.recipes", ("torch", "transformers", "yaml")),
         ("import vipolyqwen_core.processing.processor", ("torch", "transformers")),
         ("import vipolyqwen_core.processing.packing", ("transformers",)),
+        # PyTorch and others read variables that these settle first
+        ("import vipolyqwen_core.__main__, vipolyqwen_core.training.__main__", ("torch", "mlflow")),
         ("import orchestration.definitions", tuple(sorted(HEAVY - {"pandas", "scipy"}))),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 Value = TypeVar("Value")
@@ -51,6 +52,15 @@ def of_first(value: Value) -> Value:
     found = [value]
     dist.broadcast_object_list(found)
     return found[0]
+
+
+def on_any(value: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank: all ranks get the same answer, in one small exchange."""
+    if not dist.is_initialized():
+        return value
+    flag = torch.tensor(float(value), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 def of_all(value: Value) -> list[Value]:

@@ -7,9 +7,6 @@ the terminal and from the launcher: a second one means nothing more.
 import signal
 from types import FrameType
 
-import torch
-import torch.distributed as dist
-
 
 class StoppedEarly(Exception):
     """The run was asked to stop; a checkpoint is saved, and the same command resumes it."""
@@ -29,10 +26,6 @@ class StopSignal:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
-    def asked(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop: all ranks get the same answer, in one small exchange."""
-        if not dist.is_initialized():
-            return self._asked
-        flag = torch.tensor(float(self._asked), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+    def asked(self) -> bool:
+        """Whether this process was asked to stop; others of the run may not have been."""
+        return self._asked

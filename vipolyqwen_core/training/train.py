@@ -31,6 +31,7 @@ from vipolyqwen_core.training.identity import trajectory
 from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
+from vipolyqwen_core.training.ranks import on_any
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
@@ -151,7 +152,7 @@ class Loop:
     def _save(self, result: StepResult, progress: Progress) -> None:
         """Save where it is due, and leave where a signal came."""
         training = self.training
-        stopped = self.stop.asked(training.accelerator.device)
+        stopped = on_any(self.stop.asked(), training.accelerator.device)
         is_best = progress.best_step == progress.step
         is_due = is_best or self._is_due(progress, self.settings.save_steps)
         # a model that has gone wrong must not displace a good one, unless there will be no other occasion

@@ -1,7 +1,5 @@
 """Runs that end before their time."""
 
-import torch
-
 from vipolyqwen_core.training.stopping import StopSignal
 
 
@@ -16,7 +14,7 @@ class KilledAfter(StopSignal):
         super().__init__()
         self.steps = steps
 
-    def asked(self, device: torch.device) -> bool:
+    def asked(self) -> bool:
         self.steps -= 1
         if self.steps == 0:
             raise Killed

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
@@ -58,7 +57,7 @@ class FullAfter(StopSignal):
         super().__init__()
         self.steps = steps
 
-    def asked(self, device: torch.device) -> bool:
+    def asked(self) -> bool:
         self.steps -= 1
         if self.steps == 0:
             _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
