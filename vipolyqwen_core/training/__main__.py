@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
-from vipolyqwen_core.training.run_file import read_run
+from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.workspace import configure, current_workspace, log_system_metrics, process_rank
 
-ERRORS_FOLDER = "errors"
 USER_ERROR = 2
 
 

@@ -11,6 +11,7 @@ disagree unnoticed: the training process refuses to start where they do.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.training.parent import SECONDS_TO_SAVE, guarded
-from vipolyqwen_core.training.run_file import write_run
+from vipolyqwen_core.training.run_file import ERRORS_FOLDER, write_run
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Variable of torch's launcher: seconds between the signal that it passes on to its ranks and SIGKILL."""
@@ -45,7 +46,8 @@ class Nodes:
 def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
     """The line that starts this node's ranks, for this process to run by `subprocess` or Dagster Pipes.
 
-    Writes the `run.json` that it names into the folder of the run.
+    Writes the `run.json` that it names into the folder of the run, and clears away the tracebacks that an
+    earlier attempt left there.
 
     Raises:
         ValueError: several nodes without the address of the first
@@ -54,6 +56,9 @@ def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
     if nodes.num_nodes > 1 and nodes.main_address is None:
         raise ValueError(f"{nodes.num_nodes} nodes: the address of the first is missing")
     config = write_run(run)
+    errors = run.output / ERRORS_FOLDER
+    if nodes.rank == 0 and errors.is_dir():
+        shutil.rmtree(errors)
     processes = run.recipe.training.processes
     total = processes * nodes.num_nodes
     module = ["-m", "vipolyqwen_core.training", "--config", str(config)]
@@ -107,7 +112,7 @@ def explain_errors(run: TrainingRun) -> Explanation:
 
     Ranks that left none died by a signal: SIGKILL, out of memory.
     """
-    folder = run.output / "errors"
+    folder = run.output / ERRORS_FOLDER
     left = sorted(folder.glob("rank*.txt"), key=lambda path: path.stat().st_mtime_ns)
     if not left:
         return Explanation(

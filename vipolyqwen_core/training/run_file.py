@@ -9,6 +9,8 @@ from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.portable_paths import meant, spelled
 
 RUN_FILE = "run.json"
+ERRORS_FOLDER = "errors"
+"""In the folder of a run: `rank<N>.txt`, the traceback of a rank that failed."""
 PLACES = ("backbone", "training_set", "output")
 """Keys of the paths that every run has."""
 

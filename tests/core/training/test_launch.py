@@ -111,6 +111,17 @@ def test_the_first_traceback_explains_and_silent_ranks_are_named(make_run):
     assert explained.traceback == "Trace\nValueError: no picture 7"
 
 
+def test_a_traceback_of_an_earlier_attempt_does_not_explain_the_next_one(make_run):
+    run = make_run(training={"distribution": "data_parallel", "processes": 2})
+    errors = run.output / "errors"
+    errors.mkdir(parents=True)
+    (errors / "rank3.txt").write_text("ValueError: no picture 7", encoding="utf-8")  # of four processes
+    launch_command(run, Nodes(2, 1, "10.0.0.1"))
+    assert "no picture 7" in explain_errors(run).sentence  # the first machine clears away
+    launch_command(run)
+    assert "without a traceback" in explain_errors(run).sentence
+
+
 def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):
     run = make_run()
     lost = TrainingRun(
