@@ -14,7 +14,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.flops import FlopCounter
-from vipolyqwen_core.training.plan import TrainingPlan, plan_chunks, plan_training, read_plan_index
+from vipolyqwen_core.training.plan import IntArray, TrainingPlan, plan_chunks, plan_training, read_plan_index
 
 SAMPLED_STEPS = 200
 """Steps whose chunks are looked at; the others are like them."""
@@ -57,14 +57,17 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
     plan = plan_training(
         index, batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
     )
-    uses = np.concatenate([plan.epoch(epoch).rows for epoch in range(settings.epochs)])
+    uses = _uses(plan)
     yield "training set", f"{len(index):,} pairs in {run.training_set}"
     by_task = np.bincount(index.tasks[uses], minlength=len(TASKS))
-    yield "uses in all epochs", f"{len(uses):,}"
+    yield "uses in all steps", f"{len(uses):,}"
     for task, count in zip(TASKS, by_task, strict=True):
         yield f"  {task.value}", f"{count:,}"
-    pairs = sum(len(plan.rows(step)) for step in _sample(plan)) / len(_sample(plan))
-    yield "steps", f"{plan.num_steps:,} of {pairs:.1f} pairs on average ({settings.epochs} epochs)"
+    epochs = plan.locate(plan.num_steps - 1)[0] + 1
+    yield (
+        "steps",
+        f"{plan.num_steps:,} of {len(uses) / plan.num_steps:.1f} pairs on average ({epochs} epochs)",
+    )
     tokens, patches = index.tokens[uses].astype(np.float64), index.patches[uses].astype(np.float64)
     yield "tokens of a pair", f"{tokens.mean():.1f} on average, {tokens.max():,.0f} at most"
     yield "patches of a pair", f"{patches.mean():.1f} on average, {patches.max():,.0f} at most"
@@ -85,7 +88,7 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
     )
     yield from _model_lines(run, tokens, patches, figures)
     if pairs_per_second is not None:
-        hours = pairs * plan.num_steps / pairs_per_second / 3600
+        hours = len(uses) / pairs_per_second / 3600
         yield f"time at {pairs_per_second:g} pairs/s", f"{hours:.1f} hours ({hours / 24:.2f} days)"
 
 
@@ -103,7 +106,7 @@ def _model_lines(
         model = ViPolyQwenModel(ViPolyQwenConfig.of(config, run.recipe.model, processor))
     counter = FlopCounter.of(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    linear = 6.0 * (counter.token_weights * tokens.mean() + counter.patch_weights * patches.mean())
+    linear = counter.products(tokens.mean(), patches.mean(), num_items=2)
     yield "parameters", f"{parameters:,}"
     yield (
         "operations",
@@ -129,6 +132,14 @@ def _model_lines(
         f"{state:.2f} GB of weights, gradients and moments{waiting}; activations: about {activations:.2f} GB "
         "at most",
     )
+
+
+def _uses(plan: TrainingPlan) -> IntArray:
+    """Row of each use, in the order of the steps; a run may stop within an epoch."""
+    starts = [first for first in plan.first_steps[:-1] if first < plan.num_steps]
+    epochs = [plan.epoch(number) for number in range(len(starts))]
+    last = epochs[-1].offsets[plan.num_steps - starts[-1]]
+    return np.concatenate([epoch.rows for epoch in epochs[:-1]] + [epochs[-1].rows[:last]])
 
 
 def _sample(plan: TrainingPlan) -> list[int]:

@@ -78,13 +78,16 @@ class FlopCounter:
         """Operations of forward and backward: two a weight and row, four a pair of rows and width."""
         causal = 0.5
         attention = causal * self.token_attention * sum(n * n for n in packed.segments.lengths)
-        linear = self.token_weights * packed.num_tokens + self.item_weights * packed.num_items
-        if packed.pictures is not None:
-            lengths = packed.pictures.segments.lengths
-            attention += self.patch_attention * sum(n * n for n in lengths)
-            linear += self.patch_weights * sum(lengths)
-            linear += self.merged_weights * (sum(lengths) // self.merged_patches)
-        return FORWARD_AND_BACKWARD * (2.0 * linear + 4.0 * attention)
+        lengths = [] if packed.pictures is None else packed.pictures.segments.lengths
+        attention += self.patch_attention * sum(n * n for n in lengths)
+        products = self.products(packed.num_tokens, sum(lengths), packed.num_items)
+        return products + FORWARD_AND_BACKWARD * 4.0 * attention
+
+    def products(self, num_tokens: float, num_patches: float, num_items: float) -> float:
+        """The same without attention, from numbers alone."""
+        rows = self.token_weights * num_tokens + self.patch_weights * num_patches
+        rows += self.merged_weights * num_patches / self.merged_patches + self.item_weights * num_items
+        return FORWARD_AND_BACKWARD * 2.0 * rows
 
 
 def _linear_weights(module: nn.Module) -> int:

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
 
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.flops import FlopCounter
@@ -22,19 +25,39 @@ class Throughput:
     waiting_seconds: float = 0.0
     loading_seconds: float = 0.0
 
+    def of_all_ranks(self, device: torch.device) -> "Throughput":
+        """The same with the tokens and operations of all ranks, which call it together.
+
+        They differ in a system: rank 0 takes the texts of each step, and is never without pairs. Pairs count
+        for all ranks already, and times are this rank's.
+        """
+        if not dist.is_initialized():
+            return self
+        counts = (self.tokens, self.filler_tokens, self.truncated_tokens, self.flops)
+        summed = torch.tensor(counts, dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        tokens, filler, truncated, flops = summed.tolist()
+        return replace(
+            self,
+            tokens=round(tokens),
+            filler_tokens=round(filler),
+            truncated_tokens=round(truncated),
+            flops=flops,
+        )
+
     def metrics(self, num_ranks: int, peak_flops: float | None) -> dict[str, float]:
-        """Rates over all ranks. Tokens, filler and operations are this rank's; the ranks are loaded alike."""
+        """Rates, from the counts of all ranks; `peak_flops` is the rate of one device."""
         seconds = time.perf_counter() - self.started
         metrics = {
             "pairs_per_second": self.pairs / seconds,
-            "tokens_per_second": num_ranks * self.tokens / seconds,
+            "tokens_per_second": self.tokens / seconds,
             "useful_token_share": 1.0 - self.filler_tokens / max(self.tokens, 1),
             "truncated_token_share": self.truncated_tokens / max(self.tokens + self.truncated_tokens, 1),
             "waiting_share": self.waiting_seconds / seconds,
             "loading_share": self.loading_seconds / seconds,
         }
         if peak_flops is not None:
-            metrics["mfu"] = self.flops / seconds / peak_flops
+            metrics["mfu"] = self.flops / seconds / (peak_flops * num_ranks)
         return metrics
 
 

@@ -211,7 +211,8 @@ def _metrics(
     }
     if device.type == "cuda":
         metrics["device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    metrics |= meter.throughput.metrics(training.accelerator.num_processes, peak_flops(device))
+    done = meter.throughput.of_all_ranks(device)
+    metrics |= done.metrics(training.accelerator.num_processes, peak_flops(device))
     if result.refused:  # its vectors may not be finite
         return metrics
     watched = collapse_watch(result.pairs, training.run.recipe.objective)

@@ -71,6 +71,12 @@ def batches(run: TrainingRun) -> list[str]:
     return [line["batch"] for line in read_metrics(run.output / "metrics.jsonl")]
 
 
+def tokens_per_pair(run: TrainingRun) -> list[float]:
+    """Of each line: both rates are of the same seconds."""
+    lines = read_metrics(run.output / "metrics.jsonl")
+    return [line["tokens_per_second"] / line["pairs_per_second"] for line in lines]
+
+
 STEP: dict[str, Any] = {"negatives": "step", "chunk_pairs": 4}
 DRIFT = 1e-4
 """Sums in another order differ by float32's rounding: over these six steps by a few 1e-7 of a loss."""
@@ -85,6 +91,7 @@ def test_two_ranks_train_four_continue_and_one_process_finishes(make_run):
         assert "2 processes with fsdp2, but 2 run with data_parallel" in refusal
     assert run_on_ranks(train_in_parts, 4, shared, 3) == [["killed"]] * 4  # as two nodes: steps 3 to 5
     assert batches(shared) == batches(alone)[:5]
+    assert tokens_per_pair(shared) == pytest.approx(tokens_per_pair(alone)[:5])
     train(make_run("shared", batches=STEP), StopSignal())
     assert batches(shared) == batches(alone)
     assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training.__main__ import main
+from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.parent import EXIT_CODE
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
@@ -27,7 +29,7 @@ from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
-from vipolyqwen_core.training.train import Diverged, train
+from vipolyqwen_core.training.train import Diverged, chunk_stream, train
 
 
 class Asked(StopSignal):
@@ -248,6 +250,21 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
     done = CliRunner().invoke(app, command)
     assert done.output == printed
     assert not run.output.exists()
+
+
+@pytest.mark.parametrize("max_steps", [None, 2, 4])
+def test_a_dry_run_counts_what_the_run_then_does(make_run, max_steps):
+    run = make_run(training={"max_steps": max_steps})
+    told = dict(re.findall(r"^ *(.+?)  +([\d,.e+]+)", describe(run), re.MULTILINE))
+    pairs = int(told["uses in all steps"])
+    training = prepare(run)
+    counter = replace(training.counter, token_attention=0, patch_attention=0)
+    chunks = list(chunk_stream(training, 0))
+    assert pairs == sum(chunk.keys.num_pairs for chunk in chunks)
+    assert float(told["tokens in all"]) == pytest.approx(sum(c.packed.num_tokens for c in chunks), rel=5e-2)
+    operations = re.search(r"a pair, (.+?) in all", describe(run))
+    expected = sum(counter.count(chunk.packed) for chunk in chunks)
+    assert float(operations[1]) == pytest.approx(expected, rel=2e-2)
 
 
 @pytest.mark.slow
