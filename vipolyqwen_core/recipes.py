@@ -6,6 +6,7 @@ file as a run writes it, `--recipe recipe.json`.
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from vipolyqwen_core.config import (
@@ -74,7 +75,16 @@ def qwen2vl_2b_h100x4() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (demo, qwen2vl_2b_h100x4)}
+def qwen2vl_2b_h100x4_step() -> Recipe:
+    """The seed with all 768 pairs of a step as candidates: one more forward, and chunks filled by budgets."""
+    seed = qwen2vl_2b_h100x4()
+    batches = replace(seed.batches, negatives=Negatives.STEP, chunk_pairs=None)
+    return replace(seed, name="qwen2vl_2b_h100x4_step", batches=batches)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (demo, qwen2vl_2b_h100x4, qwen2vl_2b_h100x4_step)
+}
 
 
 def load_recipe(name: str) -> Recipe:

@@ -1,5 +1,7 @@
 """Settings survive JSON, refuse what is wrong, and the seed's recipe holds the seed's numbers."""
 
+from dataclasses import replace
+
 import pytest
 
 from vipolyqwen_core.config import Negatives, Precision, Recipe, from_json, to_json
@@ -27,6 +29,12 @@ def test_the_seed_recipe_holds_the_numbers_of_the_seed() -> None:
     assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.001, 1.0)
     assert (recipe.training.epochs, recipe.training.processes) == (2, 4)
     assert recipe.training.precision is Precision.BFLOAT16
+
+
+def test_step_negatives_on_4_gpus_differ_from_the_seed_in_the_candidates_alone() -> None:
+    seed, step = load_recipe("qwen2vl_2b_h100x4"), load_recipe("qwen2vl_2b_h100x4_step")
+    changed = replace(seed.batches, negatives=Negatives.STEP, chunk_pairs=None)
+    assert step == replace(seed, name=step.name, batches=changed)
 
 
 @pytest.mark.parametrize(
