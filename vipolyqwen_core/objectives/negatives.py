@@ -4,6 +4,7 @@ The collectives of a loss happen here, once and for all tasks together, before a
 collective depends on which tasks, scores or hard negatives a rank has.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,19 +70,26 @@ def _same_key(left: Tensor, right: Tensor) -> Tensor:
     return _equal(left, right) & (left[:, None] != NO_KEY)
 
 
-def gather(pairs: PairVectors, group: dist.ProcessGroup | None = None) -> PairVectors:
+def gather(
+    pairs: PairVectors, group: dist.ProcessGroup | None = None, sizes: Sequence[tuple[int, int]] = ()
+) -> PairVectors:
     """The pairs of all ranks in rank order, with gradients that reach the rank they belong to.
 
     Ranks may bring different numbers of pairs and of hard negatives, also none. Backward sums the gradients
     of all ranks, so the gradient of a rank's vectors is that of the sum of all ranks' losses. Every rank must
     call it, and must run backward through it, equally often.
 
+    `sizes` are the pairs and hard negatives of each rank. Where they are not given, ranks exchange them, and
+    the host waits until the device has done all it was told to do.
+
     One process, or none initialised: the pairs themselves.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return pairs
     rank = dist.get_rank(group)
-    sizes = _gather_sizes(pairs.keys, group)
+    sizes = sizes or _gather_sizes(pairs.keys, group)
+    own = (pairs.keys.num_pairs, pairs.keys.num_negatives)
+    assert sizes[rank] == own, (sizes, rank, own)
     keys = [
         _unpack(packed, *size)
         for packed, size in zip(_gather_packed(pairs.keys, sizes, group), sizes, strict=True)
@@ -103,7 +111,7 @@ def _gather_sizes(keys: PairKeys, group: dist.ProcessGroup | None) -> list[tuple
 
 
 def _gather_packed(
-    keys: PairKeys, sizes: list[tuple[int, int]], group: dist.ProcessGroup | None
+    keys: PairKeys, sizes: Sequence[tuple[int, int]], group: dist.ProcessGroup | None
 ) -> list[Tensor]:
     """The keys of each rank as one row of int64; scores travel as their bits."""
     packed = torch.cat([vars(keys)[name].view(torch.int64) for name in (*KEYS_OF_PAIR, *KEYS_OF_NEGATIVE)])

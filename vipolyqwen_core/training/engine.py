@@ -132,7 +132,7 @@ class Engine:
                 pairs = split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True))
                 losses = compute_losses(
                     pairs,
-                    gather(pairs),
+                    gather(pairs, sizes=chunk.sizes),
                     self.objective,
                     num_step_pairs=planned.num_pairs,
                     matryoshka_dims=self.matryoshka_dims,

@@ -45,6 +45,8 @@ class ChunkRequest:
     """[B] rows of this rank's pairs; may be empty."""
     needs_picture: bool
     """Whether the vision tower must run, because another rank has a picture."""
+    rows_by_rank: tuple[IntArray, ...] = ()
+    """Rows of every rank's pairs, where there are several ranks."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class LoadedChunk:
     """Tokens of the packed batch that belong to no pair."""
     seconds: float
     """Time it took to make."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Pairs and hard negatives of every rank, where the request names their rows: known before the device has
+    come to them, so that the host need not wait for it in order to gather vectors."""
 
     def pin_memory(self) -> "LoadedChunk":
         """The chunk in pinned memory; torch's DataLoader calls this."""
@@ -144,6 +149,10 @@ class ChunkLoader(Dataset[LoadedChunk]):
             keys=keys,
             filler_tokens=0 if rows else packed.num_tokens,
             seconds=time.perf_counter() - started,
+            sizes=tuple(
+                (len(of_rank), int(self.hard_negatives.count(of_rank).sum()))
+                for of_rank in request.rows_by_rank
+            ),
         )
 
     def _items(

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from vipolyqwen_core.contract import TRAINING
@@ -60,20 +61,35 @@ class TrainingRows:
         Raises:
             ValueError: the file is missing or is not such a table, or a row is beyond its end
         """
+        found: list[dict[str, Any]] = [{}] * len(rows)
+        for places, batch, taken in self._located(rows):
+            for place, row in zip(places, batch.take(taken).to_pylist(), strict=True):
+                found[place] = row
+        return found
+
+    def lengths(self, column: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many entries each row has in a column of lists; 0 where there is no list.
+
+        Raises:
+            ValueError: as `take`
+        """
+        found = np.zeros(len(rows), dtype=np.int64)
+        for places, batch, taken in self._located(rows):
+            found[places] = pc.fill_null(pc.list_value_length(batch[column].take(taken)), 0).to_numpy()
+        return found
+
+    def _located(
+        self, rows: Sequence[int] | npt.NDArray[np.int64]
+    ) -> Iterator[tuple[npt.NDArray[np.intp], pa.RecordBatch, pa.Array]]:
+        """Batches that hold rows: the places of these among those asked for, the batch, and its rows."""
         wanted = np.asarray(rows, dtype=np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise ValueError(f"{self.path} has {len(self)} rows, row {int(wanted.max())} was asked for")
         of_batch = np.searchsorted(self._ends, wanted, side="right")
-        found: list[dict[str, Any]] = [{}] * len(wanted)
         for number in np.unique(of_batch):
             places = np.nonzero(of_batch == number)[0]
             batch = self._batches[number]
-            first = int(self._ends[number]) - batch.num_rows
-            for place, row in zip(
-                places, batch.take(pa.array(wanted[places] - first)).to_pylist(), strict=True
-            ):
-                found[place] = row
-        return found
+            yield places, batch, pa.array(wanted[places] - (int(self._ends[number]) - batch.num_rows))
 
     @cached_property
     def _batches(self) -> list[pa.RecordBatch]:

@@ -51,6 +51,7 @@ def chunk_requests(
                 epoch,
                 chunk.rows[rank],
                 chunk.has_pictures or (num_ranks > 1 and number == len(chunks) - 1),
+                chunk.rows if num_ranks > 1 else (),
             )
             for number, chunk in enumerate(chunks)
         ]

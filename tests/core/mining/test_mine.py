@@ -216,7 +216,8 @@ def test_a_chunk_holds_the_targets_that_were_mined(
         workspace.training_set, tiny_backbone, tiny_processing, 0.0, 0, mined=workspace.hard_negatives
     )
     rows = np.array([1, 0, 30], dtype=np.int64)  # a picture's pair, a keyed one, a scored one
-    chunk = loader[ChunkRequest(0, 0, rows, needs_picture=False)]
+    chunk = loader[ChunkRequest(0, 0, rows, needs_picture=False, rows_by_rank=(rows,))]
+    assert chunk.sizes == ((3, 3 * COUNT),)
     table = mined_rows(workspace)
     chosen = [table[row]["negatives"] for row in rows]
     assert all(len(negatives) == COUNT for negatives in chosen)

@@ -81,6 +81,7 @@ def step_of(
                 0,
                 chunk.rows[accelerator.process_index],
                 chunk.has_pictures or (ranks > 1 and number == len(chunks) - 1),
+                chunk.rows,
             )
         ]
         for number, chunk in enumerate(chunks)

@@ -63,6 +63,14 @@ def test_a_chunk_holds_queries_then_targets_then_hard_negatives(loader):
     assert chunk.keys.score.isnan().tolist() == [False, True, True, True, True]
 
 
+def test_a_chunk_knows_the_pairs_and_hard_negatives_of_every_rank(loader):
+    by_rank = tuple(np.array(rows, dtype=np.int64) for rows in ([12, 0, 22], [], [2, 7]))
+    for rows in by_rank:
+        chunk = loader[replace(request(*rows), rows_by_rank=by_rank)]
+        assert chunk.sizes == ((3, 4), (0, 0), (2, 2))
+        assert (chunk.keys.num_pairs, chunk.keys.num_negatives) in chunk.sizes
+
+
 def test_the_history_of_a_dialogue_stands_in_its_query(loader):
     query, target = segments(loader[request(1)].packed)
     text = text_of(loader, query)
