@@ -26,6 +26,11 @@ from vipolyqwen_core.workspace import (
 
 USER_ERRORS = (ValueError, OSError)
 """What a user can mend: a wrong value, or a file, folder or disk that is not as it should be."""
+EXTRAS = {
+    **dict.fromkeys(("encode", "search", "export", "mine"), "search"),
+    **dict.fromkeys(("train", "evaluate"), "train"),
+}
+"""By command, the extra that brings what it needs above the base dependencies; the factory's: `pipeline`."""
 DEBUG = "debug"
 
 output = Console()
@@ -42,7 +47,16 @@ class Commands(TyperGroup):
         except USER_ERRORS as error:
             if ctx.params.get(DEBUG):
                 raise
-            complaints.print(f"[bold red]error:[/] {one_sentence(error)}", highlight=False, soft_wrap=True)
+            _complain(one_sentence(error))
+            raise typer.Exit(1) from error
+        except ModuleNotFoundError as error:
+            if ctx.params.get(DEBUG) or not _is_absent(error):
+                raise
+            extra = EXTRAS.get(ctx.invoked_subcommand, "pipeline")
+            _complain(
+                rf"{one_sentence(error)}, which the extra `{extra}` brings: pip install '.\[{extra}]' in the "
+                "checkout"
+            )
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             complaints.print("Interrupted.")
@@ -58,6 +72,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A data-to-model factory for multimodal embeddings.",
 )
+
+
+def _complain(sentence: str) -> None:
+    complaints.print(f"[bold red]error:[/] {sentence}", highlight=False, soft_wrap=True)
+
+
+def _is_absent(error: ModuleNotFoundError) -> bool:
+    """Whether a whole package is not installed; else the import is a mistake of ours."""
+    return bool(error.name) and find_spec(str(error.name).partition(".")[0]) is None
 
 
 def one_sentence(error: BaseException) -> str:
@@ -117,16 +140,17 @@ def encode(
             f"{len(texts)} texts and {len(pictures)} pictures: pictures go with one text"
         )
     hide_loading_bars()
-    from vipolyqwen_core.serving.current_export import current_model
+    if model is None:  # a model of one's own needs the base dependencies alone
+        from vipolyqwen_core.serving.current_export import current_model
 
-    directory = model or current_model(current_workspace())
+        model = current_model(current_workspace())
     import numpy as np
 
     from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
     from vipolyqwen_core.terminal import hide_loading
 
     hide_loading()
-    embedder = ViPolyQwenEmbedder.from_pretrained(directory)
+    embedder = ViPolyQwenEmbedder.from_pretrained(model)
     together = bool(texts and pictures)
     vectors = embedder.encode(
         text=texts[0] if together else texts or None,
