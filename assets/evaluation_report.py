@@ -13,7 +13,7 @@ from assets.registry import Version, champion, model_folder, version_of_run
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.corpus.tables import read_json, written_aside
 from vipolyqwen_core.evaluation import EVALUATION_FILE
 
 if TYPE_CHECKING:  # brings SciPy along
@@ -87,7 +87,7 @@ def read_basis(folder: Path) -> dict[str, Any] | None:
     file, evaluation = folder / BASIS_FILE, folder / EVALUATION_FILE
     if not (file.is_file() and evaluation.is_file()):
         return None
-    basis: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    basis: dict[str, Any] = read_json(file)
     return basis if basis.get("evaluation") == file_digest(evaluation) else None
 
 

@@ -19,6 +19,7 @@ from assets.resources import ManifestResource, WorkspaceResource
 from orchestration.run_process import close_interrupted_runs
 from vipolyqwen_core.config import to_json
 from vipolyqwen_core.corpus.manifest import Manifest, Source
+from vipolyqwen_core.corpus.tables import read_json
 
 INTERVAL_SECONDS = 300
 MAX_TIMES = 3
@@ -193,4 +194,4 @@ def digest(*texts: str) -> str:
 def accepted_version(folder: Path) -> str | None:
     """The version of a source that may train; None: no version has passed its checks yet."""
     file = folder / "accepted.json"
-    return str(json.loads(file.read_text(encoding="utf-8"))["version"]) if file.is_file() else None
+    return str(read_json(file)["version"]) if file.is_file() else None

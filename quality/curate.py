@@ -39,7 +39,7 @@ from vipolyqwen_core.config import CurationSettings, to_json
 from vipolyqwen_core.contract import PAIR
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_root import ImageRoot
-from vipolyqwen_core.corpus.image_store import write_images
+from vipolyqwen_core.corpus.image_store import is_stored, write_images
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import Record, check_source, files_fingerprint, read_source
 from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage, written_aside
@@ -72,7 +72,8 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     base = fingerprint(STAGE, CODE_VERSION, sorted(read.items()), to_json(settings), files_fingerprint(files))
     root = ImageRoot(source.image_root)
     mark = fingerprint(base, paths_digest(root, folder / "pictures.parquet"))
-    if (summary := unchanged_stage(folder, mark)) is not None:
+    summary = unchanged_stage(folder, mark, ("pairs.parquet", "ledger.parquet"))
+    if summary is not None and is_stored(summary.details["images"]):
         logger.info("%s: unchanged, %d pairs", source.name, summary.pairs_out)
         _remove_old_pictures(source.name, workspace)
         return summary

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vipolyqwen_core.corpus.image_store import remove_versions, replaced_versions
-from vipolyqwen_core.corpus.tables import read_stage, written_aside
+from vipolyqwen_core.corpus.tables import read_json, read_stage, written_aside
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def _waiting_since(path: Path) -> dict[int, datetime]:
     file = _waiting_file(path)
     if not file.is_file():
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     return {int(version): datetime.fromisoformat(moment) for version, moment in found.items()}
 
 
@@ -64,5 +64,5 @@ def pinned_versions(source: str, workspace: Workspace) -> set[int]:
     pins: list[dict[str, Any] | None] = [stage.details.get("images") for stage in stages]
     training = workspace.training_set / "images.json"
     if training.is_file():
-        pins.append(json.loads(training.read_text(encoding="utf-8")).get(source))
+        pins.append(read_json(training).get(source))
     return {int(pin["version"]) for pin in pins if pin is not None}

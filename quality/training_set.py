@@ -138,7 +138,7 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         for source in sources
     ]
     mark = fingerprint(STAGE, CODE_VERSION, versions, to_json(recipe.curation), to_json(recipe.split))
-    earlier = unchanged_stage(folder, mark)
+    earlier = unchanged_stage(folder, mark, TABLES)
     if earlier is not None and earlier.details["assignments"] == _digest(persisted):
         logger.info("training set: unchanged, %d pairs", earlier.pairs_out)
         return earlier

@@ -48,9 +48,16 @@ from quality.ledger import (
 from quality.rules import RowRule, first_failure
 from vipolyqwen_core.contract import PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
-from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.image_store import ImageStore, is_stored
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.tables import StageSummary, read_stage, unchanged_stage, written_aside
+from vipolyqwen_core.corpus.tables import (
+    StageSummary,
+    is_whole,
+    read_json,
+    read_stage,
+    unchanged_stage,
+    written_aside,
+)
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -81,7 +88,7 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
     mark = fingerprint(
         STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages, digests
     )
-    if (summary := unchanged_stage(folder, mark)) is not None:
+    if (summary := unchanged_stage(folder, mark)) is not None and _stands(summary, folder):
         logger.info("%s: unchanged, %s", source.name, _verdict(summary))
         return summary
     docs = workspace.data_docs / source.name / STAGE
@@ -128,13 +135,24 @@ def accepted_folder(folder: Path) -> Path | None:
     named = folder / "accepted.json"
     if not named.is_file():
         return None
-    return folder / str(json.loads(named.read_text(encoding="utf-8"))["version"])
+    return folder / str(read_json(named)["version"])
 
 
 def accepted_stage(folder: Path) -> StageSummary | None:
     """The summary of the accepted version of a source; None: no version was accepted yet."""
     version = accepted_folder(folder)
     return None if version is None else read_stage(version)
+
+
+def _stands(summary: StageSummary, folder: Path) -> bool:
+    """Whether the accepted version that a judgement speaks of is there, and named, and its pictures too."""
+    version = folder / summary.data_version
+    return not summary.details["accepted"] or (
+        accepted_folder(folder) == version
+        and is_whole(version / "pairs.parquet")
+        and is_whole(version / "ledger.parquet")
+        and is_stored(summary.details["images"])
+    )
 
 
 def row_rules() -> list[RowRule]:

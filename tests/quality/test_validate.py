@@ -1,5 +1,6 @@
 """Validation: critical failures block, warnings are recorded, an accepted version stays until the next."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -12,8 +13,9 @@ from quality.validate import accepted_folder, accepted_stage, validate
 from tests.quality.conftest import instruction, question, sentence
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings
 from vipolyqwen_core.contract import TAGGED
+from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.tables import StageSummary
+from vipolyqwen_core.corpus.tables import StageSummary, read_stage
 from vipolyqwen_core.corpus.tagging import tag
 from vipolyqwen_core.workspace import Workspace
 
@@ -53,6 +55,32 @@ def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, t
         "validated", "task_instr", "task_vqa_single", "stages", "pictures",
     }  # fmt: skip
     assert validate(source, workspace).reused
+
+
+def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, through) -> None:
+    through(write_source([question(i) for i in range(6)], pictures=range(6)))
+    source = write_source([question(i) for i in range(5)], pictures=range(5))  # a second version of pictures
+    before = through(source)
+    tables = [path for path in workspace.home.glob("*/**/*.parquet") if path.stem in ("pairs", "ledger")]
+    assert len(tables) >= 6  # curated, tagged, validated
+    named = workspace.validated("corpus") / "accepted.json"
+
+    def cut() -> None:
+        for path in tables:
+            path.write_bytes(path.read_bytes()[:100])
+
+    for lose in (cut, named.unlink, lambda: shutil.rmtree(workspace.images("corpus"))):
+        lose()
+        after = through(source)
+        assert after.details["accepted"]
+        assert (after.data_version, after.pairs_out) == (before.data_version, 5)
+        folder = accepted_folder(workspace.validated("corpus"))
+        assert folder == workspace.validated("corpus") / before.data_version
+        summary = read_stage(folder)
+        assert summary is not None
+        store = ImageStore(**summary.details["images"])
+        pictures = pl.read_parquet(folder / "pairs.parquet")["query_images"].explode()
+        assert len(store.rows_of(pictures.to_list())) == 5
 
 
 def test_a_third_of_broken_rows_warns_and_goes_through(workspace, write_source, through) -> None:

@@ -3,7 +3,7 @@
 Lance is not fork-safe: use spawned processes. An `ImageStore` pickles as path and version.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,17 @@ def replaced_versions(path: Path) -> list[int]:
     dataset = lance.dataset(str(path))
     versions = (int(entry["version"]) for entry in dataset.versions())
     return sorted(version for version in versions if version != dataset.version)
+
+
+def is_stored(images: Mapping[str, Any] | None) -> bool:
+    """Whether the pictures that a stage points into (path and version, None: it has none) are there."""
+    if images is None:
+        return True
+    try:
+        ImageStore(images["path"], images["version"])
+    except ValueError:
+        return False
+    return True
 
 
 def remove_versions(path: Path, versions: Collection[int]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vipolyqwen_core.contract import Column
 from vipolyqwen_core.portable_paths import meant, spelled
@@ -90,6 +91,18 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename is not None and rename(*arguments) == 0
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that the factory wrote.
+
+    Raises:
+        ValueError: it is damaged, as after a power cut; names it
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the decoding, too
+        raise ValueError(f"{path} is damaged ({error}): delete it, and what wrote it runs again") from error
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -140,7 +153,7 @@ def read_stage(folder: Path) -> StageSummary | None:
     path = folder / "stage.json"
     if not path.is_file():
         return None
-    found = StageSummary(**json.loads(path.read_text(encoding="utf-8")))
+    found = StageSummary(**read_json(path))
     return replace(found, details=_with_paths(found.details, lambda written: str(meant(written, folder))))
 
 
@@ -154,9 +167,29 @@ def _with_paths(details: dict[str, Any], change: Callable[[str], str]) -> dict[s
     return changed
 
 
-def unchanged_stage(folder: Path, fingerprint: str) -> StageSummary | None:
-    """The summary of an earlier run with the same fingerprint, marked as reused; None: run the stage."""
+def unchanged_stage(folder: Path, fingerprint: str, tables: Sequence[str] = ()) -> StageSummary | None:
+    """The summary of an earlier run with the same fingerprint, marked as reused; None: run the stage.
+
+    Args:
+        tables: names of files in the folder; where one of them is gone or was cut, the stage runs again
+    """
     summary = read_stage(folder)
     if summary is None or summary.fingerprint != fingerprint:
         return None
+    if not all(is_whole(folder / name) for name in tables):
+        return None
     return replace(summary, reused=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Parquet, Arrow or JSON file is there and was not cut."""
+    try:
+        if path.suffix == ".json":
+            read_json(path)
+        elif path.suffix == ".parquet":
+            pq.read_metadata(path)
+        else:
+            pa.ipc.open_file(pa.memory_map(str(path)))
+    except (OSError, ValueError):  # Arrow's own error of a cut file is a ValueError
+        return False
+    return True

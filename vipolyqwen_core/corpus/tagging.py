@@ -74,7 +74,7 @@ def tag(
     processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
     mark = fingerprint(STAGE, CODE_VERSION, curated.data_version, to_json(processing), _identity(processor))
     folder = workspace.tagged(source.name)
-    if (summary := unchanged_stage(folder, mark)) is not None:
+    if (summary := unchanged_stage(folder, mark, ("pairs.parquet", "ledger.parquet"))) is not None:
         logger.info("%s: unchanged, %d pairs", source.name, summary.pairs_out)
         return summary
     pairs_in, rejected, details = 0, Counter[str](), Counter[str]()

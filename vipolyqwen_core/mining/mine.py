@@ -66,7 +66,7 @@ def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
         raise ValueError(f"no training set at {workspace.training_set}: it has no stage.json")
     folder, mark = workspace.hard_negatives, mining_fingerprint(recipe, stage.data_version)
     teacher = teacher_of(workspace)
-    earlier = unchanged_stage(folder, mark)
+    earlier = unchanged_stage(folder, mark, (MINED_TABLE,))
     if earlier is not None and (earlier.details["teacher"] or teacher is None):
         logger.info("hard negatives: unchanged")
         return earlier

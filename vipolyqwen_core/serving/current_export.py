@@ -1,4 +1,4 @@
-"""Which export is in use: `current.json`. Imports nothing heavy.
+"""Which export is in use: `current.json`. Imports neither PyTorch nor LanceDB.
 
 The file lies in the folder of the table that it describes, so that one rename swaps in both: whenever a
 process is killed, a table never stands beside the name of another's model. `exports/current.json` is a link
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.corpus.tables import read_json, written_aside
 from vipolyqwen_core.workspace import Workspace
 
 CURRENT_FILE: Final = "current.json"
@@ -75,7 +75,7 @@ def read_current(workspace: Workspace) -> CurrentExport:
         raise ValueError(
             f"nothing was exported yet: {path} does not exist; run the factory or `export` first"
         )
-    found = CurrentExport(**json.loads(path.read_text(encoding="utf-8")))
+    found = CurrentExport(**read_json(path))
     # a path that is absolute stays what it is
     model, parquet = (str(workspace.home / written) for written in (found.model, found.parquet))
     return replace(found, model=model, parquet=parquet)

@@ -1,6 +1,5 @@
 """The sides of a training set as rows of the export, without their vectors: what the table should hold."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import EXPORT, Side, Split
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.corpus.tables import arrow_schema, read_json
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
 
 Hashes = NDArray[np.uint64]
@@ -105,9 +104,7 @@ class ExportedSides:
 
     @cached_property
     def _pinned(self) -> dict[str, dict[str, Any]]:
-        pinned: dict[str, dict[str, Any]] = json.loads(
-            (self.training_set / "images.json").read_text(encoding="utf-8")
-        )
+        pinned: dict[str, dict[str, Any]] = read_json(self.training_set / "images.json")
         return pinned
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.corpus.tables import read_json, written_aside
 
 RESULT_FILE = "result.json"
 MODEL_FOLDER = "model"
@@ -44,4 +44,4 @@ class TrainingResult:
 def read_result(output: Path) -> TrainingResult | None:
     """The result in the folder of a run; None where the run has not finished."""
     path = output / RESULT_FILE
-    return TrainingResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return TrainingResult(**read_json(path)) if path.is_file() else None

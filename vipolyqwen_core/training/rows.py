@@ -1,7 +1,6 @@
 """Random access to the rows of a training set and to their pictures, by row, without loading either."""
 
 import io
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from PIL import Image
 from vipolyqwen_core.contract import TRAINING
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.pictures import DECODING_ERRORS
+from vipolyqwen_core.corpus.tables import read_json
 
 COLUMNS = (
     "sample_id",
@@ -169,7 +169,7 @@ class TrainingPictures:
         path = self.training_set / "images.json"
         if not path.is_file():
             raise ValueError(f"{path} does not exist: build the training set first")
-        pinned: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        pinned: dict[str, dict[str, Any]] = read_json(path)
         return pinned
 
     def _store(self, source: str) -> ImageStore:

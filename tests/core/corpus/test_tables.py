@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vipolyqwen_core import contract
@@ -110,6 +111,31 @@ def test_what_is_written_aside_replaces_the_old_only_at_the_end(tmp_path: Path, 
         assert read() == "old"
     assert read() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("name", ["pairs.parquet", "train.arrow", "images.json"])
+def test_a_stage_whose_table_is_gone_or_cut_runs_again(tmp_path: Path, name: str) -> None:
+    StageSummary("curated", "f1", "d1", pairs_in=3, pairs_out=2, rejected={}).write(tmp_path)
+    table, file = pa.table({"text": ["một", "hai"]}), tmp_path / name
+    assert unchanged_stage(tmp_path, "f1", (name,)) is None
+    if name.endswith(".parquet"):
+        pq.write_table(table, file)
+    elif name.endswith(".arrow"):
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        file.write_text('{"demo_ocr": {"version": 1}}', encoding="utf-8")
+    assert unchanged_stage(tmp_path, "f1", (name,)) is not None
+    for size in (file.stat().st_size - 9, 0):
+        with file.open("r+b") as opened:
+            opened.truncate(size)
+        assert unchanged_stage(tmp_path, "f1", (name,)) is None
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stage.json").write_text('{"stage": "cura', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"stage\.json is damaged .* delete it"):
+        read_stage(tmp_path)
 
 
 def test_a_stage_is_reused_only_with_an_equal_fingerprint(tmp_path: Path) -> None:
