@@ -58,7 +58,7 @@ def demo(recipe: RecipeOption = "demo") -> None:
 
     with output.status("writing the demo corpus"):
         manifest = write_demo_corpus(workspace.demo_corpus)
-    output.print(f"The demo corpus: {manifest.parent}", highlight=False, soft_wrap=True)
+    output.print(f"The demo corpus: {manifest.parent}", highlight=False, soft_wrap=True, markup=False)
     _run_and_report(workspace, None, recipe or "demo")
 
 
@@ -80,7 +80,7 @@ def _run_and_report(workspace: Workspace, sources: str | None, recipe: str) -> N
             outcome = run_factory(workspace, sources, recipe, console)
         except FactoryError as error:
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            console.print(f"Details: {log} and `vipolyqwen ui`", highlight=False, soft_wrap=True)
+            console.print(f"Details: {escape(str(log))} and `vipolyqwen ui`", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
         print_summary(outcome, workspace, console)
 
@@ -136,7 +136,9 @@ def rollback(version: Annotated[int, typer.Argument(help="The registered version
         except FactoryError as error:
             raise ValueError(str(error)) from error
     output.print(
-        f"Version {version} is champion, and the table in {workspace.exports} is its own.", soft_wrap=True
+        f"Version {version} is champion, and the table in {workspace.exports} is its own.",
+        soft_wrap=True,
+        markup=False,
     )
 
 

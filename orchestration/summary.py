@@ -37,12 +37,14 @@ def print_summary(outcome: FactoryOutcome, workspace: Workspace, console: Consol
     registered = outcome.stage("registered_model").metadata
     console.print(
         f"Registered: version [bold]{registered['version']}[/] of {registered['model']}, "
-        f"alias [bold]{registered['alias']}[/]: {registered['decision']}",
+        f"alias [bold]{registered['alias']}[/]: {escape(str(registered['decision']))}",
         soft_wrap=True,
     )
     print_examples(workspace, console)
-    console.print(f"Report:   {folder / 'report.html'}", soft_wrap=True)
-    console.print(f"Table:    {workspace.lancedb} (LanceDB, table `embeddings`)", soft_wrap=True)
+    console.print(f"Report:   {folder / 'report.html'}", soft_wrap=True, markup=False)
+    console.print(
+        f"Table:    {workspace.lancedb} (LanceDB, table `embeddings`)", soft_wrap=True, markup=False
+    )
     console.print('Next:     vipolyqwen search "..."   vipolyqwen ui   vipolyqwen trace SAMPLE_ID')
 
 

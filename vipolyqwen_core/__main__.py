@@ -165,7 +165,9 @@ def encode(
     with out.open("wb") as target:
         np.save(target, vectors)
     output.print(
-        f"{len(vectors):,} vectors of {vectors.shape[1]} dimensions: {out.resolve()}", soft_wrap=True
+        f"{len(vectors):,} vectors of {vectors.shape[1]} dimensions: {out.resolve()}",
+        soft_wrap=True,
+        markup=False,
     )
 
 
@@ -201,7 +203,7 @@ def search(
         hits = searching.search(workspace, text, [str(path) for path in image or []], top, where, prefix)
     what = " + ".join([*([repr(text)] if text else []), *(str(path) for path in image or [])])
     output.print(hits_table(hits, f"{len(hits)} hits for {what}"))
-    output.print(f"Table: {workspace.lancedb}", soft_wrap=True)
+    output.print(f"Table: {workspace.lancedb}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -225,7 +227,7 @@ def mine(
         if found["teacher"]
         else "Nothing was exported yet, so no model could find any: training goes without"
     )
-    output.print(f"{told}: {workspace.hard_negatives}", highlight=False, soft_wrap=True)
+    output.print(f"{told}: {workspace.hard_negatives}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -267,7 +269,7 @@ def train(
         launch(run)
     except TrainingFailed as error:  # the ranks have printed their tracebacks
         raise ValueError(str(error).splitlines()[0]) from error
-    output.print(f"Model: {run.output / 'model'}", soft_wrap=True)
+    output.print(f"Model: {run.output / 'model'}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -294,7 +296,7 @@ def evaluate(
     evaluation = judge(settings, run / "model", champion, out)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
-    output.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    output.print(f"Report: {out / 'report.html'}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -316,8 +318,8 @@ def export(
         f"{summary.rows:,} rows: {summary.encoded:,} were encoded now, {summary.deleted:,} others deleted",
         highlight=False,
     )
-    output.print(f"Parquet: {summary.parquet}", soft_wrap=True)
-    output.print(f"Table:   {summary.table}", soft_wrap=True)
+    output.print(f"Parquet: {summary.parquet}", soft_wrap=True, markup=False)
+    output.print(f"Table:   {summary.table}", soft_wrap=True, markup=False)
 
 
 def source_weights() -> dict[str, float]:

@@ -139,15 +139,14 @@ def test_nothing_is_written_where_nothing_was_done(vipolyqwen, tmp_path: Path) -
 
 def test_encode_writes_unit_vectors(vipolyqwen, tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("một câu\n\nmột câu khác\n", encoding="utf-8")
-    ended = vipolyqwen(
-        "encode", "a sentence", "--file", "lines.txt", "--model", str(tiny_model_dir), "--out", "out/v.npy"
-    )
+    texts = ["a sentence", "--file", "lines.txt"]
+    ended = vipolyqwen("encode", *texts, "--model", str(tiny_model_dir), "--out", "out [vi]/v.npy")
     assert ended.returncode == 0, ended.stderr
-    vectors = np.load(tmp_path / "out" / "v.npy")
+    vectors = np.load(tmp_path / "out [vi]" / "v.npy")
     assert len(vectors) == 3
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert str(tmp_path / "out" / "v.npy") in ended.stdout
+    assert str(tmp_path / "out [vi]" / "v.npy") in ended.stdout
 
 
 def test_unreadable_sources_are_refused_before_any_work(vipolyqwen, tmp_path: Path) -> None:

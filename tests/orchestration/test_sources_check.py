@@ -22,12 +22,12 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
         {"image": path, "question": "?", "answer": "a"} for path in ("a.png", "b.png", "../c.png", "b.png")
     ]
     lines = [*map(json.dumps, rows), "{", json.dumps({"image": "a.png", "question": "?"})]
-    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "data [vi].jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = Source(
         name="shop",
         format=Format.IMAGE_QA,
         task=Task.VQA_SINGLE,
-        paths=(str(tmp_path / "data.jsonl"),),
+        paths=(str(tmp_path / "data*.jsonl"),),
         image_root=str(tmp_path),
     )
     reading = read(source, CurationSettings())
@@ -38,8 +38,8 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     _print_reading(reading, console)
     text = console.export_text()
     assert "3 picture paths: 2 cannot be read" in text
-    assert "1 x missing_image: data.jsonl:2 'b.png'" in text
-    assert "data.jsonl:5 broken_json" in text
+    assert "data [vi].jsonl:5 broken_json" in text
+    assert "1 x missing_image: data [vi].jsonl:2 'b.png'" in text
 
 
 def test_what_a_corpus_holds_is_printed_as_text(tmp_path: Path) -> None:
