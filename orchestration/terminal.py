@@ -20,7 +20,7 @@ def undisturbed(log: Path) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     with os.fdopen(os.dup(saved_out), "w", encoding="utf-8", buffering=1) as terminal:
         os.dup2(file, 1)
         os.dup2(file, 2)

@@ -130,8 +130,8 @@ class Workspace:
 
     @property
     def dagster_home(self) -> Path:
-        """Dagster's instance."""
-        return Path(os.environ.get("DAGSTER_HOME") or self.home / "dagster")
+        """Dagster's instance; absolute, as Dagster wants it."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.home / "dagster").expanduser().absolute()
 
 
 STEADY = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
@@ -193,8 +193,9 @@ def configure(
     for name, value in {**QUIET, **STEADY}.items():
         os.environ.setdefault(name, value)
     os.environ["VIPOLYQWEN_HOME"] = str(workspace.home)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", workspace.mlflow_uri)
-    os.environ.setdefault("DAGSTER_HOME", str(workspace.dagster_home))
+    # also where they are set to nothing, which MLflow and Dagster take for a store of their own choice
+    os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_uri
+    os.environ["DAGSTER_HOME"] = str(workspace.dagster_home)
     if sources is not None:
         os.environ["VIPOLYQWEN_SOURCES"] = str(Path(sources).resolve())
     if data_root is not None:

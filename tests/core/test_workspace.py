@@ -1,0 +1,35 @@
+"""What the environment says about the workspace, and what child processes are told."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vipolyqwen_core.workspace import Workspace, configure
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An environment of one's own: what is set in it is gone after the test."""
+    own: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", own)
+    return own
+
+
+def test_variables_that_are_set_to_nothing_mean_the_workspace(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment.update(DAGSTER_HOME="", MLFLOW_TRACKING_URI="")
+    configure(Workspace(tmp_path))
+    assert environment["DAGSTER_HOME"] == str(tmp_path / "dagster")
+    assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_variables_that_are_set_take_over_and_dagster_gets_an_absolute_path(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment.update(DAGSTER_HOME="instance", MLFLOW_TRACKING_URI="http://mlflow:5000")
+    configure(Workspace(tmp_path / "home"))
+    assert environment["DAGSTER_HOME"] == str(tmp_path / "instance")
+    assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
