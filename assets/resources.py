@@ -132,6 +132,24 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             client.log_batch(run_id, metrics=logged[start : start + MAX_BATCH])
         client.log_artifacts(run_id, str(folder), place)
 
+    def refuse_unknown_run(self, run_id: str, folder: Path) -> None:
+        """Nothing, where the store has the MLflow run of a training run.
+
+        Raises:
+            dagster.Failure: it was trained under another store, or the run was deleted
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.connect().get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise dg.Failure(
+                f"MLflow has no run {run_id}, which {folder} was trained as: restore mlflow.db, or let "
+                "MLFLOW_TRACKING_URI name the store of that training; or remove the folder to train it anew"
+            ) from error
+
     def log_datasets(self, run_id: str, datasets: Sequence[DataInput]) -> None:
         """Name the data of a run, without loading it."""
         from mlflow import entities

@@ -55,6 +55,7 @@ def trained_model(
         result = read_result(run.output)
     if result is None:
         raise training_failure(run)
+    mlflow.refuse_unknown_run(result.mlflow_run_id, run.output)
     mlflow.log_datasets(result.mlflow_run_id, datasets(place, run))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(run.run_name),

@@ -25,6 +25,7 @@ from assets.registry import (
     version_of_run,
     version_with_alias,
 )
+from assets.resources import MlflowResource
 from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
@@ -198,3 +199,13 @@ def test_a_model_directory_that_is_missing_here_comes_from_the_registry(
         with pytest.raises(ValueError, match=r"cannot give the files of version 3: .*not found"):
             model_folder(workspace, 3)
     assert [*workspace.models.iterdir()] == []
+
+
+def test_a_run_that_the_store_does_not_have_is_named_with_its_folder(store: str, tmp_path: Path) -> None:
+    with mlflow_store(store):
+        resource = MlflowResource(tracking_uri=store, artifacts=str(tmp_path), ui_url="http://127.0.0.1:5000")
+        experiment = resource.connect().get_experiment_by_name("vipolyqwen").experiment_id
+        run = resource.connect().create_run(experiment).info.run_id
+        resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
+        with pytest.raises(dg.Failure, match=r"has no run 0a1b, which .*runs/demo .* remove the folder"):
+            resource.refuse_unknown_run("0a1b", tmp_path / "runs" / "demo")
