@@ -12,9 +12,9 @@ import dagster as dg
 from rich.console import Console
 
 from assets.resources import ManifestResource
-from assets.training_set import in_words, training_set_runs
+from assets.training_set import UNDER_WAY, in_words, training_set_runs
 from orchestration.definitions import build_definitions, model_resources
-from orchestration.instance import open_instance
+from orchestration.instance import PARTITION_TAG, open_instance
 from orchestration.jobs import ASSET_KEYS
 from orchestration.patience import patient_logger
 from orchestration.progress import FactoryProgress, progress_logger
@@ -88,7 +88,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
         loggers = {"progress": progress_logger(progress), "patience": patient_logger(instance, console.print)}
         definitions = dg.Definitions.merge(definitions, dg.Definitions(loggers=loggers))
         for job, source in [*(("corpus", name) for name in names), ("model", None)]:
-            refuse_while_in_use(instance)
+            refuse_while_in_use(instance, source)
             progress.source = source or ""
             result = execute(definitions.resolve_job_def(job), instance, loggers, source)
             run_ids.append(result.run_id)
@@ -138,14 +138,18 @@ def execute(
     )
 
 
-def refuse_while_in_use(instance: dg.DagsterInstance) -> None:
-    """Nothing, where no run under way needs the training set.
+def refuse_while_in_use(instance: dg.DagsterInstance, source: str | None = None) -> None:
+    """Nothing, where no run under way needs the training set, nor writes the tables of the source.
 
     Raises:
         FactoryError: one does; names it
     """
     for run in training_set_runs(instance):
         raise FactoryError(f"the training set is rebuilt by this command, and {in_words(run)}")
+    if source is not None:
+        same = dg.RunsFilter(job_name="corpus", statuses=UNDER_WAY, tags={PARTITION_TAG: source})
+        for run in instance.get_runs(filters=same):
+            raise FactoryError(f"source {source} is rebuilt by this command, and {in_words(run)}")
 
 
 def refuse_failure(result: dg.ExecuteInProcessResult, source: str | None) -> None:

@@ -8,14 +8,21 @@ import yaml
 from assets.training_set import TRAINING_SET_TAG
 from vipolyqwen_core.workspace import Workspace
 
+PARTITION_TAG = "dagster/partition"
+"""Dagster's own tag of a run: the source that it is for."""
+
 SETTINGS = {
     "telemetry": {"enabled": False},
     "nux": {"enabled": False},  # no invitation to a newsletter on the first page
     "concurrency": {
         "runs": {
             "max_concurrent_runs": 4,
-            # the training set is rebuilt in place: whoever reads it through several steps is alone with it
-            "tag_concurrency_limits": [{"key": TRAINING_SET_TAG, "limit": 1}],
+            "tag_concurrency_limits": [
+                # the training set is rebuilt in place: who reads it through several steps is alone with it
+                {"key": TRAINING_SET_TAG, "limit": 1},
+                # and so are the tables of a source, which a sensor and a schedule may ask for at once
+                {"key": PARTITION_TAG, "value": {"applyLimitPerUniqueValue": True}, "limit": 1},
+            ],
         },
         # a GPU, or the only machine, is used by one training at a time, in whatever run it stands
         "pools": {"granularity": "op", "default_limit": 1},

@@ -7,8 +7,14 @@ import pytest
 from rich.console import Console
 
 from orchestration.definitions import build_definitions
-from orchestration.factory import FactoryError, explain_failure, refuse_failure, run_factory
-from orchestration.instance import open_instance
+from orchestration.factory import (
+    FactoryError,
+    explain_failure,
+    refuse_failure,
+    refuse_while_in_use,
+    run_factory,
+)
+from orchestration.instance import PARTITION_TAG, open_instance
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -91,3 +97,18 @@ def test_a_command_is_refused_while_another_run_needs_the_training_set(
         with pytest.raises(FactoryError, match=f"run {run.run_id[:8]} of model needs it: wait for it"):
             run_factory(workspace, None, "demo", console)
         assert [run.job_name for run in instance.get_runs()] == ["model"]
+
+
+def test_a_source_that_another_run_curates_is_left_to_it() -> None:
+    @dg.job
+    def corpus() -> None: ...
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(
+            corpus, tags={PARTITION_TAG: "demo_ocr"}, status=dg.DagsterRunStatus.STARTED
+        )
+        refuse_while_in_use(instance, "demo_vqa")
+        with pytest.raises(
+            FactoryError, match=f"source demo_ocr is rebuilt .* run {run.run_id[:8]} of corpus"
+        ):
+            refuse_while_in_use(instance, "demo_ocr")

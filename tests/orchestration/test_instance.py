@@ -9,7 +9,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from orchestration.definitions import build_definitions
-from orchestration.instance import open_instance, write_settings
+from orchestration.instance import PARTITION_TAG, open_instance, write_settings
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -33,27 +33,31 @@ def test_a_dagster_yaml_of_somebody_is_left_alone(workspace: Workspace) -> None:
 
 
 def test_a_run_that_needs_the_training_set_waits_in_the_queue_for_the_other(workspace: Workspace) -> None:
-    """A rollback does not, and neither does the curation of a source."""
+    """A rollback does not, and neither does the curation of a source, but for that of the same source."""
     definitions = build_definitions(workspace, None, "demo")
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("factory"), "factory")
 
-    def create(job: str, status: dg.DagsterRunStatus) -> None:
+    def create(job: str, status: dg.DagsterRunStatus, source: str | None = None) -> None:
         definition = definitions.resolve_job_def(job)
         instance.create_run_for_job(
             definition,
             status=status,
-            tags=definition.run_tags,
+            tags={**definition.run_tags, **({PARTITION_TAG: source} if source else {})},
             run_config={"ops": {"roll_back": {"config": {"version": 1}}}} if job == "rollback" else {},
             remote_job_origin=RemoteJobOrigin(repository, job),
         )
 
     with open_instance(workspace) as instance:
         create("model", dg.DagsterRunStatus.STARTED)
-        for job in ("corpus", "model", "pooling_ablation", "rollback"):
+        create("corpus", dg.DagsterRunStatus.STARTED, "demo_ocr")
+        for source in ("demo_ocr", "demo_vqa"):
+            create("corpus", dg.DagsterRunStatus.QUEUED, source)
+        for job in ("model", "pooling_ablation", "rollback"):
             create(job, dg.DagsterRunStatus.QUEUED)
         daemon = QueuedRunCoordinatorDaemon(interval_seconds=1)
         chosen = daemon._get_runs_to_dequeue(instance, instance.get_concurrency_config(), None)
         assert [run.job_name for run in chosen] == ["rollback", "corpus"]
+        assert chosen[1].tags[PARTITION_TAG] == "demo_vqa"
 
 
 def test_a_lost_process_is_repeated_and_a_failed_step_is_not(workspace: Workspace) -> None:
