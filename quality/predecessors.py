@@ -2,7 +2,9 @@
 
 A new version of a corpus may bring a row with another score, or a copy with a word more. It has another id.
 If it did not know its predecessor, what was trained on could come back to evaluate. It is linked to what its
-predecessor was linked to, and the side of the predecessor counts for its component.
+predecessor was linked to, and the side of the predecessor counts for its component. So does the side of
+whatever else was in the component and is gone. The other way round, a copy that is dropped may be all that is
+left in a later version: it is remembered with the row that stays in its place.
 """
 
 from collections.abc import Sequence
@@ -16,11 +18,12 @@ from vipolyqwen_core.workspace import Workspace
 
 SCHEMA = {"row": pl.UInt32, "place": pl.UInt32}
 """A row, and the place of a predecessor of it in the assignments."""
-NO_PREDECESSORS = pl.DataFrame(schema=SCHEMA)
 
 
 def find_predecessors(rows: pl.DataFrame, assignments: pl.DataFrame, dropped: pl.LazyFrame) -> pl.DataFrame:
-    """Assigned samples that are gone, and the rows that say the same or were kept for them: SCHEMA.
+    """Assigned samples that are gone, and the rows that take after them: SCHEMA.
+
+    These say the same, or were kept for them, or else are the first row that goes on in their component.
 
     A row may have several, and may have an earlier side of its own.
 
@@ -29,12 +32,36 @@ def find_predecessors(rows: pl.DataFrame, assignments: pl.DataFrame, dropped: pl
         assignments: SCHEMA of `assignments.py`
         dropped: `sample_id`, `kept`: copies that curation dropped, and the sample that stays
     """
-    places = assignments.select("sample_id", "content").with_row_index("place").lazy()
-    gone = places.join(rows.lazy().select(place="earlier").drop_nulls(), on="place", how="anti")
+    places = assignments.drop("split").with_row_index("place")
+    known = rows.select("row", place="earlier").drop_nulls("place")
+    gone = places.join(known, on="place", how="anti").lazy()
     same = gone.filter(pl.col("content") != UNKNOWN).join(rows.lazy().select("row", "content"), on="content")
     copies = gone.join(dropped, on="sample_id").join(rows.lazy().select("row", kept="sample_id"), on="kept")
-    found = pl.concat([table.select(*SCHEMA) for table in (same, copies)]).unique()
-    return found.collect(engine="streaming").sort(*SCHEMA)
+    own = pl.concat([table.select(*SCHEMA) for table in (same, copies)]).unique().collect(engine="streaming")
+    shared = places.select("place", "component").lazy().join(gone, on="component", how="semi")
+    goes_on = shared.join(pl.concat([known, own]).lazy(), on="place").group_by("component")
+    others = gone.join(goes_on.agg(pl.col("row").min()), on="component").select(*SCHEMA)
+    return pl.concat([own, others.collect(engine="streaming")]).unique().sort(*SCHEMA)
+
+
+def copies_of_rows(rows: pl.DataFrame, copies: pl.DataFrame, dropped: pl.LazyFrame) -> pl.DataFrame:
+    """Samples that were dropped as copies of a row which stays: `row`, `sample_id`, `content`.
+
+    Args:
+        rows: `row`, `sample_id`, `content`
+        copies: `row`, `kept`: rows that are dropped, for which others stay
+        dropped: `sample_id`, `kept`: copies that curation dropped, and the sample that stays
+    """
+    stays = copies.select(pl.col("row", "kept").cast(pl.UInt32))
+    own = stays.join(rows.select("row", "sample_id", "content"), on="row")
+    elsewhere = (
+        dropped.join(rows.lazy().select("row", kept="sample_id"), on="kept")
+        .join(rows.lazy().select("sample_id"), on="sample_id", how="anti")
+        .join(stays.lazy().rename({"kept": "final"}), on="row", how="left")
+        .select("sample_id", row=pl.coalesce("final", "row"), content=pl.lit(UNKNOWN, dtype=ID_NUMBER))
+    )
+    found = [own.select("sample_id", row="kept", content="content"), elsewhere.collect(engine="streaming")]
+    return pl.concat(found).unique().select("row", "sample_id", "content")
 
 
 def dropped_copies(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:

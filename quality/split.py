@@ -7,6 +7,9 @@ Who trains and who evaluates is remembered in a table over all training sets. Fo
     evaluated before, never trained          evaluates
     new                                      by seeded hash within its stratum (source, task, language)
 
+Rows that are gone from the corpus count for their component, too, and a copy that was dropped is remembered
+with the side of the row that stays: what trained once, or was linked to what did, never evaluates later.
+
 The hash orders the new components of a stratum, and the first of them that fill the share evaluate. So the
 share holds in small strata too, and the outcome does not depend on the order of rows.
 """
@@ -52,6 +55,7 @@ def split_rows(
     names: pl.Series,
     assignments: pl.DataFrame,
     predecessors: pl.DataFrame,
+    copies: pl.DataFrame,
     settings: SplitSettings,
 ) -> SplitResult:
     """Decide the side of each row.
@@ -64,6 +68,7 @@ def split_rows(
         names: name of each component, by number
         assignments: SCHEMA of `assignments.py`, of earlier training sets
         predecessors: row, place: assigned samples that are gone and whose sides count for a row's component
+        copies: row, sample_id, content: samples that were dropped as copies of a row
     """
     component = rows["component"].to_numpy()
     earlier = assignments["split"].gather(rows["earlier"])
@@ -122,9 +127,15 @@ def split_rows(
         split=pl.when(sided).then("decision"),
         rule=pl.when(~sided).then("decision"),
     )
-    fresh = decided.select("sample_id", "component", "earlier", "decision", rows["content"])
-    fresh = fresh.filter(sided, pl.col("earlier").is_null())
-    return SplitResult(result.sort("row"), _remember(rows, names, fresh, assignments))
+    decided = decided.select("row", "sample_id", "component", "earlier", "decision", rows["content"])
+    decided = decided.filter(sided)
+    fresh = pl.concat(
+        [
+            decided.filter(pl.col("earlier").is_null()).drop("row", "earlier"),
+            _of_copies(copies, decided, names, assignments),
+        ]
+    )
+    return SplitResult(result.sort("row"), _remember(rows, names, fresh, assignments, predecessors))
 
 
 def _decision() -> pl.Expr:
@@ -191,22 +202,42 @@ def _orders(seed: int, names: pl.Series) -> pl.Series:
     return pl.Series(np.concatenate(places), dtype=pl.UInt64)
 
 
-def _remember(
-    rows: pl.DataFrame, names: pl.Series, fresh: pl.DataFrame, assignments: pl.DataFrame
+def _of_copies(
+    copies: pl.DataFrame, decided: pl.DataFrame, names: pl.Series, assignments: pl.DataFrame
 ) -> pl.DataFrame:
-    """The earlier table with the new rows that have a side, and every component under its present name."""
+    """Copies that are not remembered yet, each with what was decided for a row that stays in its place.
+
+    Where its rows are on both sides, the copy trains: it was trained on, whatever else it resembles.
+    """
+    found = copies.join(decided.select("row", "component", "decision"), on="row")
+    found = found.join(assignments.select("sample_id"), on="sample_id", how="anti")
+    name = names.gather(found["component"])
+    found = found.sort("sample_id", pl.col("decision").cast(SIDE), name).unique("sample_id", keep="first")
+    return found.select("sample_id", "component", "decision", "content")
+
+
+def _remember(
+    rows: pl.DataFrame,
+    names: pl.Series,
+    fresh: pl.DataFrame,
+    assignments: pl.DataFrame,
+    predecessors: pl.DataFrame,
+) -> pl.DataFrame:
+    """The earlier table with the new samples that have a side, and every component under its present name."""
     known = rows["earlier"].is_not_null()
     order = np.full(assignments.height, -1, dtype=np.int64)
     order[rows["earlier"].filter(known).to_numpy()] = np.flatnonzero(known.to_numpy())
     stays, held = assignments.filter(pl.Series(order >= 0)), order[order >= 0]
-    renamed = stays.select(old="component", component=names.gather(rows["component"].gather(held)))
-    # A row that is gone from the corpus goes on with those that shared its component.
-    gone = assignments.filter(pl.Series(order < 0))
-    followed = renamed.join(gone.select(old="component"), on="old", how="semi").unique("old")
-    gone = gone.join(followed, left_on="component", right_on="old", how="left")
+    # A row that is gone from the corpus goes on with those that it counts for.
+    gone = assignments.with_row_index("place").filter(pl.Series(order < 0))
+    heirs = predecessors.unique("place").join(rows.select("row", "component"), on="row")
+    heirs = heirs.select("place", heir=names.gather(heirs["component"]))
+    gone = gone.join(heirs, on="place", how="left")
     tables = [
-        stays.with_columns(renamed["component"], content=rows["content"].gather(held)),
-        gone.with_columns(component=pl.coalesce("component_right", "component")),
+        stays.with_columns(
+            component=names.gather(rows["component"].gather(held)), content=rows["content"].gather(held)
+        ),
+        gone.with_columns(component=pl.coalesce("heir", "component")),
         fresh.with_columns(component=names.gather(fresh["component"]), split=pl.col("decision").cast(SIDE)),
     ]
     return pl.concat([table.select(*assignments.columns) for table in tables]).sort("sample_id")

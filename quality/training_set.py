@@ -40,7 +40,7 @@ from quality.language import EN, OTHER, VI, ZH
 from quality.ledger import count_rules, rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
-from quality.predecessors import dropped_copies, find_predecessors
+from quality.predecessors import copies_of_rows, dropped_copies, find_predecessors
 from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
 from quality.split import check_components, split_rows
@@ -58,7 +58,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 4
+CODE_VERSION = 5
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
@@ -211,7 +211,8 @@ def _decide(
     facts = facts.with_columns(component=pl.Series(labels))
     logger.info("training set: %d rows in %d components", facts.height, len(names))
     largest = check_components(facts.filter(~pl.col("dropped")), names, recipe.split)
-    result = split_rows(facts, names, assignments, predecessors, recipe.split)
+    replaced = copies_of_rows(facts, copies, dropped)
+    result = split_rows(facts, names, assignments, predecessors, replaced, recipe.split)
     assert result.rows["row"].equals(facts["row"]), "rows are out of order"
     decided = facts.select(
         "row", "component", "source", "task", "language", *result.rows.select("split", "rule")

@@ -168,7 +168,7 @@ IMAGE_STORE: Final = (
 """A Lance dataset for each source. A row never changes; a new run writes a new version of the dataset."""
 
 ASSIGNMENTS: Final = (
-    Column("sample_id", "string", "a pair that has been in some training set"),
+    Column("sample_id", "string", "a pair that was in some training set, or a copy dropped for one"),
     Column("component", "string", "its component at that time"),
     Column("split", "string", "train or eval: sticky"),
     Column("content", "string", "hashes of its two sides: what it says, without its score; zeros: unknown"),

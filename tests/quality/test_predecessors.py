@@ -6,11 +6,12 @@ import polars as pl
 from quality.assignments import SCHEMA, UNKNOWN, content, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
-from quality.predecessors import find_predecessors
+from quality.predecessors import copies_of_rows, find_predecessors
 from quality.split import split_rows
 from vipolyqwen_core.config import SplitSettings
 
 NOTHING_DROPPED = pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})
+NO_COPIES = pl.DataFrame(schema={"row": pl.Int64, "kept": pl.Int64})
 ASSIGNMENTS = pl.DataFrame(
     {
         "sample_id": [1, 2, 3, 4],
@@ -42,7 +43,8 @@ def corpus(
     labels = connect(rows.height, links, pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64}))
     names = name_components(rows["sample_id"], labels)
     rows = rows.with_columns(component=pl.Series(labels, dtype=pl.Int32))
-    result = split_rows(rows, names, ASSIGNMENTS, predecessors, SplitSettings(eval_share=0.5))
+    copies = copies_of_rows(rows, NO_COPIES, dropped)
+    result = split_rows(rows, names, ASSIGNMENTS, predecessors, copies, SplitSettings(eval_share=0.5))
     joined = result.rows.join(rows, on="row")
     sides = dict(joined.select("sample_id", pl.coalesce("split", "rule")).iter_rows())
     return sides, result.assignments
@@ -69,6 +71,20 @@ def test_a_row_that_evaluates_retires_where_its_copy_has_trained() -> None:
     )
     assert corpus({3: 30}, dropped)[0] == {3: "evaluation_retired"}
     assert corpus({3: 10})[0] == {3: "evaluation_retired"}
+
+
+def test_copies_stand_with_the_row_that_stays_in_the_end() -> None:
+    rows = pl.DataFrame(
+        {"row": range(3), "sample_id": [1, 2, 3], "content": [10, 20, 30]},
+        schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER},
+    )
+    across = pl.DataFrame({"row": [1], "kept": [0]}, schema=NO_COPIES.schema)
+    curation = pl.LazyFrame(
+        {"sample_id": [7, 8, 3, 9], "kept": [2, 3, 1, 6]}, schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER}
+    )
+    found = copies_of_rows(rows, across, curation).sort("sample_id")
+    # 7 was dropped for 2, itself a copy; 3 is a row of its own elsewhere, and 6 is none.
+    assert found.rows() == [(0, 2, 20), (0, 7, UNKNOWN), (2, 8, UNKNOWN)]
 
 
 def test_contents_are_as_different_as_their_sides() -> None:

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from quality.assignments import SCHEMA, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
-from quality.predecessors import NO_PREDECESSORS
+from quality.predecessors import find_predecessors
 from quality.split import SplitResult, check_components, split_rows
 from vipolyqwen_core.config import SplitSettings
 
 NO_ASSIGNMENTS = pl.DataFrame(schema=SCHEMA)
+NOTHING_DROPPED = pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})
+NO_COPIES = pl.DataFrame(schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER})
 
 
 def remembered(split: dict[int, str]) -> pl.DataFrame:
@@ -52,8 +54,20 @@ def corpus(
     rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
     keys = pl.DataFrame({"row": range(len(links)), "key": links}, schema={"row": pl.Int64, "key": pl.UInt64})
     same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
-    labels = connect(len(links), pl.concat([keys, earlier_links(rows, assignments, NO_PREDECESSORS)]), same)
+    predecessors = find_predecessors(rows, assignments, NOTHING_DROPPED)
+    labels = connect(len(links), pl.concat([keys, earlier_links(rows, assignments, predecessors)]), same)
     return rows.with_columns(component=pl.Series(labels)), name_components(rows["sample_id"], labels)
+
+
+def decide(
+    rows: pl.DataFrame,
+    names: pl.Series,
+    settings: SplitSettings,
+    assignments: pl.DataFrame = NO_ASSIGNMENTS,
+    copies: pl.DataFrame = NO_COPIES,
+) -> SplitResult:
+    predecessors = find_predecessors(rows, assignments, NOTHING_DROPPED)
+    return split_rows(rows, names, assignments, predecessors, copies, settings)
 
 
 def sides(result: SplitResult, rows: pl.DataFrame) -> dict[int, str]:
@@ -72,7 +86,7 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
     for new in growth:
         links += new
         rows, names = corpus(links, assignments=assignments)
-        result = split_rows(rows, names, assignments, NO_PREDECESSORS, split)
+        result = decide(rows, names, split, assignments)
         now = sides(result, rows)
         assert set(now) == set(rows["sample_id"])
         assert set(now.values()) <= {"train", "eval", "evaluation_retired", "evaluation_full"}
@@ -84,9 +98,7 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
             allowed = {"train": {"train"}, "eval": {"eval", "evaluation_retired"}}
             assert now[sample] in allowed.get(side, {side, "eval", "evaluation_retired", "evaluation_full"})
         assert sum(side == "eval" for side in now.values()) <= most
-        again = split_rows(
-            *corpus(links, assignments=result.assignments), result.assignments, NO_PREDECESSORS, split
-        )
+        again = decide(*corpus(links, assignments=result.assignments), split, result.assignments)
         assert sides(again, rows) == now
         assert again.assignments.equals(result.assignments)
         assignments, earlier = result.assignments, now
@@ -96,9 +108,7 @@ def test_the_outcome_does_not_depend_on_the_order_of_rows() -> None:
     rows, names = corpus([i // 2 for i in range(200)])
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=4)
     split = SplitSettings(eval_share=0.2)
-    assert split_rows(rows, names, NO_ASSIGNMENTS, NO_PREDECESSORS, split).rows.equals(
-        split_rows(shuffled, names, NO_ASSIGNMENTS, NO_PREDECESSORS, split).rows
-    )
+    assert decide(rows, names, split).rows.equals(decide(shuffled, names, split).rows)
 
 
 def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> None:
@@ -106,9 +116,9 @@ def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> No
     rows = rows.with_columns(language=pl.when(pl.col("row") < 900).then(pl.lit("vi")).otherwise(pl.lit("zh")))
     chosen = [
         set(
-            split_rows(
-                rows, names, NO_ASSIGNMENTS, NO_PREDECESSORS, SplitSettings(eval_share=0.1, seed=seed)
-            ).rows.filter(pl.col("split") == "eval")["row"]
+            decide(rows, names, SplitSettings(eval_share=0.1, seed=seed)).rows.filter(
+                pl.col("split") == "eval"
+            )["row"]
         )
         for seed in (0, 1)
     ]
@@ -126,7 +136,7 @@ def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data
     for present in map(sorted, steps):
         links = data.draw(st.lists(st.integers(0, 15), min_size=len(present), max_size=len(present)))
         rows, names = corpus(links, assignments=assignments, samples=present)
-        result = split_rows(rows, names, assignments, NO_PREDECESSORS, split)
+        result = decide(rows, names, split, assignments)
         now = {sample: names[label] for sample, label in rows.select("sample_id", "component").iter_rows()}
         before = assignments.select("sample_id", "component", "split")
         renamed = {old: now[sample] for sample, old, _ in before.iter_rows() if sample in now}
@@ -147,22 +157,66 @@ def test_evaluation_rows_retire_when_their_component_meets_training() -> None:
     assignments = remembered({0: "train", 1: "eval"})
     rows, names = corpus([1, 2, 1], assignments=assignments)
     bridged = rows.with_columns(component=pl.lit(0, dtype=pl.Int32))
-    result = split_rows(bridged, names, assignments, NO_PREDECESSORS, SplitSettings())
+    result = decide(bridged, names, SplitSettings(), assignments)
     assert sides(result, bridged) == {0: "train", 1: "evaluation_retired", 2: "train"}
     found = dict(result.assignments.select("sample_id", "split").iter_rows())
     assert found == {0: "train", 1: "eval", 2: "train"}
     # The bridge is gone from the corpus: what was linked once stays linked.
     later, names = corpus([1, 2], assignments=result.assignments)
-    again = split_rows(later, names, result.assignments, NO_PREDECESSORS, SplitSettings())
+    again = decide(later, names, SplitSettings(), result.assignments)
     assert sides(again, later)[1] == "evaluation_retired"
     assert again.assignments.equals(result.assignments)
+    # All that trained is gone: what was retired for it does not come back, nor does anything new beside it.
+    last, names = corpus([2, 2], assignments=again.assignments, samples=[1, 3])
+    assert sides(decide(last, names, SplitSettings(), again.assignments), last) == {
+        1: "evaluation_retired",
+        3: "train",
+    }
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 5), min_size=2), min_size=4, max_size=6), st.data())
+def test_what_was_ever_linked_to_a_row_that_trained_never_evaluates(
+    steps: list[set[int]], data: st.DataObject
+) -> None:
+    assignments, split = NO_ASSIGNMENTS, SplitSettings(eval_share=0.5, max_component_share=1.0)
+    linked = {sample: {sample} for sample in range(6)}
+    trained: set[int] = set()
+    for present in map(sorted, steps):
+        links = data.draw(st.lists(st.integers(0, 9), min_size=len(present), max_size=len(present)))
+        rows, names = corpus(links, assignments=assignments, samples=present)
+        result = decide(rows, names, split, assignments)
+        for part in rows.group_by("component").agg("sample_id")["sample_id"]:
+            together = set().union(*(linked[sample] for sample in part))
+            linked.update(dict.fromkeys(together, together))
+        now = sides(result, rows)
+        trained |= {sample for sample, side in now.items() if side == "train"}
+        for sample, side in now.items():
+            assert side != "eval" or not linked[sample] & trained
+        assignments = result.assignments
+
+
+def test_a_copy_is_remembered_with_the_side_of_the_row_that_stays() -> None:
+    rows, names = corpus([1, 2, 3, 4])
+    copies = pl.DataFrame(
+        {"row": [0, 1, 2, 3, 3], "sample_id": [10, 11, 12, 12, 3], "content": [0, 7, 0, 0, 0]},
+        schema=NO_COPIES.schema,
+    )
+    assignments = remembered({0: "train", 1: "eval", 2: "eval", 3: "train"})
+    rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
+    result = decide(rows, names, SplitSettings(), assignments, copies)
+    found = {sample: tuple(facts) for sample, *facts in result.assignments.iter_rows()}
+    assert [found[sample] for sample in (10, 11, 12)] == [
+        (0, "train", 0), (1, "eval", 7), (3, "train", 0)
+    ]  # fmt: skip
+    assert len(found) == 7
 
 
 def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
     assignments = remembered({1: "train", 3: "eval"})
     rows, names = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
     rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
-    result = split_rows(rows, names, assignments, NO_PREDECESSORS, SplitSettings(eval_share=0.0))
+    result = decide(rows, names, SplitSettings(eval_share=0.0), assignments)
     assert sides(result, rows) == {
         0: "off_limits",
         1: "linked_to_off_limits",

@@ -129,6 +129,25 @@ def test_a_row_that_replaces_its_copy_keeps_the_side(workspace, write_source, bu
     assert all(query.endswith("Vâng.") for query in everything(workspace)["query"])
 
 
+def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
+    workspace, write_source, build
+) -> None:
+    longer = [{**instruction(i), "input": sentence(i, 30) + " Vâng."} for i in range(60)]
+    shorter = [{**instruction(i), "input": sentence(i, 30)} for i in range(60)]
+
+    def by_text() -> dict[str, str]:
+        rows = everything(workspace).select("query", "split").rows()
+        return {query.removesuffix(" Vâng."): split for query, split in rows}
+
+    build(write_source(longer[:30] + shorter[:30], name="one"), write_source(longer[30:], name="two"),
+          three := write_source(shorter[30:], name="three"))  # fmt: skip
+    first = by_text()
+    assert set(first.values()) == {"train", "eval"}
+    # Gone are the rows that stayed: of one source, and with another source.
+    build(write_source(shorter[:30], name="one"), three)
+    assert by_text() == first
+
+
 def test_copies_in_another_source_are_dropped_once(workspace, write_source, build) -> None:
     long = sentence(3, 30)
     one = write_source([instruction(1), {**instruction(2), "input": long}, instruction(3)], name="one")
