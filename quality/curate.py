@@ -88,7 +88,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         shards.write_pictures(aside / "pictures.parquet")
         duplicates = find_duplicates(shards.kept(), settings, aside / "bands")
         _write_pairs(shards, duplicates, aside)
-        rejected = _write_ledger(shards, duplicates, aside)
+        rejected = _write_ledger(shards, duplicates, source.name, aside)
         shards.remove()
         summary = StageSummary(
             stage=STAGE,
@@ -98,7 +98,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
             pairs_out=_num_rows(aside / "pairs.parquet"),
             rejected=rejected,
             records=shards.records,
-            records_with_pairs=shards.records - sum(shards.records_rejected.values()),
+            records_with_pairs=shards.records_with_pairs,
             records_rejected=dict(shards.records_rejected.most_common()),
             seconds=time.monotonic() - started,
             details={
@@ -134,6 +134,7 @@ class Shards:
         folder.mkdir()
         self.folder = folder
         self.records = 0
+        self.records_with_pairs = 0
         self.pairs = 0
         self.records_rejected: Counter[str] = Counter()
         self.is_sorted = True
@@ -144,6 +145,7 @@ class Shards:
         """Write a batch."""
         unread = [record for record in records if record.rejection is not None]
         self.records += len(records)
+        self.records_with_pairs += rows.select("file", "line").n_unique()
         self.records_rejected.update(record.rejection.rule for record in unread if record.rejection)
         numbered = rows.with_columns(row=pl.int_range(self.pairs, self.pairs + rows.height, dtype=pl.Int64))
         self.pairs += rows.height
@@ -238,16 +240,13 @@ def _write_pairs(shards: Shards, duplicates: pl.DataFrame, folder: Path) -> None
     pairs.sink_parquet(folder / "pairs.parquet", row_group_size=ROW_GROUP)
 
 
-def _write_ledger(shards: Shards, duplicates: pl.DataFrame, folder: Path) -> dict[str, int]:
+def _write_ledger(shards: Shards, duplicates: pl.DataFrame, source: str, folder: Path) -> dict[str, int]:
     """Write the ledger; its pairs by rule."""
     columns = ["row", "sample_id", "source", "file", "line", "item", "rule", "reason", "value"]
     by_rule = shards.rejected().select(columns)
     dropped = shards.kept().select(columns[:6]).join(duplicates.lazy(), on="row").select(columns)
     pairs = rejected_pairs(pl.concat([by_rule, dropped]).collect(engine="streaming"), STAGE)
-    name = pl.scan_parquet(list(shards.folder.glob("pairs_*.parquet"))).select("source").first().collect()
-    unread = shards.unread().with_columns(
-        source=pl.lit(name.item() if name.height else None, dtype=pl.String)
-    )
+    unread = shards.unread().with_columns(source=pl.lit(source))
     write_ledger(pl.concat([unread, pairs.lazy()]), folder / "ledger.parquet")
     return count_rules(pairs.lazy())
 

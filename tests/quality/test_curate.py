@@ -5,6 +5,8 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.quality.conftest import instruction, question, scene, sentence
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR
 from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.readers import Record, read_source
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
 
@@ -49,6 +52,17 @@ def test_tables_have_the_columns_of_the_contract(workspace, write_source) -> Non
     assert summary.rejected == {"missing_image": 1}
     assert summary.details["languages"] == {"vi": 2}
     assert set(ledger(workspace)["rule"]) <= set(RULES)
+
+
+def test_a_record_that_a_reader_loses_is_missed(workspace, write_source, monkeypatch) -> None:
+    def read(*arguments: Any) -> Iterator[Record]:
+        for record in read_source(*arguments):
+            yield replace(record, pairs=()) if record.line == 2 else record
+
+    monkeypatch.setattr("quality.curate.read_source", read)
+    with pytest.raises(AssertionError, match="records=3, records_with_pairs=2"):
+        curate(write_source([instruction(1), instruction(2), instruction(3)]), SETTINGS, workspace)
+    assert not workspace.curated("corpus").exists()
 
 
 def test_each_rule_finds_its_row(workspace, write_source) -> None:
