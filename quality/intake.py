@@ -186,11 +186,16 @@ def normalised_rows(
     return first_failure(frame, row_rules(settings))
 
 
+def normalised_texts(pair: RawPair) -> tuple[str, str, tuple[Turn, ...] | None]:
+    """Query, target and earlier turns of a pair."""
+    history = tuple(Turn(turn.role, normalise_text(turn.text)) for turn in pair.history or ())
+    return normalise_text(pair.query), normalise_text(pair.target), history or None
+
+
 def _row(
     pair: RawPair, pictures: PictureIntake, source: str, file: str, line: int, item: int
 ) -> dict[str, Any]:
-    query, target = normalise_text(pair.query), normalise_text(pair.target)
-    history = tuple(Turn(turn.role, normalise_text(turn.text)) for turn in pair.history or ()) or None
+    query, target, history = normalised_texts(pair)
     rejected: tuple[str, str, str] | None = None
     identities: list[list[str]] = []
     for images in (pair.query_images, pair.target_images, *(side.images for side in pair.negatives)):

@@ -1,5 +1,6 @@
 """The way of one pair through the factory: where it came from, what changed it, where it went.
 
+Sources change, and stages run one by one: what the tables hold of an earlier version is told as such.
 A pair is named by its id, or by its place; a record that could not be read has nothing but its place.
 """
 
@@ -11,17 +12,20 @@ from typing import Any
 import polars as pl
 
 from quality.curate import SOURCE_FILE
+from quality.intake import normalised_texts
 from quality.ledger import READ_STAGE
 from quality.text_changes import changes
 from quality.validate import accepted_folder
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
+from vipolyqwen_core.corpus.hashing import sample_id as identity
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import RawPair, list_files, read_source
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
 
 KEPT, REJECTED = "kept", "rejected"
+EARLIER = "What follows is of an earlier version of the source."
 MIN_DIGITS = 6
 SHOWN_CHARS = 600
 FACTS = (
@@ -100,40 +104,113 @@ def _steps_at(file: str, line: int, curated: Path, workspace: Workspace) -> Iter
 
 
 def _steps(sample_id: str, curated: Path, workspace: Workspace) -> Iterator[Step]:
-    """The steps of every copy of the sample in one source."""
-    columns = ["sample_id", "file", "line", "item"]
-    copies = pl.concat(
-        [_find(curated / name, sample_id).select(columns) for name in ("pairs.parquet", "ledger.parquet")]
-    )
-    for whole, file, line, item in copies.unique(maintain_order=True).iter_rows():
+    """The steps of every copy of the sample in one source, as it is now, or else as it was when accepted."""
+    tables = [curated / "pairs.parquet", curated / "ledger.parquet"]
+    tables += [folder / "pairs.parquet" for _, folder in _later_stages(curated.name, workspace)]
+    tables += [workspace.training_set / f"{split.value}.arrow" for split in Split]
+    columns = ["sample_id", "source", "file", "line", "item"]
+    now, rejected, *before = (_find(table, sample_id).select(columns) for table in tables)
+    earlier = pl.concat(before).filter(pl.col("source") == curated.name)
+    earlier = earlier.join(now, on="sample_id", how="anti").unique("sample_id", keep="last")
+    copies = pl.concat([now, rejected, earlier]).unique(maintain_order=True)
+    for whole, _, file, line, item in copies.iter_rows():
         yield from _steps_of(whole, curated.name, (file, line, item), workspace)
+
+
+def _later_stages(source: str, workspace: Workspace) -> list[tuple[str, Path]]:
+    """The stages after curation with the folders of their tables; of validation, the accepted version's."""
+    validated = workspace.validated(source)
+    return [
+        ("tagged", workspace.tagged(source)),
+        ("validated", accepted_folder(validated) or validated / "accepted"),
+    ]
 
 
 def _steps_of(
     sample_id: str, source: str, place: tuple[str, int, int], workspace: Workspace
 ) -> Iterator[Step]:
-    """The steps of the pair at one place of a source."""
+    """The steps of the pair at one place of a source.
+
+    Stages run one by one: a later one may still hold what the source had there before.
+    """
+    tables = [("curated", workspace.curated(source)), *_later_stages(source, workspace)]
+    found = [
+        (stage, _find(folder / "pairs.parquet", sample_id), _find(folder / "ledger.parquet", sample_id))
+        for stage, folder in tables
+    ]
+    found.append(("training_set", *_in_training_set(sample_id, source, workspace)))
+    curated = _at(found[0][1], place)
+    if curated.is_empty():  # the pair of another place, where this one is a copy of it, has its own steps
+        found = [(stage, _at(rows, place), ledger) for stage, rows, ledger in found]
+    found = [(stage, rows, _at(ledger, place)) for stage, rows, ledger in found]
+    known = next((rows.row(0, named=True) for _, rows, _ in found if rows.height), None)
+    step, before = _source_step(sample_id, source, place, known, workspace)
+    yield step
+    for number, (stage, rows, ledger) in enumerate(found):
+        goes_on = any(rows.height or ledger.height for _, rows, ledger in found[number + 1 :])
+        if ledger.height:
+            yield _rejection(stage, ledger, EARLIER if goes_on else "")
+        elif rows.is_empty():
+            yield _missing(stage, source, sample_id, goes_on, workspace)
+        elif stage == "training_set":
+            yield _last_step(rows, place, workspace)
+        else:
+            yield _step(stage, rows, place, before)
+            before = rows.row(0, named=True)
+            continue
+        if not goes_on:
+            return
+
+
+def _in_training_set(sample_id: str, source: str, workspace: Workspace) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of the pair on both sides of the split, and in the ledger."""
+    files = [*(f"{split.value}.arrow" for split in Split), "ledger.parquet"]
+    tables = [_find(workspace.training_set / file, sample_id) for file in files]
+    *sides, ledger = (table.filter(pl.col("source") == source) for table in tables)
+    return pl.concat(sides), ledger
+
+
+def _source_step(
+    sample_id: str,
+    source: str,
+    place: tuple[str, int, int],
+    known: dict[str, Any] | None,
+    workspace: Workspace,
+) -> tuple[Step, dict[str, Any]]:
+    """What the source has at the place; and the texts that the first stage is compared with."""
     raw = raw_pair(workspace.curated(source), *place)
     file, line, item = place
-    where = f"{file}, line {line}" + (f", pair {item + 1} of its record" if item else "")
-    yield Step(
-        "source",
-        "read" if raw else "missing",
-        f"{source}: {where}." + ("" if raw else " The source no longer has it there."),
-        _texts(_written(raw) if raw else {}),
-    )
-    stages = [("curated", workspace.curated(source)), ("tagged", workspace.tagged(source))]
-    if (accepted := accepted_folder(workspace.validated(source))) is not None:
-        stages.append(("validated", accepted))
-    before: dict[str, Any] = {"query": raw.query, "target": raw.target} if raw else {}
-    for stage, folder in stages:
-        rows = _at(_find(folder / "pairs.parquet", sample_id), place)
-        step = _step(stage, rows, _at(_find(folder / "ledger.parquet", sample_id), place), before)
-        yield step
-        if step.outcome != KEPT:
-            return
-        before = rows.row(0, named=True)
-    yield _last_step(sample_id, source, place, workspace)
+    where = f"{source}: {file}, line {line}" + (f", pair {item + 1} of its record" if item else "") + "."
+    if raw is None:
+        return Step("source", "missing", f"{where} The source no longer has it there."), {}
+    if not _may_be(raw, sample_id, known):
+        sentence = f"{where} The source has changed: it has another pair there now."
+        return Step("source", "missing", sentence), {}
+    return Step("source", "read", where, _texts(_written(raw))), {"query": raw.query, "target": raw.target}
+
+
+def _may_be(raw: RawPair, sample_id: str, known: dict[str, Any] | None) -> bool:
+    """Whether a pair of the source is the sample; where only its pictures could tell, it may be."""
+    pictures = [[] if known is None else known[f"{side}_images"] for side in ("query", "target")]
+    if [len(raw.query_images), len(raw.target_images)] != [len(ids) for ids in pictures]:
+        return known is None
+    query, target, history = normalised_texts(raw)
+    return sample_id == identity(raw.task, query, target, pictures[0], pictures[1], history, raw.score)
+
+
+def _missing(stage: str, source: str, sample_id: str, goes_on: bool, workspace: Workspace) -> Step:
+    """Why a stage has neither kept nor rejected a pair."""
+    if goes_on:
+        sentence = f"The source no longer has the pair. {EARLIER}"
+    elif stage == "training_set":
+        sentence = "No training set was built since the pair was accepted."
+    else:
+        sentence = "The stage has not run since the pair arrived."
+    if stage == "validated":
+        refused = workspace.validated(source) / "candidate"
+        if any(_find(refused / f"{name}.parquet", sample_id).height for name in ("pairs", "ledger")):
+            sentence = "The version of the source that has the pair was not accepted."
+    return Step(stage, "missing", sentence)
 
 
 def _written(raw: RawPair) -> dict[str, Any]:
@@ -145,11 +222,7 @@ def _written(raw: RawPair) -> dict[str, Any]:
     return {"query": raw.query, "target": raw.target, "pictures": ", ".join(pictures) or None}
 
 
-def _step(stage: str, rows: pl.DataFrame, ledger: pl.DataFrame, before: dict[str, Any]) -> Step:
-    if ledger.height:
-        return _rejection(stage, ledger)
-    if rows.is_empty():
-        return Step(stage, "missing", "The stage has not run since the pair arrived.")
+def _step(stage: str, rows: pl.DataFrame, place: tuple[str, int, int], before: dict[str, Any]) -> Step:
     row = rows.row(0, named=True)
     changed = {
         name: changes(before[name], row[name])
@@ -162,41 +235,34 @@ def _step(stage: str, rows: pl.DataFrame, ledger: pl.DataFrame, before: dict[str
         if row.get(name) not in (None, []) and row.get(name) != before.get(name)
     }
     facts |= {f"{name} changed": value for name, value in changed.items()}
-    return Step(stage, KEPT, "" if changed else "The texts stay as they are.", _texts(facts))
+    same = "The texts stay as they are." if before and not changed else ""
+    return Step(stage, KEPT, f"{same} {_earlier_place(row, place)}".strip(), _texts(facts))
 
 
-def _rejection(stage: str, ledger: pl.DataFrame) -> Step:
+def _earlier_place(row: dict[str, Any], place: tuple[str, int, int]) -> str:
+    if (row["file"], row["line"], row["item"]) == place:
+        return ""
+    return f"Of an earlier version of the source, where it was {row['file']}, line {row['line']}."
+
+
+def _rejection(stage: str, ledger: pl.DataFrame, note: str = "") -> Step:
     entry = ledger.row(0, named=True)
-    return Step(
-        stage, REJECTED, f"Rule {entry['rule']}: {entry['reason']}", _texts({"value": entry["value"]})
-    )
+    sentence = f"Rule {entry['rule']}: {entry['reason']} {note}".strip()
+    return Step(stage, REJECTED, sentence, _texts({"value": entry["value"]}))
 
 
-def _last_step(sample_id: str, source: str, place: tuple[str, int, int], workspace: Workspace) -> Step:
+def _last_step(rows: pl.DataFrame, place: tuple[str, int, int], workspace: Workspace) -> Step:
     """Where the pair went in the training set."""
-    folder, stage = workspace.training_set, "training_set"
-    ledger = _find(folder / "ledger.parquet", sample_id).filter(pl.col("source") == source)
-    if (ledger := _at(ledger, place)).height:
-        return _rejection(stage, ledger)
-    for split in Split:
-        rows = _find(folder / f"{split.value}.arrow", sample_id)
-        rows = rows.filter(pl.col("source") == source) if rows.width else rows
-        if rows.height:
-            row = rows.row(0, named=True)
-            size = sum(
-                _scan(folder / f"{other.value}.arrow")
-                .filter(pl.col("component") == row["component"])
-                .collect()
-                .height
-                for other in Split
-            )
-            return Step(
-                stage,
-                KEPT,
-                f"In {split.value}.",
-                _texts({"component": f"{row['component']}, {size} pair{'s' if size > 1 else ''}"}),
-            )
-    return Step(stage, "missing", "No training set was built since the pair was accepted.")
+    row = rows.row(0, named=True)
+    tables = (_scan(workspace.training_set / f"{split.value}.arrow").select("component") for split in Split)
+    members = pl.concat(tables).filter(pl.col("component") == row["component"]).select(pl.len())
+    size = members.collect(engine="streaming").item()
+    return Step(
+        "training_set",
+        KEPT,
+        f"In {row['split']}. {_earlier_place(row, place)}".strip(),
+        _texts({"component": f"{row['component']}, {size} pair{'s' if size > 1 else ''}"}),
+    )
 
 
 def curated_source(curated: Path) -> Source | None:

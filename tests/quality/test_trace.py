@@ -1,6 +1,7 @@
 """Trace: each step of a pair, with what changed it or why it left."""
 
 import json
+from collections.abc import Callable
 
 import polars as pl
 import pytest
@@ -14,6 +15,7 @@ from vipolyqwen_core.config import CurationSettings, Recipe
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
 from vipolyqwen_core.corpus.tagging import tag
+from vipolyqwen_core.workspace import Workspace
 
 
 def test_the_way_of_a_pair_from_its_line_to_its_side_of_the_split(
@@ -88,7 +90,72 @@ def test_a_line_is_followed_even_where_it_could_not_be_read(workspace, write_sou
 def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) -> None:
     curate(write_source([instruction(1)]), CurationSettings(), workspace)
     sample = pl.read_parquet(workspace.curated("corpus") / "pairs.parquet")["sample_id"][0]
-    (tmp_path / "corpus" / "data.jsonl").write_text(json.dumps(instruction(2)) + "\n" * 3)
+    (tmp_path / "corpus" / "data.jsonl").write_text(json.dumps(instruction(1)) + "\n" * 3)
     assert trace(sample, workspace)[0].outcome == "read"
+    (tmp_path / "corpus" / "data.jsonl").write_text(json.dumps(instruction(2)))
+    changed, curated, _ = trace(sample, workspace)
+    assert (changed.outcome, changed.details) == ("missing", ())
+    assert "has another pair there now" in changed.sentence
+    assert "query changed" not in dict(curated.details)
     (tmp_path / "corpus" / "data.jsonl").unlink()
     assert trace(sample, workspace)[0].outcome == "missing"
+
+
+@pytest.fixture
+def build(workspace, tiny_backbone, tiny_processing, monkeypatch) -> Callable[[Source], None]:
+    """Takes a source to a training set; what is expected of it is that no line failed."""
+
+    def run(source: Source, failed: bool = False) -> None:
+        line = {"suite": "s", "expectation": "e", "column": None, "severity": "critical", "observed": ""}
+        monkeypatch.setattr(
+            "quality.validate.judge", lambda suites, tables, docs: [{**line, "success": not failed}]
+        )
+        curate(source, CurationSettings(), workspace)
+        tag(source, tiny_processing, tiny_backbone, workspace)
+        validate(source, workspace)
+        build_training_set(Manifest(sources=(source,)), Recipe(name="t", backbone="tiny"), workspace)
+
+    return run
+
+
+def told(sample: str, workspace: Workspace) -> list[tuple[str, str]]:
+    return [(step.stage, step.outcome) for step in trace(sample, workspace)]
+
+
+def test_a_pair_that_trains_is_followed_after_its_source_has_moved_on(workspace, write_source, build) -> None:
+    build(write_source([instruction(i) for i in range(3)]))
+    ids = dict(
+        pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet").select("line", "sample_id").rows()
+    )
+    # Line 1 is gone, line 2 is line 1, and line 3 is dropped for a longer copy.
+    longer = {**instruction(2), "input": f"{instruction(2)['input']} Vâng ạ"}
+    curate(write_source([instruction(1), longer, instruction(2)]), CurationSettings(), workspace)
+    gone, moved, copy = (trace(ids[line], workspace) for line in (1, 2, 3))
+    assert [(step.stage, step.outcome) for step in gone] == [
+        ("source", "missing"), ("curated", "missing"),
+        ("tagged", "kept"), ("validated", "kept"), ("training_set", "kept"),
+    ]  # fmt: skip
+    assert "another pair there now" in gone[0].sentence
+    assert "of an earlier version" in gone[1].sentence
+    assert "data.jsonl, line 1." in moved[0].sentence
+    assert [step.outcome for step in moved] == ["read"] + ["kept"] * 4
+    assert all("where it was data.jsonl, line 2" in step.sentence for step in moved[2:])
+    assert [step.outcome for step in copy] == ["read", "rejected"] + ["kept"] * 3
+    assert copy[1].sentence.endswith("of an earlier version of the source.")
+    with pytest.raises(ValueError, match="no curated source"):
+        trace("0" * 32, workspace)
+
+
+def test_a_pair_of_a_version_that_was_not_accepted_is_said_to_be(workspace, write_source, build) -> None:
+    source = write_source([instruction(0)])
+    with pytest.raises(ValueError, match="no accepted version"):
+        build(source, failed=True)
+    first = pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet")["sample_id"][0]
+    assert "was not accepted" in trace(first, workspace)[-1].sentence
+    build(write_source([instruction(0), instruction(2)]))
+    build(write_source([instruction(0), instruction(1)]), failed=True)
+    pairs = pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet")
+    assert told(pairs["sample_id"][0], workspace)[-1] == ("training_set", "kept")
+    last = trace(pairs["sample_id"][1], workspace)[-1]
+    assert (last.stage, last.outcome) == ("validated", "missing")
+    assert "was not accepted" in last.sentence
