@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from quality.language import LANGUAGES
 from quality.report_samples import kept_samples, near_copies, rejected_samples
 from quality.rules import RULES
-from quality.validate import accepted_folder, accepted_stage
+from quality.validate import accepted_stage, accepted_stages
 from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage, written_aside
@@ -79,8 +79,7 @@ def report_mark(workspace: Workspace) -> str:
     summary = _training_summary(workspace)
     folders = [workspace.training_set]
     for name in summary.details["sources"]:
-        accepted = accepted_folder(workspace.validated(name))
-        folders += [workspace.curated(name), workspace.tagged(name), *([accepted] if accepted else [])]
+        folders += accepted_stages(name, workspace)
     stages = [file for folder in folders if (file := folder / "stage.json").is_file()]
     return content_digest([*stages, *REPORT_CODE])
 
@@ -136,7 +135,7 @@ def funnel(workspace: Workspace, summary: StageSummary) -> list[FunnelRow]:
     """What became of each source, from its files to the two sides of the split."""
     rows = []
     for name, facts in summary.details["sources"].items():
-        curated, tagged = read_stage(workspace.curated(name)), read_stage(workspace.tagged(name))
+        curated, tagged = map(read_stage, accepted_stages(name, workspace)[:2])
         rows.append(
             FunnelRow(
                 source=name,
@@ -164,15 +163,10 @@ def _total(rows: Sequence[FunnelRow]) -> FunnelRow:
 
 
 def whole_ledger(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
-    """The ledgers of all stages of the sources."""
+    """The ledgers of all stages of the sources, each of the version that the training set holds."""
     files = [workspace.training_set / "ledger.parquet"]
     for name in sources:
-        folders = [
-            workspace.curated(name),
-            workspace.tagged(name),
-            accepted_folder(workspace.validated(name)),
-        ]
-        files += [folder / "ledger.parquet" for folder in folders if folder is not None]
+        files += [folder / "ledger.parquet" for folder in accepted_stages(name, workspace)]
     return pl.concat([pl.scan_parquet(file) for file in files if file.is_file()])
 
 

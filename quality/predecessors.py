@@ -14,6 +14,7 @@ import polars as pl
 from quality.assignments import UNKNOWN
 from quality.id_numbers import ID_NUMBER, id_number
 from quality.row_duplicates import EXACT, NEAR
+from quality.validate import accepted_stages
 from vipolyqwen_core.workspace import Workspace
 
 SCHEMA = {"row": pl.UInt32, "place": pl.UInt32}
@@ -66,7 +67,7 @@ def copies_of_rows(rows: pl.DataFrame, copies: pl.DataFrame, dropped: pl.LazyFra
 
 def dropped_copies(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
     """The copies that curation dropped for another row: `sample_id`, `kept`, as numbers."""
-    ledgers = [workspace.curated(name) / "ledger.parquet" for name in sources]
+    ledgers = [accepted_stages(name, workspace)[0] / "ledger.parquet" for name in sources]
     ledgers = [ledger for ledger in ledgers if ledger.is_file()]
     if not ledgers:
         return pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})

@@ -1,7 +1,7 @@
 """Rows that the data report shows: kept ones, rejected ones, and near copies beside what they copy.
 
-The same rows at each run. Rejected rows are read again from their source, as they stand there; those at the
-beginning of a file are chosen, so that this costs little however large the source is.
+The same rows at each run. Rejected rows are read again from their source, where they still stand there; those
+at the beginning of a file are chosen, so that this costs little however large the source is.
 """
 
 import base64
@@ -17,7 +17,7 @@ from PIL import Image
 from quality.picture_pool import CRASHED
 from quality.row_duplicates import EXACT, NEAR
 from quality.text_changes import marked
-from quality.trace import curated_source, raw_pair
+from quality.trace import curated_source, may_be, raw_pair
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture
@@ -75,7 +75,7 @@ def _spread(groups: pl.DataFrame, by: str, column: str, count: int) -> list[Any]
 
 def rejected_samples(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, Any]]:
     """Some lines of each rule but those of copies, with what the source has there."""
-    place = pl.struct("stage", "source", "file", "line", "item", "rule", "reason", "value")
+    place = pl.struct("stage", "source", "sample_id", "file", "line", "item", "rule", "reason", "value")
     first = (
         ledger.filter(~pl.col("rule").is_in([EXACT, NEAR]))
         .group_by("stage", "rule", "source")
@@ -90,12 +90,18 @@ def rejected_samples(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[st
 
 def _with_raw_pair(entry: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
     curated = workspace.curated(entry["source"])
-    pair = None if entry["item"] is None else raw_pair(curated, entry["file"], entry["line"], entry["item"])
+    pair = None if entry["item"] is None else _same_pair(curated, entry)
     texts = {} if pair is None else {"query": cut(pair.query), "target": cut(pair.target)}
     pictures = []
     if pair is not None and entry["rule"] != CRASHED:  # which would take this process with it
         pictures = raw_pictures(curated, pair)
     return {**entry, "value": cut(entry["value"] or ""), "texts": texts, "pictures": pictures}
+
+
+def _same_pair(curated: Path, entry: dict[str, Any]) -> RawPair | None:
+    """The pair of a ledger's line, where its source has not changed there since."""
+    pair = raw_pair(curated, entry["file"], entry["line"], entry["item"])
+    return pair if pair is not None and may_be(pair, entry["sample_id"]) else None
 
 
 def raw_pictures(curated: Path, pair: RawPair) -> list[str]:
@@ -121,7 +127,7 @@ def _readable(references: Sequence[RawImage], root: ImageRoot) -> Iterable[str]:
 
 def near_copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, Any]]:
     """Near copies that were dropped, beside the row that stays, from as many sources as there are."""
-    place = pl.struct("source", "file", "line", "item", "reason", "value")
+    place = pl.struct("source", "sample_id", "file", "line", "item", "reason", "value")
     near = (
         ledger.filter(pl.col("rule") == NEAR)
         .group_by("source")
@@ -142,7 +148,7 @@ def near_copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, An
     shown = []
     for entry in sorted(some, key=lambda entry: (entry["source"], entry["file"], entry["line"])):
         curated = workspace.curated(entry["source"])
-        dropped = raw_pair(curated, entry["file"], entry["line"], entry["item"])
+        dropped = _same_pair(curated, entry)
         if dropped is None or entry["value"] not in kept:
             continue
         stays = kept[entry["value"]]

@@ -183,14 +183,18 @@ def _source_step(
     where = f"{source}: {file}, line {line}" + (f", pair {item + 1} of its record" if item else "") + "."
     if raw is None:
         return Step("source", "missing", f"{where} The source no longer has it there."), {}
-    if not _may_be(raw, sample_id, known):
+    if not may_be(raw, sample_id, known):
         sentence = f"{where} The source has changed: it has another pair there now."
         return Step("source", "missing", sentence), {}
     return Step("source", "read", where, _texts(_written(raw))), {"query": raw.query, "target": raw.target}
 
 
-def _may_be(raw: RawPair, sample_id: str, known: dict[str, Any] | None) -> bool:
-    """Whether a pair of the source is the sample; where only its pictures could tell, it may be."""
+def may_be(raw: RawPair, sample_id: str, known: dict[str, Any] | None = None) -> bool:
+    """Whether a pair of the source is the sample; where only its pictures could tell, it may be.
+
+    Args:
+        known: a row of the sample, where there is one
+    """
     pictures = [[] if known is None else known[f"{side}_images"] for side in ("query", "target")]
     if [len(raw.query_images), len(raw.target_images)] != [len(ids) for ids in pictures]:
         return known is None

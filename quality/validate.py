@@ -7,6 +7,7 @@ stays, and training goes on with that.
     validated/<source>/stage.json       the last judgement, whatever it was
     validated/<source>/candidate/       the same of a version that was not accepted
     validated/<source>/<version>/       pairs.parquet, ledger.parquet, stage.json of an accepted version
+    validated/<source>/<version>/curated/, tagged/    ledger.parquet, stage.json of the stages before it
     validated/<source>/accepted.json    {"version": ...}
 """
 
@@ -63,7 +64,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "validated"
-CODE_VERSION = 3
+CODE_VERSION = 4
 DUPLICATE_RULES = ("exact_duplicate", "near_duplicate")
 ROW_GROUP = 50_000
 
@@ -120,6 +121,8 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
             },
         )
         summary.write(aside)
+        _keep_ledger(curated, workspace.curated(source.name), aside)
+        _keep_ledger(tagged, workspace.tagged(source.name), aside)
     if summary.details["accepted"]:
         _accept(folder, summary.data_version)
     summary.write(folder)
@@ -142,6 +145,20 @@ def accepted_stage(folder: Path) -> StageSummary | None:
     """The summary of the accepted version of a source; None: no version was accepted yet."""
     version = accepted_folder(folder)
     return None if version is None else read_stage(version)
+
+
+def accepted_stages(source: str, workspace: Workspace) -> list[Path]:
+    """Folders with the ledger and the summary of curation, tagging and validation of the accepted version.
+
+    The first two may have run again since, and what they made then may not have been accepted.
+    """
+    accepted = accepted_folder(workspace.validated(source))
+    now = {"curated": workspace.curated(source), "tagged": workspace.tagged(source)}
+    if accepted is None:
+        return list(now.values())
+    # Versions that were accepted before these were kept have none.
+    before = [kept if (kept := accepted / stage).is_dir() else folder for stage, folder in now.items()]
+    return [*before, accepted]
 
 
 def _stands(summary: StageSummary, folder: Path) -> bool:
@@ -192,6 +209,12 @@ def _apply_rules(tagged: Path, aside: Path) -> tuple[int, dict[str, int]]:
         rows.filter(~fails).sink_parquet(aside / "pairs.parquet", row_group_size=ROW_GROUP)
     kept = pl.scan_parquet(aside / "pairs.parquet").select(pl.len()).collect().item()
     return int(kept), count_rules(ledger.lazy())
+
+
+def _keep_ledger(stage: StageSummary, folder: Path, aside: Path) -> None:
+    """Keep what an earlier stage said of the version: its own folder is written anew for the next one."""
+    stage.write(aside / stage.stage)
+    link_or_copy(folder / "ledger.parquet", aside / stage.stage / "ledger.parquet")
 
 
 def link_or_copy(file: Path, place: Path) -> None:

@@ -40,6 +40,14 @@ def test_rejected_rows_are_shown_with_text_and_picture(workspace, write_source) 
     assert by_rule["broken_json", "one", 4]["texts"] == {}
 
 
+def test_what_a_source_has_elsewhere_now_is_not_shown(workspace, write_source) -> None:
+    records = [instruction(0), {**instruction(1), "output": ""}]
+    curate(write_source(records), CurationSettings(), workspace)
+    write_source([instruction(2), {**instruction(3), "output": ""}])
+    (shown,) = rejected_samples(pl.scan_parquet(workspace.curated("corpus") / "ledger.parquet"), workspace)
+    assert (shown["rule"], shown["texts"]) == ("empty_target", {})
+
+
 def test_near_copies_stand_beside_the_row_that_stays(workspace, write_source) -> None:
     long = sentence(3, 30)
     records = [{**instruction(1), "input": long}, {**instruction(1), "input": long + "!"}, instruction(2)]

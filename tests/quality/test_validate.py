@@ -7,14 +7,17 @@ import polars as pl
 import pytest
 
 from quality.curate import curate
+from quality.data_report import funnel, whole_ledger
 from quality.drift import total_variation
 from quality.ledger import polars_schema
+from quality.report_samples import rejected_samples
+from quality.training_set import build_training_set
 from quality.validate import accepted_folder, accepted_stage, validate
 from tests.quality.conftest import instruction, question, sentence
-from vipolyqwen_core.config import CurationSettings, ProcessingSettings
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import TAGGED
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.manifest import Manifest, Source
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage
 from vipolyqwen_core.corpus.tagging import tag
 from vipolyqwen_core.workspace import Workspace
@@ -168,3 +171,26 @@ def test_total_variation_is_the_share_that_moved() -> None:
     assert total_variation({"vi": 1.0}, {"vi": 1.0}) == 0.0
     assert total_variation({"vi": 1.0}, {"en": 1.0}) == 1.0
     assert total_variation({"vi": 0.5, "en": 0.5}, {"vi": 0.75, "zh": 0.25}) == 0.5
+
+
+def test_what_became_of_the_accepted_version_is_kept_while_later_ones_are_refused(
+    workspace, write_source, through, monkeypatch
+) -> None:
+    source = write_source([*(instruction(i) for i in range(12)), "{", instruction(0)])
+    first = through(source)
+    assert first.details["accepted"]
+    recipe = Recipe(name="t", backbone="tiny")
+    summary = build_training_set(Manifest(sources=(source,)), recipe, workspace)
+    before = funnel(workspace, summary)
+    assert (before[0].records, before[0].unread, before[0].curated) == (14, 1, 12)
+    monkeypatch.setattr("quality.validate.judge", lambda *_: [refusal])
+    refusal = {"suite": "s", "expectation": "e", "column": "", "severity": "critical", "observed": ""}
+    refusal["success"] = False  # type: ignore[assignment]
+    through(write_source([instruction(40), "{", "{"]))
+    again = build_training_set(Manifest(sources=(source,)), recipe, workspace)
+    assert again.reused
+    assert funnel(workspace, again) == before
+    ledger = whole_ledger(workspace, ["corpus"]).collect()
+    assert sorted(ledger.select("line", "rule").rows()) == [(13, "broken_json"), (14, "exact_duplicate")]
+    (shown,) = rejected_samples(ledger.lazy(), workspace)
+    assert (shown["line"], shown["texts"]) == (13, {})
