@@ -5,7 +5,7 @@ are found over the shards on disk, and what is left is written in the order of t
 
     curated/<source>/pairs.parquet       PAIR, sorted by position
     curated/<source>/ledger.parquet      LEDGER: records under stage `read`, pairs under `curated`
-    curated/<source>/pictures.parquet    every picture path that was read, to notice when one changes
+    curated/<source>/pictures.parquet    every picture path that was read, with its file's version then
     curated/<source>/source.json         the source as the manifest describes it, for `trace`
     curated/<source>/stage.json          StageSummary; details: languages, tasks, images
     images/<source>.lance                IMAGE_STORE, a new version; old ones go when nothing points into them
@@ -32,7 +32,7 @@ from quality.ledger import (
     rejected_pairs,
     write_ledger,
 )
-from quality.picture_files import paths_digest
+from quality.picture_files import paths_digest, read_digest
 from quality.pinned_images import remove_unpinned
 from quality.row_duplicates import find_duplicates
 from vipolyqwen_core.config import CurationSettings, to_json
@@ -92,7 +92,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         shards.remove()
         summary = StageSummary(
             stage=STAGE,
-            fingerprint=fingerprint(base, paths_digest(root, aside / "pictures.parquet")),
+            fingerprint=fingerprint(base, read_digest(root, aside / "pictures.parquet")),
             data_version=content_digest([aside / "pairs.parquet", aside / "ledger.parquet"]),
             pairs_in=shards.pairs,
             pairs_out=_num_rows(aside / "pairs.parquet"),
@@ -141,8 +141,8 @@ class Shards:
         self._last = ("", 0, -1)
         self._number = 0
 
-    def add(self, records: list[Record], rows: pl.DataFrame, paths: list[str]) -> None:
-        """Write a batch."""
+    def add(self, records: list[Record], rows: pl.DataFrame, paths: list[tuple[str, str]]) -> None:
+        """Write a batch; of the pictures, paths and versions."""
         unread = [record for record in records if record.rejection is not None]
         self.records += len(records)
         self.records_with_pairs += rows.select("file", "line").n_unique()
@@ -155,7 +155,8 @@ class Shards:
         name = f"{self._number:06}.parquet"
         numbered.write_parquet(self.folder / f"pairs_{name}", compression="lz4")
         _ledger_of_records(unread).write_parquet(self.folder / f"records_{name}")
-        pl.DataFrame({"path": paths}, schema={"path": pl.String}).write_parquet(self.folder / f"paths_{name}")
+        versions = pl.DataFrame(paths, schema={"path": pl.String, "version": pl.String}, orient="row")
+        versions.write_parquet(self.folder / f"paths_{name}")
         self._number += 1
 
     def _scan(self, kind: str) -> pl.LazyFrame:

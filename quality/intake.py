@@ -18,6 +18,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
+from quality.picture_files import picture_version
 from quality.picture_pool import CRASHED, PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
@@ -52,8 +53,9 @@ class PictureIntake:
 
     def __init__(self, root: ImageRoot, max_image_pixels: int, scratch: Path | None = None) -> None:
         self.root = root
-        self.paths: list[str] = []
-        """Paths that were asked for since the last `take_paths`."""
+        self.paths: list[tuple[str, str]] = []
+        """Paths that were asked for since the last `take_paths`, with the versions of their files."""
+        self._versions: dict[str, str] = {}
         self._known: dict[bytes, bytes | PictureError] = {}
         self._stored: set[bytes] = set()
         self._pool = PicturePool(max_image_pixels, scratch)
@@ -74,7 +76,9 @@ class PictureIntake:
         loaded = self._pool.load(files)
         for (key, (reference, place)), picture in zip(new.items(), loaded, strict=True):
             if isinstance(reference, str):
-                self.paths.append(writable(reference))
+                version = self._versions.pop(reference)
+                if writable(reference) == reference:  # others are refused, whatever becomes of their files
+                    self.paths.append((reference, version))
             if picture.image is None:
                 assert picture.error is not None
                 self._known[key] = picture.error
@@ -99,12 +103,19 @@ class PictureIntake:
     def _find(self, reference: RawImage) -> "UnreadPicture | Future[UnreadPicture]":
         if not isinstance(reference, str):
             return bytes(reference)
+        if self.root.is_local:
+            self._note_version(reference)
         try:
             return self.root.local_file(reference) or self._readers.submit(self._fetch, reference)
         except PictureError as error:
             return PictureError(error.rule, str(error))  # without the frames it keeps alive
 
+    def _note_version(self, path: str) -> None:
+        """Asked before the file is read: where it changes meanwhile, the next curation reads it again."""
+        self._versions[path] = picture_version(self.root, path)
+
     def _fetch(self, path: str) -> UnreadPicture:
+        self._note_version(path)
         try:
             return _read_patiently(self.root, path)
         except PictureError as error:
@@ -121,8 +132,8 @@ class PictureIntake:
             raise found
         return found.hex()
 
-    def take_paths(self) -> list[str]:
-        """Paths read since the last call."""
+    def take_paths(self) -> list[tuple[str, str]]:
+        """Paths read since the last call, with the versions of their files."""
         taken, self.paths = self.paths, []
         return taken
 

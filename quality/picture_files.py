@@ -1,5 +1,6 @@
 """Whether picture files have changed since they were read: by their versions, not their bytes."""
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import polars as pl
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 
+BATCH_PATHS = 50_000
 ABSENT = "absent"
 UNREADABLE = "unreadable"
 """Stands for a file whose version the storage does not tell at present: once it does, the digest moves."""
@@ -22,14 +24,31 @@ def paths_digest(root: ImageRoot, paths: Path) -> str:
     if not paths.is_file() or root.root is None:
         return ""
     root.forget()
+    batches = pl.scan_parquet(paths).select("path").collect_batches(chunk_size=BATCH_PATHS)
+    return _digest((path, picture_version(root, path)) for batch in batches for path in batch["path"])
+
+
+def read_digest(root: ImageRoot, paths: Path) -> str:
+    """The same of the versions that were read, which the table says: a file may have changed since.
+
+    Args:
+        paths: a Parquet file with columns `path` and `version`
+    """
+    if root.root is None:
+        return ""
+    batches = pl.scan_parquet(paths).select("path", "version").collect_batches(chunk_size=BATCH_PATHS)
+    return _digest(line for batch in batches for line in batch.iter_rows())
+
+
+def _digest(versions: Iterable[tuple[str, str]]) -> str:
     digest = blake2b(digest_size=16)
-    for batch in pl.scan_parquet(paths).collect_batches(chunk_size=50_000):
-        for path in batch["path"]:
-            digest.update(f"{path}\0{_version(root, path)}\0".encode())
+    for path, version in versions:
+        digest.update(f"{path}\0{version}\0".encode())
     return digest.hexdigest()
 
 
-def _version(root: ImageRoot, path: str) -> str:
+def picture_version(root: ImageRoot, path: str) -> str:
+    """What changes when a picture's file does, comes or goes."""
     try:
         return root.version(path)
     except PictureError as error:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from quality.curate import BATCH_PAIRS, curate
 from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars_schema, read_ledger
+from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
 from tests.quality.conftest import instruction, question, scene, sentence
 from vipolyqwen_core.config import CurationSettings
@@ -168,6 +169,22 @@ def test_a_picture_that_changes_or_arrives_is_noticed(workspace, write_source) -
     assert not second.reused
     assert (first.pairs_out, second.pairs_out) == (1, 2)
     assert curate(source, CurationSettings(max_chars=999), workspace).reused is False
+
+
+def test_a_picture_that_arrives_while_others_are_read_is_noticed(
+    workspace, write_source, monkeypatch
+) -> None:
+    source = write_source([question(1), question(2)], pictures=[1])
+
+    def arrives(*arguments: Any) -> pl.DataFrame:
+        if not (picture := Path(str(source.image_root)) / "2.png").exists():
+            scene(2).save(picture)
+        return find_duplicates(*arguments)
+
+    monkeypatch.setattr("quality.curate.find_duplicates", arrives)
+    assert curate(source, SETTINGS, workspace).pairs_out == 1
+    assert curate(source, SETTINGS, workspace).pairs_out == 2
+    assert curate(source, SETTINGS, workspace).reused
 
 
 def test_the_same_files_give_the_same_tables(workspace, write_source, tmp_path) -> None:

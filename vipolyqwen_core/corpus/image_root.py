@@ -34,16 +34,18 @@ class ImageRoot:
             ValueError: there is no such folder and no such archive, or the storage does not answer
         """
         self.root = root
-        self._named, self._local = "", False
+        self._named = ""
+        self.is_local = False
+        """Whether it is a folder of this machine."""
         if root is None:
             return
         self._fs, path = url_to_fs(root)
         if path.lower().endswith(".zip") and self._fs.isfile(path):
             self._fs, path = _opened_archive(root)
         self._named = path.rstrip("/")
-        self._local = "file" in self._fs.protocol
-        self._errors = LOCAL_ERRORS if self._local else REMOTE_ERRORS
-        self._folder = str(Path(path).resolve()) if self._local else path.rstrip("/")
+        self.is_local = "file" in self._fs.protocol
+        self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
+        self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         if not self._is_folder():
             raise ValueError(f"image root {root} is no folder and no ZIP archive")
 
@@ -77,7 +79,7 @@ class ImageRoot:
             PictureError: with rule `path_leaves_root`, `missing_image`, `no_image_root`, `too_many_bytes`
                 or `unreadable_image`
         """
-        return self._found(path, self._read_local if self._local else self._read_remote)
+        return self._found(path, self._read_local if self.is_local else self._read_remote)
 
     def local_file(self, path: str) -> Path | None:
         """The file of a picture, for whoever reads it; None where the root is elsewhere, or an archive.
@@ -85,7 +87,7 @@ class ImageRoot:
         Raises:
             PictureError: as `read` does
         """
-        return self._found(path, self._local_place) if self._local else None
+        return self._found(path, self._local_place) if self.is_local else None
 
     def check(self, path: str) -> None:
         """Refuse what `read` refuses, without reading the picture.
@@ -93,7 +95,7 @@ class ImageRoot:
         Raises:
             PictureError: as `read` does
         """
-        self._found(path, self._local_place if self._local else self._remote_place)
+        self._found(path, self._local_place if self.is_local else self._remote_place)
 
     def version(self, path: str) -> str:
         """What changes when the file does; the picture is not read where the storage tells it.
