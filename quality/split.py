@@ -127,12 +127,13 @@ def split_rows(
         split=pl.when(sided).then("decision"),
         rule=pl.when(~sided).then("decision"),
     )
-    decided = decided.select("row", "sample_id", "component", "earlier", "decision", rows["content"])
-    decided = decided.filter(sided)
+    side = pl.coalesce("earlier", pl.when(sided).then("decision").cast(SIDE))
+    known = decided.select("row", "sample_id", "component", "earlier", rows["content"], split=side)
+    known = known.drop_nulls("split")
     fresh = pl.concat(
         [
-            decided.filter(pl.col("earlier").is_null()).drop("row", "earlier"),
-            _of_copies(copies, decided, names, assignments),
+            known.filter(pl.col("earlier").is_null()).drop("row", "earlier"),
+            _of_copies(copies, known, names, assignments),
         ]
     )
     return SplitResult(result.sort("row"), _remember(rows, names, fresh, assignments, predecessors))
@@ -203,17 +204,17 @@ def _orders(seed: int, names: pl.Series) -> pl.Series:
 
 
 def _of_copies(
-    copies: pl.DataFrame, decided: pl.DataFrame, names: pl.Series, assignments: pl.DataFrame
+    copies: pl.DataFrame, known: pl.DataFrame, names: pl.Series, assignments: pl.DataFrame
 ) -> pl.DataFrame:
-    """Copies that are not remembered yet, each with what was decided for a row that stays in its place.
+    """Copies that are not remembered yet, each with what is remembered of a row that stays in its place.
 
     Where its rows are on both sides, the copy trains: it was trained on, whatever else it resembles.
     """
-    found = copies.join(decided.select("row", "component", "decision"), on="row")
+    found = copies.join(known.select("row", "component", "split"), on="row")
     found = found.join(assignments.select("sample_id"), on="sample_id", how="anti")
     name = names.gather(found["component"])
-    found = found.sort("sample_id", pl.col("decision").cast(SIDE), name).unique("sample_id", keep="first")
-    return found.select("sample_id", "component", "decision", "content")
+    found = found.sort("sample_id", "split", name).unique("sample_id", keep="first")
+    return found.select("sample_id", "component", "content", "split")
 
 
 def _remember(
@@ -238,7 +239,7 @@ def _remember(
             component=names.gather(rows["component"].gather(held)), content=rows["content"].gather(held)
         ),
         gone.with_columns(component=pl.coalesce("heir", "component")),
-        fresh.with_columns(component=names.gather(fresh["component"]), split=pl.col("decision").cast(SIDE)),
+        fresh.with_columns(component=names.gather(fresh["component"])),
     ]
     return pl.concat([table.select(*assignments.columns) for table in tables]).sort("sample_id")
 

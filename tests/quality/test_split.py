@@ -212,6 +212,17 @@ def test_a_copy_is_remembered_with_the_side_of_the_row_that_stays() -> None:
     assert len(found) == 7
 
 
+def test_a_copy_of_a_row_that_is_retired_does_not_evaluate_later() -> None:
+    assignments = remembered({0: "train", 1: "eval"})
+    rows, names = corpus([1, 1], assignments=assignments)
+    copies = pl.DataFrame({"row": [1], "sample_id": [5], "content": [0]}, schema=NO_COPIES.schema)
+    result = decide(rows, names, SplitSettings(), assignments, copies)
+    assert sides(result, rows) == {0: "train", 1: "evaluation_retired"}
+    alone, names = corpus([2], assignments=result.assignments, samples=[5])
+    everything = SplitSettings(eval_share=0.99)
+    assert sides(decide(alone, names, everything, result.assignments), alone) == {5: "evaluation_retired"}
+
+
 def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
     assignments = remembered({1: "train", 3: "eval"})
     rows, names = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
