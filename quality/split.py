@@ -211,7 +211,9 @@ def _of_copies(
     Where its rows are on both sides, the copy trains: it was trained on, whatever else it resembles.
     """
     found = copies.join(known.select("row", "component", "split"), on="row")
-    found = found.join(assignments.select("sample_id"), on="sample_id", how="anti")
+    # An equal row of another source has the same id as the one that stays.
+    for others in (assignments, known):
+        found = found.join(others.select("sample_id"), on="sample_id", how="anti")
     name = names.gather(found["component"])
     found = found.sort("sample_id", "split", name).unique("sample_id", keep="first")
     return found.select("sample_id", "component", "content", "split")

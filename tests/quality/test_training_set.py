@@ -143,6 +143,7 @@ def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
           three := write_source(shorter[30:], name="three"))  # fmt: skip
     first = by_text()
     assert set(first.values()) == {"train", "eval"}
+    assert read_assignments(workspace.assignments).height == 120
     # Gone are the rows that stayed: of one source, and with another source.
     build(write_source(shorter[:30], name="one"), three)
     assert by_text() == first
@@ -168,6 +169,10 @@ def test_copies_in_another_source_are_dropped_once(workspace, write_source, buil
     facts = summary.details["sources"]
     assert {name: entry["pairs_in"] for name, entry in facts.items()} == {"one": 3, "two": 3}
     assert sum(entry["train"] + entry["eval"] for entry in facts.values()) == 4
+    # Remembered are the near copy and each text once; so it can be built again.
+    assert read_assignments(workspace.assignments)["sample_id"].is_unique().sum() == 5
+    (workspace.training_set / "stage.json").unlink()
+    assert build(one, two).data_version == summary.data_version
 
 
 def linked(workspace: Workspace, *lines: int) -> bool:
