@@ -37,22 +37,12 @@ SETTINGS = {
     },
 }
 
-PATTERN_CHARS = set("*?[")
-
 
 def open_instance(workspace: Workspace) -> dg.DagsterInstance:
     """The instance of the workspace; its `dagster.yaml` is written where there is none.
 
     A file that is there is somebody's own and stays as it is.
-
-    Raises:
-        ValueError: the path of the workspace would be taken for a pattern
     """
-    if PATTERN_CHARS & set(str(workspace.home)):  # by Polars, for each table
-        raise ValueError(
-            f"workspace {workspace.home}: tables cannot be read below a path with one of * ? [; choose "
-            "another folder with --home or VIPOLYQWEN_HOME"
-        )
     write_settings(workspace.dagster_home)
     return dg.DagsterInstance.from_config(str(workspace.dagster_home))
 

@@ -31,9 +31,21 @@ MLFLOW_PORT_FILE = "mlflow_port"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths below one folder. Nothing is created by asking for a path."""
+    """Paths below one folder. Nothing is created by asking for a path.
+
+    Raises:
+        ValueError: the path holds a sign that Polars takes for a pattern: tables would be those of other
+            folders, or none
+    """
 
     home: Path
+
+    def __post_init__(self) -> None:
+        if any(sign in str(self.home) for sign in "*?["):
+            raise ValueError(
+                f"workspace {self.home}: its path must not hold any of * ? [; choose another folder with "
+                "--home or VIPOLYQWEN_HOME"
+            )
 
     @property
     def demo_corpus(self) -> Path:

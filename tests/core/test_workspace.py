@@ -1,4 +1,4 @@
-"""What the environment says about the workspace, and what child processes are told."""
+"""The workspace: its path, what the environment says about it, and what child processes are told."""
 
 import os
 from pathlib import Path
@@ -33,3 +33,10 @@ def test_variables_that_are_set_take_over_and_dagster_gets_an_absolute_path(
     configure(Workspace(tmp_path / "home"))
     assert environment["DAGSTER_HOME"] == str(tmp_path / "instance")
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize("name", ["runs [old]", "home*", "what?"])
+def test_a_folder_that_would_be_read_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="must not hold"):
+        Workspace(tmp_path / name)
+    assert Workspace(tmp_path / "nhà mới (1)").training_set.name == "training_set"
