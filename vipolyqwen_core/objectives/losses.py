@@ -25,7 +25,6 @@ def info_nce(
     *,
     target_excluded: Tensor,
     query_excluded: Tensor,
-    positive: Tensor,
     temperature: float,
 ) -> Tensor:
     """Symmetric InfoNCE: half of the cross-entropies of both directions.
@@ -39,7 +38,6 @@ def info_nce(
         query_candidates: [C, D] queries of all pairs
         target_excluded: [B, K] bool, true: the candidate leaves the denominator
         query_excluded: [B, C] bool
-        positive: [B] bool, false: no anchor, value 0
         returns: [B]
     Reference:
         van den Oord et al. 2018, arXiv 1807.03748, eq. 4; both directions as in Radford et al. 2021,
@@ -47,7 +45,7 @@ def info_nce(
     """
     to_target = _cross_entropy(query, target, target_candidates, target_excluded, temperature)
     to_query = _cross_entropy(target, query, query_candidates, query_excluded, temperature)
-    return torch.where(positive, (to_target + to_query) / 2, 0.0)
+    return (to_target + to_query) / 2
 
 
 def _cross_entropy(
@@ -129,8 +127,6 @@ def uniformity(anchor: Tensor, candidates: Tensor, *, excluded: Tensor) -> Tenso
     # |x - y|² = 2 - 2 x·y on the sphere
     kernel = (4 * (exact(anchor) @ exact(candidates).T) - 4).masked_fill(excluded, -torch.inf)
     left = (~excluded).sum(dim=1)
-    # where nothing is left, a constant stands in, so that no -inf meets a gradient
-    kernel = torch.where((left == 0)[:, None], 0.0, kernel)
     mean = torch.logsumexp(kernel, dim=1) - left.clamp(min=1).to(kernel.dtype).log()
     return torch.where(left > 0, mean, 0.0)
 

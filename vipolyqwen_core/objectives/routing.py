@@ -141,7 +141,6 @@ def _values(
         anchors.keys, candidates.keys, cross_task=settings.cross_task_negatives
     )
     query_excluded = excluded_queries(anchors.keys, candidates.keys, cross_task=settings.cross_task_negatives)
-    positive = positives(anchors.keys, settings)
     columns: dict[str, Tensor] = {}
     for dim in (None, *sorted(set(matryoshka_dims), reverse=True)):
         query, target, queries, targets, negatives = (
@@ -163,7 +162,6 @@ def _values(
             queries,
             target_excluded=target_excluded,
             query_excluded=query_excluded,
-            positive=positive,
             temperature=settings.temperature,
         )
         columns[f"score_mse{suffix}"] = losses.score_mse(query, target, anchors.keys.score)

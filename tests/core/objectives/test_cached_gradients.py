@@ -7,6 +7,7 @@ import torch.distributed as dist
 from tests.core.distributed import run_on_ranks
 from tests.core.objectives.examples import gradients, leaves, mixed_pairs
 from vipolyqwen_core.config import ObjectiveSettings
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.cached_gradients import cached_gradients
 from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
@@ -14,9 +15,9 @@ from vipolyqwen_core.objectives.routing import compute_losses
 SETTINGS = ObjectiveSettings(temperature=0.2)
 
 
-def plain(pairs: PairVectors):
+def plain(pairs: PairVectors, **options):
     pairs = leaves(pairs)
-    losses = compute_losses(pairs, pairs, SETTINGS, num_step_pairs=pairs.num_pairs)
+    losses = compute_losses(pairs, pairs, SETTINGS, num_step_pairs=pairs.num_pairs, **options)
     losses.total.backward()
     return losses, pairs
 
@@ -24,12 +25,22 @@ def plain(pairs: PairVectors):
 @pytest.mark.parametrize("block_entries", [1, 200, 600, 2**18])
 def test_any_block_size_gives_the_plain_loss_and_gradients(block_entries):
     pairs = mixed_pairs(20, seed=1)
-    expected, with_gradients = plain(pairs)
-    losses, gradient = cached_gradients(pairs, SETTINGS, num_step_pairs=20, block_entries=block_entries)
+    options = {"matryoshka_dims": (4,), "task_weights": {Task.OCR: 3.0}}
+    expected, with_gradients = plain(pairs, **options)
+    losses, gradient = cached_gradients(
+        pairs, SETTINGS, num_step_pairs=20, block_entries=block_entries, **options
+    )
     assert losses.total.item() == pytest.approx(expected.total.item(), rel=1e-12)
     assert torch.allclose(gradient, gradients(with_gradients), rtol=0, atol=1e-12)
     assert torch.allclose(losses.terms.sums, expected.terms.sums)
     assert torch.equal(losses.terms.counts, expected.terms.counts)
+
+
+def test_a_rank_without_pairs_has_no_loss_and_an_empty_gradient():
+    losses, gradient = cached_gradients(mixed_pairs(4).slice(0, 0), SETTINGS, num_step_pairs=4)
+    assert losses.total.item() == 0.0
+    assert losses.terms.means() == {}
+    assert gradient.shape == (0, 8)
 
 
 def test_chunks_through_a_model_give_the_gradients_of_the_whole_step():

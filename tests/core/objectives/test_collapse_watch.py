@@ -1,5 +1,7 @@
 """The collapse watch: known figures for a point, a sphere and orthogonal pairs."""
 
+import math
+
 import pytest
 import torch
 
@@ -36,6 +38,27 @@ def test_orthogonal_pairs_have_full_rank_and_perfect_alignment():
     assert figures["gap"] == pytest.approx(1.0)
 
 
+def test_unequal_directions_give_the_entropy_of_the_singular_values():
+    rows = torch.eye(2, dtype=torch.float64)[[0] * 9 + [1]]  # singular values in the ratio 3 to 1
+    figures = collapse_watch(pairs_of(rows, rows), DEFAULT)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert figures["effective_rank"] == pytest.approx(math.exp(entropy))
+
+
+def test_alignment_is_the_squared_distance_of_the_pairs():
+    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    target = torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=torch.float64)
+    figures = collapse_watch(pairs_of(query, target), DEFAULT)
+    assert figures["alignment"] == pytest.approx((0.4**2 + 0.8**2) / 2)
+
+
+def test_negatives_are_those_that_the_losses_use():
+    rows = torch.eye(2, dtype=torch.float64)
+    pairs = PairVectors(rows, rows, rows[:0], pair_keys([Task.OCR, Task.INSTR], [1, 2], [3, 4]))
+    assert "negative_similarity@0.5" not in collapse_watch(pairs, DEFAULT)
+    assert "negative_similarity@0.5" in collapse_watch(pairs, ObjectiveSettings(cross_task_negatives=True))
+
+
 def test_random_vectors_on_a_sphere_are_spread():
     generator = torch.Generator().manual_seed(0)
     figures = collapse_watch(pairs_of(unit_rows(400, 64, generator), unit_rows(400, 64, generator)), DEFAULT)
@@ -63,6 +86,18 @@ def test_many_hard_negatives_a_pair_are_looked_at_in_part():
     rows = unit_rows((2 + hard) * number, 4, generator, torch.float32)
     figures = collapse_watch(split_vectors(rows, keys), DEFAULT)
     assert figures["negative_similarity@0.5"] == pytest.approx(0.0, abs=0.01)
+    rows[:] = torch.eye(1, 4)
+    rows[number // 2 : number] *= -1  # the second half of the queries
+    figures = collapse_watch(split_vectors(rows, keys), DEFAULT)
+    assert figures["negative_similarity@0.05"] == pytest.approx(-1.0)
+    assert figures["negative_similarity@0.95"] == pytest.approx(1.0)
+
+
+def test_the_first_1024_pairs_of_a_step_are_looked_at():
+    query = torch.eye(1, 2).repeat(1100, 1)
+    target = query.clone()
+    target[1024:] *= -1
+    assert collapse_watch(pairs_of(query, target), DEFAULT)["alignment"] == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 30])

@@ -113,6 +113,38 @@ def test_groups_of_candidates_join_with_their_hard_negatives():
             assert torch.equal(vars(part.keys)[name].nan_to_num(9), column.nan_to_num(9)), name
 
 
+def test_a_slice_takes_the_hard_negatives_of_its_pairs_along():
+    pairs = simple_pairs([Task.OCR] * 3, negative_hashes=[[201, 202], [203], [204]])
+    for start, stop, hashes, owners in ((0, 1, [201, 202], [0, 0]), (1, 3, [203, 204], [0, 1])):
+        part = pairs.slice(start, stop)
+        assert part.keys.negative_hash.tolist() == hashes
+        assert part.keys.negative_pair.tolist() == owners
+        assert torch.equal(part.negatives, pairs.negatives[[h - 201 for h in hashes]])
+
+
+def test_stacked_vectors_are_split_into_what_they_were():
+    pairs = mixed_pairs(5, seed=1)
+    apart = split_vectors(pairs.stacked(), pairs.keys)
+    assert torch.equal(apart.query, pairs.query)
+    assert torch.equal(apart.target, pairs.target)
+    assert torch.equal(apart.negatives, pairs.negatives)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("scores", [0.5] * 3, "scores has 3 entries for 2 pairs"),
+        ("positive_hashes", [7], "positive_hashes has 1 entries for 2 pairs"),
+        ("negative_hashes", [[1]] * 3, "negative_hashes has 3 entries for 2 pairs"),
+        ("negative_query_hashes", [[5], []], "0 hashes of negatives, 1 of their queries"),
+        ("negative_positive_hashes", [[5], []], "and 1 of their positive keys"),
+    ],
+)
+def test_keys_of_other_numbers_of_pairs_or_negatives_are_refused(column, values, said):
+    with pytest.raises(ValueError, match=said):
+        pair_keys([Task.OCR] * 2, [1, 2], [11, 12], **{column: values})
+
+
 def test_gradients_agree_with_finite_differences():
     pairs = mixed_pairs(12, dim=4, seed=11)
     settings = ObjectiveSettings(temperature=0.3, margin=0.9, uniformity_weight=0.2)
@@ -201,7 +233,7 @@ def test_matryoshka_calls_the_losses_again_on_slices_and_takes_their_mean():
         for dim in (8, 4, 2)
     ]
     expected = sum(whole(part).total for part in sliced) / 3
-    losses = whole(pairs, matryoshka_dims=(2, 4))
+    losses = whole(pairs, matryoshka_dims=(2, 4, 2))  # named twice, taken once
     assert losses.total.item() == pytest.approx(expected.item(), rel=1e-12)
     at_four = losses.terms.means()[Task.OCR, "info_nce@4"]
     assert at_four.mean == pytest.approx(whole(sliced[1]).terms.means()[Task.OCR, "info_nce"].mean)
