@@ -137,7 +137,8 @@ def chance_mrr(num_relevant: NDArray[np.int64], num_candidates: NDArray[np.int64
 
 
 def correlation(predicted: NDArray[np.floating], score: NDArray[np.floating]) -> dict[str, float]:
-    """`spearman` and `pearson` between similarities and given scores; empty where one of them is constant."""
+    """`spearman` and `pearson` between similarities and given scores; empty where one of them is constant, or
+    of fewer than three pairs."""
     if len(score) < 3 or np.ptp(predicted) == 0 or np.ptp(score) == 0:
         return {}
     return {

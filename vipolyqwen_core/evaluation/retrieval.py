@@ -197,7 +197,8 @@ def _pool(
 
     def positives(members: Ints) -> Ints:
         score = rows.score[members]
-        return members[np.isnan(score) | (score >= positive_score)]
+        # compared as float32, the table's type: else a score of 0.7 would lie below a threshold of 0.7
+        return members[np.isnan(score) | (score.astype(np.float32) >= np.float32(positive_score))]
 
     asking, answering = positives(askers), positives(answerers)
     query_ids, first_query, query_of = np.unique(rows.query[asking], return_index=True, return_inverse=True)

@@ -10,6 +10,7 @@ from vipolyqwen_core.evaluation.retrieval import (
     build_cross_lingual_pools,
     build_pools,
     rank_pool,
+    rank_pool_by,
 )
 
 
@@ -82,6 +83,18 @@ def test_a_pair_below_the_positive_score_asks_nothing_but_its_target_is_searched
     assert pool.num_pairs == 2
 
 
+def test_a_score_at_the_threshold_asks_in_the_precision_of_the_table() -> None:
+    stored = float(np.float32(0.7))  # below 0.7 as a double
+    rows = rows_of(("text_pair", "vi", 1, 10, 0, stored), ("text_pair", "vi", 2, 11, 0, stored))
+    (pool,) = build_pools(rows, 0.7)
+    assert right_answers(pool, rows) == {1: {10}, 2: {11}}
+
+
+def test_a_single_target_makes_no_pool() -> None:
+    rows = rows_of(("ocr", "vi", 1, 10, 0, None), ("ocr", "vi", 2, 10, 0, None))
+    assert build_pools(rows, 0.5) == []
+
+
 def test_a_low_pair_with_a_known_query_adds_no_right_answer() -> None:
     rows = rows_of(("text_pair", "vi", 1, 10, 0, 0.9), ("text_pair", "vi", 1, 11, 0, 0.1))
     (pool,) = build_pools(rows, 0.5)
@@ -94,6 +107,31 @@ def test_the_query_itself_is_no_candidate() -> None:
     assert pool.excluded.sum() == 2
     assert pool.num_candidates.tolist() == [1, 1]
     assert right_answers(pool, rows) == {1: {10}, 10: {1}}
+    sides = np.array([[1.0, 0.0], [0.8, 0.6]])  # what stands in the first row's query, and in its target
+    queries, targets = sides.astype(np.float32), sides[::-1].astype(np.float32)
+    for ranking in (
+        rank_pool(pool, queries, targets),
+        rank_pool_by(pool, lambda some: queries[pool.queries[some]] @ targets[pool.targets].T),
+    ):
+        assert ranking.means["recall@1"] == 1.0
+        assert ranking.nearest[:, 1].tolist() == [-1, -1]
+
+
+def test_the_query_itself_is_no_right_answer_by_its_key() -> None:
+    rows = rows_of(("instr", "vi", 1, 10, 7, None), ("instr", "vi", 10, 11, 7, None))
+    (pool,) = build_pools(rows, 0.5)
+    assert right_answers(pool, rows) == {1: {10, 11}, 10: {11}}
+
+
+def test_a_query_without_a_right_answer_asks_nothing_and_takes_its_component_along() -> None:
+    rows = rows_of(
+        ("instr", "vi", 1, 1, 0, None),  # answers itself
+        ("instr", "vi", 2, 12, 0, None),
+        ("instr", "vi", 3, 13, 0, None),
+    )
+    (pool,) = build_pools(rows, 0.5)
+    assert right_answers(pool, rows) == {2: {12}, 3: {13}}
+    assert pool.clusters.tolist() == [1, 2]
 
 
 def test_cross_lingual_pools_need_a_shared_positive_key() -> None:
@@ -107,6 +145,16 @@ def test_cross_lingual_pools_need_a_shared_positive_key() -> None:
     assert [pool.language for pool in pools] == ["en>vi", "vi>en"]
     assert right_answers(pools[1], rows) == {1: {12}}
     assert len(pools[1].targets) == 2
+    assert pools[1].num_pairs == 1
+
+
+def test_a_key_whose_only_answer_scores_low_joins_no_languages() -> None:
+    rows = rows_of(
+        ("text_pair", "vi", 1, 10, 5, 0.9),
+        ("text_pair", "en", 3, 12, 5, 0.1),
+        ("text_pair", "en", 4, 13, 6, 0.9),
+    )
+    assert build_cross_lingual_pools(rows, 0.5) == []
 
 
 def test_perfect_vectors_score_one_and_chance_is_far_below() -> None:
