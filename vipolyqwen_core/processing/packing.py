@@ -216,7 +216,7 @@ def _pictures(
         patches=torch.from_numpy(patches),
         grid=torch.tensor(grids, dtype=torch.int64),
         position_ids=torch.from_numpy(np.concatenate([_patch_positions(grid, merge_size) for grid in grids])),
-        segments=Segments.of([rows * columns for frames, rows, columns in grids for _ in range(frames)]),
+        segments=Segments.of([rows * columns for _, rows, columns in grids]),
         tokens=torch.from_numpy(tokens),
     )
 
@@ -224,9 +224,9 @@ def _pictures(
 @lru_cache(maxsize=4096)
 def _patch_positions(grid: Grid, merge_size: int) -> NDArray[np.int64]:
     """[p, 2] row and column of each patch, in the order of the merge."""
-    frames, rows, columns = grid
+    _, rows, columns = grid
     blocks = np.indices((rows, columns)).reshape(2, rows // merge_size, merge_size, -1, merge_size)
-    return np.tile(blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2), (frames, 1))
+    return blocks.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
 
 
 def _position_ids(
@@ -250,9 +250,7 @@ def _position_ids(
     flat = text + shift - np.repeat(shift[np.cumsum(lengths) - lengths], lengths)
     positions = np.stack([text, flat, flat, flat])
     for spot, count, (_, rows, columns) in zip(spots, counts, grids, strict=True):
-        inside = np.indices(
-            (count // (rows * columns // merge_size**2), rows // merge_size, columns // merge_size)
-        )
+        inside = np.indices((1, rows // merge_size, columns // merge_size))  # a picture has one frame
         positions[1:, spot : spot + count] = flat[spot] + inside.reshape(3, -1)
     return positions[:, None]
 

@@ -93,10 +93,8 @@ class Prompt:
 
 def _content(text: str, pictures: list[Piece], earlier: bool = False) -> list[Piece]:
     """A text with its placeholders replaced. Takes the pictures it uses off the front of the list."""
-    if not pictures:
-        return [Piece(text=text, earlier=earlier)] if text else []
-    first, *rest = text.split(IMAGE_PLACEHOLDER)
+    first, *rest = text.split(IMAGE_PLACEHOLDER) if pictures else [text]
     pieces = [Piece(text=first, earlier=earlier)]
     for part in rest:
         pieces += [pictures.pop(0), Piece(text=part, earlier=earlier)]
-    return [piece for piece in pieces if piece.ids or piece.text]
+    return pieces

@@ -1,5 +1,6 @@
 """A packed batch says of every token and patch what transformers would say of the item alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ def test_patch_positions_are_those_of_transformers(encoded: list[EncodedItem]) -
 def test_a_batch_holds_its_items_in_order(tiny_backbone: Path, encoded: list[EncodedItem]) -> None:
     batch = pack(encoded)
     assert batch.num_items == 5
+    assert batch.truncated_tokens == 0
+    assert pack([replace(item, truncated_tokens=3) for item in encoded]).truncated_tokens == 15
     assert batch.segments.lengths == tuple(item.num_tokens for item in encoded)
     for number, item in enumerate(encoded):
         np.testing.assert_array_equal(batch.input_ids[batch.segment_ids == number], item.input_ids)
@@ -89,7 +92,13 @@ def test_moving_keeps_everything_but_the_grid_moves(encoded: list[EncodedItem]) 
     assert moved.segments.cu_seqlens.is_meta
     assert moved.pictures is not None
     assert moved.pictures.patches.is_meta
+    assert moved.pictures.segments.cu_seqlens.is_meta
     assert not moved.pictures.grid.is_meta
+
+
+def test_short_segments_share_a_bucket_within_a_quarter_and_long_ones_at_one_length() -> None:
+    lengths = [200, 8, 110, 10, 11, 128, 130, 140, 200]
+    assert Segments.of(lengths).buckets.shapes == ((2, 10), (1, 11), (2, 128), (1, 130), (1, 140), (2, 200))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))

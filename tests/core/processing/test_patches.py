@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -28,6 +28,9 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
+@example(200, 1, 1, 1500)  # the longest strip
+@example(122, 104, 1, 15)  # rounded, it is as large as it may be
+@example(122, 104, 16, 1)  # and as small
 @given(SIDES, SIDES, st.integers(1, 64), st.integers(1, 1500))
 def test_sizes_are_those_of_transformers(width: int, height: int, least: int, more: int) -> None:
     min_pixels, max_pixels = least * 784, (least + more) * 784
@@ -37,6 +40,12 @@ def test_sizes_are_those_of_transformers(width: int, height: int, least: int, mo
         return
     expected = smart_resize(height, width, 28, min_pixels, max_pixels)
     assert resized_size(width, height, 28, min_pixels, max_pixels) == expected[::-1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
+def test_an_empty_picture_is_refused(width: int, height: int) -> None:
+    with pytest.raises(ValueError, match=f"a picture of {width} x {height} pixels is empty"):
+        resized_size(width, height, 28, 784, 7840)
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, QWEN3_VL], ids=["qwen2_vl", "qwen3_vl"])

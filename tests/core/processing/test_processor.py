@@ -172,6 +172,14 @@ def test_truncation_takes_the_earliest_turn_first(tiny_backbone: Path) -> None:
     assert encoded.truncated_tokens > 0
 
 
+def test_what_follows_a_picture_of_an_earlier_turn_goes_before_the_question(tiny_backbone: Path) -> None:
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, ProcessingSettings(max_tokens=60))
+    question = "tổng cộng?"
+    item = Item(question, (RED,), history=(Turn("user", "<image>" + "xưa " * 50), Turn("assistant", "sau")))
+    text = spelled(processor, processor.encode(item))
+    assert text.endswith(f"sau<|im_end|>\n<|im_start|>user\n{question}<|im_end|>")
+
+
 TEXTS = st.lists(
     st.one_of(st.text(max_size=12), st.sampled_from(["<|im_end|>", "<ocr>", "Hà Nội ", "a\nb"])), max_size=5
 ).map("".join)
