@@ -54,10 +54,25 @@ def test_pools_with_the_same_pictures_are_no_surer_than_one_of_them() -> None:
     assert (thrice.mean, thrice.low, thrice.high) == pytest.approx((one.mean, one.low, one.high))
 
 
+def test_the_order_of_a_pools_queries_moves_nothing() -> None:
+    values = np.random.default_rng(1).normal(size=100)
+    one = bootstrap_mean([Sample(values, np.arange(100))], 500, 0.95, seed=2)
+    turned = bootstrap_mean(
+        [Sample(values, np.arange(100)), Sample(values[::-1], np.arange(100)[::-1])], 500, 0.95, seed=2
+    )
+    assert (turned.low, turned.high) == pytest.approx((one.low, one.high))
+
+
+def test_as_many_components_are_drawn_as_there_are() -> None:
+    # of two, both draws are equal in half of the resamples: 0 and 1 a quarter each, else 0.5
+    interval = bootstrap_mean([Sample(np.array([0.0, 1.0]), np.arange(2))], 2000, 0.4, seed=0)
+    assert (interval.low, interval.high) == (0.5, 0.5)
+
+
 def test_a_pool_of_which_nothing_is_drawn_is_left_out_of_that_resample() -> None:
-    two, many = Sample(np.full(2, 4.0), np.arange(2)), Sample(np.zeros(50), np.arange(10, 60))
+    two, many = Sample(np.full(2, 4.0), np.arange(2)), Sample(np.full(50, 1.0), np.arange(10, 60))
     interval = bootstrap_mean([two, many], 2000, 0.95, seed=0)
-    assert (interval.low, interval.high) == (0.0, 2.0)  # 0 without the first, 2 with both
+    assert (interval.low, interval.high) == (1.0, 2.5)  # 1 without the first, 2.5 with both
 
 
 def test_blocks_do_not_move_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:

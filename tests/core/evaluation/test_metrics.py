@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import comb
 
@@ -80,6 +80,13 @@ def test_excluded_candidates_are_never_ranked() -> None:
     assert hits(nearest, relevant).tolist() == [[True, False, False]]
 
 
+def test_a_rank_that_nothing_is_left_for_is_no_hit() -> None:
+    relevant, excluded = np.array([[True, False]]), np.array([[False, True]])
+    nearest = rank_similarity(np.array([[0.9, 0.5]]), relevant, excluded)
+    assert nearest.tolist() == [[0, -1]]
+    assert hits(nearest, relevant).tolist() == [[True, False]]
+
+
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), queries=st.integers(1, 6), candidates=st.integers(1, 15))
 def test_rank_equals_a_sort_written_out(seed: int, queries: int, candidates: int) -> None:
@@ -98,7 +105,9 @@ def test_chance_of_recall_at_1_is_right_answers_over_candidates() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(n=st.integers(1, 60), r=st.integers(1, 60), k=st.integers(1, 10))
+@example(n=3, r=1, k=2)  # as many wrong ones as places
+@example(n=3, r=0, k=5)
+@given(n=st.integers(1, 60), r=st.integers(0, 60), k=st.integers(1, 10))
 def test_chance_equals_the_hypergeometric_count(n: int, r: int, k: int) -> None:
     r = min(r, n)
     expected = 1 - comb(n - r, min(k, n), exact=True) / comb(n, min(k, n), exact=True)
@@ -121,11 +130,13 @@ def test_correlation_is_one_for_a_monotone_relation_and_left_out_for_a_constant(
     predicted = np.array([0.1, 0.2, 0.9])
     assert correlation(predicted, np.array([0.0, 0.5, 0.6]))["spearman"] == pytest.approx(1)
     assert correlation(predicted, np.array([0.5, 0.5, 0.5])) == {}
+    assert correlation(np.array([0.5, 0.5, 0.5]), predicted) == {}
+    assert correlation(predicted[:2], np.array([0.0, 0.5])) == {}  # two are always on a line
 
 
 def test_similarities_are_asked_for_block_by_block_and_rank_as_the_whole_matrix_does() -> None:
     rng = np.random.default_rng(3)
-    similarity, relevant = rng.random((600, 40)), rng.random((600, 40)) < 0.1
+    similarity, relevant = rng.integers(0, 9, (600, 40)) / 9, rng.random((600, 40)) < 0.1  # with ties
     excluded = rng.random((600, 40)) < 0.05
     asked = []
 
@@ -135,4 +146,5 @@ def test_similarities_are_asked_for_block_by_block_and_rank_as_the_whole_matrix_
 
     assert np.array_equal(rank_by(some, relevant, excluded), rank_similarity(similarity, relevant, excluded))
     assert asked == [256, 256, 88]
+    assert np.array_equal(rank_by(some, relevant, depth=3), rank_similarity(similarity, relevant)[:, :3])
     assert rank_by(some, relevant[:0]).shape == (0, 10)

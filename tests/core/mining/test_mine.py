@@ -13,11 +13,12 @@ from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import MiningSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import MINED, Split, Task
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
-from vipolyqwen_core.mining.mine import find_negatives, mine
+from vipolyqwen_core.mining.mine import Mined, find_negatives, mine, write_mined
 from vipolyqwen_core.mining.pairs import Pairs
 from vipolyqwen_core.mining.vectors import PairVectors
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
+from vipolyqwen_core.training.hard_negatives import SIZES
 from vipolyqwen_core.training.identity import identified_run
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 from vipolyqwen_core.training.run_file import read_run, write_run
@@ -89,6 +90,38 @@ def test_the_nearest_wrong_targets_of_the_task_are_found(seed: int) -> None:
         assert len({int(pairs.target[row]) for row in rows}) == len(rows), "the same content twice"
         found += len(rows)
     assert found > len(pairs), "the example must have something to find"
+
+
+def test_many_answers_of_one_key_do_not_crowd_out_what_is_wrong() -> None:
+    answers, wrong = 40, 2
+    count = answers + wrong
+    pairs, _ = random_pairs(count, 0)
+    pairs = replace(
+        pairs,
+        task=np.zeros(count, dtype=np.int64),
+        query=np.arange(1, count + 1, dtype=np.uint64),
+        target=np.arange(101, 101 + count, dtype=np.uint64),
+        positive=np.where(np.arange(count) < answers, 7, 0).astype(np.uint64),
+        asks=np.arange(count) == 0,
+    )
+    cosine = np.array([1.0] + [0.8] * (answers - 1) + [0.5, 0.3])
+    targets = np.stack([cosine, np.sqrt(1 - cosine**2)], axis=1).astype(np.float16)
+    queries = np.eye(1, 2, dtype=np.float16).repeat(count, axis=0)
+    vectors = PairVectors(queries, np.arange(count), targets, np.arange(count), ())
+    mined = find_negatives(pairs, vectors, MiningSettings(negatives_per_pair=COUNT, max_similarity_share=0.9))
+    assert mined.negatives[0].tolist() == [answers, answers + 1]
+
+
+def test_sizes_are_those_of_the_negatives_that_were_found(tmp_path: Path) -> None:
+    pairs, _ = random_pairs(3, 0)
+    pairs = replace(pairs, sizes={"tokens": np.array([1, 20, 300]), "patches": np.array([4, 0, 8]),
+                                  "images": np.array([1, 0, 1])})  # fmt: skip
+    mined = replace(Mined.none(3, MiningSettings(negatives_per_pair=COUNT)),
+                    negatives=np.array([[1, -1], [2, 0], [-1, -1]]))  # fmt: skip
+    write_mined(mined, pairs, tmp_path / "mined.arrow")
+    table = pa.ipc.open_file(tmp_path / "mined.arrow").read_all()
+    assert table["negatives"].to_pylist() == [[1], [2, 0], []]
+    assert [table[name].to_pylist() for name in SIZES] == [[20, 301, 0], [0, 12, 0], [0, 2, 0]]
 
 
 def training_pairs() -> list[SmallPair]:
@@ -170,6 +203,16 @@ def test_without_an_export_nothing_is_mined_and_training_goes_without(
     assert run.hard_negatives is None
     assert run.run_name == plain.run_name
     assert mine(workspace, recipe).reused
+
+
+def test_the_first_export_is_mined_with_where_nothing_was_mined_before(
+    workspace: Workspace, recipe: Recipe, tiny_model_dir: Path
+) -> None:
+    mine(workspace, recipe)
+    export(workspace.training_set, tiny_model_dir, "1", workspace, recipe.export)
+    summary = mine(workspace, recipe)
+    assert not summary.reused
+    assert summary.details["teacher"] == "1"
 
 
 def test_what_was_mined_stands_until_data_or_settings_change(

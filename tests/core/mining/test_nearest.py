@@ -55,6 +55,14 @@ def test_blocks_find_what_the_whole_matrix_holds(
         assert len(set(where[left])) == left.sum(), "a target twice"
 
 
+def test_a_target_at_the_limit_is_not_below_it() -> None:
+    queries = Sides(np.eye(2, dtype=np.float16), np.array([0]), np.zeros(1, dtype=np.int64))
+    targets = Sides(np.eye(2, dtype=np.float16), np.array([0, 1]), np.zeros(2, dtype=np.int64))
+    values, places = nearest_below(queries, targets, np.ones(1, dtype=np.float32), 2, CPU)
+    assert values.tolist() == [[0.0, -np.inf]]
+    assert places[0, 0] == 1
+
+
 def test_similarities_are_of_sides_in_the_same_place() -> None:
     random = np.random.default_rng(0)
     queries, targets = some_sides(12, random), some_sides(12, random)

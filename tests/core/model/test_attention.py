@@ -77,11 +77,23 @@ def test_a_sliding_window_is_refused() -> None:
         segment_attention(torch.nn.Module(), *rows, None, 1.0, segments=Segments.of([4]), sliding_window=8)
 
 
+def test_queries_and_keys_that_rotation_widened_attend_in_the_type_of_the_values() -> None:
+    query, key, value = (part[None].transpose(1, 2).float() for part in states(5))
+    module = torch.nn.Module()
+    module.is_causal = True
+    narrow = [rows.bfloat16() for rows in (query, key, value)]
+    found, _ = segment_attention(module, query, key, narrow[2], None, 0.3, segments=Segments.of([2, 3]))
+    expected, _ = segment_attention(module, *narrow, None, 0.3, segments=Segments.of([2, 3]))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("installed", "architecture", "chosen"),
     [
         (("flash_attn", "flash_attn.cute"), 9, "FlashAttention-4"),
         (("flash_attn", "flash_attn.cute"), 8, "FlashAttention-2"),
+        (("flash_attn", "flash_attn.cute"), 10, "FlashAttention-2"),
         (("flash_attn",), 9, "FlashAttention-2"),
         ((), 9, "torch's kernel for segments"),
     ],
