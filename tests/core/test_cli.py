@@ -73,7 +73,6 @@ def test_version(vipolyqwen) -> None:
         (["train", "--recipe", "grand"], 1, "unknown recipe 'grand'"),
         (["train", "--config", "nowhere.json"], 1, "nowhere.json does not exist"),
         (["evaluate", "nowhere"], 1, "does not exist"),
-        (["export", "m", "--model-version", "../x"], 1, "'../x' cannot name a folder"),
         (["export", "m", "--model-version", "lancedb"], 1, "'lancedb' cannot name a folder"),
         (["run", "--sources", "nowhere.yaml"], 1, "manifest"),
         (["run", "--sources", "."], 1, "is no file"),

@@ -128,7 +128,7 @@ def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> No
     assert chosen[0] != chosen[1]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=20), min_size=2, max_size=4), st.data())
 def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data: st.DataObject) -> None:
     """Nobody is forgotten, sides stay, and a row that is gone goes on with those of its component."""
@@ -174,7 +174,7 @@ def test_evaluation_rows_retire_when_their_component_meets_training() -> None:
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 5), min_size=2), min_size=4, max_size=6), st.data())
 def test_what_was_ever_linked_to_a_row_that_trained_never_evaluates(
     steps: list[set[int]], data: st.DataObject
