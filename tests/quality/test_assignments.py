@@ -47,6 +47,16 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
     assert pl.read_parquet(path)["sample_id"].to_list() == [f"{number:032x}" for number in table["sample_id"]]
 
 
+def test_a_table_from_before_contents_were_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "assignments.parquet"
+    table = pl.DataFrame(
+        {"sample_id": [5], "component": [3], "split": ["eval"], "content": [9]}, schema=SCHEMA
+    )
+    write_assignments(table, path)
+    pl.read_parquet(path).drop("content").write_parquet(path)
+    assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN)]
+
+
 def test_samples_are_found_at_their_places() -> None:
     assignments = pl.DataFrame({"sample_id": [3, 2**100, 9]}, schema={"sample_id": ID_NUMBER})
     samples = pl.Series([9, 9, 1, 2**100], dtype=ID_NUMBER)

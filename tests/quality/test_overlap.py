@@ -10,14 +10,16 @@ from quality.overlap import overlap_links
 HISTORY = pl.List(pl.Struct({"role": pl.String, "text": pl.String}))
 
 
-def links(texts: list[tuple[str, str]], off_limits: list[str]) -> pl.DataFrame:
+def links(
+    texts: list[tuple[str, str]], off_limits: list[str], targets: dict[int, str] | None = None
+) -> pl.DataFrame:
     rows = pl.LazyFrame(
         {
             "row": range(len(texts)),
             "source": [source for source, _ in texts],
             "query": [text for _, text in texts],
             "history": [None] * len(texts),
-            "target": ["ngắn"] * len(texts),
+            "target": [(targets or {}).get(row, "ngắn") for row in range(len(texts))],
         },
         schema={
             "row": pl.Int64,
@@ -58,6 +60,14 @@ def test_case_and_punctuation_do_not_hide_a_run() -> None:
 def test_runs_do_not_reach_from_one_text_into_the_next() -> None:
     words = [f"w{i}" for i in range(14)]
     assert linked(("bench", " ".join(words)), ("a", " ".join(words[:7])), ("b", " ".join(words[7:]))) == set()
+    one, two = ["x"] * 13 + words[:7], words[7:] + ["y"] * 13
+    assert linked(("bench", " ".join(words)), ("a", " ".join(one)), ("b", " ".join(two))) == set()
+
+
+def test_a_run_in_a_target_links() -> None:
+    words = " ".join(f"w{i}" for i in range(13))
+    found = links([("bench", words), ("a", "câu hỏi")], ["bench"], targets={1: words})
+    assert set(found["row"]) == {0, 1}
 
 
 def test_without_benchmarks_nothing_is_computed() -> None:

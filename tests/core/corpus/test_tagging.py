@@ -49,7 +49,7 @@ PAIRS = [
         {"text": "sai rồi", "images": []}, {"text": "hình", "images": [BLUE]},
     ]),
     pair(6, Task.INSTR, "chào", "hai <image>", target_images=[BLUE, RED]),
-    pair(7, Task.OCR, "hẹp", "chữ", query_images=[NARROW]),
+    pair(7, Task.OCR, "hẹp", "dài " * 400, query_images=[NARROW]),
     pair(8, Task.INSTR, "dài " * 400, "ngắn"),
     pair(9, Task.INSTR, "a", "b", negatives=[{"text": "<image><image>", "images": [RED]}]),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from vipolyqwen_core.mining.vectors import PairVectors
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import SIZES
-from vipolyqwen_core.training.identity import identified_run
+from vipolyqwen_core.training.identity import identified_run, mining_fingerprint
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 from vipolyqwen_core.training.run_file import read_run, write_run
 from vipolyqwen_core.workspace import Workspace
@@ -241,6 +241,13 @@ def test_a_run_with_mined_negatives_is_a_run_of_its_own(
     other = replace(recipe, mining=replace(recipe.mining, negatives_per_pair=1))
     with pytest.raises(ValueError, match="are those of other data or settings"):
         identified_run(workspace, other, tiny_backbone, {})
+
+
+def test_settings_that_find_other_negatives_have_another_fingerprint(recipe: Recipe) -> None:
+    farther = replace(recipe, mining=replace(recipe.mining, max_similarity_share=0.5))
+    stricter = replace(recipe, objective=replace(recipe.objective, positive_score=0.9))
+    found = {mining_fingerprint(each, "data") for each in (recipe, farther, stricter)}
+    assert len(found | {mining_fingerprint(recipe, "other data")}) == 4
 
 
 def test_training_on_negatives_that_were_not_mined_is_refused(

@@ -3,10 +3,12 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vipolyqwen_core.config import TrainingSettings
+from vipolyqwen_core.config import Precision, RegistrySettings, TrainingSettings
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.training.identity import identified_run, refuse_other_data
 from vipolyqwen_core.workspace import Workspace
@@ -33,11 +35,49 @@ def test_how_a_run_is_computed_or_judged_does_not_make_it_another(
     assert identified_run(workspace, seeded, tiny_backbone, {}, training_set).run_name != other.run_name
 
 
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"embedding_dim": 64}),
+        ("processing", {"max_tokens": 100}),
+        ("objective", {"margin": 0.3}),
+        ("batches", {"pairs_per_step": 64}),
+        ("optimizer", {"beta2": 0.9}),
+        ("training", {"epochs": 7}),
+        ("training", {"max_steps": 3}),
+        ("training", {"precision": Precision.BFLOAT16}),
+    ],
+)
+def test_what_shapes_the_weights_makes_another_run(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path, section: str, change: dict[str, Any]
+) -> None:
+    other = replace(demo(), **{section: replace(getattr(demo(), section), **change)})
+    named = identified_run(workspace, other, tiny_backbone, {}, training_set).run_name
+    assert named != run_name(workspace, training_set, tiny_backbone)
+
+
+def test_data_and_weights_of_sources_make_another_run_and_a_rule_of_promotion_does_not(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    name = run_name(workspace, training_set, tiny_backbone)
+    rebuilt = shutil.copytree(training_set, tmp_path / "rebuilt")
+    stage = read_stage(rebuilt)
+    assert stage is not None
+    replace(stage, data_version="other").write(rebuilt)
+    assert run_name(workspace, rebuilt, tiny_backbone) != name
+    for weight in (1.0, 2.0):
+        weighted = identified_run(workspace, demo(), tiny_backbone, {"s": weight}, training_set)
+        assert (weighted.run_name == name) == (weight == 1.0)
+    judged = replace(demo(), registry=RegistrySettings(min_gain=0.5))
+    assert identified_run(workspace, judged, tiny_backbone, {}, training_set).run_name == name
+
+
 def test_a_run_of_another_version_of_the_training_set_is_refused(
     workspace: Workspace, training_set: Path, tiny_backbone: Path
 ) -> None:
     run = identified_run(workspace, demo(), tiny_backbone, {}, training_set)
     refuse_other_data(run)
+    refuse_other_data(replace(run, tags={}))  # written by hand
     with pytest.raises(ValueError, match=f"{run.run_name} is one of version older .* is version data1 now"):
         refuse_other_data(replace(run, tags={**run.tags, "data_version": "older"}))
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vipolyqwen_core.config import BatchSettings, TaskBatching
-from vipolyqwen_core.contract import PLAN_INDEX
+from vipolyqwen_core.contract import MINED, PLAN_INDEX
 from vipolyqwen_core.corpus.tables import arrow_schema
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.training.plan import (
@@ -153,6 +154,32 @@ def test_several_uses_of_a_row_spread_over_the_epoch():
     assert all(len(np.unique(half)) > 380 for half in halves)
 
 
+def test_a_fraction_of_a_use_is_as_frequent_as_it_is_large_and_anywhere_in_the_epoch():
+    index = make_index(8000)
+    uses = count_uses(index, {"source0": 1.25, "source1": 0.2}, 0, 0)
+    assert uses[index.sources == 0].mean() == pytest.approx(1.25, abs=0.03)
+    assert uses[index.sources == 1].mean() == pytest.approx(0.2, abs=0.03)
+    rows = plan_epoch(index, BatchSettings(), {"source0": 0.5}, 0, 0).rows
+    first, second = (index.sources[half] == 0 for half in np.array_split(rows, 2))
+    assert first.mean() == pytest.approx(second.mean(), abs=0.04)
+
+
+def test_chunks_of_text_alone_leave_the_vision_tower_out():
+    index = make_index(400)
+    chunks = plan_chunks(index, np.arange(400), BatchSettings(chunk_tokens=2000, chunk_patches=8000), 1)
+    with_pictures = [chunk.has_pictures for chunk in chunks]
+    assert not any(with_pictures[:5])
+    assert all(with_pictures[-5:])
+
+
+def test_groups_of_one_task_come_in_any_order():
+    index = make_index(2000)
+    batches = BatchSettings(pairs_per_step=32, task_batching=TaskBatching.HOMOGENEOUS)
+    plan = plan_epoch(index, batches, {}, 0, 0)
+    tasks = [int(index.tasks[plan.step(k)][0]) for k in range(len(plan))]
+    assert sum(one != other for one, other in pairwise(tasks)) > len(plan) / 2
+
+
 def test_sub_batches_keep_pairs_of_one_task_together():
     index = make_index(500)
     batches = BatchSettings(pairs_per_step=32, sub_batch_pairs=8, task_batching=TaskBatching.SUB_BATCHES)
@@ -171,7 +198,11 @@ def test_the_plan_of_a_run_counts_its_steps_without_ordering_them():
         assert plan.num_steps == sum(sizes)
         assert [plan.locate(first) for first in plan.first_steps[:-1]] == [(0, 0), (1, 0), (2, 0)]
         assert len(list(plan.steps(first=2))) == plan.num_steps - 2
-    assert plan_training(index, batches, {}, seed=3, epochs=3, max_steps=5).num_steps == 5
+    short = plan_training(index, batches, {}, seed=3, epochs=3, max_steps=5)
+    assert [step for step, *_ in short.steps()] == [0, 1, 2, 3, 4]
+    assert (
+        plan_training(index, batches, {}, seed=3, epochs=3, max_steps=99).num_steps == short.first_steps[-1]
+    )
 
 
 def test_prefix_dropout_is_a_share_that_changes_by_epoch():
@@ -191,6 +222,10 @@ def test_wrong_settings_are_named():
         )
     with pytest.raises(ValueError, match="source weights"):
         plan_training(index, BatchSettings(), {"source0": 1e-9, "source1": 1e-9}, 0, epochs=1)
+    with pytest.raises(ValueError, match="leave an epoch without a pair"):  # half of them
+        plan_training(make_index(1, num_sources=1), BatchSettings(), {"source0": 0.5}, 0, epochs=20)
+    whole = BatchSettings(pairs_per_step=8, sub_batch_pairs=8, task_batching=TaskBatching.SUB_BATCHES)
+    assert plan_training(index, whole, {}, 0, epochs=1).num_steps > 0
 
 
 def test_the_index_is_read_as_it_was_written(tmp_path):
@@ -215,6 +250,26 @@ def test_the_index_is_read_as_it_was_written(tmp_path):
         [16, 0, 32],
         [1, 0, 2],
     )
+    mined = {
+        "negatives": [[1], [], [0, 1]],
+        "similarities": [[0.5], [], [0.5, 0.4]],
+        "tokens": [6, 0, 11],
+        "patches": [0, 0, 16],
+        "images": [0, 0, 1],
+    }
+    for folder, kept in (("whole", 3), ("short", 2)):
+        (tmp_path / folder).mkdir()
+        added = pa.table({name: values[:kept] for name, values in mined.items()}, schema=arrow_schema(MINED))
+        with pa.ipc.new_file(tmp_path / folder / "mined.arrow", added.schema) as writer:
+            writer.write_table(added)
+    longer = read_plan_index(tmp_path / "index.parquet", tmp_path / "whole")
+    assert (longer.tokens.tolist(), longer.patches.tolist(), longer.images.tolist()) == (
+        [11, 6, 18],
+        [16, 0, 48],
+        [1, 0, 3],
+    )
+    with pytest.raises(ValueError, match=r"is of 2 rows, .* has 3: mine anew"):
+        read_plan_index(tmp_path / "index.parquet", tmp_path / "short")
     with pytest.raises(ValueError, match="no plan index"):
         read_plan_index(tmp_path / "missing.parquet")
     pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")

@@ -1,6 +1,7 @@
 """What a run reports reads as one run, whatever happened to it."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.objectives.pairs import TASKS, pair_keys
 from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.flops import FlopCounter, peak_flops
-from vipolyqwen_core.training.meter import Throughput
+from vipolyqwen_core.training.loading import LoadedChunk
+from vipolyqwen_core.training.meter import Meter, Throughput
 from vipolyqwen_core.training.optimizer import build_optimizer, learning_rate
 from vipolyqwen_core.training.tracking import (
     MetricsFile,
@@ -80,13 +83,42 @@ def test_dagster_is_told_the_progress_and_the_time_left():
 
 def test_rates_are_of_the_counts_and_mfu_needs_a_known_peak():
     throughput = Throughput(pairs=10, tokens=100, filler_tokens=5, truncated_tokens=25, flops=1e12)
+    throughput.waiting_seconds, throughput.loading_seconds = 2.0, 6.0
     metrics = throughput.metrics(num_ranks=2, peak_flops=1e15)
     assert metrics["tokens_per_second"] == pytest.approx(10 * metrics["pairs_per_second"])
     assert metrics["useful_token_share"] == 0.95
     assert metrics["truncated_token_share"] == 0.2
     assert metrics["mfu"] == pytest.approx(metrics["tokens_per_second"] * 1e10 / (2 * 1e15))
+    assert metrics["loading_share"] == pytest.approx(3 * metrics["waiting_share"])
+    assert metrics["waiting_share"] == pytest.approx(metrics["pairs_per_second"] * 2.0 / 10)
     assert "mfu" not in throughput.metrics(2, None)
     assert peak_flops(torch.device("cpu")) is None
+
+
+def test_chunks_that_are_loaded_twice_count_once(tiny_model, packed_text):
+    packed, keys = replace(packed_text, truncated_tokens=5), pair_keys([Task.INSTR], [1], [2])
+    chunk = LoadedChunk(packed, keys, filler_tokens=3, seconds=0.5)
+    meter = Meter(FlopCounter.of(tiny_model))
+    for step in range(2):
+        meter.begin(PlannedStep(step, 4, num_chunks=2, has_pictures=False, learning_rate=0.1, num_held=0))
+        assert list(meter.watch(iter([chunk] * 4))) == [chunk] * 4
+    seen = meter.throughput
+    assert (seen.pairs, seen.tokens) == (8, 4 * packed.num_tokens)
+    assert (seen.filler_tokens, seen.truncated_tokens) == (12, 20)
+    assert seen.flops == pytest.approx(4 * meter.counter.count(packed))
+    assert seen.loading_seconds == 8 * 0.5  # waiting is for every loading
+    meter.restart()
+    assert meter.throughput.pairs == 0
+
+
+def test_the_optimizer_takes_its_settings_and_leaves_frozen_weights_out(make_run):
+    changed = {"learning_rate": 0.25, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.5}
+    model = torch.nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    decaying, constant = build_optimizer(model, make_run(optimizer=changed).recipe.optimizer).param_groups
+    assert (decaying["lr"], decaying["betas"], decaying["weight_decay"]) == (0.25, (0.8, 0.9), 0.5)
+    assert [id(parameter) for parameter in decaying["params"]] == [id(model.weight)]
+    assert constant["params"] == []
 
 
 def test_operations_are_two_a_weight_and_row_forward_and_twice_that_backward(tiny_model, packed_text):
