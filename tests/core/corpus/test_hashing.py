@@ -57,7 +57,11 @@ def test_no_key_is_zero() -> None:
     assert key_hash("a") != key_hash("b")
 
 
-def test_files_count_by_content_and_by_where_each_ends(tmp_path: Path) -> None:
+def test_files_count_by_content_and_by_where_each_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vipolyqwen_core.corpus.hashing.BLOCK_BYTES", 2)
+
     def digest(*contents: bytes) -> str:
         paths = []
         for number, content in enumerate(contents):
@@ -66,10 +70,13 @@ def test_files_count_by_content_and_by_where_each_ends(tmp_path: Path) -> None:
         return content_digest(paths)
 
     assert digest(b"ab", b"c") == digest(b"ab", b"c")
+    assert digest(b"abcde") != digest(b"abcdf")
     assert digest(b"ab", b"c") != digest(b"a", b"bc") != digest(b"abc")
 
 
-@pytest.mark.parametrize(("one", "other"), [(("a", "b"), ("ab",)), ((1,), ("1",)), ((None,), ())])
+@pytest.mark.parametrize(
+    ("one", "other"), [(("a", "b"), ("ab",)), ((1,), ("1",)), ((1, 23), (12, 3)), ((None,), ())]
+)
 def test_fingerprints_tell_parts_apart(one: tuple[object, ...], other: tuple[object, ...]) -> None:
     assert fingerprint(*one) != fingerprint(*other)
     assert fingerprint(*one) == fingerprint(*one)

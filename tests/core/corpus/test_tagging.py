@@ -1,5 +1,7 @@
 """Tagging repairs placeholders, measures what the processor makes, and loses no pair."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from vipolyqwen_core.corpus.hashing import key_hash, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
+from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
 from vipolyqwen_core.corpus.tagging import preview, tag
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
@@ -95,6 +97,7 @@ def test_every_pair_is_tagged_or_in_the_ledger(
     summary = tag(SOURCE, tiny_processing, tiny_backbone, workspace)
     tagged, ledger = tables(workspace)
     assert list(tagged) == [1, 2, 4, 5, 6, 8]
+    assert list(ledger) == [3, 7, 9]
     assert {line: row["rule"] for line, row in ledger.items()} == {
         3: "too_many_placeholders", 7: "picture_size", 9: "too_many_placeholders",
     }  # fmt: skip
@@ -151,7 +154,7 @@ def test_lengths_are_those_of_encoded_items_and_hashes_those_of_repaired_sides(
 
 
 def test_what_has_not_changed_is_reused(
-    workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings
+    workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path: Path
 ) -> None:
     first = tag(SOURCE, tiny_processing, tiny_backbone, workspace)
     again = tag(SOURCE, tiny_processing, tiny_backbone, workspace)
@@ -161,7 +164,26 @@ def test_what_has_not_changed_is_reused(
     assert not smaller.reused
     assert smaller.data_version != first.data_version
     curate(workspace, PAIRS[:1], version="v2")
-    assert tag(SOURCE, tiny_processing, tiny_backbone, workspace).pairs_in == 1
+    other = replace(tiny_processing, max_tokens=128)
+    assert tag(SOURCE, other, tiny_backbone, workspace).pairs_in == 1
+    moved = shutil.copytree(tiny_backbone, tmp_path / "moved")
+    assert tag(SOURCE, other, moved, workspace).reused
+    layout = moved / "preprocessor_config.json"
+    layout.write_text(json.dumps({**json.loads(layout.read_text()), "image_mean": [0.5, 0.5, 0.5]}))
+    assert not tag(SOURCE, other, moved, workspace).reused
+
+
+def test_batches_change_nothing(
+    workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings, monkeypatch: Any
+) -> None:
+    whole = tag(SOURCE, tiny_processing, tiny_backbone, workspace)
+    monkeypatch.setattr("vipolyqwen_core.corpus.tagging.BATCH_PAIRS", 2)
+    stage = read_stage(workspace.curated("s"))
+    assert stage is not None
+    curate(workspace, [*PAIRS, PAIRS[0]], stage.details["images"], version="v2")
+    parts = tag(SOURCE, tiny_processing, tiny_backbone, workspace)
+    assert (parts.pairs_out, parts.rejected) == (whole.pairs_out + 1, whole.rejected)
+    assert parts.details == whole.details
 
 
 def test_a_source_without_pairs_gives_empty_tables(
@@ -194,6 +216,7 @@ def test_a_preview_shows_pairs_as_they_would_be_tagged_and_writes_nothing(
     source = Source(name="s", format=Format.OWNER_JSONL, paths=(path,), image_root=str(tmp_path))
     before = sorted(tmp_path.iterdir())
     first, second = preview(source, CurationSettings(), tiny_processing, tiny_backbone)
+    assert preview(source, CurationSettings(), tiny_processing, tiny_backbone, num_pairs=1) == [first]
     assert (first["line"], first["query"], first["query_images"]) == (3, "<image>q &", [RED])
     assert (first["prefix"], second["prefix"]) == ("ocr", "instr")
     assert first["query_patches"] > 0 == second["query_patches"]

@@ -27,6 +27,14 @@ def misread(text: str, encoding: str = "cp1252") -> str:
             "dòng một\n\ndòng hai\ndòng ba\ndòng bốn",
         ),
         ("全角\u3000空格", "全角 空格"),
+        ("một  hai", "một hai"),
+        ("một \nhai", "một\nhai"),
+        ("một\n hai", "một\nhai"),
+        ("\nmột", "một"),
+        ("một\n", "một"),
+        ("một\n\nhai ", "một\n\nhai"),
+        ("một\ufffchai", "mộthai"),
+        ("\x93một\x94", "“một”"),  # Windows-1252 read as Latin-1
         ("\ufeffđầu\u200b tệp\u00ad\x00\x07", "đầu tệp"),
         ("a &lt; b &amp;&amp; c &#44; d&nbsp;e &#x1F600;", "a < b && c , d e 😀"),
         ("&amp;lt;p&amp;gt;", "<p>"),
@@ -137,6 +145,9 @@ def test_a_dialogue_is_repaired_in_its_first_user_turn() -> None:
     history = (Turn("system", "Ngắn gọn."), Turn("user", "Đây là gì?"), Turn("assistant", "Con mèo."))
     text, repaired = repair_dialogue("Màu gì? <image>", 2, history)
     assert text == "Màu gì? <image>"
-    assert repaired == (history[0], Turn("user", "<image>Đây là gì?"), history[2])
+    repaired_turn = Turn("user", "<image>Đây là gì?")
+    assert repaired == (history[0], repaired_turn, history[2])
+    longer = (*history, Turn("user", "Ở đâu?"), Turn("assistant", "Đây."))
+    assert repair_dialogue("Màu gì?", 1, longer)[1] == (longer[0], repaired_turn, *longer[2:])
     assert repair_dialogue("Màu gì?", 1, history[:1]) == ("<image>Màu gì?", history[:1])
     assert repair_dialogue("Màu gì?", 1) == ("<image>Màu gì?", None)
