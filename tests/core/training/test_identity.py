@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vipolyqwen_core.config import Precision, RegistrySettings, TrainingSettings
+from vipolyqwen_core.config import EvaluationSettings, Precision, RegistrySettings, TrainingSettings
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.training.identity import identified_run, refuse_other_data
@@ -56,7 +56,7 @@ def test_what_shapes_the_weights_makes_another_run(
     assert named != run_name(workspace, training_set, tiny_backbone)
 
 
-def test_data_and_weights_of_sources_make_another_run_and_a_rule_of_promotion_does_not(
+def test_data_and_weights_of_sources_make_another_run_and_how_it_is_judged_does_not(
     workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     name = run_name(workspace, training_set, tiny_backbone)
@@ -68,7 +68,9 @@ def test_data_and_weights_of_sources_make_another_run_and_a_rule_of_promotion_do
     for weight in (1.0, 2.0):
         weighted = identified_run(workspace, demo(), tiny_backbone, {"s": weight}, training_set)
         assert (weighted.run_name == name) == (weight == 1.0)
-    judged = replace(demo(), registry=RegistrySettings(min_gain=0.5))
+    judged = replace(
+        demo(), registry=RegistrySettings(min_gain=0.5), evaluation=EvaluationSettings(confidence=0.9)
+    )
     assert identified_run(workspace, judged, tiny_backbone, {}, training_set).run_name == name
 
 

@@ -95,6 +95,22 @@ def test_rates_are_of_the_counts_and_mfu_needs_a_known_peak():
     assert peak_flops(torch.device("cpu")) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_is_that_of_the_device_by_its_name(name, teraflops, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == (None if teraflops is None else teraflops * 1e12)
+
+
 def test_chunks_that_are_loaded_twice_count_once(tiny_model, packed_text):
     packed, keys = replace(packed_text, truncated_tokens=5), pair_keys([Task.INSTR], [1], [2])
     chunk = LoadedChunk(packed, keys, filler_tokens=3, seconds=0.5)
