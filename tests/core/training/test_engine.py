@@ -6,11 +6,18 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import nn
 
 from tests.core.distributed import run_on_ranks
 from tests.core.training.stand_in import step_of
-from vipolyqwen_core.config import Negatives
+from vipolyqwen_core.config import Negatives, ObjectiveSettings
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives import negatives
+from vipolyqwen_core.objectives.pairs import pair_keys
+from vipolyqwen_core.processing.packing import PackedBatch, Segments
+from vipolyqwen_core.training.engine import Engine, PlannedStep, StepResult
+from vipolyqwen_core.training.loading import LoadedChunk
 
 MIXED = list(range(15))
 """Three pairs of each task."""
@@ -71,6 +78,104 @@ def test_a_step_without_pictures_leaves_the_vision_tower_alone(data):
     untouched = step_of(data, [0], Negatives.CHUNK, 2)[1]["visual.weight"]
     assert torch.equal(weights["visual.weight"], untouched)
     assert not torch.equal(others["visual.weight"], untouched)
+
+
+class Recorded(nn.Module):
+    """One vector a token; notes its mode and the seed of each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(64, 6)
+        self.passes: list[tuple[bool, int]] = []
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        self.passes.append((self.training, torch.initial_seed()))
+        return nn.functional.normalize(
+            self.tokens(batch.input_ids[batch.segments.cu_seqlens[:-1].long()] % 64)
+        )
+
+
+def chunk_of(first: int, num_pairs: int = 2) -> LoadedChunk:
+    """Pairs of a token a side, all different."""
+    tokens = torch.arange(first, first + 2 * num_pairs)
+    segments = Segments.of([1] * len(tokens))
+    packed = PackedBatch(tokens, torch.zeros(4, 1, len(tokens), dtype=torch.int64), tokens, segments, None)
+    queries = range(first, first + num_pairs)
+    keys = pair_keys([Task.OCR] * num_pairs, queries, [100 + query for query in queries])
+    return LoadedChunk(packed, keys, filler_tokens=0, seconds=0.0)
+
+
+CHUNKS = [chunk_of(0), chunk_of(10), chunk_of(20)]
+
+
+def engine_of(negatives: Negatives = Negatives.STEP, **options: Any) -> Engine:
+    accelerator, model = Accelerator(cpu=True), Recorded()
+    optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+    options = {"objective": ObjectiveSettings(), "max_grad_norm": 1e9, **options}
+    return Engine(accelerator, model, optimizer, vision_parameters=[], negatives=negatives, **options)
+
+
+def step(
+    engine: Engine, number: int = 0, rate: float = 0.0, weights: Any = None, held: int = 3
+) -> StepResult:
+    planned = PlannedStep(number, 6, len(CHUNKS), has_pictures=True, learning_rate=rate, num_held=3)
+    return engine.step(planned, iter(CHUNKS), weights)
+
+
+def test_both_passes_of_a_chunk_draw_the_same_numbers_and_no_other_chunk_or_step_does():
+    engine = engine_of(seed=5)
+    for number in (0, 1):
+        step(engine, number)
+    seeds = [seed for _, seed in engine.model.passes]
+    assert seeds[:3] == seeds[3:6]
+    assert seeds[6:9] == seeds[9:]
+    assert len(set(seeds)) == 6
+    other = engine_of(seed=6)
+    step(other)
+    assert not {seed for _, seed in other.model.passes} & set(seeds)
+
+
+def test_a_step_trains_and_vectors_in_use_are_those_of_evaluation():
+    engine = engine_of()
+    engine.embed(CHUNKS[0])
+    step(engine)
+    engine.embed(CHUNKS[0])
+    assert [training for training, _ in engine.model.passes] == [False, *[True] * 6, False]
+
+
+@pytest.mark.parametrize("negatives", Negatives)
+def test_a_step_goes_down_its_own_gradient_at_its_own_rate_and_no_further_than_the_norm(negatives):
+    engine = engine_of(negatives, max_grad_norm=1e-3)
+    before = engine.model.tokens.weight.detach().clone()
+    norms = [step(engine, rate=0.0).grad_norm for _ in range(2)]
+    assert torch.equal(engine.model.tokens.weight, before)
+    assert norms[0] == pytest.approx(norms[1]), "the gradient of a step holds that of the one before"
+    assert norms[0] > 1e-3
+    step(engine, rate=0.5)
+    assert (engine.model.tokens.weight - before).norm().item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(bad):
+    engine = engine_of()
+    before = engine.model.tokens.weight.detach().clone()
+    with mock.patch.object(engine.accelerator, "clip_grad_norm_", return_value=torch.tensor(bad)):
+        assert step(engine, rate=1.0).refused
+    assert torch.equal(engine.model.tokens.weight, before)
+    assert not step(engine, rate=1.0).refused
+
+
+@pytest.mark.parametrize("negatives", Negatives)
+def test_the_loss_of_a_step_is_that_of_all_its_chunks_with_weights_and_slices(negatives):
+    engine = engine_of(negatives, matryoshka_dims=(3,))
+    plain, doubled = step(engine), step(engine, weights={Task.OCR: 2.0})
+    assert doubled.loss.item() == pytest.approx(2 * plain.loss.item())
+    means = plain.terms.means()
+    assert means[Task.OCR, "info_nce"].num_pairs == 6
+    assert (Task.OCR, "info_nce@3") in means
+    of_terms = sum(value.mean for value in means.values()) / 2  # info_nce and triplet_margin, two slices
+    assert plain.loss.item() == pytest.approx(of_terms, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
