@@ -35,7 +35,7 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), fsdp_plugin=plugin)
     num_processes, mode = accelerator.num_processes, _mode(accelerator)
     expected_mode = settings.distribution
-    if settings.distribution is Distribution.DATA_PARALLEL and settings.processes == 1:
+    if settings.distribution is Distribution.DATA_PARALLEL and num_processes == 1:
         expected_mode = Distribution.NONE
     if mode is not expected_mode or num_processes % settings.processes:
         raise ValueError(
@@ -63,11 +63,11 @@ def shard_ends(model: ViPolyQwenModel, settings: TrainingSettings) -> None:
         fully_shard(norm, mp_policy=policy, reshard_after_forward=False)
 
 
-def check_wrapped(model: nn.Module, settings: TrainingSettings) -> None:
+def check_wrapped(model: nn.Module, settings: TrainingSettings, num_processes: int) -> None:
     """Assert that the model was wrapped as asked: FSDP that is really something else must not go on."""
     if settings.distribution is Distribution.FSDP2:
         assert isinstance(model, FSDPModule), type(model)
-    elif settings.distribution is Distribution.DATA_PARALLEL and settings.processes > 1:
+    elif settings.distribution is Distribution.DATA_PARALLEL and num_processes > 1:
         assert isinstance(model, DistributedDataParallel), type(model)
     else:
         assert not isinstance(model, FSDPModule | DistributedDataParallel), type(model)

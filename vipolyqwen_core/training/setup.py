@@ -63,7 +63,7 @@ def prepare(run: TrainingRun) -> Training:
     counter = FlopCounter.of(bare)
     shard_ends(bare, settings)
     model, prepared = accelerator.prepare(bare, build_optimizer(bare, recipe.optimizer))
-    check_wrapped(model, settings)
+    check_wrapped(model, settings, accelerator.num_processes)
     optimizer = prepared.optimizer
     initialise_optimizer(optimizer)
     engine = Engine(
