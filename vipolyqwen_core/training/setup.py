@@ -9,6 +9,7 @@ from torch import nn
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.training.agreement import refuse_disagreement
 from vipolyqwen_core.training.checkpoints import Checkpoints, Progress, initialise_optimizer
 from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_ends, start_accelerator
@@ -17,6 +18,7 @@ from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.identity import refuse_other_data, trajectory
 from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
+from vipolyqwen_core.training.ranks import together
 from vipolyqwen_core.training.rows import TrainingPictures
 
 logger = logging.getLogger(__name__)
@@ -45,16 +47,19 @@ def prepare(run: TrainingRun) -> Training:
     """Data, model and optimizer, checked and wrapped.
 
     Raises:
-        ValueError: the training set is missing or wrong, or the processes are not those of the settings
+        ValueError: the training set is missing or wrong, the ranks differ in settings, data or folder, or
+            the processes are not those of the settings
     """
-    refuse_other_data(run)
     recipe, settings = run.recipe, run.recipe.training
-    index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
-    plan = plan_training(
-        index, recipe.batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
-    )
-    TrainingPictures(run.training_set).check()
     accelerator = start_accelerator(settings)
+    with together(ValueError):  # a machine may lack what the others have
+        refuse_other_data(run)
+        index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
+        plan = plan_training(
+            index, recipe.batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
+        )
+        TrainingPictures(run.training_set).check()
+    refuse_disagreement(run, index)
     bare = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, settings.seed)
     if settings.activation_checkpointing:
         bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
