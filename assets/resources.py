@@ -109,7 +109,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         """MLflow's client; the process's default is settled too, and the experiment is there."""
         import mlflow
 
-        from vipolyqwen_core.training.tracking import EXPERIMENT
+        from vipolyqwen_core.training.mlflow_run import EXPERIMENT
 
         mlflow.set_tracking_uri(self.tracking_uri)
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)

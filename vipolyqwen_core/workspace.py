@@ -216,9 +216,20 @@ def configure(
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
 
 
-def log_system_metrics() -> None:
-    """Let MLflow log the load of processor, memory and GPU with the runs of this process."""
-    os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+MLFLOW_OF_TRAINING = {
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""MLflow logs the load of processor, memory and GPU. And it gives a request up within a quarter of a minute
+where nobody listens, not after four: metrics are sent again later, and a run that was told to stop has no
+such time."""
+
+
+def configure_mlflow_of_training() -> None:
+    """Settle how MLflow behaves in a training process, before it is imported."""
+    for name, value in MLFLOW_OF_TRAINING.items():
+        os.environ.setdefault(name, value)
 
 
 def hide_loading_bars() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
-from vipolyqwen_core.workspace import configure, current_workspace, log_system_metrics, process_rank
+from vipolyqwen_core.workspace import configure, configure_mlflow_of_training, current_workspace, process_rank
 
 USER_ERROR = 2
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     configure(current_workspace())
-    log_system_metrics()
+    configure_mlflow_of_training()
     try:
         run = read_run(told.config)
         if told.dry_run:

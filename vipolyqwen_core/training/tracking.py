@@ -1,7 +1,7 @@
 """Tracking: what a run reports, to `metrics.jsonl`, MLflow, a terminal and Dagster. Rank 0 only.
 
 `metrics.jsonl` has one line each `log_steps`; a resumed run drops the lines beyond its checkpoint, so the
-file reads as if nothing had happened. MLflow is reached through accelerate's tracker.
+file reads as if nothing had happened.
 """
 
 import json
@@ -13,23 +13,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import MLflowTracker
 from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pipes
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.routing import TermSums
-from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
 from vipolyqwen_core.workspace import current_workspace
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-MLFLOW_RUN_FILE = "mlflow_run_id"
-EXPERIMENT = "vipolyqwen"
 SECONDS_BETWEEN_REPORTS = 15.0
 """To a log that is no terminal, and to Dagster."""
 
@@ -69,49 +65,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-@contextmanager
-def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MLflowTracker]:
-    """The MLflow run of a training, through accelerate; a resumed training continues its own.
-
-    The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
-    start, so that also one that was killed before its first checkpoint is continued. What ended the block is
-    raised, also where the store fails in turn: on a full disk both do, and the first is the one to read.
-    """
-    place = run.output / MLFLOW_RUN_FILE
-    run_id = place.read_text(encoding="utf-8") if place.is_file() else None
-    tracker = MLflowTracker(
-        experiment_name=EXPERIMENT,
-        logging_dir=None if artifacts is None else str(artifacts),
-        run_id=run_id,
-        run_name=run.run_name,
-        tags=dict(run.tags),
-    )
-    tracker.start()
-    cause: BaseException | None = None
-    try:
-        with tracker.tracker as active:
-            try:
-                if run_id is None:
-                    settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
-                    tracker.store_init_configuration(flatten(settings))
-                    with written_aside(place) as aside:
-                        aside.write_text(active.info.run_id, encoding="utf-8")
-                yield tracker
-            except BaseException as error:
-                cause = error
-                raise
-    except Exception as error:
-        if cause is None or error is cause:
-            raise
-        logger.warning("MLflow could not end its run: %s", error)
-        raise cause from None
-
-
-def mlflow_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics by names that MLflow allows: it takes no `@`."""
-    return {name.replace("@", "_at_"): value for name, value in metrics.items()}
-
-
 class Tracking:
     """Where a run reports to: metrics, progress with the time left. On other ranks than 0 it does nothing."""
 
@@ -120,7 +73,7 @@ class Tracking:
         num_steps: int,
         first_step: int,
         metrics_file: MetricsFile | None = None,
-        mlflow: MLflowTracker | None = None,
+        mlflow: MlflowMetrics | None = None,
         bar: Progress | None = None,
         pipes: PipesContext | None = None,
     ) -> None:
@@ -136,7 +89,7 @@ class Tracking:
     @property
     def mlflow_run_id(self) -> str:
         """Id of the MLflow run; empty on other ranks than 0."""
-        return "" if self._mlflow is None else str(self._mlflow.tracker.info.run_id)
+        return "" if self._mlflow is None else self._mlflow.run_id
 
     def step_done(self, step: int) -> None:
         """So many steps are done."""
@@ -148,7 +101,7 @@ class Tracking:
         if self._metrics_file is not None:
             self._metrics_file.append(step, {**metrics, "batch": batch})
         if self._mlflow is not None:
-            self._mlflow.log(mlflow_names(metrics), step=step)
+            self._mlflow.log(metrics, step)
         if self._bar is not None and self._bar_task is not None:
             self._bar.update(self._bar_task, description=f"loss {metrics['loss']:.4f}")
         now = time.monotonic()

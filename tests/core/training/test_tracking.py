@@ -20,7 +20,6 @@ from vipolyqwen_core.training.tracking import (
     MetricsFile,
     Tracking,
     loss_metrics,
-    mlflow_names,
     read_metrics,
 )
 
@@ -38,7 +37,6 @@ def test_losses_are_named_by_task_and_term():
         "loss/ocr/info_nce": 3.0,
         "loss/ocr/triplet_margin": 0.25,
     }
-    assert mlflow_names({"positive_similarity@0.5": 1.0}) == {"positive_similarity_at_0.5": 1.0}
 
 
 def test_a_resumed_metrics_file_forgets_what_was_not_saved(tmp_path):

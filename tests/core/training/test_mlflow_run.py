@@ -1,0 +1,88 @@
+"""A run does not depend on MLflow: metrics wait for a store that does not answer, and hold nothing up."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+import pytest
+from accelerate.tracking import MLflowTracker
+
+from vipolyqwen_core.training import mlflow_run as mlflow_module
+from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_names
+from vipolyqwen_core.training.stopping import StopSignal
+from vipolyqwen_core.training.tracking import read_metrics
+from vipolyqwen_core.training.train import train
+
+
+class Store:
+    """Takes the place of accelerate's tracker; refuses until it is told to answer."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.tries = 0
+        self.lines: list[tuple[int | None, Mapping[str, float], int]] = []
+
+    def log(self, values: Mapping[str, float], step: int | None, run_id: str, timestamp: int) -> None:
+        self.tries += 1
+        if not self.answers.is_set():
+            raise ConnectionError("nobody listens")
+        self.lines.append((step, values, timestamp))
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_module, "SECONDS_BETWEEN_TRIES", 0.01)
+
+
+def metrics_to(store: Store) -> MlflowMetrics:
+    return MlflowMetrics(store, "run1")  # type: ignore[arg-type]
+
+
+def test_metrics_wait_for_a_store_and_arrive_in_order_with_the_time_of_their_step(caplog):
+    store = Store()
+    metrics = metrics_to(store)
+    for step in range(5):
+        metrics.log({"recall@1": step / 5}, step)
+    given = time.time() * 1000
+    while store.tries < 3:
+        time.sleep(0.01)
+    store.answers.set()
+    metrics.close()
+    assert [(step, values) for step, values, _ in store.lines] == [
+        (step, {"recall_at_1": step / 5}) for step in range(5)
+    ]
+    assert all(moment <= given for _, _, moment in store.lines)
+    assert caplog.messages == [
+        "MLflow takes no metrics, training goes on (metrics.jsonl has them): nobody listens",
+        "MLflow takes metrics again, at step 0",
+    ]
+
+
+def test_what_never_arrives_is_counted_and_not_waited_for(caplog):
+    metrics = metrics_to(Store())
+    for step in range(5):
+        metrics.log({"loss": 1.0}, step)
+    metrics.close()
+    lacking = "MLflow lacks 5 of 5 lines of metrics, which metrics.jsonl has: nobody listens"
+    assert caplog.messages[-1] == lacking
+
+
+def test_a_run_whose_store_is_lost_trains_to_its_end(make_run, monkeypatch, caplog):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody listens")
+
+    run = make_run(training={"epochs": 1})
+    monkeypatch.setattr(MLflowTracker, "log", refuse)
+    with monkeypatch.context() as lost:
+        lost.setattr(mlflow.tracking.fluent, "end_run", refuse)
+        result = train(run, StopSignal())
+    mlflow.end_run()
+    assert result.steps == len(read_metrics(run.output / "metrics.jsonl")) == 3
+    assert "MLflow lacks 3 of 3 lines" in caplog.text
+    assert "MLflow could not end its run" in caplog.text
+
+
+def test_names_are_those_that_mlflow_allows():
+    assert mlflow_names({"positive_similarity@0.5": 1.0}) == {"positive_similarity_at_0.5": 1.0}

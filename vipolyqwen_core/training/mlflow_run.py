@@ -1,0 +1,149 @@
+"""The MLflow run of a training, through accelerate's tracker.
+
+MLflow is a copy: `metrics.jsonl` has every line. So a store that does not answer, for a minute or for good,
+costs a run of hours neither its end nor its time; what has not arrived waits, and what never does is counted.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from accelerate.tracking import MLflowTracker
+from pydantic import TypeAdapter
+
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.training.identity import flatten
+
+logger = logging.getLogger(__name__)
+
+MLFLOW_RUN_FILE = "mlflow_run_id"
+EXPERIMENT = "vipolyqwen"
+SECONDS_BETWEEN_TRIES = 60.0
+"""Behind those that MLflow makes by itself for each request."""
+SECONDS_TO_ARRIVE = 60.0
+"""For the lines that wait at the end of a run."""
+
+
+class Line(NamedTuple):
+    """Metrics after so many steps."""
+
+    metrics: Mapping[str, float]
+    step: int
+    milliseconds: int
+    """When they were measured: they may arrive much later."""
+
+
+class MlflowMetrics:
+    """Metrics on their way to a run of MLflow, which a thread sends in their order; close it."""
+
+    def __init__(self, tracker: MLflowTracker, run_id: str) -> None:
+        self.run_id = run_id
+        self._tracker = tracker
+        self._lines: SimpleQueue[Line | None] = SimpleQueue()
+        self._given = self._arrived = 0
+        self._trouble: Exception | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._send, name="mlflow-metrics", daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Send a line when MLflow takes it. Does not wait."""
+        self._given += 1
+        self._lines.put(Line(mlflow_names(metrics), step, int(time.time() * 1000)))
+
+    def close(self) -> None:
+        """Wait a little for what is on its way, and say what has not arrived."""
+        self._closing.set()
+        self._lines.put(None)
+        self._thread.join(SECONDS_TO_ARRIVE)
+        if self._arrived < self._given:
+            logger.warning(
+                "MLflow lacks %d of %d lines of metrics, which metrics.jsonl has: %s",
+                self._given - self._arrived,
+                self._given,
+                self._trouble or "it is slow",
+            )
+
+    def _send(self) -> None:
+        while (line := self._lines.get()) is not None:
+            while not self._arrives(line):
+                if self._closing.is_set():
+                    return
+                self._closing.wait(SECONDS_BETWEEN_TRIES)
+            self._arrived += 1
+
+    def _arrives(self, line: Line) -> bool:
+        metrics, step, milliseconds = line
+        try:
+            self._tracker.log(dict(metrics), step=step, run_id=self.run_id, timestamp=milliseconds)
+        except Exception as error:  # noqa: BLE001 (whatever a store raises: it is told, and tried again)
+            if self._trouble is None:
+                logger.warning(
+                    "MLflow takes no metrics, training goes on (metrics.jsonl has them): %s", error
+                )
+            self._trouble = error
+            return False
+        if self._trouble is not None:
+            logger.warning("MLflow takes metrics again, at step %d", step)
+            self._trouble = None
+        return True
+
+
+@contextmanager
+def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MlflowMetrics]:
+    """Where the metrics of a training go to; a resumed training continues its own run of MLflow.
+
+    The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
+    start, so that also one that was killed before its first checkpoint is continued. A store that fails only
+    at the end does not change how the block ends: on a full disk both fail, and the first is the one to read.
+    """
+    place = run.output / MLFLOW_RUN_FILE
+    run_id = place.read_text(encoding="utf-8") if place.is_file() else None
+    tracker = MLflowTracker(
+        experiment_name=EXPERIMENT,
+        logging_dir=None if artifacts is None else str(artifacts),
+        run_id=run_id,
+        run_name=run.run_name,
+        tags=dict(run.tags),
+    )
+    tracker.start()
+    with _ended(tracker):
+        if run_id is None:
+            settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
+            tracker.store_init_configuration(flatten(settings))
+            run_id = str(tracker.tracker.info.run_id)
+            with written_aside(place) as aside:
+                aside.write_text(run_id, encoding="utf-8")
+        metrics = MlflowMetrics(tracker, run_id)
+        try:
+            yield metrics
+        finally:
+            metrics.close()
+
+
+@contextmanager
+def _ended(tracker: MLflowTracker) -> Iterator[None]:
+    """End the run of MLflow as the block ends."""
+    active = tracker.tracker.__enter__()
+    raised: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        raised = error
+        raise
+    finally:
+        try:
+            active.__exit__(None if raised is None else type(raised), raised, None)
+        except Exception as error:  # noqa: BLE001 (whatever a store raises: the training has ended before)
+            logger.warning("MLflow could not end its run, and goes on to call it running: %s", error)
+
+
+def mlflow_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics by names that MLflow allows: it takes no `@`."""
+    return {name.replace("@", "_at_"): value for name, value in metrics.items()}
