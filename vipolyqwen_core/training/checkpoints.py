@@ -161,7 +161,7 @@ class Checkpoints:
         if missing is not None:
             return missing
         try:
-            known = _read_state(path).get("checksums", {})
+            known = _read_state(path)["checksums"]
             found = {file.name: _checksum_or_error(file) for file in _own_files(path) if file.name in known}
         except (OSError, ValueError) as error:  # of this rank alone
             changed = [f"rank {rank()} cannot read it ({error})"]
@@ -235,7 +235,7 @@ def missing_parts(path: Path) -> str | None:
     """What a checkpoint lacks by names and sizes of its files, in words; None: no file and no byte."""
     try:
         files = _read_state(path)["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         return f"{STATE_FILE} cannot be read ({error})"
     for name, size in files.items():
         try:
@@ -333,10 +333,10 @@ def _in_our_words() -> Iterator[None]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    if state.get("checksum", "") not in ("", _checksum_of_state(state)):
+    state: Any = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or state.get("checksum") != _checksum_of_state(state):
         raise ValueError("its content has changed since it was written")
-    return state
+    return dict(state)
 
 
 def _space(folder: Path) -> str:

@@ -122,6 +122,16 @@ def test_a_flipped_bit_is_seen(tmp_path, caplog, name):
     assert checkpoints.latest() == tmp_path / "step_10"
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"files": [], "checksums": {}}', '{"files": {}}'])
+def test_a_state_that_was_not_written_here_is_damage(tmp_path, caplog, content):
+    checkpoints = Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY)
+    for step in (1, 10):
+        checkpoints.save(Progress(step=step), *make())
+    (tmp_path / "step_10" / "state.json").write_text(content)
+    assert checkpoints.latest() == tmp_path / "step_1"
+    assert "step_10: state.json cannot be read (its content has changed" in caplog.text
+
+
 def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY)
     path = checkpoints.save(Progress(step=1), *make())
