@@ -209,7 +209,6 @@ def _similarities(pairs: pl.DataFrame, documents: pl.DataFrame, texts: Sequence[
     for name in texts:
         lowest[(left[name].is_null() != right[name].is_null()).to_numpy()] = -1.0
         differ = (left[name] != right[name]).fill_null(False).arg_true().to_numpy()
-        differ = differ[lowest[differ] >= 0]
         some = left[name][differ].to_list(), right[name][differ].to_list()
         lowest[differ] = np.minimum(lowest[differ], jaccard(*some))
     return lowest

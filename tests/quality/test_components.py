@@ -1,13 +1,19 @@
 """Components: what is linked, by whatever way, is one; and its name does not depend on the order of rows."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.components import connect, name_components
+from quality.components import connect, copy_links, link_keys, name_components, near_sides
 from quality.id_numbers import ID_NUMBER
+from quality.intake import INTAKE_SCHEMA
+from tests.quality.conftest import sentence
 
+LONG = "m" * 32
 keys = st.integers(0, 12)
 NUM_ROWS = 15
 
@@ -31,6 +37,66 @@ def linked_by_hand(num_rows: int, links: list[tuple[int, int]], same: list[tuple
     of_rows = [colours[thing] for thing in things]
     order = sorted(set(of_rows), key=of_rows.index)
     return [order.index(colour) for colour in of_rows]
+
+
+def pairs(*rows: dict) -> pl.LazyFrame:
+    """Rows of a pair: what is not given is short, without pictures, and without a group."""
+    empty = {"source": "s", "query": "q", "target": "t", "query_images": [], "target_images": []}
+    return pl.LazyFrame([{**empty, **row} for row in rows], schema=INTAKE_SCHEMA).with_columns(
+        row=pl.int_range(pl.len(), dtype=pl.Int64)
+    )
+
+
+def are_linked(*rows: dict) -> bool:
+    """Whether two rows have a key in common."""
+    links = link_keys(pairs(*rows), min_linking_chars=32).collect()
+    one, two = (set(links.filter(pl.col("row") == row)["key"]) for row in (0, 1))
+    return bool(one & two)
+
+
+TURNS = [{"role": "user", "text": LONG}, {"role": "assistant", "text": "ừ"}]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"query_images": ["a"]}, {"target_images": ["b", "a"]}),
+        ({"group_id": "g"}, {"group_id": "g"}),
+        ({"query": LONG}, {"target": LONG.upper()}),
+        ({"query": "và", "history": TURNS}, {"query": "và", "history": TURNS}),
+    ],
+)
+def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
+    assert are_linked(one, two)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({}, {}),
+        ({"query": LONG[1:]}, {"query": LONG[1:]}),
+        ({"query": LONG, "query_images": ["a"]}, {"query": LONG, "query_images": ["b"]}),
+        ({"query": LONG}, {"query": LONG, "history": TURNS}),
+        ({"group_id": "g"}, {"group_id": "g", "source": "other"}),
+    ],
+)
+def test_what_is_short_or_stands_beside_a_picture_or_in_another_source_does_not(one: dict, two: dict) -> None:
+    assert not are_linked(one, two)
+
+
+def test_near_texts_are_the_same_key_on_whichever_sides_and_how_often_they_stand(tmp_path: Path) -> None:
+    text = sentence(1, 30)
+    rows = pairs({"query": text, "target": sentence(2, 30)}, {"target": text}, {"target": text + "!"})
+    found = near_sides(rows, 32, 0.85, 0, tmp_path / "bands")
+    links = link_keys(rows, 32).collect()
+    (key,), (near,) = ({*links.filter(pl.col("row") == row)["key"]} for row in (1, 2))
+    assert [{*pair} for pair in found.iter_rows()] == [{key, near}]
+
+
+def test_a_dropped_copy_is_linked_to_the_row_that_stays() -> None:
+    links = copy_links(pl.DataFrame({"row": [1, 2, 5], "kept": [0, 0, 4]}))
+    same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
+    assert connect(6, links, same).tolist() == [0, 0, 0, 1, 2, 2]
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,11 +13,15 @@ from quality.duplicates import (
     BAND_ROWS,
     NUM_BANDS,
     band_hashes,
+    bucket_pairs,
+    comparable,
     exact_duplicates,
     jaccard,
     near_duplicates,
     near_pairs,
+    numbers_key,
     shingles,
+    whole_query,
 )
 
 
@@ -108,6 +112,47 @@ def test_every_text_of_a_row_must_be_near(tmp_path: Path) -> None:
     assert found.select("a", "b").rows() == [(0, 1)]
 
 
+def test_a_text_that_is_far_or_missing_parts_rows_however_near_the_long_ones_are(tmp_path: Path) -> None:
+    long = sentences(1, seed=4)[0] * 3
+    short = ["mười hai con giáp", "ba mươi sáu phố", None, "mười hai con giáp!"]
+    rows = pl.LazyFrame(
+        {
+            "row": range(4),
+            "block": pl.Series([0] * 4, dtype=pl.UInt64),
+            "query": short,
+            "target": [long, long + "!", long + "?", long + "."],
+        }
+    )
+    found = near_pairs(rows, ["query", "target"], 0.85, 0, tmp_path / "bands")
+    assert found.select("a", "b").rows() == [(0, 3)]
+
+
+def test_equal_texts_are_near_at_any_threshold(tmp_path: Path) -> None:
+    text = sentences(1, seed=3)[0]
+    assert near_pairs(table([text, text]), ["text"], 1.0, 0, tmp_path / "bands").height == 1
+
+
+def test_a_small_bucket_compares_all_its_rows_and_a_large_one_neighbours_and_the_first() -> None:
+    met = pl.DataFrame({"band": [1] * 16 + [2] * 20, "row": range(36)})
+    found = set(bucket_pairs(met).select("a", "b").iter_rows())
+    small = {(a, b) for b in range(16) for a in range(b)}
+    large = {(16, b) for b in range(17, 36)} | {(b - 1, b) for b in range(17, 36)}
+    assert found == small | large
+
+
+def test_texts_compare_without_case_and_line_breaks_and_with_their_earlier_turns() -> None:
+    turns = [{"role": "user", "text": "Một"}, {"role": "assistant", "text": "Hai"}]
+    rows = pl.DataFrame({"query": ["Ba\n\nBốn\nNăm"] * 2, "history": [turns, None]})
+    assert rows.select(comparable(whole_query()))["query"].to_list() == ["một hai ba bốn năm", "ba bốn năm"]
+
+
+def test_numbers_are_told_apart_where_their_digits_are_the_same() -> None:
+    keys = pl.Series(["từ 1 đến 23", "1 và 23", "12 và 3", "1 và 2 và 3"]).to_frame("text")
+    one, same, *others = keys.select(numbers_key(pl.col("text")))["text"]
+    assert one == same
+    assert len({one, *others}) == 3
+
+
 def test_a_crowd_of_near_rows_costs_pairs_linear_in_its_size(tmp_path: Path) -> None:
     text = sentences(1, seed=6)[0] * 3
     crowd = [f"{text}{'abcdefgh'[i % 8]}{'ijklmnop'[i // 8 % 8]}{'qrstuvwx'[i // 64]}" for i in range(300)]
@@ -142,6 +187,7 @@ def test_a_dropped_row_is_near_a_better_row_that_stays(
     )
     dropped = near_duplicates(pairs, pl.DataFrame({"row": range(13), "rank": order}))
     gone = set(dropped["row"])
+    assert len(gone) == dropped.height
     for row, kept, _ in dropped.iter_rows():
         assert kept not in gone
         assert (min(row, kept), max(row, kept)) in edges

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from quality.row_duplicates import find_duplicates
 from tests.quality.conftest import sentence
 from tests.quality.test_duplicates import true_jaccard
 from vipolyqwen_core.config import CurationSettings
-from vipolyqwen_core.contract import Task
+from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.hashing import pair_hashes
 
 SETTINGS = CurationSettings()
@@ -34,13 +35,100 @@ a_row = st.fixed_dictionaries(
 def table(rows: list[dict]) -> pl.DataFrame:
     full = []
     for line, row in enumerate(rows, 1):
-        identity, query, target = pair_hashes(row["task"], row["query"], row["target"], row["query_images"])
-        known = {"sample_id": identity, "query_hash": query, "target_hash": target, "target_images": []}
+        history = [Turn(**turn) for turn in row.get("history") or ()]
+        identity, query, target = pair_hashes(
+            row["task"],
+            row["query"],
+            row["target"],
+            row["query_images"],
+            row.get("target_images", ()),
+            history,
+        )
+        known = {"sample_id": identity, "query_hash": query, "target_hash": target}
         full.append(
-            {**row, **known, "task": row["task"].value, "source": "s", "file": "f", "line": line, "item": 0}
+            {
+                "target_images": [],
+                **row,
+                **known,
+                "task": row["task"].value,
+                "source": "s",
+                "file": "f",
+                "line": line,
+                "item": 0,
+            }
         )
     frame = pl.DataFrame(full, schema=INTAKE_SCHEMA)
     return frame.with_columns(row=pl.int_range(frame.height, dtype=pl.Int64))
+
+
+PLAIN = {
+    "task": Task.INSTR,
+    "query": sentence(1, 30),
+    "target": sentence(2, 30),
+    "query_images": [],
+    "score": None,
+}
+
+
+def copies(*changes: dict) -> dict[int, int]:
+    """Which of some rows, PLAIN but for a change each, is dropped for which."""
+    rows = [{**PLAIN, **change} for change in changes]
+    with tempfile.TemporaryDirectory() as folder:
+        dropped = find_duplicates(table(rows).lazy(), SETTINGS, Path(folder) / "bands")
+    return dict(dropped.select("row", "kept").iter_rows())
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        {"score": 0.5},
+        {"group_id": "g"},
+        {"positive_key": "k"},
+        {"negatives": [{"text": "sai", "images": []}]},
+    ],
+)
+def test_a_copy_with_a_label_stays_even_for_a_longer_one(label: dict) -> None:
+    assert copies({}, label) == {0: 1}
+    assert copies({"query": PLAIN["query"] + "!"}, label) == {0: 1}
+
+
+def test_of_equally_labelled_copies_the_longer_stays_then_the_earlier() -> None:
+    for side in ("query", "target"):
+        assert copies({}, {side: PLAIN[side] + "!"}) == {0: 1}
+    assert copies({}, {}) == {1: 0}
+    assert copies({"query": PLAIN["query"] + "?"}, {"query": PLAIN["query"] + "!"}) == {1: 0}
+
+
+def test_an_exact_copy_names_the_near_one_that_stays_in_the_end() -> None:
+    assert copies({}, {}, {"query": PLAIN["query"] + "!"}) == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": Task.OCR},
+        {"query_images": ["a"]},
+        {"target_images": ["a"]},
+        {"query": PLAIN["query"] + " 7"},
+        {"query": PLAIN["query"] + " <image>"},
+        {"history": [{"role": "user", "text": "Chào bạn."}]},
+    ],
+)
+def test_rows_that_differ_in_more_than_wording_are_no_copies(change: dict) -> None:
+    assert copies({}, change) == {}
+
+
+def test_texts_with_more_placeholders_are_no_copies() -> None:
+    one, two = ({"query": PLAIN["query"] + " <image>" * number} for number in (1, 2))
+    assert copies(one, two) == {}
+
+
+def test_short_texts_are_copies_only_where_they_are_equal() -> None:
+    letters = "abcdefghijklmnopqrstuvwxyzăâđêôơ"
+    assert len(letters) == SETTINGS.min_linking_chars
+    assert copies({"target": letters}, {"target": letters[:-1] + "ư"}) == {1: 0}
+    assert copies({"target": letters[1:]}, {"target": letters[1:-1] + "ư"}) == {}
+    assert copies({"target": "Ừ thì vậy", "query": PLAIN["query"] + "!"}, {"target": "Ừ thì vậy"}) == {1: 0}
 
 
 @settings(max_examples=30, deadline=None)

@@ -128,6 +128,38 @@ def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> No
     assert chosen[0] != chosen[1]
 
 
+def evaluating(languages: list[int], split: SplitSettings) -> list[int]:
+    """The languages of the rows that evaluate, of rows that stand alone, each in its language."""
+    rows, names = corpus(list(range(len(languages))))
+    rows = rows.with_columns(language=pl.Series([f"{number:03}" for number in languages]))
+    result = decide(rows, names, split)
+    return [languages[row] for row in result.rows.filter(pl.col("split") == "eval")["row"]]
+
+
+def test_little_room_for_evaluation_is_shared_by_the_strata() -> None:
+    chosen = evaluating([0] * 500 + [1] * 500, SplitSettings(eval_share=0.1, max_eval_pairs=20))
+    assert 9 <= chosen.count(0) <= 11
+    assert 9 <= chosen.count(1) <= 11
+
+
+def test_strata_of_one_row_evaluate_as_often_as_the_share_says() -> None:
+    assert 25 <= len(evaluating(list(range(400)), SplitSettings(eval_share=0.1))) <= 55
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_small_strata_together_take_no_more_than_there_is_room(seed: int) -> None:
+    split = SplitSettings(eval_share=0.5, max_eval_pairs=3, seed=seed)
+    assert len(evaluating(list(range(40)), split)) <= 3
+
+
+def test_a_copy_that_is_dropped_has_no_side_and_its_earlier_one_counts_for_those_linked_to_it() -> None:
+    assignments = remembered({0: "eval"})
+    rows, names = corpus([1, 1, 2], assignments=assignments)
+    rows = rows.with_columns(dropped=pl.col("row") == 0)
+    result = decide(rows, names, SplitSettings(eval_share=0.0), assignments)
+    assert result.rows.select("split", "rule").rows() == [(None, None), ("eval", None), ("train", None)]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=20), min_size=2, max_size=4), st.data())
 def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data: st.DataObject) -> None:
