@@ -247,7 +247,7 @@ def train(
     """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
     from vipolyqwen_core.recipes import load_recipe
     from vipolyqwen_core.training.identity import identified_run
-    from vipolyqwen_core.training.run_file import read_run
+    from vipolyqwen_core.training.run_file import read_run, write_run
 
     workspace = current_workspace()
     if config is not None:
@@ -262,6 +262,8 @@ def train(
         from vipolyqwen_core.training.dry_run import describe
 
         output.print(describe(run, pairs_per_second), highlight=False, soft_wrap=True, markup=False)
+        if config is None:  # several machines are started by hand, on this file
+            output.print(f"The run's settings: {write_run(run)}", soft_wrap=True, markup=False)
         return
     from vipolyqwen_core.training.launch import TrainingFailed, launch
 

@@ -29,53 +29,28 @@ class TrainingFailed(RuntimeError):
     """A training process failed; the message says which rank, and how."""
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The machines of a run, as seen from one of them; each runs its own line."""
-
-    num_nodes: int = 1
-    """Machines."""
-    rank: int = 0
-    """This machine, from 0."""
-    main_address: str | None = None
-    """Address of machine 0; needed where there are several."""
-    main_port: int = 29500
-    """A free port there."""
-
-
-def launch_command(run: TrainingRun, nodes: Nodes | None = None) -> list[str]:
-    """The line that starts this node's ranks, for this process to run by `subprocess` or Dagster Pipes.
+def launch_command(run: TrainingRun) -> list[str]:
+    """The line that starts the ranks on this machine, for this process to run by itself or by Dagster Pipes.
 
     Writes the `run.json` that it names into the folder of the run, and clears away the tracebacks that an
     earlier attempt left there.
-
-    Raises:
-        ValueError: several nodes without the address of the first
     """
-    nodes = nodes or Nodes()
-    if nodes.num_nodes > 1 and nodes.main_address is None:
-        raise ValueError(f"{nodes.num_nodes} nodes: the address of the first is missing")
     config = write_run(run)
     errors = run.output / ERRORS_FOLDER
-    if nodes.rank == 0 and errors.is_dir():
+    if errors.is_dir():
         shutil.rmtree(errors)
     processes = run.recipe.training.processes
-    total = processes * nodes.num_nodes
     module = ["-m", "vipolyqwen_core.training", "--config", str(config)]
-    if total == 1:
+    if processes == 1:
         return guarded(sys.executable, *module)
     threads = max((os.cpu_count() or 1) // processes, 1)
     patience = f"{SHUTDOWN_TIMEOUT}={SECONDS_TO_SAVE:.0f}"
     line = guarded("env", patience, sys.executable, "-m", "accelerate.commands.launch")
-    line += ["--num_processes", str(total), "--num_machines", str(nodes.num_nodes)]
+    line += ["--num_processes", str(processes), "--num_machines", "1"]
     line += ["--num_cpu_threads_per_process", str(threads)]
     line += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the settings decide, in the process
     line += ["--multi_gpu"]  # names the launcher, which starts ranks without GPUs too
-    if nodes.num_nodes > 1:
-        line += ["--machine_rank", str(nodes.rank), "--main_process_ip", str(nodes.main_address)]
-        line += ["--main_process_port", str(nodes.main_port)]
-    else:
-        line += ["--main_process_port", "0"]  # any free one: two runs may share a machine
+    line += ["--main_process_port", "0"]  # any free one: two runs may share a machine
     return [*line, *module]
 
 

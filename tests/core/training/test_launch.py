@@ -13,7 +13,6 @@ from torch.distributed.launcher.api import LaunchConfig
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
 from vipolyqwen_core.training.launch import (
     SHUTDOWN_TIMEOUT,
-    Nodes,
     TrainingFailed,
     explain_errors,
     launch,
@@ -79,20 +78,6 @@ def test_ctrl_c_comes_to_the_launched_process_once_and_the_command_waits_until_i
     assert place.read_text() == "saved, 1 signal"
 
 
-def test_each_node_of_several_has_its_line(make_run):
-    run = make_run(training={"distribution": "fsdp2", "processes": 8})
-    line = launch_command(run, Nodes(num_nodes=2, rank=1, main_address="10.0.0.1"))
-    for name, value in {
-        "--num_processes": "16",
-        "--num_machines": "2",
-        "--machine_rank": "1",
-        "--main_process_ip": "10.0.0.1",
-    }.items():
-        assert line[line.index(name) + 1] == value
-    with pytest.raises(ValueError, match="address of the first is missing"):
-        launch_command(run, Nodes(num_nodes=2))
-
-
 def test_the_first_traceback_explains_and_silent_ranks_are_named(make_run):
     run = make_run(training={"distribution": "data_parallel", "processes": 3})
     assert "without a traceback" in explain_errors(run).sentence
@@ -116,8 +101,7 @@ def test_a_traceback_of_an_earlier_attempt_does_not_explain_the_next_one(make_ru
     errors = run.output / "errors"
     errors.mkdir(parents=True)
     (errors / "rank3.txt").write_text("ValueError: no picture 7", encoding="utf-8")  # of four processes
-    launch_command(run, Nodes(2, 1, "10.0.0.1"))
-    assert "no picture 7" in explain_errors(run).sentence  # the first machine clears away
+    assert "no picture 7" in explain_errors(run).sentence
     launch_command(run)
     assert "without a traceback" in explain_errors(run).sentence
 

@@ -18,14 +18,16 @@ from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.__main__ import app
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
+from vipolyqwen_core.model import backbone
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.training import schedule
+from vipolyqwen_core.training import identity, schedule
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.parent import EXIT_CODE
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
+from vipolyqwen_core.training.run_file import RUN_FILE, read_run
 from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
@@ -233,6 +235,15 @@ def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(
     assert "error: no plan index" in capsys.readouterr().err
     assert "ValueError: no plan index" in (run.output / "errors" / "rank0.txt").read_text()
     assert main(["--config", str(tmp_path / "absent.json")]) == 2
+
+
+def test_a_dry_run_of_a_recipe_leaves_the_file_that_several_machines_are_started_on(make_run, monkeypatch):
+    run = make_run()
+    monkeypatch.setattr(identity, "identified_run", lambda *_: run)
+    monkeypatch.setattr(backbone, "resolve_backbone", lambda *_: run.backbone)
+    done = CliRunner().invoke(app, ["train", "--recipe", "demo", "--dry-run"])
+    assert f"The run's settings: {run.output / RUN_FILE}" in done.output
+    assert read_run(run.output / RUN_FILE) == run
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys):
