@@ -117,12 +117,8 @@ def compute_losses(
         # small tables cross without waiting for what the device has still to do
         weights = weights.to(values.device, values.dtype, non_blocking=True)
         weights_of_pair = weights[anchors.keys.task] * applies
-        # a sum of all vectors times zero: every rank's backward reaches every collective
-        touched = sum(
-            (vectors.sum() for pairs in (anchors, candidates) for vectors in (pairs.query, pairs.target)),
-            candidates.negatives.sum(),
-        )
-        total = (values * weights_of_pair).sum() / num_step_pairs + 0.0 * touched
+        # every term of every pair is in the sum, so every rank's backward reaches every collective
+        total = (values * weights_of_pair).sum() / num_step_pairs
         sums = values.new_zeros(len(TASKS), len(names))
         counts = torch.zeros_like(sums)
         sums.index_add_(0, anchors.keys.task, (values * applies).detach())
