@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.assignments import SCHEMA, earlier_places
+from quality.assignments import SCHEMA, UNKNOWN, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
 from quality.predecessors import find_predecessors
@@ -255,6 +255,13 @@ def test_a_copy_of_a_row_that_is_retired_does_not_evaluate_later() -> None:
     assert sides(decide(alone, names, everything, result.assignments), alone) == {5: "evaluation_retired"}
 
 
+def test_what_a_row_says_is_remembered_where_it_was_not_kept() -> None:
+    assignments = remembered({0: "train"}).with_columns(content=pl.lit(UNKNOWN, dtype=ID_NUMBER))
+    rows, names = corpus([1], assignments=assignments)
+    result = split_rows(rows, names, assignments, NO_PREDECESSORS, SplitSettings())
+    assert result.assignments["content"].to_list() == [1000]
+
+
 def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
     assignments = remembered({1: "train", 3: "eval"})
     rows, names = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
@@ -275,4 +282,7 @@ def test_a_component_of_too_many_rows_is_refused_with_its_sources() -> None:
     rows, names = corpus([0] * 40 + list(range(1, 900)))
     found = check_components(rows, names, SplitSettings())
     assert (found["component"], found["rows"]) == (f"{0:032x}", 40)
+    assert (
+        check_components(*corpus([0] * 100), SplitSettings())["share"] == 1.0
+    )  # small enough for any corpus
     assert check_components(rows.head(0), names, SplitSettings())["rows"] == 0

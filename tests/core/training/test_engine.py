@@ -109,17 +109,17 @@ def chunk_of(first: int, num_pairs: int = 2) -> LoadedChunk:
 CHUNKS = [chunk_of(0), chunk_of(10), chunk_of(20)]
 
 
-def engine_of(negatives: Negatives = Negatives.STEP, **options: Any) -> Engine:
+def engine_of(negatives: Negatives = Negatives.STEP, weight_decay: float = 0.0, **options: Any) -> Engine:
     accelerator, model = Accelerator(cpu=True), Recorded()
-    optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=99.0, weight_decay=weight_decay)
     options = {"objective": ObjectiveSettings(), "max_grad_norm": 1e9, **options}
     return Engine(accelerator, model, optimizer, vision_parameters=[], negatives=negatives, **options)
 
 
 def step(
-    engine: Engine, number: int = 0, rate: float = 0.0, weights: Any = None, held: int = 3
+    engine: Engine, number: int = 0, rate: float = 0.0, weights: Any = None, has_pictures: bool = True
 ) -> StepResult:
-    planned = PlannedStep(number, 6, len(CHUNKS), has_pictures=True, learning_rate=rate, num_held=3)
+    planned = PlannedStep(number, 6, len(CHUNKS), has_pictures, learning_rate=rate, num_held=len(CHUNKS))
     return engine.step(planned, iter(CHUNKS), weights)
 
 
@@ -154,6 +154,15 @@ def test_a_step_goes_down_its_own_gradient_at_its_own_rate_and_no_further_than_t
     assert norms[0] > 1e-3
     step(engine, rate=0.5)
     assert (engine.model.tokens.weight - before).norm().item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("has_pictures", [False, True])
+def test_a_step_without_pictures_does_not_decay_the_vision_tower(has_pictures):
+    engine = engine_of(weight_decay=0.1)
+    engine.vision_parameters = [engine.model.tokens.weight]  # they stand for the tower
+    before = engine.model.tokens.weight.detach().clone()
+    step(engine, rate=1.0, has_pictures=has_pictures)
+    assert torch.equal(engine.model.tokens.weight, before) != has_pictures
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
