@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.components import connect, copy_links, link_keys, name_components, near_sides
+from quality.components import connect, copy_links, earlier_links, link_keys, name_components, near_sides
 from quality.id_numbers import ID_NUMBER
 from quality.intake import INTAKE_SCHEMA
+from quality.predecessors import SCHEMA
 from tests.quality.conftest import sentence
 
+PLACED = ("row", "earlier")
 LONG = "m" * 32
 keys = st.integers(0, 12)
 NUM_ROWS = 15
@@ -91,6 +93,15 @@ def test_near_texts_are_the_same_key_on_whichever_sides_and_how_often_they_stand
     links = link_keys(rows, 32).collect()
     (key,), (near,) = ({*links.filter(pl.col("row") == row)["key"]} for row in (1, 2))
     assert [{*pair} for pair in found.iter_rows()] == [{key, near}]
+
+
+def test_a_row_goes_on_with_the_earlier_component_of_its_predecessor() -> None:
+    rows = pl.DataFrame({"row": [0, 1, 2], "earlier": [None, 1, 2]}, schema=dict.fromkeys(PLACED, pl.UInt32))
+    assignments = pl.DataFrame({"component": [7, 7, 8]}, schema={"component": ID_NUMBER})
+    predecessors = pl.DataFrame({"row": [0], "place": [0]}, schema=SCHEMA)
+    links = earlier_links(rows, assignments, predecessors)
+    same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
+    assert connect(3, links, same).tolist() == [0, 0, 1]
 
 
 def test_a_dropped_copy_is_linked_to_the_row_that_stays() -> None:

@@ -258,7 +258,7 @@ def test_a_copy_of_a_row_that_is_retired_does_not_evaluate_later() -> None:
 def test_what_a_row_says_is_remembered_where_it_was_not_kept() -> None:
     assignments = remembered({0: "train"}).with_columns(content=pl.lit(UNKNOWN, dtype=ID_NUMBER))
     rows, names = corpus([1], assignments=assignments)
-    result = split_rows(rows, names, assignments, NO_PREDECESSORS, SplitSettings())
+    result = decide(rows, names, SplitSettings(), assignments)
     assert result.assignments["content"].to_list() == [1000]
 
 
