@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vipolyqwen_core.config import TrainingRun, TrainingSettings
-from vipolyqwen_core.training.identity import flatten, trajectory
+from vipolyqwen_core.training.identity import differences, flatten, trajectory
 from vipolyqwen_core.training.plan import PlanIndex
 from vipolyqwen_core.training.ranks import is_first, of_all, of_first, rank, together
 
@@ -52,9 +52,8 @@ def _refuse_other_facts(own: dict[str, Any]) -> None:
     first, *others = of_all(own)
     for number, other in enumerate(others, start=1):
         differing = [
-            f"{key}: {first.get(key)!r} on rank 0, {other.get(key)!r} on rank {number}"
-            for key in sorted(first.keys() | other.keys())
-            if first.get(key) != other.get(key)
+            f"{key}: {left!r} on rank 0, {right!r} on rank {number}"
+            for key, (left, right) in differences(first, other).items()
         ]
         if differing:
             raise ValueError(

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.training.identity import differences, flatten
 from vipolyqwen_core.training.ranks import is_first, of_all, of_first, rank, together
 
 logger = logging.getLogger(__name__)
@@ -220,11 +220,7 @@ def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapp
         ValueError: names the settings that differ, with both values
     """
     old, new = flatten(found), flatten(json.loads(json.dumps(expected)))
-    changed = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    changed = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in differences(old, new).items()]
     if changed:
         raise ValueError(
             f"{path} belongs to a run with other settings ({'; '.join(changed)}): use another folder"

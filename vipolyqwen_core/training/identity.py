@@ -149,6 +149,13 @@ def mined_for(workspace: Workspace, recipe: Recipe, version: str) -> Path | None
     return workspace.hard_negatives.resolve() if found.details["teacher"] else None
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys of two flat mappings whose values differ, in order, with both values; None: it has none."""
+    keys = sorted(one.keys() | other.keys())
+    both = {key: (one.get(key), other.get(key)) for key in keys}
+    return {key: (left, right) for key, (left, right) in both.items() if left != right}
+
+
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, keys joined by dots."""
     flat: dict[str, Any] = {}
