@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.distributed as dist
 
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.loading import LoadedChunk
+from vipolyqwen_core.training.ranks import largest, sums
 
 
 @dataclass
@@ -26,23 +26,23 @@ class Throughput:
     loading_seconds: float = 0.0
 
     def of_all_ranks(self, device: torch.device) -> "Throughput":
-        """The same with the tokens and operations of all ranks, which call it together.
+        """The tokens and operations of all ranks, the times of the slowest one; all ranks call it together.
 
-        They differ in a system: rank 0 takes the texts of each step, and is never without pairs. Pairs count
-        for all ranks already, and times are this rank's.
+        Tokens differ in a system: rank 0 takes the texts of each step, and is never without pairs. The rank
+        that waits longest for data holds up the others in their next collective. Pairs count for all ranks
+        already.
         """
-        if not dist.is_initialized():
-            return self
         counts = (self.tokens, self.filler_tokens, self.truncated_tokens, self.flops)
-        summed = torch.tensor(counts, dtype=torch.float64, device=device)
-        dist.all_reduce(summed)
-        tokens, filler, truncated, flops = summed.tolist()
+        tokens, filler, truncated, flops = sums(counts, device)
+        waiting, loading = largest((self.waiting_seconds, self.loading_seconds), device)
         return replace(
             self,
             tokens=round(tokens),
             filler_tokens=round(filler),
             truncated_tokens=round(truncated),
             flops=flops,
+            waiting_seconds=waiting,
+            loading_seconds=loading,
         )
 
     def metrics(self, num_ranks: int, peak_flops: float | None) -> dict[str, float]:

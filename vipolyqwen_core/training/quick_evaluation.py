@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.objectives.negatives import gather
@@ -18,6 +17,7 @@ from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 from vipolyqwen_core.training.plan import IntArray, PlanIndex, mix, plan_chunks, sample_keys
+from vipolyqwen_core.training.ranks import sums
 from vipolyqwen_core.training.tracking import loss_metrics
 
 MAX_PAIRS = 1024
@@ -70,12 +70,8 @@ class QuickEvaluation:
             num_step_pairs=len(self.rows),
             matryoshka_dims=self.matryoshka_dims,
         )
-        loss = losses.total.clone()
-        if dist.is_initialized():
-            dist.all_reduce(loss)
-        return {
-            f"eval/{name}": value for name, value in loss_metrics(float(loss), losses.terms.reduced()).items()
-        }
+        (loss,) = sums([float(losses.total)], losses.total.device)
+        return {f"eval/{name}": value for name, value in loss_metrics(loss, losses.terms.reduced()).items()}
 
 
 def read_evaluation_index(path: Path) -> PlanIndex:

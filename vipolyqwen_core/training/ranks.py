@@ -3,7 +3,7 @@
 A rank that fails alone would leave the others waiting in their next collective until its timeout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -56,11 +56,25 @@ def of_first(value: Value) -> Value:
 
 def on_any(value: bool, device: torch.device) -> bool:
     """Whether it is so on any rank: all ranks get the same answer, in one small exchange."""
+    return bool(largest([float(value)], device)[0])
+
+
+def sums(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each value added up over all ranks, in float64."""
+    return _reduced(values, device, dist.ReduceOp.SUM)
+
+
+def largest(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each value on the rank where it is largest."""
+    return _reduced(values, device, dist.ReduceOp.MAX)
+
+
+def _reduced(values: Sequence[float], device: torch.device, op: dist.ReduceOp.RedOpType) -> list[float]:
     if not dist.is_initialized():
-        return value
-    flag = torch.tensor(float(value), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+        return list(values)
+    reduced = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(reduced, op=op)
+    return list(reduced.tolist())
 
 
 def of_all(value: Value) -> list[Value]:

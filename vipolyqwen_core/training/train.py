@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import psutil
 import torch
-import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from vipolyqwen_core.config import TrainingRun
@@ -31,7 +30,7 @@ from vipolyqwen_core.training.identity import trajectory
 from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
-from vipolyqwen_core.training.ranks import on_any
+from vipolyqwen_core.training.ranks import largest, on_any, sums
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
@@ -196,27 +195,31 @@ def _metrics(
     training: Training, planned: PlannedStep, result: StepResult, progress: Progress, meter: Meter
 ) -> dict[str, float]:
     """Metrics of this step, with the rates since the last line. All ranks take part, rank 0 writes them."""
-    loss = result.loss.clone()
-    if dist.is_initialized():
-        dist.all_reduce(loss)
     device = training.accelerator.device
-    metrics = loss_metrics(float(loss), result.terms.reduced())
+    (loss,) = sums([float(result.loss)], device)
+    metrics = loss_metrics(loss, result.terms.reduced())
     metrics |= {
         "epoch": float(training.plan.locate(planned.number)[0]),
         "learning_rate": planned.learning_rate,
         "grad_norm": result.grad_norm,
         "refused_steps": float(progress.refused_steps),
         "pairs": float(progress.pairs),
-        "memory_gb": psutil.Process().memory_info().rss / 1e9,
     }
-    if device.type == "cuda":
-        metrics["device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    metrics |= _memory(device)
     done = meter.throughput.of_all_ranks(device)
     metrics |= done.metrics(training.accelerator.num_processes, peak_flops(device))
     if result.refused:  # its vectors may not be finite
         return metrics
     watched = collapse_watch(result.pairs, training.run.recipe.objective)
     return metrics | {f"collapse/{name}": value for name, value in watched.items()}
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """GB that the rank with the most of them holds. Peak of the device; processes of the loader are apart."""
+    held = {"memory_gb": psutil.Process().memory_info().rss / 1e9}
+    if device.type == "cuda":
+        held["device_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    return dict(zip(held, largest(list(held.values()), device), strict=True))
 
 
 def _refuse_divergence(progress: Progress, result: StepResult) -> None:

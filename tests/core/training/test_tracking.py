@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests.core.distributed import run_on_ranks
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.pairs import TASKS, pair_keys
 from vipolyqwen_core.objectives.routing import TermSums
@@ -91,6 +93,20 @@ def test_rates_are_of_the_counts_and_mfu_needs_a_known_peak():
     assert metrics["waiting_share"] == pytest.approx(metrics["pairs_per_second"] * 2.0 / 10)
     assert "mfu" not in throughput.metrics(2, None)
     assert peak_flops(torch.device("cpu")) is None
+
+
+def seen_by_all_ranks() -> Throughput:
+    """What this rank reports where rank 0 has most tokens and rank 1 waits longest."""
+    own = [
+        Throughput(0.0, 10, 2**24, 4, 5, flops=1e12, waiting_seconds=0.5),
+        Throughput(0.0, 10, 1, 1, waiting_seconds=3.0, loading_seconds=0.25),
+    ][dist.get_rank()]
+    return own.of_all_ranks(torch.device("cpu"))
+
+
+def test_tokens_count_on_all_ranks_and_times_where_they_are_longest():
+    of_both = Throughput(0.0, 10, 2**24 + 1, 5, 5, 1e12, waiting_seconds=3.0, loading_seconds=0.25)
+    assert run_on_ranks(seen_by_all_ranks, 2) == [of_both, of_both]
 
 
 @pytest.mark.parametrize(
