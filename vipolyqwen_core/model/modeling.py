@@ -20,6 +20,7 @@ from vipolyqwen_core.model.configuration import ViPolyQwenConfig
 from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
 from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
 from vipolyqwen_core.model.vision import BACKBONE_TYPES, VisualTokens, look, mark_windowed_layers
+from vipolyqwen_core.model.whole_weights import load_whole
 from vipolyqwen_core.processing.packing import PackedBatch, Pictures
 from vipolyqwen_core.processing.processor import HUB_ARGUMENTS, ViPolyQwenProcessor
 
@@ -69,7 +70,8 @@ class ViPolyQwenModel(PreTrainedModel):
         The seed decides the projection, the one random part.
 
         Raises:
-            ValueError: it is none of `BACKBONE_TYPES`, or `pooling_heads` does not divide the hidden size
+            ValueError: it is none of `BACKBONE_TYPES`, lacks weights, or `pooling_heads` does not divide the
+                hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
         kind = AutoConfig.from_pretrained(backbone).model_type
@@ -77,7 +79,9 @@ class ViPolyQwenModel(PreTrainedModel):
             raise ValueError(
                 f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}"
             )
-        pretrained = AutoModel.from_pretrained(backbone, dtype=dtype, attn_implementation=SEGMENTS)
+        pretrained = load_whole(
+            AutoModel.from_pretrained, backbone, dtype=dtype, attn_implementation=SEGMENTS
+        )
         _add_prefix_rows(pretrained, sorted(processor.prompt.prefixes.values()))
         pretrained.config.name_or_path = Path(backbone).name  # no path of this machine in a model directory
         config = ViPolyQwenConfig.of(pretrained.config, settings, processor)
@@ -95,7 +99,8 @@ class ViPolyQwenModel(PreTrainedModel):
         those of transformers.
 
         Raises:
-            ValueError: a setting differs from that of the saved model, such as `pooling`
+            ValueError: a setting differs from that of the saved model, such as `pooling`, or a weight is
+                missing, damaged or of another shape
             OSError: there is no such model
         """
         where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "subfolder") if key in kwargs}
@@ -109,8 +114,8 @@ class ViPolyQwenModel(PreTrainedModel):
                 "%s is loaded in %s but was saved in %s: its vectors differ a little from those of training",
                 *(pretrained_model_name_or_path, str(dtype).removeprefix("torch."), saved.precision),
             )
-        return super().from_pretrained(
-            pretrained_model_name_or_path, *args, dtype=dtype, **{**kwargs, "use_safetensors": True}
+        return load_whole(
+            super().from_pretrained, pretrained_model_name_or_path, *args, **{**kwargs, "dtype": dtype}
         )
 
     def save_pretrained(  # type: ignore[override]

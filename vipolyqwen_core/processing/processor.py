@@ -21,7 +21,7 @@ from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.processing.patches import PatchLayout, cut_patches, patch_grid
 from vipolyqwen_core.processing.prompt import ROLES, TEMPLATE, Piece, Prompt
-from vipolyqwen_core.processing.vocabulary import Vocabulary, read_vocabulary
+from vipolyqwen_core.processing.vocabulary import Vocabulary, read_object, read_vocabulary
 
 PROCESSOR_FILE: Final = "preprocessor_config.json"
 SMALL_FILES: Final = ("*.json", "merges.txt")
@@ -133,7 +133,7 @@ class ViPolyQwenProcessor:
             ValueError: no such directory, or its tokenizer is not Qwen2-VL's
         """
         directory = _small_files(backbone)
-        content = _read_json(directory / PROCESSOR_FILE)
+        content = read_object(directory / PROCESSOR_FILE)
         return cls(read_vocabulary(directory), PatchLayout.of(content), settings)
 
     @classmethod
@@ -149,7 +149,7 @@ class ViPolyQwenProcessor:
         """
         path = _small_files(directory, **{key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs})
         path /= kwargs.get("subfolder") or ""
-        content = _read_json(path / PROCESSOR_FILE)
+        content = read_object(path / PROCESSOR_FILE)
         contract = content.get("vipolyqwen")
         if contract is None:
             raise ValueError(f"{path / PROCESSOR_FILE} is not that of a viPolyQwen model")
@@ -365,10 +365,3 @@ def _small_files(name: str | Path, **where: Any) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=list(SMALL_FILES), **where))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{name}: neither a directory nor a model on the hub ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -97,14 +97,15 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     of tokenizer_config.json.
 
     Raises:
-        ValueError: no tokenizer there, or one that lacks a token of Qwen2-VL
+        ValueError: no tokenizer there, a damaged one, or one that lacks a token of Qwen2-VL
     """
-    config = _read_json(directory / "tokenizer_config.json")
+    settings = directory / "tokenizer_config.json"
+    config = read_object(settings) if settings.is_file() else {}
     if (directory / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tokenizer = _read_tokenizer(directory / "tokenizer.json")
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         tokenizer = byte_level_tokenizer(
-            _read_json(directory / "vocab.json"), _read_merges(directory / "merges.txt")
+            read_object(directory / "vocab.json"), _read_merges(directory / "merges.txt")
         )
         added = sorted((int(key), token) for key, token in config.get("added_tokens_decoder", {}).items())
         tokenizer.add_tokens([AddedToken(**token) for _, token in added])
@@ -146,12 +147,26 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where the file is absent."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model.
+
+    Raises:
+        ValueError: it does not exist or is damaged; names it
+    """
     if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raise ValueError(f"{path} does not exist")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the decoding, too
+        raise ValueError(f"{path} is damaged ({error}); copy the model anew") from error
     return content
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no other
+        raise ValueError(f"{path} is damaged ({error}); copy the model anew") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

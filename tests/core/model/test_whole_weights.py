@@ -1,0 +1,77 @@
+"""A model or a backbone that is not whole is refused: transformers would fill it with random weights."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from vipolyqwen_core.config import ModelSettings, ProcessingSettings
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+WEIGHTS = "model.safetensors"
+Weights = dict[str, torch.Tensor]
+
+
+def copy_of(model: Path, place: Path) -> Path:
+    return Path(shutil.copytree(model, place / "model"))
+
+
+def change(model: Path, how: Callable[[Weights], object]) -> None:
+    weights = load_file(model / WEIGHTS)
+    how(weights)
+    save_file(weights, model / WEIGHTS, metadata={"format": "pt"})
+
+
+def cut(file: Path, num_bytes: int) -> None:
+    file.write_bytes(file.read_bytes()[:-num_bytes])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (lambda weights: weights.pop("projection.weight"), "projection.weight is missing$"),
+        (
+            lambda weights: weights.update({"projection.bias": weights["projection.bias"][:-1].clone()}),
+            r"projection.bias is \[63\] in place of \[64\]$",
+        ),
+        (
+            lambda weights: [weights.pop(name) for name in sorted(weights) if "layers.0" in name],
+            r"layers\.0\.\S+ is missing, \S+ is missing, \S+ is missing and \d+ more$",
+        ),
+    ],
+)
+def test_weights_that_are_missing_or_of_another_shape_are_named(how, said, tiny_model_dir, tmp_path):
+    model = copy_of(tiny_model_dir, tmp_path)
+    change(model, how)
+    for load in (ViPolyQwenEmbedder.from_pretrained, AutoModel.from_pretrained):
+        with pytest.raises(ValueError, match=rf"{model}: its weights are not those .*{said}"):
+            load(model)
+
+
+@pytest.mark.parametrize(
+    "file", [WEIGHTS, "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
+def test_a_file_that_was_cut_is_named(file, tiny_model_dir, tmp_path):
+    model = copy_of(tiny_model_dir, tmp_path)
+    cut(model / file, 100)
+    with pytest.raises(ValueError, match=f"{model}.* damaged .*; copy the model anew"):
+        ViPolyQwenEmbedder.from_pretrained(model)
+
+
+def test_a_backbone_that_lacks_a_weight_does_not_train(tiny_backbone, tmp_path):
+    backbone = copy_of(tiny_backbone, tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    change(backbone, lambda weights: weights.pop(next(key for key in weights if key.endswith(name[6:]))))
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj\.weight is missing$"):
+        ViPolyQwenModel.from_backbone(backbone, ModelSettings(), ProcessingSettings())
+
+
+def test_what_was_loaded_can_be_asked_for(tiny_model_dir):
+    model, found = AutoModel.from_pretrained(tiny_model_dir, output_loading_info=True)
+    assert isinstance(model, ViPolyQwenModel)
+    assert not found["missing_keys"]
