@@ -68,8 +68,18 @@ def trace(wanted: str, workspace: Workspace) -> list[Step]:
         wanted: 32 hex digits of a sample, or the first ones, 6 at least; or `FILE:LINE`,
             `SOURCE/FILE:LINE` as ledgers name files: each pair of the record there, or why it was not read
     Raises:
-        ValueError: no source has such a pair or record
+        ValueError: no source has such a pair or record, or a table is damaged
     """
+    try:
+        return _trace(wanted, workspace)
+    except pl.exceptions.ComputeError as error:
+        raise ValueError(
+            f"a table of {workspace.home} is damaged ({str(error).splitlines()[0]}): "
+            "the next run of the factory makes it anew"
+        ) from error
+
+
+def _trace(wanted: str, workspace: Workspace) -> list[Step]:
     home = workspace.curated("any").parent
     folders = sorted(path.parent for path in home.glob("*/stage.json"))
     file, colon, line = wanted.strip().rpartition(":")

@@ -101,6 +101,16 @@ def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) 
     assert trace(sample, workspace)[0].outcome == "missing"
 
 
+@pytest.mark.parametrize("table", ["ledger.parquet", "pairs.parquet"])
+def test_a_table_that_was_cut_is_said_to_be(table, workspace, write_source) -> None:
+    curate(write_source([instruction(1), "{"]), CurationSettings(), workspace)
+    cut = workspace.curated("corpus") / table
+    cut.write_bytes(cut.read_bytes()[:-20])
+    for wanted in ("data.jsonl:1", "0" * 32):
+        with pytest.raises(ValueError, match=r"is damaged \(.*\): the next run of the factory"):
+            trace(wanted, workspace)
+
+
 @pytest.fixture
 def build(workspace, tiny_backbone, tiny_processing, monkeypatch) -> Callable[[Source], None]:
     """Takes a source to a training set; what is expected of it is that no line failed."""

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,12 @@ class EncodingPool:
     ) -> None:
         if self._processes is not None:
             self._processes.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise ChildProcessError(
+                f"one of the {len(self.devices)} processes that encode, one a GPU, ended without a word: its "
+                "own error stands above, unless the system killed it, which happens where memory is short. "
+                "What was encoded is kept: run the same again"
+            ) from error
 
     @property
     def most_pending(self) -> int:
@@ -54,7 +61,10 @@ class EncodingPool:
     def submit(self, sides: StoredSides, requests: Sequence[SideRequest]) -> "Future[Vectors]":
         """The vectors of some sides, [N, D], when they are there.
 
-        An error of a worker comes with the result; one that was killed ends the pool.
+        An error of a worker comes with the result. Where a worker is killed the block of `with` ends.
+
+        Raises:
+            ChildProcessError: at the end of that block: a worker was killed, or did not start
         """
         if len(self.devices) > 1:
             self._processes = self._processes or self._started()

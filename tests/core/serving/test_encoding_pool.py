@@ -71,6 +71,24 @@ def test_an_export_by_two_processes_equals_one(
     assert tables[0].equals(tables[1])
 
 
+def encode_while_the_workers_are_killed(training_set: Path, model: Path) -> None:
+    with EncodingPool(model, BATCH_TOKENS, TWO) as pool:
+        first, *others = [pool.submit(*block) for block in blocks(training_set)]
+        first.result()
+        for child in psutil.Process().children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        for future in [*others, pool.submit(*blocks(training_set)[0])]:
+            future.result()
+
+
+def test_a_worker_that_was_killed_ends_the_work_with_a_sentence(
+    training_set: Path, tiny_model_dir: Path
+) -> None:
+    with pytest.raises(ChildProcessError, match=r"one of the 2 processes that encode.* is kept"):
+        encode_while_the_workers_are_killed(training_set, tiny_model_dir)
+
+
 def test_without_a_gpu_there_is_one_device() -> None:
     assert encoding_devices() == ("cpu",)
 
