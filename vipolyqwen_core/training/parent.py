@@ -29,9 +29,13 @@ def guarded(*command: str) -> list[str]:
 def end_with_parent() -> None:
     """Ask Linux to end this process, by SIGTERM, when its parent dies. The wish survives an exec.
 
+    A SIGTERM that is ignored is so from whoever started all of this, and would void the wish.
+
     Raises:
         OSError: Linux refuses
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys_is_linux() and ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl: {os.strerror(number)}")

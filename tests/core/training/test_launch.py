@@ -46,7 +46,8 @@ def test_torchs_launcher_takes_the_time_to_save(monkeypatch):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 from vipolyqwen_core.training import launch
 from vipolyqwen_core.training.parent import guarded
 launch.launch_command = lambda run: guarded(sys.executable, "-c", *sys.argv[1:])
@@ -74,7 +75,10 @@ def test_ctrl_c_comes_to_the_launched_process_once_and_the_command_waits_until_i
         while process.poll() is None and not (place.exists() and place.read_text()):
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(timeout=60) == -signal.SIGINT
+        try:
+            assert process.wait(timeout=60) == -signal.SIGINT
+        finally:
+            process.kill()
     assert place.read_text() == "saved, 1 signal"
 
 
@@ -187,8 +191,9 @@ def processes_of(run: TrainingRun) -> list[int]:
 
 
 STARTER = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from vipolyqwen_core.training.parent import guarded
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as who starts it may have it
 sleeper = "import time; print('up', flush=True); time.sleep(600)"
 child = subprocess.Popen(guarded(sys.executable, "-c", sleeper))
 print(child.pid, flush=True)
