@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import dagster as dg
 
@@ -18,6 +20,8 @@ from vipolyqwen_core.workspace import Workspace
 
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
+ANSWER_SECONDS = 10
+"""Time in which a server shows that it is there."""
 
 
 class WorkspaceResource(dg.ConfigurableResource[Workspace]):
@@ -105,20 +109,59 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
     ui_url: str
     """Where a person reads it: `vipolyqwen ui` serves the workspace's store there."""
 
+    @classmethod
+    def of(cls, workspace: Workspace) -> "MlflowResource":
+        """The store of a workspace, or the one that MLFLOW_TRACKING_URI names."""
+        return cls(
+            tracking_uri=workspace.mlflow_uri,
+            artifacts=str(workspace.mlflow_artifacts),
+            ui_url=workspace.mlflow_ui,
+        )
+
     def connect(self) -> Any:
-        """MLflow's client; the process's default is settled too, and the experiment is there."""
+        """MLflow's client; the process's default is settled too, and the experiment is there.
+
+        Raises:
+            ValueError: the server does not answer; MLflow has tried for minutes
+        """
         import mlflow
+        from mlflow.exceptions import MlflowException
 
         from vipolyqwen_core.training.mlflow_run import EXPERIMENT
 
         mlflow.set_tracking_uri(self.tracking_uri)
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
-        if client.get_experiment_by_name(EXPERIMENT) is None:
+        try:
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+        except MlflowException:
+            self.refuse_silence()
+            raise
+        if experiment is None:
             own = self.tracking_uri.startswith("sqlite")
             client.create_experiment(
                 EXPERIMENT, artifact_location=Path(self.artifacts).as_uri() if own else None
             )
         return client
+
+    def refuse_silence(self) -> None:
+        """Nothing, where the store is no server, or one that answers: anything, and at once.
+
+        Raises:
+            ValueError: it does not answer
+        """
+        if not self.tracking_uri.startswith(("http://", "https://")):
+            return
+        try:
+            with urlopen(self.tracking_uri, timeout=ANSWER_SECONDS):
+                pass
+        except HTTPError:  # it wants a login, say, which MLflow's client may have
+            pass
+        except OSError as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            raise ValueError(
+                f"MLflow does not answer at {self.tracking_uri}, which MLFLOW_TRACKING_URI names ({reason}): "
+                "start its server, or unset the variable for the workspace's own store"
+            ) from error
 
     def log_evaluation(
         self, run_id: str, metrics: Mapping[str, float], folder: Path, place: str = "evaluation"

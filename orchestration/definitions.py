@@ -70,11 +70,7 @@ def model_resources(workspace: Workspace, recipe: str) -> dict[str, Any]:
     return {
         "workspace": WorkspaceResource(home=str(workspace.home)),
         "recipe": RecipeResource(name=recipe),
-        "mlflow": MlflowResource(
-            tracking_uri=workspace.mlflow_uri,
-            artifacts=str(workspace.mlflow_artifacts),
-            ui_url=workspace.mlflow_ui,
-        ),
+        "mlflow": MlflowResource.of(workspace),
     }
 
 

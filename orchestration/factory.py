@@ -11,7 +11,7 @@ from uuid import uuid4
 import dagster as dg
 from rich.console import Console
 
-from assets.resources import ManifestResource
+from assets.resources import ManifestResource, MlflowResource
 from assets.training_set import UNDER_WAY, in_words, training_set_runs
 from orchestration.definitions import build_definitions, model_resources
 from orchestration.instance import PARTITION_TAG, open_instance
@@ -73,9 +73,11 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
         FactoryError: a stage or a blocking check failed; names the stage and why. Or another run under way
             needs the training set, which is rebuilt in place; names the run
         KeyboardInterrupt: a person stopped it
-        ValueError: the manifest or the recipe is wrong, or a source cannot be read at all
+        ValueError: the manifest or the recipe is wrong, a source cannot be read at all, or MLflow's server
+            does not answer
     """
     load_recipe(recipe)
+    MlflowResource.of(workspace).refuse_silence()  # hours before the first stage that needs it
     definitions = build_definitions(workspace, sources, recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
@@ -104,7 +106,9 @@ def run_rollback(workspace: Workspace, recipe: str, version: int, console: Conso
     Raises:
         FactoryError: there is no such version, or its export failed
         KeyboardInterrupt: a person stopped it
+        ValueError: MLflow's server does not answer
     """
+    MlflowResource.of(workspace).refuse_silence()
     with open_instance(workspace) as instance:
         close_interrupted_runs(instance)
         loggers = {"patience": patient_logger(instance, console.print)}

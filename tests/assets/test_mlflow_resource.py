@@ -1,0 +1,64 @@
+"""A tracking server that is away is named at once, and named in one sentence after MLflow has tried."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from assets.resources import MlflowResource
+from orchestration.factory import run_factory, run_rollback
+from tests.mlflow_store import mlflow_store
+from vipolyqwen_core.workspace import Workspace
+
+SILENT = "http://127.0.0.1:9"
+"""The discard port: nobody listens there."""
+
+
+def store(uri: str) -> MlflowResource:
+    return MlflowResource(tracking_uri=uri, artifacts="", ui_url="")
+
+
+@pytest.fixture
+def guarded_server() -> Iterator[str]:
+    """A server that wants a login."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_answers_with_anything_is_there(guarded_server: str, tmp_path: Path) -> None:
+    store(guarded_server).refuse_silence()
+    store(f"sqlite:///{tmp_path / 'none.db'}").refuse_silence()
+
+
+def test_a_command_says_before_any_work_that_the_server_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SILENT)
+    place = Workspace(tmp_path / "home")
+    for command in (
+        lambda: run_factory(place, None, "demo", Console()),
+        lambda: run_rollback(place, "demo", 1, Console()),
+    ):
+        with pytest.raises(ValueError, match=rf"MLflow does not answer at {SILENT}, which .* refused"):
+            command()
+    assert not place.home.exists()
+
+
+def test_a_stage_says_so_after_mlflow_has_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with mlflow_store(SILENT), pytest.raises(ValueError, match=f"MLflow does not answer at {SILENT}"):
+        store(SILENT).connect()
