@@ -128,7 +128,7 @@ class Engine:
         for number in range(planned.num_chunks):
             chunk = next(chunks)
             with self._synchronised(number == planned.num_chunks - 1):
-                vectors, surplus = self._embed(chunk, planned.number, number)
+                vectors = self._embed(chunk, planned.number, number)
                 pairs = split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True))
                 losses = compute_losses(
                     pairs,
@@ -138,7 +138,7 @@ class Engine:
                     matryoshka_dims=self.matryoshka_dims,
                     task_weights=task_weights,
                 )
-                self._backward(losses.total + 0.0 * surplus)
+                self._backward(losses.total)
             losses = Losses(losses.total.detach(), losses.terms)
             total = losses if total is None else _sum(total, losses)
             seen.append(_detached(pairs))
@@ -156,7 +156,7 @@ class Engine:
         for number in range(planned.num_chunks):
             chunk = next(chunks)
             with torch.no_grad():
-                vectors, _ = self._embed(chunk, planned.number, number)
+                vectors = self._embed(chunk, planned.number, number)
             embedded.append(split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True)))
             if number < planned.num_held:
                 held.append(chunk)
@@ -174,28 +174,31 @@ class Engine:
         for number in range(planned.num_chunks):
             chunk = held[number] if number < planned.num_held else next(chunks)
             with self._synchronised(number == planned.num_chunks - 1):
-                vectors, surplus = self._embed(chunk, planned.number, number)
-                self._backward((vectors * next(parts)).sum() + 0.0 * surplus)
+                vectors = self._embed(chunk, planned.number, number)
+                self._backward((vectors * next(parts)).sum())
         return losses, pairs
 
     @torch.no_grad()
     def embed(self, chunk: LoadedChunk) -> Tensor:
         """Vectors of a chunk's pairs and hard negatives, as the model gives them in use: [2B + M, D]."""
         self.model.eval()
-        return self._forward(chunk)[0]
+        return self._forward(chunk)
 
-    def _embed(self, chunk: LoadedChunk, step: int, number: int) -> tuple[Tensor, Tensor]:
-        """Vectors of the chunk's pairs and hard negatives, and the sum of what belongs to no pair."""
+    def _embed(self, chunk: LoadedChunk, step: int, number: int) -> Tensor:
+        """Vectors of the chunk's pairs and hard negatives, [2B + M, D].
+
+        Where a rank has no pairs in a chunk B is 0, and its filler goes backward with gradients of zero: the
+        ranks exchange weights and gradients together.
+        """
         torch.manual_seed(mixed_seed(self.seed, step, number, self.accelerator.process_index) >> 1)
         return self._forward(chunk)
 
-    def _forward(self, chunk: LoadedChunk) -> tuple[Tensor, Tensor]:
+    def _forward(self, chunk: LoadedChunk) -> Tensor:
         packed = chunk.packed.to(self.accelerator.device)
         device = self.accelerator.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             vectors: Tensor = self.model(packed)
-        num_vectors = 2 * chunk.keys.num_pairs + chunk.keys.num_negatives
-        return vectors[:num_vectors], vectors[num_vectors:].sum()
+        return vectors[: 2 * chunk.keys.num_pairs + chunk.keys.num_negatives]
 
     def _backward(self, loss: Tensor) -> None:
         """Gradients are averaged over ranks; the losses of the ranks add up."""
