@@ -26,6 +26,12 @@ def content() -> pl.Expr:
     return pl.col("query_hash").cast(ID_NUMBER) * 2**64 + pl.col("target_hash").cast(ID_NUMBER)
 
 
+def side_hashes() -> tuple[pl.Expr, pl.Expr]:
+    """The hashes of query and target out of `content`."""
+    both = pl.col("content")
+    return (both // 2**64).cast(pl.UInt64), (both % 2**64).cast(pl.UInt64)
+
+
 def read_assignments(path: Path) -> pl.DataFrame:
     """The persisted split; empty where no training set was built yet."""
     if not path.is_file():

@@ -66,6 +66,25 @@ def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     )
 
 
+def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
+    """Hashes of the sides that link rows by themselves, with a picture or a text that is long enough.
+
+    Returns `row`, `hash`. Unlike the keys, the hashes are kept over all training sets, in the assignments.
+
+    Args:
+        rows: `row` and the columns of a tagged pair
+    """
+    texts = {"query": whole_query(), "target": pl.col("target")}
+    sides = [
+        rows.filter(
+            (pl.col(f"{side}_images").list.len().fill_null(0) > 0)
+            | (comparable(text).str.len_chars() >= min_linking_chars)
+        ).select("row", hash=f"{side}_hash")
+        for side, text in texts.items()
+    ]
+    return pl.concat(sides)
+
+
 def near_sides(
     rows: pl.LazyFrame, min_linking_chars: int, threshold: float, seed: int, scratch: Path
 ) -> pl.DataFrame:

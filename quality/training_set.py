@@ -30,6 +30,7 @@ from quality.components import (
     copy_links,
     earlier_links,
     link_keys,
+    linking_hashes,
     name_components,
     near_sides,
     picture_key,
@@ -58,7 +59,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 5
+CODE_VERSION = 6
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
@@ -202,7 +203,8 @@ def _decide(
     assignments = read_assignments(workspace.assignments)
     facts = _facts(rows, sources, copies, assignments)
     dropped = dropped_copies(workspace, [source.name for source in sources])
-    predecessors = find_predecessors(facts, assignments, dropped)
+    sides = linking_hashes(rows, recipe.curation.min_linking_chars)
+    predecessors = find_predecessors(facts, assignments, dropped, sides)
     earlier = earlier_links(facts, assignments, predecessors)
     links = _links(rows, sources, copies, earlier, recipe.curation)
     labels = connect(facts.height, links, same)

@@ -11,6 +11,7 @@ from quality.split import split_rows
 from vipolyqwen_core.config import SplitSettings
 
 NOTHING_DROPPED = pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})
+NO_SIDES = pl.LazyFrame(schema={"row": pl.Int64, "hash": pl.UInt64})
 NO_COPIES = pl.DataFrame(schema={"row": pl.Int64, "kept": pl.Int64})
 ASSIGNMENTS = pl.DataFrame(
     {
@@ -24,7 +25,7 @@ ASSIGNMENTS = pl.DataFrame(
 
 
 def corpus(
-    samples: dict[int, int], dropped: pl.LazyFrame = NOTHING_DROPPED
+    samples: dict[int, int], dropped: pl.LazyFrame = NOTHING_DROPPED, sides: pl.LazyFrame = NO_SIDES
 ) -> tuple[dict[int, str], pl.DataFrame]:
     """The side or rule of samples, given with their contents, and what is remembered."""
     rows = pl.DataFrame(
@@ -38,7 +39,7 @@ def corpus(
         dropped=pl.lit(False),
     )
     rows = rows.with_columns(earlier_places(rows["sample_id"], ASSIGNMENTS))
-    predecessors = find_predecessors(rows, ASSIGNMENTS, dropped)
+    predecessors = find_predecessors(rows, ASSIGNMENTS, dropped, sides)
     links = earlier_links(rows, ASSIGNMENTS, predecessors)
     labels = connect(rows.height, links, pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64}))
     names = name_components(rows["sample_id"], labels)
@@ -71,6 +72,15 @@ def test_a_row_that_evaluates_retires_where_its_copy_has_trained() -> None:
     )
     assert corpus({3: 30}, dropped)[0] == {3: "evaluation_retired"}
     assert corpus({3: 10})[0] == {3: "evaluation_retired"}
+
+
+def test_a_row_with_one_side_of_a_row_that_is_gone_takes_after_it() -> None:
+    """10 and 20 are the targets of samples 1 and 2; the query of both is 0."""
+    sides = pl.LazyFrame({"row": [1, 0, 1], "hash": [10, 20, 70]}, schema=NO_SIDES.collect_schema())
+    found, remembered = corpus({5: 20 * 2**64 + 50, 6: 70 * 2**64 + 10, 4: 40}, sides=sides)
+    assert (found[5], found[6], found[4]) == ("eval", "train", "train")
+    components = dict(remembered.select("sample_id", "component").iter_rows())
+    assert (components[1], components[2]) == (components[6], components[5])
 
 
 def test_copies_stand_with_the_row_that_stays_in_the_end() -> None:

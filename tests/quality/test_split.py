@@ -16,6 +16,7 @@ from vipolyqwen_core.config import SplitSettings
 
 NO_ASSIGNMENTS = pl.DataFrame(schema=SCHEMA)
 NOTHING_DROPPED = pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})
+NO_SIDES = pl.LazyFrame(schema={"row": pl.Int64, "hash": pl.UInt64})
 NO_COPIES = pl.DataFrame(schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER})
 
 
@@ -54,7 +55,7 @@ def corpus(
     rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
     keys = pl.DataFrame({"row": range(len(links)), "key": links}, schema={"row": pl.Int64, "key": pl.UInt64})
     same = pl.DataFrame(schema={"a": pl.UInt64, "b": pl.UInt64})
-    predecessors = find_predecessors(rows, assignments, NOTHING_DROPPED)
+    predecessors = find_predecessors(rows, assignments, NOTHING_DROPPED, NO_SIDES)
     labels = connect(len(links), pl.concat([keys, earlier_links(rows, assignments, predecessors)]), same)
     return rows.with_columns(component=pl.Series(labels)), name_components(rows["sample_id"], labels)
 
@@ -66,7 +67,7 @@ def decide(
     assignments: pl.DataFrame = NO_ASSIGNMENTS,
     copies: pl.DataFrame = NO_COPIES,
 ) -> SplitResult:
-    predecessors = find_predecessors(rows, assignments, NOTHING_DROPPED)
+    predecessors = find_predecessors(rows, assignments, NOTHING_DROPPED, NO_SIDES)
     return split_rows(rows, names, assignments, predecessors, copies, settings)
 
 

@@ -129,6 +129,22 @@ def test_a_row_that_replaces_its_copy_keeps_the_side(workspace, write_source, bu
     assert all(query.endswith("Vâng.") for query in everything(workspace)["query"])
 
 
+def test_a_row_whose_answer_was_corrected_in_place_keeps_the_side(workspace, write_source, build) -> None:
+    def records(end: str) -> list[dict[str, object]]:
+        asked = [{**instruction(i), "output": sentence(i + 5000 + 100 * len(end))} for i in range(60)]
+        return asked + [{**question(i), "output": f"Vật số {i}{end}"} for i in range(60)]
+
+    def by_place() -> dict[int, str]:
+        return dict(everything(workspace).select("line", "split").rows())
+
+    build(write_source(records(""), pictures=range(60)))
+    first = by_place()
+    assert (len(first), set(first.values())) == (120, {"train", "eval"})
+    for end in (" màu xanh", ""):  # and back again
+        build(write_source(records(end)))
+        assert by_place() == first
+
+
 def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
     workspace, write_source, build
 ) -> None:
