@@ -3,7 +3,10 @@
 The runs go to the workspace's own Dagster instance, so that the UI shows them like any others.
 """
 
+import fcntl
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -71,7 +74,8 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
 
     Raises:
         FactoryError: a stage or a blocking check failed; names the stage and why. Or another run under way
-            needs the training set, which is rebuilt in place; names the run
+            needs the training set, which is rebuilt in place; names the run. Or another command is at the
+            same source; names its process
         KeyboardInterrupt: a person stopped it
         ValueError: the manifest or the recipe is wrong, a source cannot be read at all, or MLflow's server
             does not answer
@@ -90,9 +94,10 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
         loggers = {"progress": progress_logger(progress), "patience": patient_logger(instance, console.print)}
         definitions = dg.Definitions.merge(definitions, dg.Definitions(loggers=loggers))
         for job, source in [*(("corpus", name) for name in names), ("model", None)]:
-            refuse_while_in_use(instance, source)
-            progress.source = source or ""
-            result = execute(definitions.resolve_job_def(job), instance, loggers, source)
+            with alone(workspace, source):
+                refuse_while_in_use(instance, source)
+                progress.source = source or ""
+                result = execute(definitions.resolve_job_def(job), instance, loggers, source)
             run_ids.append(result.run_id)
             refuse_failure(result, source)
             stages += _outcomes(result, source)
@@ -140,6 +145,33 @@ def execute(
         run_id=run_id,
         tags={**process_tags(run_id), "dagster/max_retries": "0"},
     )
+
+
+@contextmanager
+def alone(workspace: Workspace, source: str | None) -> Iterator[None]:
+    """One command at a time at a source, or at the model.
+
+    Dagster tells of a run only once it has begun: two commands of the same second would not see each other.
+    The system lets go of the lock when the process ends, however that comes.
+
+    Raises:
+        FactoryError: another command is at it; names its process
+    """
+    path = workspace.dagster_home / "locks" / (f"source-{source}" if source else "model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = f"source {source}" if source else "the training set"
+            file.seek(0)
+            raise FactoryError(
+                f"{what} is rebuilt by this command, and another one (process {file.read().strip()}) is at "
+                "it: wait for it, or stop it"
+            ) from error
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield
 
 
 def refuse_while_in_use(instance: dg.DagsterInstance, source: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """Failures of a run as one sentence."""
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -9,6 +10,7 @@ from rich.console import Console
 from orchestration.definitions import build_definitions
 from orchestration.factory import (
     FactoryError,
+    alone,
     explain_failure,
     refuse_failure,
     refuse_while_in_use,
@@ -97,6 +99,25 @@ def test_a_command_is_refused_while_another_run_needs_the_training_set(
         with pytest.raises(FactoryError, match=f"run {run.run_id[:8]} of model needs it: wait for it"):
             run_factory(workspace, None, "demo", console)
         assert [run.job_name for run in instance.get_runs()] == ["model"]
+
+
+def test_a_command_of_the_same_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    workspace, console = Workspace(tmp_path), Console(quiet=True)
+    at_it = rf"another one \(process {os.getpid()}\) is at it: wait for it, or stop it"
+    first = build_definitions(workspace, None, "demo").resolve_job_def("corpus").partitions_def
+    assert first is not None
+    name = first.get_first_partition_key()
+    with alone(workspace, name), alone(workspace, None):
+        with pytest.raises(FactoryError, match=f"source {name} is rebuilt by this command, and {at_it}"):
+            run_factory(workspace, None, "demo", console)
+        with (
+            pytest.raises(FactoryError, match=f"the training set is rebuilt .* {at_it}"),
+            alone(workspace, None),
+        ):
+            pass
+    with alone(workspace, name), open_instance(workspace) as instance:
+        assert not instance.get_runs()
 
 
 def test_a_source_that_another_run_curates_is_left_to_it() -> None:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,23 +62,46 @@ def written_aside(path: Path) -> Iterator[Path]:
     """A new path beside `path`, file or folder; moved over it when the block ends well, else removed.
 
     A reader sees the old content or the new, never a half. A killed process leaves only a hidden
-    `.NAME.*.partial`, which the next writer of the same path removes.
+    `.NAME.*.partial`, which the next writer of the same path removes. Of several that write at once the last
+    one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(f".{path.name}.*.partial"):
-        _remove(left_over)
-    aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+        if not _is_being_written(left_over):
+            _remove(left_over)
+    aside = _place_beside(path)
     try:
         yield aside
         if not path.is_dir():
             os.replace(aside, path)
         elif not _exchange(aside, path):  # os.replace does not move over a folder that is not empty
-            old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+            old = _place_beside(path)
             os.replace(path, old)
             os.replace(aside, path)
             _remove(old)
     finally:
         _remove(aside)
+
+
+def _place_beside(path: Path) -> Path:
+    """A name that nobody else has, and that tells who writes there: `.NAME.PROCESS-START.RANDOM.partial`."""
+    pid = os.getpid()
+    return path.parent / f".{path.name}.{pid}-{_started(pid)}.{uuid.uuid4().hex[:8]}.partial"
+
+
+def _is_being_written(aside: Path) -> bool:
+    """Whether the process that its name tells lives on this machine."""
+    match = re.search(r"\.(\d+)-(\d+)\.\w+\.partial$", aside.name)
+    return match is not None and int(match[2]) == _started(int(match[1])) != 0
+
+
+def _started(pid: int) -> int:
+    """When a living process started, in ticks from the boot; 0: there is none, or no Linux to tell it."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if state in "ZX" else int(numbers[18])
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -104,8 +127,10 @@ def read_json(path: Path) -> Any:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or a folder. It may be going already: who is left over is removed by all that come."""
     if path.is_dir():
-        shutil.rmtree(path)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """Files appear whole or not at all, and every column of the contract has an Arrow type."""
 
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -110,6 +112,39 @@ def test_what_is_written_aside_replaces_the_old_only_at_the_end(tmp_path: Path, 
         write(aside, "new")
         assert read() == "old"
     assert read() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from vipolyqwen_core.corpus.tables import written_aside
+with written_aside(Path(sys.argv[1])) as aside:
+    aside.mkdir()
+    (aside / "inside").write_text("of another process")
+    print("ready", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_what_another_process_writes_is_left_alone_while_it_lives(tmp_path: Path, is_killed: bool) -> None:
+    target = tmp_path / "target"
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        if is_killed:
+            writer.kill()
+            os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried yet
+        with written_aside(target) as aside:
+            aside.mkdir()
+            (aside / "inside").write_text("of this process")
+        assert (target / "inside").read_text() == "of this process"
+        assert len(list(tmp_path.iterdir())) == (1 if is_killed else 2)
+        if not is_killed:
+            writer.communicate("\n")
+    assert (target / "inside").read_text() == ("of this process" if is_killed else "of another process")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
