@@ -17,8 +17,10 @@ from vipolyqwen_core.contract import EMBEDDING_DIM, Task
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 T = TypeVar("T")
@@ -85,6 +87,16 @@ class ModelSettings:
     matryoshka_dims: tuple[Positive, ...] = ()
     """Shorter slices that are trained as embeddings too; empty: none."""
 
+    @model_validator(mode="after")
+    def _shorter(self) -> "ModelSettings":
+        for dim in self.matryoshka_dims:
+            if dim >= self.embedding_dim:
+                raise ValueError(
+                    f"matryoshka_dims has {dim}, which is not below embedding_dim {self.embedding_dim}: the "
+                    "whole vector is always trained"
+                )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProcessingSettings:
@@ -137,7 +149,7 @@ class CurationSettings:
     """Shorter text-only sides link nothing."""
     dialogue_turns: Annotated[str, Field(pattern="^(last|each)$")] = "last"
     """Which assistant turns of a dialogue become pairs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the signatures."""
 
 
@@ -151,7 +163,7 @@ class SplitSettings:
     """Evaluation rows at most; components beyond it train."""
     max_component_share: Share = 0.05
     """A larger component is a blocking error: the links are wrong."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the hash that assigns new components."""
 
 
@@ -222,9 +234,9 @@ class OptimizerSettings:
     """Decoupled."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
-    beta1: Share = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: Share = 0.999
+    beta2: Decay = 0.999
     """Decay of the second moment."""
 
 
@@ -236,7 +248,7 @@ class TrainingSettings:
     """Passes over the training set."""
     max_steps: Positive | None = None
     """Stop here; none: after the epochs."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the plan, the prefix dropout and everything random; a step's numbers derive from (seed, step)."""
     precision: Precision = Precision.BFLOAT16
     """Type of the backbone's arithmetic."""
@@ -276,7 +288,7 @@ class EvaluationSettings:
     """... and so many pairs."""
     gallery_queries: NonNegative = 4
     """Queries of each task shown with their hits in the report."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the resamples and the gallery."""
 
 

@@ -52,6 +52,23 @@ def test_step_negatives_on_4_gpus_differ_from_the_seed_in_the_candidates_alone()
             '{"name": "x", "backbone": "b", "objective": {"task_weights": {"orc": 1}}}',
             "objective.task_weights.orc",
         ),
+        (
+            '{"name": "x", "backbone": "b", "model": {"embedding_dim": 64, "matryoshka_dims": [64, 16]}}',
+            "model: .*matryoshka_dims has 64, which is not below embedding_dim 64",
+        ),
+        # JSON has no infinity: a run.json that holds one could not be read
+        (
+            '{"name": "x", "backbone": "b", "optimizer": {"max_grad_norm": Infinity}}',
+            "optimizer.max_grad_norm: .*finite",
+        ),
+        ('{"name": "x", "backbone": "b", "objective": {"margin": Infinity}}', "objective.margin: .*finite"),
+        ('{"name": "x", "backbone": "b", "optimizer": {"beta2": 1.0}}', "optimizer.beta2: .*less than 1"),
+        # NumPy takes no negative one, and torch none of 64 bits
+        ('{"name": "x", "backbone": "b", "evaluation": {"seed": -1}}', "evaluation.seed: .*equal to 0"),
+        (
+            '{"name": "x", "backbone": "b", "training": {"seed": 99999999999999999999}}',
+            "training.seed: .*less than",
+        ),
         ("not json", "Invalid JSON"),
     ],
 )

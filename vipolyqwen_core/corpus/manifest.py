@@ -86,7 +86,7 @@ class Source:
     """Languages that are expected; for reports and checks, never believed."""
     license: str = "unknown"
     """For the model card."""
-    weight: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
+    weight: PositiveFloat = 1.0
     """Expected uses of a row an epoch."""
     columns: dict[str, str | int] = Field(default_factory=dict)
     """Our name -> field of the file."""
