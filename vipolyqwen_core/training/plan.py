@@ -26,6 +26,8 @@ IntArray = npt.NDArray[np.int64]
 KeyArray = npt.NDArray[np.uint64]
 KEY_DIGITS = 16
 """Hex digits of a sample id that make its 64-bit key."""
+MAX_USES = 1_000_000_000
+"""Uses of pairs in an epoch: to order them takes some 50 bytes of memory each."""
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 0xFFFFFFFFFFFFFFFF
 
@@ -144,9 +146,19 @@ def drops_prefix(keys: KeyArray, share: float, seed: int, epoch: int) -> npt.NDA
 
 
 def count_uses(index: PlanIndex, source_weights: Mapping[str, float], seed: int, epoch: int) -> IntArray:
-    """How often each row is used in the epoch: [R]."""
+    """How often each row is used in the epoch: [R].
+
+    Raises:
+        ValueError: more often than an epoch can be ordered
+    """
     by_source = np.array([source_weights.get(name, 1.0) for name in index.source_names], dtype=np.float64)
     weights = by_source[index.sources]
+    expected = float(weights.sum())
+    if expected > MAX_USES:
+        raise ValueError(
+            f"the source weights {dict(source_weights)} ask for {expected:.3g} uses of pairs an epoch, more "
+            f"than {MAX_USES:.0e}: a weight is the expected uses of a row"
+        )
     whole = np.floor(weights).astype(np.int64)
     once_more = uniform(index.keys, seed, epoch, FRACTION) < weights - whole
     uses: IntArray = whole + once_more
@@ -261,7 +273,7 @@ class TrainingPlan:
     source_weights: Mapping[str, float]
     seed: int
     first_steps: tuple[int, ...]
-    """Number of the first step of each epoch, and of the step after the last epoch."""
+    """Number of the first step of each epoch that the run reaches, and of the step after the last of them."""
     num_steps: int
     """Steps of the run: of its epochs, or fewer where it is to stop earlier."""
 
@@ -300,15 +312,21 @@ def plan_training(
 ) -> TrainingPlan:
     """The plan of a whole run: its steps are counted, a pass over the keys an epoch; none is ordered yet.
 
+    Epochs behind `max_steps` are not looked at: there may be any number of them.
+
     Raises:
-        ValueError: sub-batches are larger than a step, or an epoch has no pair
+        ValueError: sub-batches are larger than a step, or an epoch has no pair, or more than can be ordered
     """
-    counts = [_count_steps(index, settings, source_weights, seed, epoch) for epoch in range(epochs)]
-    if 0 in counts:
-        raise ValueError(f"the source weights {dict(source_weights)} leave an epoch without a pair")
-    first_steps = tuple(int(first) for first in np.concatenate([[0], np.cumsum(counts)]))
+    first_steps = [0]
+    for epoch in range(epochs):
+        steps = _count_steps(index, settings, source_weights, seed, epoch)
+        if not steps:
+            raise ValueError(f"the source weights {dict(source_weights)} leave an epoch without a pair")
+        first_steps.append(first_steps[-1] + steps)
+        if max_steps is not None and first_steps[-1] >= max_steps:
+            break
     num_steps = first_steps[-1] if max_steps is None else min(first_steps[-1], max_steps)
-    return TrainingPlan(index, settings, dict(source_weights), seed, first_steps, num_steps)
+    return TrainingPlan(index, settings, dict(source_weights), seed, tuple(first_steps), num_steps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from vipolyqwen_core.config import BatchSettings, TaskBatching
 from vipolyqwen_core.contract import MINED, PLAN_INDEX
 from vipolyqwen_core.corpus.tables import arrow_schema
 from vipolyqwen_core.objectives.pairs import TASKS
+from vipolyqwen_core.training import plan
 from vipolyqwen_core.training.plan import (
     PlanIndex,
     count_uses,
@@ -200,9 +201,28 @@ def test_the_plan_of_a_run_counts_its_steps_without_ordering_them():
         assert len(list(plan.steps(first=2))) == plan.num_steps - 2
     short = plan_training(index, batches, {}, seed=3, epochs=3, max_steps=5)
     assert [step for step, *_ in short.steps()] == [0, 1, 2, 3, 4]
-    assert (
-        plan_training(index, batches, {}, seed=3, epochs=3, max_steps=99).num_steps == short.first_steps[-1]
-    )
+    whole = plan_training(index, batches, {}, seed=3, epochs=3)
+    assert plan_training(index, batches, {}, 3, epochs=3, max_steps=99).first_steps == whole.first_steps
+
+
+def test_epochs_behind_the_last_step_are_not_looked_at(monkeypatch):
+    looked_at = []
+
+    def counted(index, source_weights, seed, epoch):
+        looked_at.append(epoch)
+        return count_uses(index, source_weights, seed, epoch)
+
+    monkeypatch.setattr(plan, "count_uses", counted)
+    found = plan_training(make_index(30), BatchSettings(pairs_per_step=10), {}, 0, 10**9, max_steps=7)
+    assert looked_at == [0, 1, 2]
+    assert found.num_steps == 7
+    assert found.locate(6) == (2, 0)
+
+
+@pytest.mark.parametrize("weight", [1e9, 1e300])
+def test_weights_that_no_epoch_can_hold_are_refused(weight):
+    with pytest.raises(ValueError, match=r"source weights .*'source1'.* ask for .* uses of pairs an epoch"):
+        plan_training(make_index(10), BatchSettings(), {"source1": weight}, 0, epochs=1)
 
 
 def test_prefix_dropout_is_a_share_that_changes_by_epoch():
