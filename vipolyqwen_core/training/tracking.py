@@ -58,11 +58,25 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, in order; a last line that was cut by a kill is left out."""
+    """The lines of a metrics file, in order; a last line that was cut by a kill is left out.
+
+    Raises:
+        ValueError: another line is damaged; names it
+    """
     if not path.is_file():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    *whole, _ = path.read_bytes().split(b"\n")
+    return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
+
+
+def _parsed(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        told = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place} is damaged ({error}): remove the line") from error
+    if not isinstance(told, dict) or not isinstance(told.get("step"), int):
+        raise ValueError(f"{place} is no line of metrics: remove it")
+    return told
 
 
 class Tracking:

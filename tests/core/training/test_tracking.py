@@ -56,6 +56,17 @@ def test_a_resumed_metrics_file_forgets_what_was_not_saved(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("damage", [b'{"step": 2, "lo', b"\0\0\0", b"\xff", b"3", b'{"loss": 1.0}'])
+def test_a_damaged_line_of_metrics_is_named(tmp_path, damage):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.append(1, {"loss": 1.0})
+    with file.path.open("ab") as stream:
+        stream.write(damage + b"\n")
+    file.append(3, {"loss": 1.0})
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is .*remove"):
+        file.resume(3)
+
+
 class Pipes:
     """Records what Dagster would be told."""
 
