@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
-from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.objectives.routing import UNIFORMITY, TermSums
 from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, refuse_other_trajectory
 from vipolyqwen_core.training.engine import PlannedStep, StepResult
@@ -184,10 +184,14 @@ def chunk_stream(training: Training, first_step: int) -> Iterator[LoadedChunk]:
 
 
 def _task_losses(terms: TermSums) -> dict[Task, float]:
-    """The sum of a task's terms, of the tasks that the step had."""
+    """The sum of a task's terms, of the tasks that the step had.
+
+    Without uniformity: it falls below zero, and a task is weighed by the inverse of this.
+    """
     losses: dict[Task, float] = {}
-    for (task, _), value in terms.means().items():
-        losses[task] = losses.get(task, 0.0) + value.mean
+    for (task, name), value in terms.means().items():
+        if name.partition("@")[0] != UNIFORMITY:
+            losses[task] = losses.get(task, 0.0) + value.mean
     return losses
 
 
@@ -238,10 +242,13 @@ def _refuse_divergence(progress: Progress, result: StepResult) -> None:
 def _choose_weights(training: Training, progress: Progress) -> int:
     """Load the best step where quick evaluations chose one; the step whose weights the model has now.
 
+    A run that was resumed without quick evaluations takes the last step: they stopped looking.
+
     Raises:
         CheckpointError: the best checkpoint is damaged; names what helps
     """
-    if progress.best_step is None or progress.best_step == progress.step:
+    is_judged = training.run.recipe.training.eval_steps is not None
+    if not is_judged or progress.best_step is None or progress.best_step == progress.step:
         return progress.step
     best = training.checkpoints.path(progress.best_step)
     if not training.checkpoints.has(progress.best_step):

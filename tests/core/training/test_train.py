@@ -22,6 +22,7 @@ from vipolyqwen_core.model import backbone
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training import identity, schedule
 from vipolyqwen_core.training.__main__ import main
+from vipolyqwen_core.training.checkpoints import read_progress
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.parent import EXIT_CODE
@@ -127,6 +128,24 @@ def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
     engine.accelerator.unwrap_model(engine.model).load_state_dict(weights(run))
     exported = QuickEvaluation(run, engine).metrics()["eval/loss"]
     assert exported == pytest.approx(judged[result.exported_step], rel=1e-5)
+
+
+def test_a_run_that_is_resumed_without_quick_evaluations_exports_its_last_step(make_run, monkeypatch):
+    monkeypatch.setattr(QuickEvaluation, "metrics", lambda self: {"eval/loss": 1.0})  # the first is the best
+    with pytest.raises(Killed):
+        train(make_run(training={"max_steps": 3, "eval_steps": 1}), KilledAfter(3))
+    assert train(make_run(training={"max_steps": 3}), StopSignal()).exported_step == 3
+
+
+def test_uniformity_does_not_weigh_tasks_against_each_other(make_run):
+    """It falls below zero: the inverse of a loss that it is part of would give one task all the weight."""
+    running = []
+    for name, weight in (("without", 0.0), ("with", 1e-9)):
+        objective = {"dynamic_task_weights": True, "uniformity_weight": weight}
+        run = make_run(name, objective=objective, model={"matryoshka_dims": (16,)}, training={"max_steps": 1})
+        train(run, StopSignal())
+        running.append(read_progress(run.output / "checkpoints" / "step_1").running_losses)
+    assert running[1] == pytest.approx(running[0])
 
 
 def test_sigterm_saves_and_the_same_command_resumes(make_run):
