@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
@@ -61,16 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def recorded_failure(output: Path, rank: int) -> Iterator[None]:
-    """Leave the traceback of whatever ends the block in `errors/rank<N>.txt`, for the launcher to find."""
+    """Leave the traceback of whatever ends the block in `errors/rank<N>.txt`, for the launcher to find.
+
+    Where the folder takes no file, the block itself says so, and its error is the one to read.
+    """
     place = output / ERRORS_FOLDER / f"rank{rank}.txt"
-    place.unlink(missing_ok=True)
+    with suppress(OSError):
+        place.unlink(missing_ok=True)
     try:
         yield
     except StoppedEarly:
         raise
     except BaseException:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(traceback.format_exc(), encoding="utf-8")
+        trace = traceback.format_exc()
+        with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(trace, encoding="utf-8")
         raise
 
 

@@ -17,7 +17,7 @@ from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.identity import refuse_other_data, trajectory
 from vipolyqwen_core.training.optimizer import build_optimizer
-from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
+from vipolyqwen_core.training.plan import PlanIndex, TrainingPlan, plan_training, read_plan_index
 from vipolyqwen_core.training.ranks import together
 from vipolyqwen_core.training.rows import TrainingPictures
 
@@ -60,6 +60,8 @@ def prepare(run: TrainingRun) -> Training:
         )
         TrainingPictures(run.training_set).check()
     refuse_disagreement(run, index)
+    if accelerator.is_main_process:
+        _warn_of_unused_weights(run, index)
     bare = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, settings.seed)
     if settings.activation_checkpointing:
         bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -85,6 +87,21 @@ def prepare(run: TrainingRun) -> Training:
     )
     checkpoints = Checkpoints(run.output / "checkpoints", settings.keep_checkpoints, trajectory(run))
     return Training(run, accelerator, plan, model, optimizer, engine, counter, checkpoints)
+
+
+def _warn_of_unused_weights(run: TrainingRun, index: PlanIndex) -> None:
+    """A source may have lost all of its pairs on their way; or its name is misspelt in a `run.json`."""
+    unused = {
+        name: weight
+        for name, weight in sorted(run.source_weights.items())
+        if weight != 1.0 and name not in index.source_names
+    }
+    if unused:
+        logger.warning(
+            "source weights without effect: %s; the training set has pairs of %s only",
+            unused,
+            ", ".join(sorted(index.source_names)),
+        )
 
 
 def resume(training: Training) -> Progress:

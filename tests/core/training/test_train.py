@@ -256,6 +256,20 @@ def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(
     assert main(["--config", str(tmp_path / "absent.json")]) == 2
 
 
+def test_a_weight_of_a_source_that_has_no_pair_is_told(make_run, caplog):
+    prepare(replace(make_run(), source_weights={"shop": 2.0, "shpo": 3.0, "lost": 1.0}))
+    assert "source weights without effect: {'shpo': 3.0}; the training set has pairs of shop" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_in_one_sentence(make_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(StopSignal, "listen", lambda self: None)
+    (tmp_path / "file").touch()
+    config = tmp_path / "config.json"
+    config.write_text(to_json(replace(make_run(), output=tmp_path / "file" / "run")), encoding="utf-8")
+    assert main(["--config", str(config)]) == 2
+    assert re.search(r"^error: .*Not a directory: .*file/run", capsys.readouterr().err, re.MULTILINE)
+
+
 def test_a_dry_run_of_a_recipe_leaves_the_file_that_several_machines_are_started_on(make_run, monkeypatch):
     run = make_run()
     monkeypatch.setattr(identity, "identified_run", lambda *_: run)
