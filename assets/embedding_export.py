@@ -21,7 +21,10 @@ def embedding_export(
     client = mlflow.connect()
     version = champion(client) or version_with_alias(client, CHALLENGER)
     if version is None:
-        raise dg.Failure("neither champion nor challenger is registered: materialise registered_model first")
+        raise dg.Failure(
+            "neither champion nor challenger is registered: materialise registered_model first, or, where "
+            "somebody took the alias away, give it back with `vipolyqwen rollback VERSION`"
+        )
     return export_under(version, workspace.open(), recipe.load().export)
 
 

@@ -181,10 +181,11 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         Raises:
             dagster.Failure: it was trained under another store, or the run was deleted
         """
+        from mlflow.entities import LifecycleStage
         from mlflow.exceptions import MlflowException
 
         try:
-            self.connect().get_run(run_id)
+            found = self.connect().get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -192,6 +193,11 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
                 f"MLflow has no run {run_id}, which {folder} was trained as: restore mlflow.db, or let "
                 "MLFLOW_TRACKING_URI name the store of that training; or remove the folder to train it anew"
             ) from error
+        if found.info.lifecycle_stage == LifecycleStage.DELETED:  # it can still be read, but not be added to
+            raise dg.Failure(
+                f"the run {run_id} of MLflow, which {folder} was trained as, was deleted: restore it there "
+                "(`mlflow runs restore`), or remove the folder to train it anew"
+            )
 
     def log_datasets(self, run_id: str, datasets: Sequence[DataInput]) -> None:
         """Name the data of a run, without loading it."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from assets.embedding_export import embedding_export
 from assets.findings import Finding, encodes_unit_vectors
 from assets.registered_model import settle
 from assets.registry import (
@@ -25,7 +26,7 @@ from assets.registry import (
     version_of_run,
     version_with_alias,
 )
-from assets.resources import MlflowResource
+from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
@@ -209,3 +210,22 @@ def test_a_run_that_the_store_does_not_have_is_named_with_its_folder(store: str,
         resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
         with pytest.raises(dg.Failure, match=r"has no run 0a1b, which .*runs/demo .* remove the folder"):
             resource.refuse_unknown_run("0a1b", tmp_path / "runs" / "demo")
+        resource.connect().delete_run(run)  # as the page of MLflow does it
+        with pytest.raises(dg.Failure, match=rf"{run} of MLflow, .*runs/demo was .* deleted: restore it"):
+            resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
+        resource.connect().restore_run(run)
+        resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
+
+
+def test_an_export_without_any_alias_says_how_to_give_it_back(store: str, tmp_path: Path) -> None:
+    with (
+        mlflow_store(store),
+        pytest.raises(dg.Failure, match=r"somebody took .* `vipolyqwen rollback VERSION`"),
+    ):
+        embedding_export(
+            workspace=WorkspaceResource(home=str(tmp_path)),
+            recipe=RecipeResource(name="demo"),
+            mlflow=MlflowResource(
+                tracking_uri=store, artifacts=str(tmp_path), ui_url="http://127.0.0.1:5000"
+            ),
+        )
