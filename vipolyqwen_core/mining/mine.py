@@ -37,10 +37,12 @@ from vipolyqwen_core.corpus.tables import (
 from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest_below, similarities
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
+from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.serving.current_export import CurrentExport, current_model, read_current
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint
+from vipolyqwen_core.training.plan import mix
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -174,7 +176,11 @@ def find_negatives(pairs: Pairs, vectors: PairVectors, settings: MiningSettings)
 
 
 def _sides(vectors: Vectors, rows: Ints, pairs: Pairs, chosen: Ints) -> Sides:
-    return Sides(vectors, rows[chosen], pairs.positive[chosen].view(np.int64))
+    """With the declared key of each pair, else its query: else its other right answers, where they are more
+    than `SPARE`, would crowd out what is wrong."""
+    positive = pairs.positive[chosen]
+    keys = np.where(positive != NO_KEY, positive, mix(pairs.query[chosen]))
+    return Sides(vectors, rows[chosen], keys.view(np.int64))
 
 
 def write_mined(mined: Mined, pairs: Pairs, path: Path) -> None:

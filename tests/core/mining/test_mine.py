@@ -92,16 +92,18 @@ def test_the_nearest_wrong_targets_of_the_task_are_found(seed: int) -> None:
     assert found > len(pairs), "the example must have something to find"
 
 
-def test_many_answers_of_one_key_do_not_crowd_out_what_is_wrong() -> None:
+@pytest.mark.parametrize("by_key", [True, False])
+def test_many_answers_of_one_key_or_query_do_not_crowd_out_what_is_wrong(by_key: bool) -> None:
     answers, wrong = 40, 2
     count = answers + wrong
+    numbers = np.arange(1, count + 1, dtype=np.uint64)
     pairs, _ = random_pairs(count, 0)
     pairs = replace(
         pairs,
         task=np.zeros(count, dtype=np.int64),
-        query=np.arange(1, count + 1, dtype=np.uint64),
-        target=np.arange(101, 101 + count, dtype=np.uint64),
-        positive=np.where(np.arange(count) < answers, 7, 0).astype(np.uint64),
+        query=numbers if by_key else np.where(numbers <= answers, np.uint64(1), numbers),
+        target=numbers + np.uint64(100),
+        positive=np.where(by_key & (numbers <= answers), 7, 0).astype(np.uint64),
         asks=np.arange(count) == 0,
     )
     cosine = np.array([1.0] + [0.8] * (answers - 1) + [0.5, 0.3])
