@@ -4,6 +4,7 @@ The runs go to the workspace's own Dagster instance, so that the UI shows them l
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from orchestration.run_process import close_interrupted_runs, process_tags
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 class FactoryError(RuntimeError):
@@ -152,7 +155,8 @@ def alone(workspace: Workspace, source: str | None) -> Iterator[None]:
     """One command at a time at a source, or at the model.
 
     Dagster tells of a run only once it has begun: two commands of the same second would not see each other.
-    The system lets go of the lock when the process ends, however that comes.
+    The system lets go of the lock when the process ends, however that comes. On a file system that knows no
+    locks only Dagster's word is left.
 
     Raises:
         FactoryError: another command is at it; names its process
@@ -169,6 +173,8 @@ def alone(workspace: Workspace, source: str | None) -> Iterator[None]:
                 f"{what} is rebuilt by this command, and another one (process {file.read().strip()}) is at "
                 "it: wait for it, or stop it"
             ) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second command on this workspace", path, error)
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         yield
