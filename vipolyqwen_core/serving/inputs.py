@@ -46,7 +46,7 @@ def make_item(
     """
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, not {type(text).__name__}")
-    images = tuple(read_picture(picture) for picture in _listed(pictures))
+    images = tuple(read_picture(picture) for picture in listed(pictures))
     if text is None and not images:
         raise ValueError("neither text nor picture")
     turns = [Turn(turn.role, normalise_text(turn.text)) for turn in history]
@@ -80,12 +80,23 @@ def _is_picture(value: object) -> bool:
     return isinstance(value, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview))
 
 
-def _listed(pictures: Pictures) -> list[Picture]:
-    """The pictures of one item as a list."""
+def _is_no_list(given: object) -> bool:
+    """Whether it iterates over the names of its columns, or not at all, as an array of no dimension."""
+    return hasattr(given, "columns") or getattr(given, "ndim", 1) == 0
+
+
+def listed(pictures: Pictures) -> list[Picture]:
+    """The pictures of one item as a list.
+
+    Raises:
+        ValueError: something else, or pictures without an order
+    """
     if pictures is None:
         return []
     if _is_picture(pictures):
         return [pictures]  # type: ignore[list-item]
+    if isinstance(pictures, _NO_LISTS):
+        raise ValueError(f"the pictures of an item must be a list, not {type(pictures).__name__}")
     if not isinstance(pictures, Iterable):
         raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(pictures).__name__}")
     return list(pictures)  # type: ignore[arg-type]
@@ -98,7 +109,7 @@ def arrange(
     if text is None and images is None:
         raise ValueError("nothing to encode: give text, images or both")
     for name, given in (("text", text), ("images", images)):
-        if isinstance(given, _NO_LISTS):
+        if isinstance(given, _NO_LISTS) or _is_no_list(given):
             raise ValueError(f"{name} must be one item or a list, not {type(given).__name__}")
     if text is None:
         if _is_picture(images):
@@ -126,7 +137,7 @@ def prefixes_of(prefix: Task | str | Iterable[Task | str | None] | None, count: 
     """The prefix of each item."""
     if prefix is None or isinstance(prefix, str):
         return [_task(prefix)] * count
-    if not isinstance(prefix, Iterable) or isinstance(prefix, _NO_LISTS):
+    if not isinstance(prefix, Iterable) or isinstance(prefix, _NO_LISTS) or _is_no_list(prefix):
         raise ValueError(f"prefix must be a task or a list of tasks, not {type(prefix).__name__}")
     prefixes = list(prefix)
     if len(prefixes) != count:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.text import normalise_text
 from vipolyqwen_core.serving.current_export import CurrentExport, read_current
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
-from vipolyqwen_core.serving.inputs import Pictures
+from vipolyqwen_core.serving.inputs import Pictures, listed
 from vipolyqwen_core.workspace import Workspace
 
 TABLE: Final = "embeddings"
@@ -25,7 +26,10 @@ OVERSAMPLING: Final = 4
 """Rows fetched for each hit at first: many rows may say the same (`yes`), and are shown once."""
 
 OPENINGS: Final = 3
-"""How often a table is opened anew because another export was swapped in at that moment."""
+"""How often a table is opened because another export was swapped in at that moment."""
+
+LARGEST_LIMIT: Final = 2**31 - 1
+"""LanceDB counts the rows that are asked for in 32 bits."""
 
 REFINE_FACTOR: Final = 10
 """With a vector index so many candidates for each row are compared again by their exact vectors."""
@@ -70,20 +74,25 @@ def search(
     Raises:
         ValueError: nothing was exported, nothing is asked, or the filter is wrong
     """
-    current, table = open_export(workspace)
     _check_top(top)
-    given = None if images is None or (isinstance(images, (list, tuple)) and not images) else images
-    if text is None and given is None:
-        raise ValueError("nothing to look for: give a text, pictures or both")
-    embedder = _embedder(current.model_directory(), current.model_digest)
-    vector = embedder.encode(text, given if text is not None else [given], prefix).reshape(-1)
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"text must be a string, not {type(text).__name__}: a search has one query")
+    pictures = listed(images)
 
-    def fetch(limit: int) -> pa.Table:
-        query: Any = table.search(vector, vector_column_name="embedding")
-        query = query.distance_type("cosine").refine_factor(REFINE_FACTOR)
-        return _run(query, where, limit, "_distance")
+    def hits(current: CurrentExport, table: Table) -> list[Hit]:
+        if text is None and not pictures:
+            raise ValueError("nothing to look for: give a text, pictures or both")
+        embedder = _embedder(current.model_directory(), current.model_digest)
+        vector = embedder.encode(text, pictures if text is not None else [pictures], prefix).reshape(-1)
 
-    return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
+        def fetch(limit: int) -> pa.Table:
+            query: Any = table.search(vector, vector_column_name="embedding")
+            query = query.distance_type("cosine").refine_factor(REFINE_FACTOR)
+            return _run(query, where, limit, "_distance")
+
+        return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
+
+    return _in_current_table(workspace, hits)
 
 
 def search_words(workspace: Workspace, words: str, top: int = 10, where: str | None = None) -> list[Hit]:
@@ -92,19 +101,46 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
     Raises:
         ValueError: nothing was exported, no words are given, or the filter is wrong
     """
-    table = open_table(workspace)
     _check_top(top)
     asked = normalise_text(words)
-    if not asked:
-        raise ValueError("nothing to look for: no words are given")
 
-    # no bare string: LanceDB takes quoted words for a phrase, for which the index has no positions
-    match = MatchQuery(asked, "text")  # type: ignore[call-arg]  # it has defaults that mypy does not see
+    def hits(_: CurrentExport, table: Table) -> list[Hit]:
+        if not asked:
+            raise ValueError("nothing to look for: no words are given")
+        # no bare string: LanceDB takes quoted words for a phrase, for which the index has no positions
+        match = MatchQuery(asked, "text")  # type: ignore[call-arg]  # it has defaults that mypy does not see
 
-    def fetch(limit: int) -> pa.Table:
-        return _run(table.search(match, query_type="fts"), where, limit, "_score")
+        def fetch(limit: int) -> pa.Table:
+            return _run(table.search(match, query_type="fts"), where, limit, "_score")
 
-    return _distinct_hits(fetch, top, lambda row: row["_score"])
+        return _distinct_hits(fetch, top, lambda row: row["_score"])
+
+    return _in_current_table(workspace, hits)
+
+
+def _in_current_table(workspace: Workspace, look: Callable[[CurrentExport, Table], list[Hit]]) -> list[Hit]:
+    """What `look` finds in the exported table; it looks again where another was swapped in meanwhile.
+
+    A swap deletes the table that is open here, and loading the model leaves it seconds for that.
+    """
+    for _ in range(OPENINGS - 1):
+        opened = _identity(workspace)
+        current, table = open_export(workspace)
+        try:
+            return look(current, table)
+        except (ValueError, RuntimeError):  # LanceDB raises either where files are gone
+            if _identity(workspace) == opened:
+                raise
+    return look(*open_export(workspace))
+
+
+def _identity(workspace: Workspace) -> tuple[int, int] | None:
+    """Tells the folder of the table from one that is swapped in; None where nothing was exported."""
+    try:
+        found = workspace.lancedb.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def open_export(workspace: Workspace) -> tuple[CurrentExport, Table]:
@@ -146,8 +182,8 @@ def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
 
 
 def _check_top(top: int) -> None:
-    if top < 1:
-        raise ValueError(f"top must be at least 1, not {top}")
+    if not (isinstance(top, Integral) and top >= 1):
+        raise ValueError(f"top must be at least 1, not {top!r}")
 
 
 def _run(query: Any, where: str | None, limit: int, score: str) -> pa.Table:
@@ -155,7 +191,7 @@ def _run(query: Any, where: str | None, limit: int, score: str) -> pa.Table:
         # in brackets, since the parser stops in silence where an expression could end: a forgotten AND
         query = query.where(f"({where}\n)", prefilter=True)
     try:
-        return query.select([*_SHOWN, score]).limit(limit).to_arrow()
+        return query.select([*_SHOWN, score]).limit(min(limit, LARGEST_LIMIT)).to_arrow()
     except (ValueError, RuntimeError) as error:  # LanceDB raises either for a filter that it cannot read
         if where:
             raise ValueError(f"where {where!r} cannot be used: {' '.join(str(error).split())}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,7 +119,12 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": ["a", 3]}, "item 1: text must be a string, not int"),
         ({"text": 3}, "text must be a string or a list"),
         ({"text": {"text": "a", "image": picture(1)}}, "text must be one item or a list, not dict"),
+        ({"text": pd.DataFrame({"text": ["a"]})}, "text must be one item or a list, not DataFrame"),
+        ({"text": np.array("a")}, "text must be one item or a list, not ndarray"),
         ({"images": {"a.png", "b.png"}}, "images must be one item or a list, not set"),
+        ({"images": pd.DataFrame({"images": ["a.png"]})}, "images must be one item or a list, not DataFrame"),
+        ({"images": [{"a.png", "b.png"}]}, "item 0: the pictures of an item must be a list, not set"),
+        ({"text": ["a"], "images": [{"image": picture(1)}]}, "item 0: the pictures of .* a list, not dict"),
         ({"text": ["a", "b"], "images": [None]}, "2 texts but 1 entries in images"),
         ({"text": ["a"], "images": "picture.png"}, "1 texts take a list of 1 entries"),
         ({"text": "<image><image>", "images": picture(1)}, "item 0: 2 placeholders"),
@@ -129,6 +135,7 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": "a", "prefix": "summary"}, "unknown prefix 'summary'"),
         ({"text": ["a", "b"], "prefix": ["ocr"]}, "2 items but 1 prefixes"),
         ({"text": "a", "prefix": 3}, "prefix must be a task or a list of tasks, not int"),
+        ({"text": ["a"], "prefix": pd.DataFrame({"ocr": [1]})}, "prefix must be a task or a list of tasks"),
         ({"text": ["a"], "prefix": [["ocr"]]}, r"item 0: unknown prefix \['ocr'\]"),
         ({"text": "a", "dim": 65}, "dim must lie between 1 and 64, not 65"),
         ({"text": "a", "dim": "16"}, "dim must lie between 1 and 64, not '16'"),

@@ -23,11 +23,12 @@ from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings, ModelSettings, ProcessingSettings
 from vipolyqwen_core.contract import EXPORT, Split
 from vipolyqwen_core.serving import export as export_module
+from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.export import ExportSummary, export, export_schema
 from vipolyqwen_core.serving.exported_sides import ExportedSides
-from vipolyqwen_core.serving.search import Hit, search, search_words
+from vipolyqwen_core.serving.search import Hit, open_export, search, search_words
 from vipolyqwen_core.workspace import Workspace
 
 SETTINGS = ExportSettings(batch_tokens=2048)
@@ -440,7 +441,9 @@ def test_words_are_found_without_accents_and_case_however_they_are_spelled(
         ({"text": "a", "where": "colour = 'red'"}, "where \"colour = 'red'\" cannot be used: .*colour"),
         ({"text": "a", "where": "source ="}, "cannot be used"),
         ({"text": "a", "where": "side = 'query' language = 'vi'"}, "cannot be used"),
-        ({"text": "a", "top": 0}, "top must be at least 1"),
+        ({"text": "a", "top": 0}, "top must be at least 1, not 0"),
+        ({"text": "a", "top": "3"}, "top must be at least 1, not '3'"),
+        ({"text": ["a", "b"]}, "text must be a string, not list: a search has one query"),
         ({"text": "a", "images": ["absent.png"]}, "absent.png"),
         ({"text": "a", "prefix": "summary"}, "unknown prefix"),
     ],
@@ -448,6 +451,45 @@ def test_words_are_found_without_accents_and_case_however_they_are_spelled(
 def test_a_wrong_search_is_refused(workspace: Workspace, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(workspace, **arguments)
+
+
+def test_as_many_hits_can_be_asked_for_as_one_likes(workspace: Workspace) -> None:
+    every = search(workspace, "Say number 3", top=1000)
+    assert search(workspace, "Say number 3", top=2**40) == every
+    assert len(search_words(workspace, "number", top=2**40)) == len(
+        search_words(workspace, "number", top=1000)
+    )
+
+
+def test_pictures_of_a_query_may_come_one_by_one(workspace: Workspace) -> None:
+    given = [picture(2), picture(3)]
+    assert search(workspace, images=iter(given)) == search(workspace, images=given)
+
+
+@pytest.mark.parametrize("look", [search, search_words])
+def test_a_search_goes_on_in_the_table_that_was_swapped_in_meanwhile(
+    look: Callable[..., list[Hit]],
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    model_of_the_same_shape: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
+    opened = []
+
+    def slowly(place: Workspace) -> Any:
+        opened.append(open_export(place))
+        if len(opened) == 1:  # as while the model is loaded
+            export(workspace.training_set, model_of_the_same_shape, "2", workspace, SETTINGS)
+        return opened[-1]
+
+    monkeypatch.setattr(search_module, "open_export", slowly)
+    assert look(workspace, "question", top=1)[0].text == "a question"
+    assert [current.model_version for current, _ in opened] == ["1", "2"]
+    with pytest.raises(ValueError, match="cannot be used"):
+        look(workspace, "question", where="colour = 'red'")
+    assert len(opened) == 3
 
 
 def test_search_before_any_export_says_so(tmp_path: Path) -> None:
