@@ -33,6 +33,8 @@ _SOUND = re.compile("[ăĂđĐĩĨũŨơƠưƯ\u0370-\u1fff\u2460-\uffff]")
 _C1 = re.compile("[\x80-\x9f]")
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# An ampersand that was escaped again and again; entity by entity each level would cost a pass over the text.
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Control and invisible format characters; U+200C and U+200D join emoji and letters, so they stay.
 _CONTROL = re.compile(
@@ -88,7 +90,7 @@ def _normalise_once(text: str) -> str:
     if _C1.search(text):
         text = fix_c1_controls(text)
     if "&" in text:
-        text = _ENTITY.sub(_resolve, text)
+        text = _ENTITY.sub(_resolve, _AMPERSANDS.sub("&", text))
     text = _LINE_BREAK.sub("\n", text)
     text = _CONTROL.sub("", text)
     text = unicodedata.normalize("NFC", text)

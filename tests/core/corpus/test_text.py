@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vipolyqwen_core.contract import Turn
+from vipolyqwen_core.corpus import text as text_module
 from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue, repair_placeholders
 
 SENTENCE = "Nước Việt Nam là một, dân tộc Việt Nam là một; sông có thể cạn."
@@ -38,6 +39,7 @@ def misread(text: str, encoding: str = "cp1252") -> str:
         ("\ufeffđầu\u200b tệp\u00ad\x00\x07", "đầu tệp"),
         ("a &lt; b &amp;&amp; c &#44; d&nbsp;e &#x1F600;", "a < b && c , d e 😀"),
         ("&amp;lt;p&amp;gt;", "<p>"),
+        ("&amp;#38;#x26;AMP;#000038;lt; & &amp;", "< & &"),
         ("?a=1&copy=2 AT&T &notit; &;", "?a=1&copy=2 AT&T &notit; &;"),
         ("👩\u200d🔬 joins", "👩\u200d🔬 joins"),
         ("\ud83d\ude00 pair, lone \ud800", "😀 pair, lone \ufffd"),
@@ -151,3 +153,16 @@ def test_a_dialogue_is_repaired_in_its_first_user_turn() -> None:
     assert repair_dialogue("Màu gì?", 1, longer)[1] == (longer[0], repaired_turn, *longer[2:])
     assert repair_dialogue("Màu gì?", 1, history[:1]) == ("<image>Màu gì?", history[:1])
     assert repair_dialogue("Màu gì?", 1) == ("<image>Màu gì?", None)
+
+
+def test_an_ampersand_that_was_escaped_often_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counted(given: str) -> str:
+        passes.append(given)
+        return normalise_once(given)
+
+    normalise_once = text_module._normalise_once
+    monkeypatch.setattr(text_module, "_normalise_once", counted)
+    assert normalise_text("a &" + "amp;#38;" * 500 + "lt; b") == "a < b"
+    assert len(passes) <= 3
