@@ -134,6 +134,9 @@ class ViPolyQwenModel(PreTrainedModel):
         }
         assert len(types) == 1, types
         self.config.precision = str(types.pop()).removeprefix("torch.")
+        if is_main_process:  # transformers would leave it beside new shards, and load it in their place
+            variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+            (Path(save_directory) / f"model{variant}.safetensors").unlink(missing_ok=True)
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -226,7 +229,7 @@ def _dtype_of(value: torch.dtype | str) -> torch.dtype:
         ValueError: no such type of floating point numbers
     """
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
         raise ValueError(f"dtype {value!r}: expected float32, bfloat16 or float16")
     return dtype
 

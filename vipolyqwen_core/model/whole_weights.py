@@ -6,6 +6,7 @@ vectors that mean nothing.
 
 import os
 from collections.abc import Callable
+from json import JSONDecodeError
 from typing import Any, Final
 
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ def load_whole(load: Callable[..., Any], source: str | os.PathLike[str], *args: 
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
     try:
         model, info = load(source, *args, **kwargs)
-    except SafetensorError as error:
+    except (SafetensorError, JSONDecodeError) as error:  # the weights, or the index of their shards
         raise ValueError(f"{source}: its weights are damaged ({error}); copy the model anew") from error
     missing = sorted(info["missing_keys"])
     misshapen = [

@@ -132,5 +132,7 @@ def test_another_precision_is_done_with_a_warning(
 
 
 def test_a_type_that_is_none_is_named(tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="dtype 'float8_e4m3fn': expected float32"):
+        AutoModel.from_pretrained(tiny_model_dir, dtype="float8_e4m3fn")
     with pytest.raises(ValueError, match="dtype 'bf17': expected float32"):
         ViPolyQwenEmbedder.from_pretrained(tiny_model_dir, dtype="bf17")

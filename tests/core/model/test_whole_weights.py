@@ -63,6 +63,24 @@ def test_a_file_that_was_cut_is_named(file, tiny_model_dir, tmp_path):
         ViPolyQwenEmbedder.from_pretrained(model)
 
 
+def test_shards_take_the_place_of_one_file(tiny_model_dir, tmp_path):
+    place = copy_of(tiny_model_dir, tmp_path)
+    model = AutoModel.from_pretrained(place)
+    for max_shard_size in ("1MB", "1GB", "1MB"):
+        with torch.no_grad():
+            model.projection.bias += 1
+        model.save_pretrained(place, max_shard_size=max_shard_size)
+        assert torch.equal(AutoModel.from_pretrained(place).projection.bias, model.projection.bias)
+
+
+def test_an_index_of_shards_that_was_cut_is_named(tiny_model_dir, tmp_path):
+    model = copy_of(tiny_model_dir, tmp_path)
+    AutoModel.from_pretrained(model).save_pretrained(model, max_shard_size="1MB")
+    cut(model / "model.safetensors.index.json", 100)
+    with pytest.raises(ValueError, match=f"{model}.* damaged .*; copy the model anew"):
+        ViPolyQwenEmbedder.from_pretrained(model)
+
+
 def test_a_backbone_that_lacks_a_weight_does_not_train(tiny_backbone, tmp_path):
     backbone = copy_of(tiny_backbone, tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
