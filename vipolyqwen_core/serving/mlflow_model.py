@@ -50,7 +50,7 @@ class RegisteredEmbedder(PythonModel):
 
     # Without hints: MLflow would take them for the schema, in place of the signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """One vector a row.
+        """One vector a row, under the index of the table: a join by it is a join by row.
 
         Raises:
             ValueError: names the row and what is wrong with it
@@ -66,7 +66,7 @@ class RegisteredEmbedder(PythonModel):
             [_pictures(number, row) for number, row in enumerate(rows)],
             [_prefix(number, row) for number, row in enumerate(rows)],
         )
-        return pd.DataFrame({"embedding": list(vectors)})
+        return pd.DataFrame({"embedding": list(vectors)}, index=table.index)
 
 
 def _given(row: Mapping[Any, Any], column: str) -> Any:

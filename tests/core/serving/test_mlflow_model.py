@@ -65,6 +65,14 @@ def test_predict_equals_the_embedder(served: Any, tiny_model_dir: Path) -> None:
     assert np.allclose(vectors, expected, atol=2e-6)
 
 
+def test_vectors_keep_the_index_of_their_rows(served: Any) -> None:
+    frame = pd.DataFrame({"text": ["a", "b", "c"]}, index=[7, 3, 5])
+    some = frame[frame["text"] != "b"]
+    frame["embedding"] = served.predict(some)["embedding"]
+    assert frame["embedding"].isna().tolist() == [False, True, False]
+    assert np.allclose(frame["embedding"][5], served.predict([{"text": "c"}])["embedding"][0], atol=1e-6)
+
+
 def test_columns_may_be_absent(served: Any) -> None:
     assert len(served.predict(pd.DataFrame({"text": ["a", "b"]}))) == 2
     assert len(served.predict(pd.DataFrame({"images": [[encoded(1)]]}))) == 1
