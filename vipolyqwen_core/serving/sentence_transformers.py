@@ -6,7 +6,8 @@
 
 sentence-transformers asks for the flag for every module that is not its own. Texts, pictures (PIL, a path, a
 data URI, an array), dicts of both and messages come in; they are treated as by `ViPolyQwenEmbedder`.
-A prompt that is a prefix (`<ocr>`) becomes that prefix; any other prompt is text in front of the text.
+A prompt that is a prefix (`<ocr>`) becomes that prefix; any other prompt is text in front of the text, of the
+last message where messages are given.
 """
 
 import base64
@@ -26,6 +27,9 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 from vipolyqwen_core.serving.inputs import Picture, make_item, warn_of_cut_texts
+
+ROUNDING = 0.01
+"""How far floats may leave [0, 1], as behind an interpolation."""
 
 TASKS: dict[str, Task] = {token: task for task, token in PREFIX_TOKENS.items()}
 
@@ -49,8 +53,17 @@ class ViPolyQwenModule(InputModule):
 
     @property
     def max_seq_length(self) -> int:
-        """Longer texts are cut."""
+        """Longer texts are cut.
+
+        Raises:
+            ValueError: where another limit is set
+        """
         return self.processor.settings.max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        if value != self.max_seq_length:
+            raise ValueError(f"max_seq_length {value!r}: the model was trained with {self.max_seq_length}")
 
     def get_embedding_dimension(self) -> int:
         """Dimension of the vectors."""
@@ -109,11 +122,12 @@ class ViPolyQwenModule(InputModule):
 def _item(given: Any, prompt: str | None) -> Item:
     """An item out of one input of sentence-transformers."""
     prefix = TASKS.get(prompt or "")
+    spelled = prompt if prompt and prefix is None else ""
     if is_message_dict(given) or (isinstance(given, list) and given and is_message_dict(given[0])):
-        return _dialogue([given] if isinstance(given, dict) else given, prefix)
+        return _dialogue([given] if isinstance(given, dict) else given, prefix, spelled)
     text, pictures = _text_and_pictures(given)
-    if prompt and prefix is None and text is not None:
-        text = prompt + text
+    if isinstance(text, str):
+        text = spelled + text
     return make_item(text, [_picture(picture) for picture in pictures], prefix)
 
 
@@ -135,29 +149,41 @@ def _text_and_pictures(given: Any) -> tuple[str | None, list[Any]]:
     return None, [given]
 
 
-def _dialogue(messages: Sequence[dict[str, Any]], prefix: Task | None) -> Item:
+def _dialogue(messages: Sequence[Any], prefix: Task | None, prompt: str) -> Item:
     """Messages of roles and contents; the last one is the query, those before it its history."""
     turns, pictures = [], []
     for message in messages:
+        if not is_message_dict(message):
+            raise ValueError("a message is a dict with the keys role and content")
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, (list, tuple)):
+            raise ValueError(
+                f"the content of a message is a text or a list of parts, not {type(parts).__name__}"
+            )
         text = ""
         for part in parts:
-            if part.get("type") == "text":
-                text += part["text"]
-            elif part.get("type") == "image":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            if kind not in ("text", "image"):
+                raise ValueError(f"a part of a message is text or image, not {kind!r}")
+            if kind not in part:
+                raise ValueError(f"a part of type {kind} has what it shows under the key {kind}")
+            if kind == "image":
                 text += IMAGE_PLACEHOLDER
                 pictures.append(_picture(part["image"]))
+            elif isinstance(part["text"], str):
+                text += part["text"]
             else:
-                raise ValueError(f"a part of a message is text or image, not {part.get('type')!r}")
+                raise ValueError(f"text must be a string, not {type(part['text']).__name__}")
         turns.append(Turn(message["role"], text))
-    return make_item(turns[-1].text, pictures, prefix, turns[:-1])
+    return make_item(prompt + turns[-1].text, pictures, prefix, turns[:-1])
 
 
 def _picture(given: Any) -> Picture:
     """A picture in one of the forms of sentence-transformers. Nothing is fetched from the network."""
     if isinstance(given, torch.Tensor):
-        given = given.detach().cpu().numpy()
+        given = given.detach().cpu()
+        given = (given.float() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
     if isinstance(given, np.ndarray):
         return _from_array(given)
     if isinstance(given, str) and given.startswith("data:"):
@@ -176,12 +202,25 @@ def _picture(given: Any) -> Picture:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    """[H, W, C] or [C, H, W], of uint8 or of floats in [0, 1]."""
+    """[H, W, C] or [C, H, W], of whole numbers from 0 to 255 or of floats in [0, 1].
+
+    Raises:
+        ValueError: another shape, or values that are no picture before they are scaled
+    """
     if array.ndim != 3:
         raise ValueError(f"an array of {array.ndim} dimensions is no picture: expected 3")
     if array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
-    if np.issubdtype(array.dtype, np.floating):
+    floats = np.issubdtype(array.dtype, np.floating)
+    if not floats and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"an array of {array.dtype} is no picture: expected uint8 or floats in [0, 1]")
+    low, high = (-ROUNDING, 1 + ROUNDING) if floats else (0, 255)
+    if not ((array >= low) & (array <= high)).all():  # not so where one is NaN
+        raise ValueError(
+            f"an array of {array.dtype} from {array.min()} to {array.max()} is no picture: expected whole "
+            "numbers from 0 to 255 or floats in [0, 1]"
+        )
+    if floats:
         array = np.rint(np.clip(array, 0.0, 1.0) * 255)
     array = array.astype(np.uint8)
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)

@@ -84,6 +84,8 @@ def test_a_prompt_name_is_a_prefix(model: SentenceTransformer, embedder: ViPolyQ
     )
     assert np.allclose(model.encode("total?", prompt="Say: "), embedder.encode("Say: total?"), atol=1e-6)
     assert np.allclose(model.encode_query("total?"), embedder.encode("total?"), atol=1e-6)
+    message = {"role": "user", "content": "total?"}
+    assert np.allclose(model.encode(message, prompt="Say: "), embedder.encode("Say: total?"), atol=1e-6)
 
 
 def test_forms_of_a_picture_are_one_picture(model: SentenceTransformer, tmp_path: Path) -> None:
@@ -91,7 +93,10 @@ def test_forms_of_a_picture_are_one_picture(model: SentenceTransformer, tmp_path
     picture(4).save(path)
     array = np.asarray(picture(4))
     uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    forms = [picture(4), str(path), uri, array, array.transpose(2, 0, 1) / 255.0]
+    tensor = torch.from_numpy(array.copy())
+    floats = [array.transpose(2, 0, 1) / 255.0, (tensor / 255.0).bfloat16()]
+    forms: list[Any] = [picture(4), str(path), uri, array, array.astype(np.int64), tensor, floats[0]]
+    assert model.encode([floats[1]]).shape == (1, 64)
     vectors = np.stack([model.encode([form])[0] for form in forms])
     assert np.allclose(vectors, vectors[0], atol=1e-6)
 
@@ -121,6 +126,18 @@ def test_earlier_messages_are_the_history(model: SentenceTransformer) -> None:
         ("https://example.org/a.png", "not fetched from the network"),
         ("data:image/png;base64,!!", "data URI that is not base64"),
         (np.zeros(4), "1 dimensions is no picture"),
+        (np.full((8, 8, 3), 300, np.uint16), "uint16 from 300 to 300 is no picture"),
+        (np.full((8, 8, 3), 200, np.float32), "float32 from 200.0 to 200.0 is no picture"),
+        (np.full((8, 8, 3), np.nan), "float64 from nan to nan is no picture"),
+        (np.ones((8, 8, 3), bool), "an array of bool is no picture"),
+        ([{"role": "user", "content": "a"}, "b"], "a message is a dict with the keys role and content"),
+        ({"role": "user", "content": None}, "a text or a list of parts, not NoneType"),
+        ({"role": "user", "content": ["a"]}, "a part of a message is text or image, not 'str'"),
+        ({"role": "user", "content": [{"type": "image", "url": "a.png"}]}, "under the key image"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": None}]},
+            "text must be a string, not NoneType",
+        ),
     ],
 )
 def test_what_it_cannot_encode_is_named(model: SentenceTransformer, given: Any, message: str) -> None:
@@ -133,6 +150,9 @@ def test_it_says_what_it_is(model: SentenceTransformer) -> None:
     assert model.similarity_fn_name == "cosine"
     assert model.max_seq_length == 256
     assert model.supports(("image", "text"))
+    model.max_seq_length = 256
+    with pytest.raises(ValueError, match="max_seq_length 128: the model was trained with 256"):
+        model.max_seq_length = 128
 
 
 def test_saved_by_sentence_transformers_it_is_the_same_model(
