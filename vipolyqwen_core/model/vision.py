@@ -41,7 +41,7 @@ def mark_windowed_layers(visual: nn.Module) -> None:
 def look(visual: Any, pictures: Pictures) -> VisualTokens:
     """The visual tokens of all pictures, those of a dummy included."""
     num_patches = len(pictures.patches)
-    everything = torch.tensor([0, num_patches], dtype=torch.int32)
+    everything = torch.tensor([0, num_patches], dtype=torch.int32, device="cpu")
     arguments: dict[str, Any] = {
         "position_ids": pictures.position_ids,
         "cu_seqlens": everything,

@@ -214,7 +214,7 @@ def _pictures(
 ) -> Pictures:
     return Pictures(
         patches=torch.from_numpy(patches),
-        grid=torch.tensor(grids, dtype=torch.int64),
+        grid=torch.tensor(grids, dtype=torch.int64, device="cpu"),  # whatever the caller's default device
         position_ids=torch.from_numpy(np.concatenate([_patch_positions(grid, merge_size) for grid in grids])),
         segments=Segments.of([rows * columns for _, rows, columns in grids]),
         tokens=torch.from_numpy(tokens),

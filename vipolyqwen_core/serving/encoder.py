@@ -70,6 +70,7 @@ class ViPolyQwenEmbedder:
         Raises:
             ValueError: the directory does not exist or holds no model, and it is no model on the hub
         """
+        path = os.path.expanduser(path)  # a hub id stays what it is
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path} is no model directory: it has no config.json")
         processor = ViPolyQwenProcessor.from_pretrained(path)
@@ -191,9 +192,12 @@ class ViPolyQwenEmbedder:
             raise ItemError(block[0][0] + error.item, error.rule, error.reason) from error
 
     def _launch(self, window: list[EncodedItem], batch_size: int | None, batch_tokens: int) -> LaunchedWindow:
-        """Some items on their way through the model, in order of cost; a GPU need not be done with them."""
+        """Some items on their way through the model, in order of cost; a GPU need not be done with them.
+
+        In the model's own precision, even where the caller computes other things under autocast.
+        """
         tokens = [item.num_tokens for item in window]
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             return [
                 (places, self.model(self._packed(window, places)))
                 for places in batches_by_cost(tokens, batch_tokens, batch_size)

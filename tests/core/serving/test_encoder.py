@@ -6,12 +6,15 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -71,6 +74,31 @@ def test_an_upright_copy_and_a_rotated_one_with_a_flag_are_one_picture(embedder:
     assert np.allclose(
         embedder.encode(images=buffer.getvalue()), embedder.encode(images=picture(5)), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        torch.inference_mode,
+    ],
+)
+def test_what_the_caller_sets_for_other_models_changes_no_vector(
+    embedder: ViPolyQwenEmbedder, around: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    texts, pictures = ["one", "una frase più lunga", "three"], [None, picture(1), [picture(2), picture(3)]]
+    expected = embedder.encode(texts, images=pictures)
+    with around():
+        assert np.array_equal(embedder.encode(texts, images=pictures), expected)
+
+
+def test_a_directory_may_be_spelled_from_the_home_folder(
+    embedder: ViPolyQwenEmbedder, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_model_dir.parent))
+    loaded = ViPolyQwenEmbedder.from_pretrained(f"~/{tiny_model_dir.name}")
+    assert np.array_equal(loaded.encode("one"), embedder.encode("one"))
 
 
 def test_both_forms_of_vietnamese_are_one_text(embedder: ViPolyQwenEmbedder) -> None:
