@@ -80,10 +80,13 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             needs the training set, which is rebuilt in place; names the run. Or another command is at the
             same source; names its process
         KeyboardInterrupt: a person stopped it
-        ValueError: the manifest or the recipe is wrong, a source cannot be read at all, or MLflow's server
-            does not answer
+        ValueError: the manifest or the recipe is wrong, the backbone lacks something, a source cannot be
+            read at all, or MLflow's server does not answer
     """
-    load_recipe(recipe)
+    from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers
+
+    settings = load_recipe(recipe)
+    check_backbone(settings.backbone, settings.processing, workspace)
     MlflowResource.of(workspace).refuse_silence()  # hours before the first stage that needs it
     definitions = build_definitions(workspace, sources, recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())

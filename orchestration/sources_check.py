@@ -134,9 +134,11 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
     """Print each source; False where one of them cannot be read.
 
     Raises:
-        ValueError: a suite of the manifest's `expectations` is wrong
+        ValueError: a suite of the manifest's `expectations` is wrong, or the recipe's backbone is not there
+            or has no tokenizer, which is no source's fault
     """
     from vipolyqwen_core.corpus.tagging import preview
+    from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 
     if manifest.expectations:
         from quality.own_suites import own_suites
@@ -146,6 +148,7 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
 
     unreadable = []
     with backbone_for_reading(recipe.backbone, workspace) as backbone:
+        ViPolyQwenProcessor.from_backbone(backbone, recipe.processing)
         for source in manifest.sources:
             console.rule(f"{source.name}  ({source.format.value})", align="left")
             try:

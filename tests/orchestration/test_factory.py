@@ -1,6 +1,8 @@
 """Failures of a run as one sentence."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -118,6 +120,16 @@ def test_a_command_of_the_same_second_is_refused(tmp_path: Path, monkeypatch: py
             pass
     with alone(workspace, name), open_instance(workspace) as instance:
         assert not instance.get_runs()
+
+
+def test_a_backbone_without_weights_is_refused_before_any_work(tmp_path: Path, tiny_backbone: Path) -> None:
+    backbone = tmp_path / "backbone"
+    shutil.copytree(tiny_backbone, backbone, ignore=shutil.ignore_patterns("*.safetensors"))
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"name": "bare", "backbone": str(backbone)}), encoding="utf-8")
+    with pytest.raises(ValueError, match="has no weights"):
+        run_factory(Workspace(tmp_path / "home"), None, str(recipe), Console(quiet=True))
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_source_that_another_run_curates_is_left_to_it() -> None:

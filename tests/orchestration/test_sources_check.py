@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 from rich.console import Console
 
-from orchestration.sources_check import _print_reading, read
-from vipolyqwen_core.config import CurationSettings
+from orchestration.sources_check import _print_reading, print_sources, read
+from vipolyqwen_core.config import CurationSettings, Recipe
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
+from vipolyqwen_core.workspace import Workspace
 
 
 def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path) -> None:
@@ -40,6 +42,14 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     assert "3 picture paths: 2 cannot be read" in text
     assert "data [vi].jsonl:5 broken_json" in text
     assert "1 x missing_image: data [vi].jsonl:2 'b.png'" in text
+
+
+def test_a_backbone_without_a_tokenizer_is_no_sources_fault(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    source = Source(name="fine", format=Format.ALPACA, task=Task.INSTR, paths=(str(tmp_path / "*.jsonl"),))
+    recipe = Recipe(name="bare", backbone=str(tmp_path))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+        print_sources(Manifest(sources=(source,)), recipe, Workspace(tmp_path), Console(file=io.StringIO()))
 
 
 def test_what_a_corpus_holds_is_printed_as_text(tmp_path: Path) -> None:

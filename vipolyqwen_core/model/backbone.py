@@ -4,10 +4,13 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.corpus.demo import demo_texts
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.model.modeling import refuse_other_families
 from vipolyqwen_core.model.tiny import VERSION, build_tiny_backbone
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -37,3 +40,22 @@ def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"backbone {name!r}: neither {TINY!r}, nor a directory, nor a hub id (owner/name)")
     return name
+
+
+def check_backbone(name: str, settings: ProcessingSettings, workspace: Workspace) -> None:
+    """Nothing, where the backbone of a recipe has what tagging and training will want, hours later.
+
+    The weights themselves are looked at when they are loaded.
+
+    Raises:
+        ValueError: it is not there, the hub does not answer, its tokenizer is not Qwen2-VL's, its family is
+            another, or it is a directory without weights
+        OSError: its config.json cannot be read
+    """
+    if name == TINY:
+        return
+    backbone = resolve_backbone(name, workspace)
+    ViPolyQwenProcessor.from_backbone(backbone, settings)
+    refuse_other_families(backbone)
+    if isinstance(backbone, Path) and not any(backbone.glob("*.safetensors")):
+        raise ValueError(f"backbone {backbone} has no weights: no *.safetensors lies there")

@@ -27,6 +27,17 @@ from vipolyqwen_core.processing.processor import HUB_ARGUMENTS, ViPolyQwenProces
 logger = logging.getLogger(__name__)
 
 
+def refuse_other_families(backbone: str | Path) -> None:
+    """Nothing, where a backbone, a directory or a hub id, is of a family that the model is made for.
+
+    Raises:
+        ValueError: it is none of `BACKBONE_TYPES`
+    """
+    kind = AutoConfig.from_pretrained(backbone).model_type
+    if kind not in BACKBONE_TYPES:
+        raise ValueError(f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}")
+
+
 class ViPolyQwenModel(PreTrainedModel):
     """Items in, unit vectors out; an item's vector does not depend on what else is in the batch.
 
@@ -74,11 +85,7 @@ class ViPolyQwenModel(PreTrainedModel):
                 hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
-        kind = AutoConfig.from_pretrained(backbone).model_type
-        if kind not in BACKBONE_TYPES:
-            raise ValueError(
-                f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}"
-            )
+        refuse_other_families(backbone)
         pretrained = load_whole(
             AutoModel.from_pretrained, backbone, dtype=dtype, attn_implementation=SEGMENTS
         )

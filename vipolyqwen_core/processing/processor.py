@@ -361,6 +361,8 @@ def _small_files(name: str | Path, **where: Any) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if "/" not in str(name):  # no hub is asked for it, nor waited for: it is a folder that is not here
+        raise ValueError(f"{name}: neither a directory nor a model on the hub (owner/name)")
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(SMALL_FILES), **where))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -1,11 +1,14 @@
 """Names of backbones become places."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import BACKBONE_FILES
-from vipolyqwen_core.model.backbone import resolve_backbone
+from vipolyqwen_core.model.backbone import check_backbone, resolve_backbone
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -42,3 +45,20 @@ def test_a_relative_directory_becomes_absolute(
 def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="neither 'tiny', nor a directory, nor a hub id"):
         resolve_backbone(name, Workspace(tmp_path))
+
+
+def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, tiny_backbone: Path) -> None:
+    copy, settings, workspace = tmp_path / "copy", ProcessingSettings(), Workspace(tmp_path)
+    shutil.copytree(tiny_backbone, copy)
+    check_backbone(str(copy), settings, workspace)
+    weights = copy / "model.safetensors"
+    weights.rename(tmp_path / weights.name)
+    with pytest.raises(ValueError, match=r"copy has no weights: no \*.safetensors lies there"):
+        check_backbone(str(copy), settings, workspace)
+    config = copy / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "llama"}))
+    with pytest.raises(ValueError, match="copy is a 'llama'; expected one of qwen2_vl"):
+        check_backbone(str(copy), settings, workspace)
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+        check_backbone(str(copy), settings, workspace)

@@ -193,6 +193,15 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         ViPolyQwenEmbedder.from_pretrained(tmp_path / "absent")
 
 
+def test_a_bare_name_is_a_folder_that_is_not_there_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.setattr("vipolyqwen_core.processing.processor.snapshot_download", ask)
+    with pytest.raises(ValueError, match="modle: neither a directory nor a model on the hub"):
+        ViPolyQwenEmbedder.from_pretrained("modle")
+
+
 def test_a_hub_id_is_loaded_from_the_cache(
     embedder: ViPolyQwenEmbedder, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
