@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.config import ProcessingSettings, TrainingRun
 from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Task, Turn
 from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
 from vipolyqwen_core.processing.packing import PackedBatch, pack
@@ -26,9 +26,11 @@ from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProc
 from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
 from vipolyqwen_core.training.identity import data_version
 from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
-from vipolyqwen_core.training.plan import IntArray, drops_prefix, sample_keys
+from vipolyqwen_core.training.plan import IntArray, PlanIndex, drops_prefix, sample_keys
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
+MEASURED_PAIRS = 8
+"""Pairs that are measured again before a run, of all and of those with pictures."""
 CHUNKS_AHEAD = 4
 """Chunks that each worker prepares ahead."""
 
@@ -179,6 +181,30 @@ class ChunkLoader(Dataset[LoadedChunk]):
             targets.append(side(row["source"], row["target"], row["target_image_rows"], of_target))
             wrong += [side(each.source, each.text, each.image_rows, of_target) for each in of_row]
         return queries + targets + wrong
+
+
+def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
+    """Make sure that pairs are as long as the plan takes them to be, by a few of them, half with pictures.
+
+    Tagging has measured them by the tokenizer and the `processing` of its day. By others a chunk is not what
+    its budgets allow, and a device runs out of memory.
+
+    Raises:
+        ValueError: a pair has another length; or it cannot be read
+    """
+    processing = run.recipe.processing
+    loader = ChunkLoader(run.training_set, run.backbone, processing, 0.0, 0, mined=run.hard_negatives)
+    for rows in (np.arange(len(index)), np.flatnonzero(index.images)):
+        for row in rows[:: -(-len(rows) // MEASURED_PAIRS) or 1]:
+            request = ChunkRequest(step=0, epoch=0, rows=np.array([row]), needs_picture=False)
+            found, measured = loader[request].packed.num_tokens, int(index.tokens[row])
+            if found != measured:
+                sample = loader.rows.take([row])[0]["sample_id"]
+                raise ValueError(
+                    f"{run.training_set} was measured for another `processing` or backbone than the "
+                    f"recipe's: sample {sample} has {measured} tokens there and {found} now. Build the "
+                    "training set with this recipe (`vipolyqwen run`), or train with that one's"
+                )
 
 
 def _versions(training_set: Path, mined: Path | None) -> tuple[str | None, str | None]:

@@ -16,6 +16,7 @@ from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, 
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.identity import refuse_other_data, trajectory
+from vipolyqwen_core.training.loading import refuse_other_lengths
 from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.plan import PlanIndex, TrainingPlan, plan_training, read_plan_index
 from vipolyqwen_core.training.ranks import together
@@ -59,6 +60,8 @@ def prepare(run: TrainingRun) -> Training:
             index, recipe.batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
         )
         TrainingPictures(run.training_set).check()
+        if accelerator.is_main_process:
+            refuse_other_lengths(run, index)
     refuse_disagreement(run, index)
     if accelerator.is_main_process:
         _warn_of_unused_weights(run, index)

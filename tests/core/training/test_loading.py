@@ -16,9 +16,11 @@ from vipolyqwen_core.corpus.hashing import side_hash
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
-from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks, refuse_other_lengths
 from vipolyqwen_core.training.plan import read_plan_index
 from vipolyqwen_core.training.rows import TrainingPictures, TrainingRows
+from vipolyqwen_core.training.stopping import StopSignal
+from vipolyqwen_core.training.train import train
 
 
 @pytest.fixture
@@ -184,3 +186,14 @@ def test_an_item_that_cannot_be_encoded_names_its_sample(loader):
     sample = loader.rows.take([3])[0]["sample_id"]
     with pytest.raises(ValueError, match=f"step 0, sample {sample}"):
         narrow[request(3)]
+
+
+def test_pairs_that_were_measured_for_another_processing_or_backbone_are_not_trained_on(make_run):
+    run = make_run()
+    index = read_plan_index(run.training_set / "index.parquet")
+    refuse_other_lengths(run, index)
+    with_pictures = make_run(processing={"min_pixels": 100 * 28 * 28, "max_pixels": 100 * 28 * 28})
+    with pytest.raises(ValueError, match=r"was measured for another .*: sample \w{32} has \d+ tokens there"):
+        refuse_other_lengths(with_pictures, index)
+    with pytest.raises(ValueError, match="was measured for another"):
+        train(make_run(processing={"max_tokens": 4}), StopSignal())

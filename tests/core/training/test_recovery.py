@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 def test_a_best_checkpoint_that_is_damaged_is_not_exported_and_what_helps_is_named(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    run = make_run()
+    run = make_run(training={"eval_steps": 100})
     export = train_module._finish
 
     def damaged(training: Training, progress: Progress, mlflow_run_id: str) -> TrainingResult:
