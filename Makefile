@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run the whole factory on the built-in corpus (about ten minutes on 2 cores)
 	$(BIN)/vipolyqwen demo
 
-test: $(STAMP) ## run the tests (10 minutes on 2 cores; WORKERS=4 for more)
+test: $(STAMP) ## run the tests (15 minutes at most on 2 cores; WORKERS=4 for more)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP) ## run the tests that take minutes

@@ -215,7 +215,7 @@ def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
         (facts if gain.low > 0 else failures).append(sentence)
         if pool.has_pictures and SWAPPED in pool.scores:
             swapped = pool.scores[SWAPPED][PRIMARY]
-            sentence = f"{pool.name}: {PRIMARY} falls to {swapped:.3f} when pictures are swapped"
+            sentence = f"{pool.name}: {PRIMARY} is {swapped:.3f} when pictures are swapped"
             halved = swapped <= SWAP_FALL * pool.scores[TRAINED][PRIMARY]
             (facts if halved else failures).append(sentence)
     if counted:

@@ -93,7 +93,7 @@ def test_a_model_that_fulfils_every_condition_has_learned() -> None:
     ("changed", "expected"),
     [
         (pool(gain=NOTHING), "gain +0.010"),
-        (pool(swapped=0.31), "falls to 0.310 when pictures are swapped"),
+        (pool(swapped=0.31), "is 0.310 when pictures are swapped"),
         (pool(recall=0.05), "2.5 times chance"),
     ],
 )

@@ -286,7 +286,7 @@ def required(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
     value = optional(fields, keys)
     if value is None:
         names = " or ".join(repr(key) for key in keys)
-        found = ", ".join(str(key) for key in list(fields)[:20])
+        found = ", ".join(f"{key} (empty)" if key in keys else str(key) for key in list(fields)[:20])
         raise RecordError("missing_field", f"the record has no {names}", f"fields: {found}")
     return value
 

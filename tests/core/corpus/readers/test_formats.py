@@ -121,6 +121,12 @@ class TestStsTable:
         assert records[0].pairs[0].query == "a\nb"
         assert [record.pairs[0].query for record in records[2:]] == ["e", ' g "h"', "jk"]
 
+    def test_a_field_without_a_value_is_told_from_one_that_is_absent(self, tmp_path: Path) -> None:
+        rows = jsonl({"query": "a", "target": "b"}, {"query": "a", "target": None}, {"query": "a"})
+        records = read(tmp_path, "a.jsonl", rows, **self.KEYS)
+        values = [record.rejection.value for record in records if record.rejection is not None]
+        assert values == ["fields: query, target (empty)", "fields: query"]
+
     @pytest.mark.parametrize("keys", [{"score_range": (0.0, 5.0)}, {"columns": {"score": "score"}}])
     def test_a_row_without_the_score_that_the_manifest_tells_of_is_no_positive(
         self, tmp_path: Path, keys: dict[str, Any]
