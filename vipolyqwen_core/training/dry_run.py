@@ -14,6 +14,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.flops import FlopCounter
+from vipolyqwen_core.training.loading import refuse_other_lengths
 from vipolyqwen_core.training.plan import IntArray, TrainingPlan, plan_chunks, plan_training, read_plan_index
 
 SAMPLED_STEPS = 200
@@ -54,6 +55,7 @@ def describe(run: TrainingRun, pairs_per_second: float | None = None) -> str:
 def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[str, str]]:
     settings, batches = run.recipe.training, run.recipe.batches
     index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
+    refuse_other_lengths(run, index)
     plan = plan_training(
         index, batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
     )

@@ -16,6 +16,7 @@ from vipolyqwen_core.corpus.hashing import side_hash
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
+from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks, refuse_other_lengths
 from vipolyqwen_core.training.plan import read_plan_index
 from vipolyqwen_core.training.rows import TrainingPictures, TrainingRows
@@ -195,5 +196,7 @@ def test_pairs_that_were_measured_for_another_processing_or_backbone_are_not_tra
     with_pictures = make_run(processing={"min_pixels": 100 * 28 * 28, "max_pixels": 100 * 28 * 28})
     with pytest.raises(ValueError, match=r"was measured for another .*: sample \w{32} has \d+ tokens there"):
         refuse_other_lengths(with_pictures, index)
-    with pytest.raises(ValueError, match="was measured for another"):
-        train(make_run(processing={"max_tokens": 4}), StopSignal())
+    cut = make_run(processing={"max_tokens": 4})
+    for use in (describe, lambda run: train(run, StopSignal())):
+        with pytest.raises(ValueError, match="was measured for another"):
+            use(cut)
