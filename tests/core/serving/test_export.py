@@ -1,14 +1,9 @@
-"""Export and search: the table holds what the training set holds, and only what is new is encoded."""
+"""Export: the table holds what the training set holds, and only what is new is encoded."""
 
 import itertools
-import json
 import os
-import shutil
-import unicodedata
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 from lancedb.table import LanceTable
 
+from tests.core.serving.conftest import SETTINGS, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs, write_training_set
 from vipolyqwen_core import ViPolyQwenEmbedder
-from vipolyqwen_core.config import ExportSettings, ModelSettings, ProcessingSettings
+from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT, Split
 from vipolyqwen_core.serving import export as export_module
-from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
-from vipolyqwen_core.serving.export import ExportSummary, export, export_schema
+from vipolyqwen_core.serving.export import export, export_schema
 from vipolyqwen_core.serving.exported_sides import ExportedSides
-from vipolyqwen_core.serving.search import Hit, open_export, search, search_words
+from vipolyqwen_core.serving.search import search
 from vipolyqwen_core.workspace import Workspace
-
-SETTINGS = ExportSettings(batch_tokens=2048)
-
-
-def run_export(workspace: Workspace, model: Path, version: str = "1", pairs: Any = None) -> ExportSummary:
-    write_training_set(workspace.training_set, some_pairs() if pairs is None else pairs)
-    return export(workspace.training_set, model, version, workspace, SETTINGS)
 
 
 def rows_of(workspace: Workspace) -> list[dict[str, Any]]:
@@ -44,37 +32,6 @@ def rows_of(workspace: Workspace) -> list[dict[str, Any]]:
         lancedb.connect(workspace.lancedb).open_table("embeddings").to_arrow().to_pylist()
     )
     return rows
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Workspace:
-    place = Workspace(tmp_path_factory.mktemp("workspace"))
-    run_export(place, tiny_model_dir)
-    return place
-
-
-def another_model(directory: Path, backbone: Path, processing: ProcessingSettings, dim: int) -> Path:
-    from vipolyqwen_core.model.modeling import ViPolyQwenModel
-    from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
-
-    model = ViPolyQwenModel.from_backbone(backbone, ModelSettings(embedding_dim=dim), processing, seed=1)
-    model.save_pretrained(directory)
-    ViPolyQwenProcessor.from_backbone(backbone, processing).save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def other_model(
-    tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return another_model(tmp_path_factory.mktemp("other_model"), tiny_backbone, tiny_processing, dim=32)
-
-
-@pytest.fixture(scope="module")
-def model_of_the_same_shape(
-    tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return another_model(tmp_path_factory.mktemp("same_shape"), tiny_backbone, tiny_processing, dim=64)
 
 
 def test_both_sides_of_every_pair_stand_in_table_and_parquet(workspace: Workspace) -> None:
@@ -392,131 +349,9 @@ def test_a_large_table_gets_a_vector_index(tmp_path: Path, tiny_model_dir: Path)
     assert search(workspace, "question 77", top=1)[0].text == "question 77"
 
 
-def test_search_finds_the_same_text_and_picture(workspace: Workspace) -> None:
-    (hit,) = search(workspace, "Nói số 5", top=1)
-    assert hit == Hit(
-        rank=1,
-        score=pytest.approx(1, abs=1e-5),
-        source="small",
-        task="instr",
-        side="query",
-        language="vi",
-        text="Nói số 5",
-        origin="small.jsonl:32",
-        image_ids=(),
-        sample_id=hit.sample_id,
-    )
-    by_picture = search(workspace, images=picture(3), top=1)[0]
-    assert by_picture.origin == "pictures/3.png"
-    both = search(workspace, "What colour is shown?", [picture(4)], top=1)[0]
-    assert (both.origin, both.score) == ("pictures/4.png", pytest.approx(1, abs=1e-5))
-
-
-def test_hits_come_in_order_and_say_different_things(workspace: Workspace) -> None:
-    hits = search(workspace, "yes", top=20)
-    assert [hit.rank for hit in hits] == list(range(1, 21))
-    assert sorted((hit.score for hit in hits), reverse=True) == [hit.score for hit in hits]
-    assert len({(hit.text, hit.image_ids) for hit in hits}) == 20
-    assert hits[0].text == "yes"
-
-
-def test_a_filter_narrows_the_search(workspace: Workspace) -> None:
-    hits = search(workspace, "yes", top=5, where="language = 'vi' AND side = 'target'")
-    assert {(hit.language, hit.side) for hit in hits} == {("vi", "target")}
-
-
-@pytest.mark.parametrize("form", [str, partial(unicodedata.normalize, "NFD"), '"{}"'.format, '"{}'.format])
-@pytest.mark.parametrize("words", ["noi SO 5", "Nói số 5"])
-def test_words_are_found_without_accents_and_case_however_they_are_spelled(
-    workspace: Workspace, words: str, form: Callable[[str], str]
-) -> None:
-    assert search_words(workspace, form(words), top=1)[0].text == "Nói số 5"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "nothing to look for"),
-        ({"images": []}, "nothing to look for"),
-        ({"text": "a", "where": "colour = 'red'"}, "where \"colour = 'red'\" cannot be used: .*colour"),
-        ({"text": "a", "where": "source ="}, "cannot be used"),
-        ({"text": "a", "where": "side = 'query' language = 'vi'"}, "cannot be used"),
-        ({"text": "a", "top": 0}, "top must be at least 1, not 0"),
-        ({"text": "a", "top": "3"}, "top must be at least 1, not '3'"),
-        ({"text": ["a", "b"]}, "text must be a string, not list: a search has one query"),
-        ({"text": "a", "images": ["absent.png"]}, "absent.png"),
-        ({"text": "a", "prefix": "summary"}, "unknown prefix"),
-    ],
-)
-def test_a_wrong_search_is_refused(workspace: Workspace, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        search(workspace, **arguments)
-
-
-def test_as_many_hits_can_be_asked_for_as_one_likes(workspace: Workspace) -> None:
-    every = search(workspace, "Say number 3", top=1000)
-    assert search(workspace, "Say number 3", top=2**40) == every
-    assert len(search_words(workspace, "number", top=2**40)) == len(
-        search_words(workspace, "number", top=1000)
-    )
-
-
-def test_pictures_of_a_query_may_come_one_by_one(workspace: Workspace) -> None:
-    given = [picture(2), picture(3)]
-    assert search(workspace, images=iter(given)) == search(workspace, images=given)
-
-
-@pytest.mark.parametrize("look", [search, search_words])
-def test_a_search_goes_on_in_the_table_that_was_swapped_in_meanwhile(
-    look: Callable[..., list[Hit]],
-    tmp_path: Path,
-    tiny_model_dir: Path,
-    model_of_the_same_shape: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    workspace = Workspace(tmp_path)
-    run_export(workspace, tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
-    opened = []
-
-    def slowly(place: Workspace) -> Any:
-        opened.append(open_export(place))
-        if len(opened) == 1:  # as while the model is loaded
-            export(workspace.training_set, model_of_the_same_shape, "2", workspace, SETTINGS)
-        return opened[-1]
-
-    monkeypatch.setattr(search_module, "open_export", slowly)
-    assert look(workspace, "question", top=1)[0].text == "a question"
-    assert [current.model_version for current, _ in opened] == ["1", "2"]
-    with pytest.raises(ValueError, match="cannot be used"):
-        look(workspace, "question", where="colour = 'red'")
-    assert len(opened) == 3
-
-
-def test_search_before_any_export_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing was exported yet"):
-        search(Workspace(tmp_path), "anything")
-
-
 def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(ValueError, match="no training set"):
         export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS)
     with pytest.raises(ValueError, match="is no model directory"):
         export(workspace.training_set, tmp_path, "1", workspace, SETTINGS)
-
-
-def test_the_current_export_is_named(workspace: Workspace) -> None:
-    current = json.loads((workspace.exports / "current.json").read_text())
-    assert (current["model_version"], current["rows"]) == ("1", 2 * len(some_pairs()))
-
-
-def test_a_workspace_that_was_moved_is_searched_with_its_own_model(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    before, after = Workspace(tmp_path / "before"), Workspace(tmp_path / "after")
-    shutil.copytree(tiny_model_dir, before.models / "v1")
-    run_export(before, before.models / "v1")
-    before.home.rename(after.home)
-    assert current_model(after) == after.models / "v1"
-    assert Path(read_current(after).parquet).is_file()
-    assert search(after, "a text", top=1)[0].rank == 1
