@@ -25,9 +25,6 @@ Pictures: TypeAlias = Picture | Iterable[Picture] | None
 MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
 """Larger pictures are refused before they are decoded."""
 
-_NO_LISTS: Final = (Mapping, set, frozenset)
-"""They iterate, but over keys, or in any order."""
-
 _PICTURE_LOCKS: Final = tuple(Lock() for _ in range(61))
 """Pillow reads the file of an opened picture when its pixels are first asked for. Where several items show
 one such picture, only one thread at a time may ask: each picture has one of these locks."""
@@ -81,8 +78,12 @@ def _is_picture(value: object) -> bool:
 
 
 def _is_no_list(given: object) -> bool:
-    """Whether it iterates over the names of its columns, or not at all, as an array of no dimension."""
-    return hasattr(given, "columns") or getattr(given, "ndim", 1) == 0
+    """Whether it iterates over keys or the names of columns, in any order, or not at all (0 dimensions)."""
+    return (
+        isinstance(given, (Mapping, set, frozenset))
+        or hasattr(given, "columns")
+        or getattr(given, "ndim", 1) == 0
+    )
 
 
 def listed(pictures: Pictures) -> list[Picture]:
@@ -95,7 +96,7 @@ def listed(pictures: Pictures) -> list[Picture]:
         return []
     if _is_picture(pictures):
         return [pictures]  # type: ignore[list-item]
-    if isinstance(pictures, _NO_LISTS):
+    if _is_no_list(pictures):
         raise ValueError(f"the pictures of an item must be a list, not {type(pictures).__name__}")
     if not isinstance(pictures, Iterable):
         raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(pictures).__name__}")
@@ -109,7 +110,7 @@ def arrange(
     if text is None and images is None:
         raise ValueError("nothing to encode: give text, images or both")
     for name, given in (("text", text), ("images", images)):
-        if isinstance(given, _NO_LISTS) or _is_no_list(given):
+        if _is_no_list(given):
             raise ValueError(f"{name} must be one item or a list, not {type(given).__name__}")
     if text is None:
         if _is_picture(images):
@@ -137,7 +138,7 @@ def prefixes_of(prefix: Task | str | Iterable[Task | str | None] | None, count: 
     """The prefix of each item."""
     if prefix is None or isinstance(prefix, str):
         return [_task(prefix)] * count
-    if not isinstance(prefix, Iterable) or isinstance(prefix, _NO_LISTS) or _is_no_list(prefix):
+    if not isinstance(prefix, Iterable) or _is_no_list(prefix):
         raise ValueError(f"prefix must be a task or a list of tasks, not {type(prefix).__name__}")
     prefixes = list(prefix)
     if len(prefixes) != count:
