@@ -136,17 +136,16 @@ def decode_picture(
 
 
 def normalise_picture(image: Image.Image) -> Image.Image:
-    """The picture upright, in RGB, alpha over white, first frame, without metadata; a new object.
+    """The picture upright, in RGB, alpha over white, without metadata; a new object.
 
-    A normalised picture stays as it is. `encode` applies this to the pictures it is given.
+    Of several frames or pages it is the one that the image stands at. A normalised picture stays as it is.
+    `encode` applies this to the pictures it is given.
 
     Raises:
         TypeError: not a Pillow image
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"expected a PIL image, not {type(image).__name__}")
-    if getattr(image, "is_animated", False) and image.tell() != 0:
-        image.seek(0)
     rgb = _to_rgb(_upright(image))
     if rgb is image:
         rgb = image.copy()

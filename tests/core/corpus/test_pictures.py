@@ -125,13 +125,22 @@ def test_alpha_lies_over_white() -> None:
     assert picture.getpixel((1, 0)) == (127, 127, 127)
 
 
-def test_an_animation_is_its_first_frame() -> None:
+def test_the_bytes_of_an_animation_are_its_first_frame() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     data = saved(first, "GIF", save_all=True, append_images=[second])
     assert image_id(decode_picture(data, LIMIT).image) == image_id(first)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_opened_animation_is_the_frame_it_stands_at_and_stays_there(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     with Image.open(io.BytesIO(data)) as opened:
-        opened.seek(1)
-        assert image_id(normalise_picture(opened)) == image_id(first)
+        for place, frame in enumerate(frames):
+            opened.seek(place)
+            assert image_id(normalise_picture(opened)) == image_id(frame)
+            assert opened.tell() == place
 
 
 def test_deep_greys_keep_their_shades() -> None:
