@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from html.entities import html5
+from itertools import groupby
 
 import ftfy
 from ftfy.fixes import fix_c1_controls, fix_surrogates
@@ -44,6 +45,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACES = re.compile("[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 _SPACE_AT_BREAK = re.compile(" ?\n ?")
 _BREAKS = re.compile("\n{3,}")
+# Combining marks, among others: no writing has so many on one letter.
+_MARKS = re.compile(r"[^\x00-\u02ff\w\s]{31,}")
+
+_MAX_ROUNDS = 16
+"""How often text is unwrapped; what is wrapped deeper was made to take long."""
 
 
 def normalise_text(text: str) -> str:
@@ -58,9 +64,31 @@ def normalise_text(text: str) -> str:
     """
     if _is_clean(text):
         return text
+    rounds = 0
     while (normalised := _normalise_once(text)) != text:  # entities and mojibake may be wrapped twice
         text = normalised
+        rounds += 1
+        if rounds == _MAX_ROUNDS:  # from here on no `&` begins an entity
+            text = text.replace("&", "& ")
     return text
+
+
+def compose(text: str) -> str:
+    """Unicode NFC of the text.
+
+    Python's own sorts the marks on a letter by insertion: 100 KB of them on one took half a minute.
+    """
+    return unicodedata.normalize("NFC", _MARKS.sub(_in_order, text))
+
+
+def _in_order(run: re.Match[str]) -> str:
+    """The canonically equal run whose combining marks are decomposed and stand in canonical order."""
+    decomposed = (part for char in run[0] for part in unicodedata.normalize("NFD", char))
+    marks = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
+    return "".join(
+        "".join(sorted(group, key=unicodedata.combining) if combining else group)
+        for combining, group in marks
+    )
 
 
 def _is_clean(text: str) -> bool:
@@ -93,7 +121,7 @@ def _normalise_once(text: str) -> str:
         text = _ENTITY.sub(_resolve, _AMPERSANDS.sub("&", text))
     text = _LINE_BREAK.sub("\n", text)
     text = _CONTROL.sub("", text)
-    text = unicodedata.normalize("NFC", text)
+    text = compose(text)
     text = _SPACES.sub(" ", text)
     text = _SPACE_AT_BREAK.sub("\n", text)
     return _BREAKS.sub("\n\n", text).strip(" \n")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus import text as text_module
-from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue, repair_placeholders
+from vipolyqwen_core.corpus.text import compose, normalise_text, repair_dialogue, repair_placeholders
 
 SENTENCE = "Nước Việt Nam là một, dân tộc Việt Nam là một; sông có thể cạn."
 
@@ -113,6 +113,43 @@ def test_normalising_twice_is_normalising_once(text: str) -> None:
     assert unicodedata.is_normalized("NFC", once)
     assert not any(dirt in once for dirt in ("\n\n\n", "  ", "\r", "\x00"))
     once.encode()  # can be written
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "&" * 300 + "#35;38;" * 300,  # each round makes an entity of what the last one left
+        "&#894" * 300 + ";",  # a Greek question mark is composed to a semicolon
+        "&am" * 300 + "&#8203;" + "p;" * 300,  # so is what an invisible character kept apart
+    ],
+)
+def test_entities_within_entities_end_after_a_few_rounds(
+    hostile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = []
+    unwrap = text_module._normalise_once
+    monkeypatch.setattr(text_module, "_normalise_once", lambda text: rounds.append(text) or unwrap(text))
+    once = normalise_text(hostile)
+    assert len(rounds) < 20
+    assert normalise_text(once) == once
+
+
+MARKS = "\u0301\u0323\u0344\u0f71\u0f73\u3099\u20dd"
+
+
+@given(st.text(st.sampled_from(MARKS + "aếư\u1100\u1161👍—"), min_size=40, max_size=90))
+def test_composing_is_nfc(text: str) -> None:
+    assert compose(text) == unicodedata.normalize("NFC", text)
+
+
+def test_marks_are_in_order_before_python_sorts_them_by_insertion(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    nfc = unicodedata.normalize
+    monkeypatch.setattr(
+        unicodedata, "normalize", lambda form, text: (form == "NFC" and given.append(text)) or nfc(form, text)
+    )
+    assert compose("a" + "\u0301\u0323" * 100) == "ạ" + "\u0323" * 99 + "\u0301" * 100
+    assert given == ["a" + "\u0323" * 100 + "\u0301" * 100]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import codecs
 import io
 import re
-import unicodedata
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from fsspec.utils import infer_compression
 from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.text import writable
+from vipolyqwen_core.corpus.text import compose, writable
 
 ZSTD_SUFFIX = ".zst"
 PIECE_BYTES = 1024 * 1024
@@ -224,7 +223,7 @@ def decode_line(data: bytes, languages: Collection[str] = ()) -> str:
     vietnamese = data.decode("cp1258", "replace")
     num_tones = len(_TONE.findall(vietnamese))
     if num_tones == len(_TONE_ON_VOWEL.findall(vietnamese)) and (num_tones or "vi" in languages):
-        return unicodedata.normalize("NFC", vietnamese)
+        return compose(vietnamese)
     return "".join(
         char if char != "\ufffd" else chr(byte)
         for char, byte in zip(data.decode("cp1252", "replace"), data, strict=True)
