@@ -60,21 +60,40 @@ class ViPolyQwenEmbedder:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | None = None, dtype: torch.dtype | str | None = None
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        *,
+        revision: str = "main",
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> "ViPolyQwenEmbedder":
         """The embedder of a model directory or of a hub id, on the GPU where there is one.
 
         It computes in the precision that the model was saved in; `dtype`, such as "bfloat16", asks for
-        another, with a warning.
+        another, with a warning. The other arguments say where the files come from, as those of
+        transformers' `from_pretrained` do.
 
         Raises:
             ValueError: the directory does not exist or holds no model, and it is no model on the hub
         """
         path = os.path.expanduser(path)  # a hub id stays what it is
-        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            raise ValueError(f"{path} is no model directory: it has no config.json")
-        processor = ViPolyQwenProcessor.from_pretrained(path)
-        return cls(ViPolyQwenModel.from_pretrained(path, dtype=dtype), processor, device)
+        if Path(path).is_dir() and not Path(path, subfolder, "config.json").is_file():
+            raise ValueError(f"{Path(path, subfolder)} is no model directory: it has no config.json")
+        where: dict[str, Any] = {
+            "revision": revision,
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+        }
+        processor = ViPolyQwenProcessor.from_pretrained(path, **where)
+        return cls(ViPolyQwenModel.from_pretrained(path, dtype=dtype, **where), processor, device)
 
     @property
     def embedding_dim(self) -> int:

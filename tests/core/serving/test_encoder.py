@@ -202,20 +202,49 @@ def test_a_bare_name_is_a_folder_that_is_not_there_and_asks_no_hub(monkeypatch: 
         ViPolyQwenEmbedder.from_pretrained("modle")
 
 
-def test_a_hub_id_is_loaded_from_the_cache(
-    embedder: ViPolyQwenEmbedder, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
+@pytest.fixture
+def hub_cache(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """What a hub left here: `owner/name` with a model on `main`, and one below `inner` of a tag."""
     repository = tmp_path / "models--owner--name"
-    shutil.copytree(tiny_model_dir, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (repository / "refs").mkdir(parents=True)
+    for revision, commit, folder in (("main", "a" * 40, ""), ("v1", "b" * 40, "inner")):
+        shutil.copytree(tiny_model_dir, repository / "snapshots" / commit / folder)
+        (repository / "refs" / revision).write_text(commit, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_hub_id_is_loaded_from_the_cache(
+    embedder: ViPolyQwenEmbedder, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     loaded = ViPolyQwenEmbedder.from_pretrained("owner/name")
     assert np.array_equal(loaded.encode("một câu"), embedder.encode("một câu"))
     with pytest.raises(ValueError, match="owner/absent: neither a directory nor a model on the hub"):
         ViPolyQwenEmbedder.from_pretrained("owner/absent")
+
+
+def test_a_revision_and_a_subfolder_of_a_hub_id_can_be_named(
+    embedder: ViPolyQwenEmbedder, hub_cache: Path
+) -> None:
+    where: dict[str, Any] = {"cache_dir": hub_cache, "local_files_only": True, "token": "hf_none"}
+    for revision in ("v1", "b" * 40):
+        loaded = ViPolyQwenEmbedder.from_pretrained(
+            "owner/name", revision=revision, subfolder="inner", **where
+        )
+        assert np.array_equal(loaded.encode("một câu"), embedder.encode("một câu"))
+    with pytest.raises(ValueError, match="neither a directory nor a model on the hub"):
+        ViPolyQwenEmbedder.from_pretrained("owner/name", revision="v2", **where)
+    with pytest.raises(ValueError, match="outer"):
+        ViPolyQwenEmbedder.from_pretrained("owner/name", subfolder="outer", **where)
+
+
+def test_a_subfolder_of_a_directory_can_be_named(embedder: ViPolyQwenEmbedder, tiny_model_dir: Path) -> None:
+    parent, name = tiny_model_dir.parent, tiny_model_dir.name
+    loaded = ViPolyQwenEmbedder.from_pretrained(parent, subfolder=name)
+    assert np.array_equal(loaded.encode("một câu"), embedder.encode("một câu"))
+    with pytest.raises(ValueError, match=r"absent is no model directory: it has no config\.json"):
+        ViPolyQwenEmbedder.from_pretrained(parent, subfolder="absent")
 
 
 def test_what_is_cut_is_counted_and_logged(
