@@ -53,9 +53,15 @@ class RegisteredEmbedder(PythonModel):
         """One vector a row, under the index of the table: a join by it is a join by row.
 
         Raises:
-            ValueError: names the row and what is wrong with it
+            MlflowException: names the row and what is wrong with it. A server answers its clients with the
+                message of this one; of any other it shows the traceback, paths and all
         """
-        table = pd.DataFrame(model_input)
+        try:
+            return self._embeddings(pd.DataFrame(model_input))
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _embeddings(self, table: pd.DataFrame) -> pd.DataFrame:
         if not set(INPUTS) & set(table.columns):  # MLflow has dropped what it does not know, rows and all
             raise ValueError(f"nothing to encode: the table has none of the columns {', '.join(INPUTS)}")
         rows = table.to_dict(orient="records")
