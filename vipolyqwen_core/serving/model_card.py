@@ -130,10 +130,22 @@ With sentence-transformers, and `vipolyqwen` installed:
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder", trust_remote_code=True)
-model.encode([{{"text": "What is the total?", "image": picture}}], prompt_name="ocr")
+asked = model.encode({{"text": "What is the total?", "image": "receipt.jpg"}}, prompt_name="ocr")
 ```
 
-With transformers: `import vipolyqwen_core.model`, then `AutoModel.from_pretrained(...)`."""
+With transformers, where texts and pictures are taken as they are:
+
+```python
+import vipolyqwen_core.model  # registers the classes
+from transformers import AutoModel, AutoProcessor
+from vipolyqwen_core.processing.packing import pack
+from vipolyqwen_core.processing.processor import Item
+
+model = AutoModel.from_pretrained("path/to/this/folder").eval()
+processor = AutoProcessor.from_pretrained("path/to/this/folder")
+items = [Item("Một câu tiếng Việt."), Item("An English sentence.")]
+vectors = model(pack(processor.encode_batch(items))).detach()
+```"""
 
 
 def _inputs(config: Mapping[str, Any], processing: Mapping[str, Any]) -> str:

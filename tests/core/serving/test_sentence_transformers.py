@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,26 @@ def test_the_card_says_where_the_model_comes_from(directory: Path) -> None:
     ):
         assert expected in card
     assert str(directory) not in card
+
+
+def test_the_snippets_of_the_card_run_one_after_the_other_and_agree(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("receipt.jpg", "page1.png", "page2.png")):
+        picture(number).save(tmp_path / name)
+    (tmp_path / "path" / "to" / "this").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "this" / "folder").symlink_to(directory)
+    monkeypatch.chdir(tmp_path)
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 3
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    embedder = names["embedder"]
+    assert names["texts"].shape == (2, 64)
+    assert np.allclose(names["asked"], embedder.encode("What is the total?", "receipt.jpg", "ocr"), atol=2e-6)
+    assert np.allclose(names["vectors"], names["texts"], atol=2e-6)
 
 
 def test_a_folder_without_a_model_is_not_completed(tmp_path: Path) -> None:
