@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
@@ -27,6 +26,7 @@ from vipolyqwen_core.corpus.hashing import pair_hashes
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
+from vipolyqwen_core.corpus.storage import patiently
 from vipolyqwen_core.corpus.text import normalise_text, writable
 
 INTAKE_SCHEMA = pl.Schema(
@@ -42,10 +42,6 @@ INTAKE_SCHEMA = pl.Schema(
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
 READERS = 32
 """Threads that fetch files, and files that are in memory before the processes get them."""
-ATTEMPTS = 4
-LONGEST_WAIT = 4.0
-"""Seconds between two attempts to fetch a picture: a moment's failure would reject its rows until something
-else of the source changes."""
 
 
 class PictureIntake:
@@ -145,24 +141,7 @@ class PictureIntake:
             self._pool.close()
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether a storage did not answer or asks to wait, rather than that it refused or sent rubbish."""
-    while error is not None:
-        status = getattr(error, "status", None)
-        if isinstance(status, int):
-            return status in (408, 429) or status >= 500
-        if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith("aiohttp"):
-            return True
-        error = error.__cause__
-    return False
-
-
-@retry(
-    retry=retry_if_exception(_may_pass),
-    stop=stop_after_attempt(ATTEMPTS),
-    wait=wait_random_exponential(max=LONGEST_WAIT),
-    reraise=True,
-)
+@patiently  # a moment's failure would reject its rows until something else of the source changes
 def _read_patiently(root: ImageRoot, path: str) -> bytes:
     return root.read(path)
 

@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -16,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.http import HTTPFile
 from PIL import Image
 from tenacity import wait_none
 
@@ -28,6 +30,9 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.readers.files import list_files
+from vipolyqwen_core.corpus.readers.read import read_source
+from vipolyqwen_core.corpus.storage import ATTEMPTS, FarStream, find_file, may_pass
 from vipolyqwen_core.workspace import Workspace
 
 QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
@@ -157,7 +162,7 @@ def test_a_picture_whose_server_is_busy_is_asked_for_again(
         server.shutdown()
     assert summary.pairs_out == 5
     assert summary.rejected == {"unreadable_image": 1}
-    assert Tired.asked["/images/never.png"] == intake.ATTEMPTS
+    assert Tired.asked["/images/never.png"] == ATTEMPTS
 
 
 def failed(cause: Exception | None) -> PictureError:
@@ -188,4 +193,107 @@ def answered(status: int) -> Exception:
     ],
 )
 def test_only_what_may_pass_is_tried_again(cause: Exception | None, again: bool) -> None:
-    assert intake._may_pass(failed(cause)) is again
+    assert may_pass(failed(cause)) is again
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Serves one file without parts of it, in a way that the beginning of its path tells."""
+
+    content: ClassVar[bytes] = b""
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        mood = self.path.split("/")[1]
+        self.asked[f"{self.command} {self.path}"] += 1
+        if mood == "down" or (mood == "busy" and self.asked[f"{self.command} {self.path}"] == 1):
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.content[: len(self.content) // 2 if mood == "cut" else None])
+
+    def log_message(self, *arguments: object) -> None:
+        """Be silent."""
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server."""
+    for patient in (FarStream._use, find_file):
+        monkeypatch.setattr(patient.retry, "wait", wait_none())
+    Moody.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Moody) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def rows_of_texts(number: int) -> list[dict[str, str]]:
+    filler = "".join(chr(ord("a") + place % 26) for place in range(3000))
+    return [{"instruction": f"Câu hỏi số {n} {filler}", "output": f"Trả lời {n}"} for n in range(number)]
+
+
+def texts_at(address: str) -> Source:
+    return Source(name="texts", task=Task.INSTR, format=Format.ALPACA, paths=(address,))
+
+
+def test_a_large_file_of_a_server_that_gives_no_parts_is_read(workspace: Workspace, moody: str) -> None:
+    """As Python's own server does: fsspec asks for parts of 5 MiB."""
+    Moody.content = "\n".join(map(json.dumps, rows_of_texts(2_000))).encode()
+    assert len(Moody.content) > 5 * 2**20
+    assert curate(texts_at(f"{moody}/plain/a.jsonl"), CurationSettings(), workspace).pairs_out == 2_000
+
+
+def test_a_table_of_a_server_that_gives_no_parts_is_read(workspace: Workspace, moody: str) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows_of_texts(300)), buffer)
+    Moody.content = buffer.getvalue()
+    assert curate(texts_at(f"{moody}/plain/a.parquet"), CurationSettings(), workspace).pairs_out == 300
+
+
+def test_a_file_that_breaks_off_on_its_way_is_no_broken_file(workspace: Workspace, moody: str) -> None:
+    """Else the ledger would say so for good: the file is the same tomorrow."""
+    Moody.content = "\n".join(map(json.dumps, rows_of_texts(100))).encode()
+    with pytest.raises(ValueError, match=r"source 'texts': .*cut/a\.jsonl cannot be fetched"):
+        curate(texts_at(f"{moody}/cut/a.jsonl"), CurationSettings(), workspace)
+    assert not workspace.curated("texts").exists()
+
+
+def test_a_storage_that_gives_up_midway_ends_the_reading(
+    workspace: Workspace, moody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeout is an OSError, as a damaged file is."""
+    Moody.content = "\n".join(map(json.dumps, rows_of_texts(2_000))).encode()
+    source = texts_at(f"{moody}/plain/a.jsonl")
+    assert len(list(read_source(source))) == 2_000
+    records = read_source(source)
+    first = next(records)
+    assert first.pairs
+
+    def silent(*arguments: object, **settings: object) -> None:
+        raise TimeoutError("no answer within 300 s")
+
+    monkeypatch.setattr(HTTPFile, "read", silent)
+    with pytest.raises(ValueError, match=r"behind line \d+ of a\.jsonl: .*no answer within 300 s"):
+        list(records)
+
+
+def test_a_server_that_is_busy_is_asked_again_for_a_file(workspace: Workspace, moody: str) -> None:
+    Moody.content = json.dumps(rows_of_texts(1)[0]).encode()
+    assert curate(texts_at(f"{moody}/busy/a.jsonl"), CurationSettings(), workspace).pairs_out == 1
+
+
+def test_a_server_that_fails_is_not_said_to_lack_a_file(moody: str) -> None:
+    with pytest.raises(ValueError, match=r"down/a\.jsonl cannot be opened: 503"):
+        list_files(texts_at(f"{moody}/down/a.jsonl"))

@@ -13,9 +13,6 @@ TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updat
 VERSION_FIELDS = (*CONTENT_FIELDS, *TIME_FIELDS, "modify", "created")
 """The first that a storage tells is taken. `modify` is FTP's; `created` stands for a storage in memory."""
 BLOCK_BYTES = 1 << 20
-REMOTE_ERRORS: tuple[type[Exception], ...] = (Exception,)
-"""What other storages raise: aiohttp's errors, those of cloud libraries, of packing in an archive, and of
-whatever else is installed for fsspec. They share no base class, and one file must not end what reads many."""
 
 
 def file_version(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
-from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version
+from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_no_answer
 from vipolyqwen_core.corpus.text import writable
 
 T = TypeVar("T")
@@ -20,7 +21,6 @@ MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
 LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError, RuntimeError)
 """What a local folder raises where a file cannot be read: no permission, a long name, links in a circle."""
-HTTP_ABSENT = (404, 410)
 _ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
 
 
@@ -122,7 +122,7 @@ class ImageRoot:
             except PictureError:
                 raise
             except self._errors as error:
-                if isinstance(error, FileNotFoundError) and not self._is_no_answer(error):
+                if isinstance(error, FileNotFoundError) and not is_no_answer(self._fs, error):
                     continue
                 why = error.__cause__ if isinstance(error, FileNotFoundError) else error
                 raise PictureError("unreadable_image", f"the picture cannot be read: {why}") from error
@@ -133,11 +133,6 @@ class ImageRoot:
             return bool(self._fs.isdir(self._folder))
         except self._errors as error:
             raise ValueError(f"image root {self.root} cannot be opened: {error}") from error
-
-    def _is_no_answer(self, error: FileNotFoundError) -> bool:
-        """Whether a server failed: over HTTP fsspec calls a file missing whatever went wrong."""
-        cause = error.__cause__
-        return "http" in self._fs.protocol and cause is not None and _status(cause) not in HTTP_ABSENT
 
     def _version(self, below: str) -> str:
         place = f"{self._folder}/{below}"
@@ -168,11 +163,6 @@ class ImageRoot:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > MAX_PICTURE_BYTES:
             raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
-
-
-def _status(error: BaseException) -> int | None:
-    """What a server answered: 500; None: nothing."""
-    return getattr(error, "status", None)
 
 
 def _opened_archive(location: str) -> tuple[Any, str]:

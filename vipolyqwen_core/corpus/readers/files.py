@@ -11,12 +11,16 @@ from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.archive import AbstractArchiveFileSystem
+from fsspec.compression import compr
 from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
 
-from vipolyqwen_core.corpus.file_version import REMOTE_ERRORS, file_version, told_version
+from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, FarStream, find_file, why
 from vipolyqwen_core.corpus.text import compose, writable
 
 ZSTD_SUFFIX = ".zst"
@@ -74,8 +78,11 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         try:
             fs, path = url_to_fs(pattern)
             fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
-            found = [path] if fs.exists(path) else fs.glob(path) if _MAGIC.search(path) else []
-            infos = {place: fs.info(place) for place in found}
+            if _MAGIC.search(path) and not fs.exists(path):
+                infos = {place: fs.info(place) for place in fs.glob(path)}
+            else:
+                info = find_file(fs, path)
+                infos = {} if info is None else {path: info}
             strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
             if strange is not None:  # a pipe would be waited for without end
                 raise OSError(f"{strange} is no regular file")
@@ -83,7 +90,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             version_of = file_version if read_unversioned else _told
             versions = {place: version_of(fs, place, info) for place, info in of_files.items()}
         except REMOTE_ERRORS as error:
-            raise ValueError(f"source {source.name!r}: {pattern} cannot be opened: {error}") from error
+            raise ValueError(f"source {source.name!r}: {pattern} cannot be opened: {why(error)}") from error
         folders = [place for place, info in infos.items() if info["type"] == "directory"]
         if path in folders:
             raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
@@ -123,22 +130,33 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
 
     Raises:
         OSError: it cannot be opened, or it is a ZIP archive of several files
+        StorageError: it lies elsewhere and cannot be fetched
     """
     fs, path = url_to_fs(location)
-    if PurePosixPath(path).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
-        with fs.open(path, "rb") as packed, pa.CompressedInputStream(packed, "zstd") as stream:
-            yield io.BufferedReader(stream)
-        return
-    if infer_compression(path) == "zip":
-        with fs.open(path, "rb") as packed, zipfile.ZipFile(packed) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) != 1:
-                raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
-            with archive.open(members[0]) as stream:
+    packing = infer_compression(path)
+    with _opened(fs, path) as file:
+        if PurePosixPath(path).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
+            with pa.CompressedInputStream(file, "zstd") as stream:
+                yield io.BufferedReader(stream)
+        elif packing == "zip":
+            with zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+                if len(members) != 1:
+                    raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
+                with archive.open(members[0]) as stream:
+                    yield stream
+        elif packing is not None:
+            with compr[packing](file, mode="rb") as stream:
                 yield stream
-        return
-    with fs.open(path, "rb", compression="infer") as stream:
-        yield stream
+        else:
+            yield file
+
+
+def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:
+    """The bytes of a file as it lies there."""
+    if "file" in fs.protocol or isinstance(fs, AbstractArchiveFileSystem):
+        return fs.open(path, "rb")  # type: ignore[no-any-return]
+    return io.BufferedReader(FarStream(fs, path), PIECE_BYTES)
 
 
 @contextmanager

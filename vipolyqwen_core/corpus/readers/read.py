@@ -22,6 +22,7 @@ from vipolyqwen_core.corpus.readers.parallel_lines import parallel_files, read_p
 from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, Rejection, shorten
 from vipolyqwen_core.corpus.readers.rows import MISSING, Key, Needs, look_up, read_rows
 from vipolyqwen_core.corpus.readers.sts_table import sts_needs, sts_pairs
+from vipolyqwen_core.corpus.storage import StorageError
 
 HEAD_RECORDS = 100
 """Records of each file that `check_source` looks at."""
@@ -64,11 +65,12 @@ def read_source(source: Source, dialogue_turns: str = "last", only: str | None =
         dialogue_turns: `last` or `each`: which answers of a dialogue become pairs
         only: the name of one file; none: all of them
     Raises:
-        ValueError: there is no file, or one has a suffix that is not read: what `check_source` refuses
+        ValueError: there is no file, or one has a suffix that is not read: what `check_source` refuses; or
+            the storage broke off
     """
     if source.format is Format.PARALLEL_LINES:
         name = parallel_files(source)["query"].name
-        yield from islice(_whole(read_parallel_lines(source), name), source.max_rows)
+        yield from islice(_whole(read_parallel_lines(source), name, source), source.max_rows)
         return
     for file in list_files(source):
         if only is not None and file.name != only:
@@ -77,7 +79,7 @@ def read_source(source: Source, dialogue_turns: str = "last", only: str | None =
             records = read_adapted(source, file)
         else:
             records = _row_records(file, source, dialogue_turns)
-        yield from _some(islice(_whole(records, file.name), source.max_rows), file.name)
+        yield from _some(islice(_whole(records, file.name, source), source.max_rows), file.name)
 
 
 def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
@@ -87,8 +89,12 @@ def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
     yield from records
 
 
-def _whole(records: Iterator[Record], name: str) -> Iterator[Record]:
-    """The records, and a last one for the rest of a file that cannot be read."""
+def _whole(records: Iterator[Record], name: str, source: Source) -> Iterator[Record]:
+    """The records, and a last one for the rest of a file that cannot be read.
+
+    Raises:
+        ValueError: the file lies elsewhere and could not be fetched, which says nothing about it
+    """
     line = 0
     while True:
         try:
@@ -99,6 +105,8 @@ def _whole(records: Iterator[Record], name: str) -> Iterator[Record]:
             reason = "the rest of the file cannot be read" if line else "the file cannot be read"
             yield Record(name, line + 1, (), Rejection("unreadable_file", reason, shorten(str(error))))
             return
+        except StorageError as error:
+            raise ValueError(f"source {source.name!r}: behind line {line} of {name}: {error}") from error
         line = record.line
         yield record
 
@@ -168,7 +176,7 @@ def _heads(source: Source, files: list[SourceFile]) -> list[Head]:
     for file in files:
         is_adapted = source.format is Format.ADAPTER
         records = read_adapted(source, file) if is_adapted else _row_records(file, source, "last")
-        heads.append(_head(file, _whole(records, file.name)))
+        heads.append(_head(file, _whole(records, file.name, source)))
     return heads
 
 
@@ -209,7 +217,7 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
     seen: dict[Key, None] = {}
     _, needs_of = ROW_FORMATS[source.format]
     for file in files:
-        with suppress(*UNREADABLE):  # the rest of a file; reading puts it into the ledger
+        with suppress(*UNREADABLE, StorageError):  # the rest of a file; reading tells it
             for row in islice(read_rows(file, source, needs_of(source)), HEAD_RECORDS):
                 seen.update(dict.fromkeys(row.fields))
                 missing = {name: key for name, key in missing.items() if look_up(row.fields, key) is MISSING}
