@@ -59,10 +59,13 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 6
+CODE_VERSION = 7
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
-TABLES = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet", "images.json")
+CONTENT = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet")
+"""What makes a training set another one. Rows name their pictures by content, so the number of a version of
+an image store does not: curated again after a kill, a store has another with the same pictures."""
+TABLES = (*CONTENT, "images.json")
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,
-            data_version=content_digest([aside / name for name in TABLES]),
+            data_version=content_digest([aside / name for name in CONTENT]),
             pairs_in=decided.rows.height,
             pairs_out=decided.rows.drop_nulls("split").height,
             rejected=rejected,

@@ -95,6 +95,21 @@ def test_pictures_are_pinned_to_their_rows_in_the_store(workspace, write_source,
             assert row["negative_image_rows"] is None
 
 
+def test_another_version_of_an_image_store_with_the_same_pictures_is_no_other_data(
+    workspace, write_source, build
+) -> None:
+    """As a curation leaves it that was killed and repeated: nothing is to be trained anew."""
+    source = write_source([question(i) for i in range(20)], pictures=range(20))
+    first = build(source)
+    (workspace.curated("corpus") / "stage.json").unlink()
+    assert build(source).reused
+    (workspace.validated("corpus") / "stage.json").unlink()  # a validation later on points into the new one
+    again = build(source)
+    assert not again.reused
+    assert json.loads((workspace.training_set / "images.json").read_text())["corpus"]["version"] == 2
+    assert again.data_version == first.data_version
+
+
 def test_a_source_without_accepted_version_is_named(workspace, write_source, build) -> None:
     build(one := write_source([instruction(1)], name="one"))
     two, three = (write_source([instruction(2)], name=name) for name in ("two", "three"))
