@@ -1,11 +1,12 @@
 """Signs of collapse: all vectors alike, or spread over a few directions only."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.objectives import losses
-from vipolyqwen_core.objectives.negatives import excluded_targets
+from vipolyqwen_core.objectives.negatives import excluded_targets, gather
 from vipolyqwen_core.objectives.pairs import PairVectors
 from vipolyqwen_core.objectives.routing import positives
 
@@ -20,19 +21,23 @@ MAX_COSINES = 2**20
 def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str, float]:
     """Figures of the vectors of a step, by name; those that need what the pairs lack are left out.
 
+    All ranks call it together and get the same: chunks are ordered by task, so a part of a step that lies on
+    one rank, or at its beginning, may be of one task alone.
+
     `alignment`: mean |q - t|² of positives, 0 is best. `uniformity`: log of the mean of exp(-2 |x - y|²) over
     all vectors, 0 is one point, about -4 a sphere. `effective_rank`: exponential of the entropy of the
     singular values, 1 is one direction. `deviation`: mean standard deviation of a component, times the root
     of the dimension: 1 on a sphere, 0 in a point. `positive_similarity@0.5` and so on: quantiles of
-    the cosines of positives and of the negatives that the losses use, of a million of them at most; `gap`:
-    difference of the means.
+    the cosines of positives and of negatives, of a million of them at most; `gap`: difference of the means.
+    Negatives are excluded as the losses do it, but those of other chunks count too.
 
     Shapes:
-        pairs: B pairs; the first 1,024 count
+        pairs: this rank's B pairs of the step; 1,024 of all ranks count, at even distances
     Reference:
         Wang and Isola 2020, arXiv 2005.10242; Roy and Vetterli 2007, "The effective rank"
     """
-    pairs = pairs.slice(0, min(pairs.num_pairs, MAX_PAIRS))
+    num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    pairs = gather(pairs.thinned(-(-MAX_PAIRS // num_ranks)))
     query, target = losses.exact(pairs.query), losses.exact(pairs.target)
     figures: dict[str, Tensor] = {}
     if pairs.num_pairs > 1:

@@ -162,24 +162,38 @@ class PairVectors:
 
     def slice(self, start: int, stop: int) -> "PairVectors":
         """Pairs [start, stop) with the hard negatives that are theirs."""
-        keys = self.keys
-        theirs = (keys.negative_pair >= start) & (keys.negative_pair < stop)
-        return PairVectors(
-            self.query[start:stop],
-            self.target[start:stop],
-            self.negatives[theirs],
-            PairKeys(
-                task=keys.task[start:stop],
-                score=keys.score[start:stop],
-                query_hash=keys.query_hash[start:stop],
-                target_hash=keys.target_hash[start:stop],
-                positive_hash=keys.positive_hash[start:stop],
-                negative_hash=keys.negative_hash[theirs],
-                negative_query_hash=keys.negative_query_hash[theirs],
-                negative_positive_hash=keys.negative_positive_hash[theirs],
-                negative_pair=keys.negative_pair[theirs] - start,
-            ),
-        )
+        owners = self.keys.negative_pair
+        return _taken(self, slice(start, stop), (owners >= start) & (owners < stop), owners - start)
+
+    def thinned(self, number: int) -> "PairVectors":
+        """At most so many of the pairs, at even distances, with the hard negatives that are theirs."""
+        number = min(number, self.num_pairs)
+        places = torch.arange(number, device=self.query.device) * self.num_pairs // max(number, 1)
+        new_places = places.new_full((self.num_pairs,), -1)
+        new_places[places] = torch.arange(number, device=places.device)
+        owners = new_places[self.keys.negative_pair]
+        return _taken(self, places, owners >= 0, owners)
+
+
+def _taken(vectors: PairVectors, pairs: slice | Tensor, theirs: Tensor, owners: Tensor) -> PairVectors:
+    """Some pairs, and of the hard negatives those that are `theirs`; `owners` are new places of pairs."""
+    keys = vectors.keys
+    return PairVectors(
+        vectors.query[pairs],
+        vectors.target[pairs],
+        vectors.negatives[theirs],
+        PairKeys(
+            task=keys.task[pairs],
+            score=keys.score[pairs],
+            query_hash=keys.query_hash[pairs],
+            target_hash=keys.target_hash[pairs],
+            positive_hash=keys.positive_hash[pairs],
+            negative_hash=keys.negative_hash[theirs],
+            negative_query_hash=keys.negative_query_hash[theirs],
+            negative_positive_hash=keys.negative_positive_hash[theirs],
+            negative_pair=owners[theirs],
+        ),
+    )
 
 
 def split_vectors(vectors: Tensor, keys: PairKeys) -> PairVectors:

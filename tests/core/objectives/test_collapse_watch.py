@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from tests.core.distributed import run_on_ranks
 from tests.core.objectives.examples import mixed_pairs, unit_rows
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
-from vipolyqwen_core.objectives.pairs import PairVectors, pair_keys, split_vectors
+from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, pair_keys, split_vectors
 
 DEFAULT = ObjectiveSettings()
 
@@ -93,11 +95,35 @@ def test_many_hard_negatives_a_pair_are_looked_at_in_part():
     assert figures["negative_similarity@0.95"] == pytest.approx(1.0)
 
 
-def test_the_first_1024_pairs_of_a_step_are_looked_at():
-    query = torch.eye(1, 2).repeat(1100, 1)
+def collapsed_in_part(parts: list[PairVectors]) -> dict[str, float]:
+    return collapse_watch(parts[dist.get_rank()], DEFAULT)
+
+
+def test_figures_are_of_all_ranks():
+    """The first rank has the first task of a step, and that may be the only one that has collapsed."""
+    pairs = mixed_pairs(20)
+    pairs.query[:8] = pairs.target[:8] = torch.eye(1, 8, dtype=torch.float64)
+    parts = [pairs.slice(0, 8), pairs.slice(8, 20)]
+    assert run_on_ranks(collapsed_in_part, 2, parts) == [collapse_watch(pairs, DEFAULT)] * 2
+
+
+def test_of_a_large_step_pairs_at_even_distances_are_looked_at():
+    query = torch.eye(1, 2).repeat(4096, 1)
     target = query.clone()
     target[1024:] *= -1
-    assert collapse_watch(pairs_of(query, target), DEFAULT)["alignment"] == pytest.approx(0.0, abs=1e-6)
+    assert collapse_watch(pairs_of(query, target), DEFAULT)["alignment"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("number", [1, 7, 23, 24, 99])
+def test_thinned_pairs_keep_their_own_hard_negatives(number):
+    pairs = mixed_pairs(24)
+    kept = pairs.thinned(number)
+    places = [place * 24 // min(number, 24) for place in range(min(number, 24))]
+    alone = join_pairs([pairs.slice(place, place + 1) for place in places])
+    for one, other in ((kept, alone), (kept.keys, alone.keys)):
+        for name, tensor in vars(other).items():
+            if isinstance(tensor, torch.Tensor):
+                torch.testing.assert_close(vars(one)[name], tensor, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 30])
