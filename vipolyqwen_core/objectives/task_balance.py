@@ -15,7 +15,7 @@ class TaskBalance:
     """Running loss of each task that has been seen."""
 
     running: Mapping[Task, float] = field(default_factory=dict)
-    """Exponential mean of the loss of a pair, by task."""
+    """Exponential mean of the loss by task: the weighted sum of its terms, each a mean over its pairs."""
     decay: float = 0.98
     """Share of the old mean that a step keeps."""
 

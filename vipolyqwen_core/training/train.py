@@ -17,7 +17,7 @@ import psutil
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.config import ObjectiveSettings, Term, TrainingRun
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
 from vipolyqwen_core.objectives.routing import UNIFORMITY, TermSums
@@ -95,7 +95,7 @@ class Loop:
             result, progress = self._step(planned, stream, progress)
             judged, progress = self._judge(result, progress)
             self._report(planned, result, progress, judged)
-            _refuse_divergence(progress, result)
+            _refuse_divergence(progress, result, training.run.recipe.objective)
             self._save(result, progress)
         return progress
 
@@ -108,7 +108,9 @@ class Loop:
         task_weights = balance.weights() if balance.running else None
         result = self.training.engine.step(planned, stream, task_weights)
         if self.training.run.recipe.objective.dynamic_task_weights and not result.refused:
-            balance = balance.updated(_task_losses(result.terms.reduced()))
+            balance = balance.updated(
+                _task_losses(result.terms.reduced(), self.training.run.recipe.objective)
+            )
         return result, replace(
             progress,
             step=planned.number + 1,
@@ -183,15 +185,18 @@ def chunk_stream(training: Training, first_step: int) -> Iterator[LoadedChunk]:
     return load_chunks(loader, requests, recipe.training.loader_workers, accelerator.device.type == "cuda")
 
 
-def _task_losses(terms: TermSums) -> dict[Task, float]:
-    """The sum of a task's terms, of the tasks that the step had.
+def _task_losses(terms: TermSums, objective: ObjectiveSettings) -> dict[Task, float]:
+    """The sum of a task's terms with their weights, of the tasks that the step had.
 
-    Without uniformity: it falls below zero, and a task is weighed by the inverse of this.
+    Without uniformity: it falls below zero, and a task is weighed by the inverse of this. Without terms of
+    weight 0: nothing learns from them, and a task that has no others needs no weight.
     """
     losses: dict[Task, float] = {}
     for (task, name), value in terms.means().items():
-        if name.partition("@")[0] != UNIFORMITY:
-            losses[task] = losses.get(task, 0.0) + value.mean
+        term = name.partition("@")[0]
+        weight = 0.0 if term == UNIFORMITY else objective.term_weights.get(Term(term), 1.0)
+        if weight:
+            losses[task] = losses.get(task, 0.0) + weight * value.mean
     return losses
 
 
@@ -226,10 +231,11 @@ def _memory(device: torch.device) -> dict[str, float]:
     return dict(zip(held, largest(list(held.values()), device), strict=True))
 
 
-def _refuse_divergence(progress: Progress, result: StepResult) -> None:
+def _refuse_divergence(progress: Progress, result: StepResult, objective: ObjectiveSettings) -> None:
     if not result.refused:
         return
-    tasks = ", ".join(f"{task.value} {loss:.4g}" for task, loss in _task_losses(result.terms).items())
+    of_tasks = _task_losses(result.terms, objective)
+    tasks = ", ".join(f"{task.value} {loss:.4g}" for task, loss in of_tasks.items())
     logger.warning("step %d refused: gradient norm %s (losses: %s)", progress.step, result.grad_norm, tasks)
     if progress.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
         raise Diverged(

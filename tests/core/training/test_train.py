@@ -20,6 +20,7 @@ from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model import backbone
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.objectives.routing import TERMS
 from vipolyqwen_core.training import identity, schedule
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.checkpoints import read_progress
@@ -146,6 +147,21 @@ def test_uniformity_does_not_weigh_tasks_against_each_other(make_run):
         train(run, StopSignal())
         running.append(read_progress(run.output / "checkpoints" / "step_1").running_losses)
     assert running[1] == pytest.approx(running[0])
+
+
+def test_terms_weigh_in_a_tasks_running_loss_as_they_do_in_its_loss(make_run):
+    term_weights = {"info_nce": 0.5, "score_mse": 3.0, "triplet_margin": 0.0}
+    objective = {"dynamic_task_weights": True, "term_weights": term_weights}
+    run = make_run(objective=objective, training={"max_steps": 1})
+    train(run, StopSignal())
+    (line,) = read_metrics(run.output / "metrics.jsonl")
+    expected = {
+        task.value: sum(
+            term_weights.get(term, 1.0) * line[f"loss/{task.value}/{term}"] for term in TERMS[task]
+        )
+        for task in TERMS
+    }
+    assert read_progress(run.output / "checkpoints" / "step_1").running_losses == pytest.approx(expected)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(make_run):
