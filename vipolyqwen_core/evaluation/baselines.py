@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from vipolyqwen_core.config import Precision, TrainingRun
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
@@ -20,8 +21,8 @@ WORD: Final = re.compile(rf"{_EAST_ASIAN}|(?:(?!{_EAST_ASIAN})[^\W_])+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, lower case."""
-    return WORD.findall(text.lower())
+    """The words of a text, lower case; the placeholder of a picture is none."""
+    return WORD.findall(text.replace(IMAGE_PLACEHOLDER, " ").lower())
 
 
 class Bm25:

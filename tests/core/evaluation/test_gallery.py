@@ -41,6 +41,12 @@ def test_words_are_letters_and_digits_and_single_characters_of_chinese() -> None
     assert words("总额是20元") == ["总", "额", "是", "20", "元"]
 
 
+def test_bm25_does_not_take_a_placeholder_for_the_word_image() -> None:
+    targets = ["a red bus", "the image shows a cat", "an image"]
+    with_picture, without = Bm25(targets).similarity(["<image>which bus?<image>", "which bus?"])
+    assert with_picture.tolist() == without.tolist()
+
+
 def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
     scores = Bm25(["the cat", "the rare fish", "the dog"]).similarity(["the rare bird", "zebra", ""])
     assert scores[0].argmax() == 1
