@@ -3,6 +3,7 @@
 Everything heavy is imported inside the commands, so that `--help` is quick.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from vipolyqwen_core.workspace import (
     DEFAULT_MLFLOW_PORT,
@@ -70,31 +70,37 @@ def run(sources: SourcesOption = None, recipe: RecipeOption = None, root: RootOp
 
 
 def _run_and_report(workspace: Workspace, sources: str | None, recipe: str) -> None:
-    from orchestration.factory import FactoryError, run_factory
+    from orchestration.factory import run_factory
     from orchestration.summary import print_summary
-    from orchestration.terminal import undisturbed
 
-    log = workspace.home / "factory.log"
-    with undisturbed(log) as console, _resumable(console):
-        try:
-            outcome = run_factory(workspace, sources, recipe, console)
-        except FactoryError as error:
-            console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            console.print(f"Details: {escape(str(log))} and `vipolyqwen ui`", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-        print_summary(outcome, workspace, console)
+    with _told(workspace) as console:
+        print_summary(run_factory(workspace, sources, recipe, console), workspace, console)
 
 
 @contextmanager
-def _resumable(console: Console) -> Iterator[None]:
-    """Whoever stops a run is told that nothing is lost. Dagster has an error of its own for Ctrl-C."""
+def _told(workspace: Workspace) -> Iterator[Console]:
+    """A console for a run whose end is told in one sentence; `factory.log` keeps the rest.
+
+    Whoever stops it is told that nothing is lost: Dagster has an error of its own for Ctrl-C.
+
+    Raises:
+        ValueError: the run failed
+    """
     from dagster import DagsterExecutionInterruptedError
 
-    try:
-        yield
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
-        console.print("Interrupted. The same command goes on where this one stopped.")
-        raise typer.Exit(130) from error
+    from orchestration.factory import FactoryError
+    from orchestration.terminal import undisturbed
+
+    log = workspace.home / "factory.log"
+    with undisturbed(log) as console:
+        try:
+            yield console
+        except FactoryError as error:
+            traceback.print_exception(error)
+            raise ValueError(f"{error} (details: {log} and `vipolyqwen ui`)") from error
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+            console.print("Interrupted. The same command goes on where this one stopped.")
+            raise typer.Exit(130) from error
 
 
 def check_sources(
@@ -126,15 +132,11 @@ def trace(
 
 def rollback(version: Annotated[int, typer.Argument(help="The registered version to go back to.")]) -> None:
     """Make an earlier version champion again and export with it."""
-    from orchestration.factory import FactoryError, run_rollback
-    from orchestration.terminal import undisturbed
+    from orchestration.factory import run_rollback
 
     workspace = current_workspace()
-    with undisturbed(workspace.home / "factory.log") as console, _resumable(console):
-        try:
-            run_rollback(workspace, recipe_setting(), version, console)
-        except FactoryError as error:
-            raise ValueError(str(error)) from error
+    with _told(workspace) as console:
+        run_rollback(workspace, recipe_setting(), version, console)
     output.print(
         f"Version {version} is champion, and the table in {workspace.exports} is its own.",
         soft_wrap=True,

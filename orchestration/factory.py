@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class FactoryError(RuntimeError):
-    """A run failed; the message is one sentence for a person."""
+    """A run failed; the message is one sentence for a person, and a note has the traceback of the stage."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,11 @@ def refuse_failure(result: dg.ExecuteInProcessResult, source: str | None) -> Non
         return
     if any(_is_interruption(event) for event in result.all_events):
         raise KeyboardInterrupt
-    raise FactoryError(explain_failure(result.all_events, source))
+    failure = FactoryError(explain_failure(result.all_events, source))
+    for event in result.all_events:
+        if event.is_step_failure and event.step_failure_data.error is not None:
+            failure.add_note(event.step_failure_data.error.to_string())
+    raise failure
 
 
 def _is_interruption(event: dg.DagsterEvent) -> bool:

@@ -4,23 +4,28 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from rich.console import Console
 
+KEPT_LOGS = 9
+"""Of earlier commands: `factory.log.1` is that of the last one."""
+
 
 @contextmanager
 def undisturbed(log: Path) -> Iterator[Console]:
-    """A console on the real standard output, while file descriptors 1 and 2 write to `log`.
+    """A console on the real standard output, while file descriptors 1 and 2 write to `log`, begun anew.
 
     Dagster mirrors whatever a step prints, and training runs in processes of its own: redirecting
     `sys.stdout` would catch neither.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    RotatingFileHandler(log, backupCount=KEPT_LOGS, delay=True).doRollover()
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     with os.fdopen(os.dup(saved_out), "w", encoding="utf-8", buffering=1) as terminal:
         os.dup2(file, 1)
         os.dup2(file, 2)

@@ -1,0 +1,56 @@
+"""The factory's commands: what is left of a run that failed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAILING = """
+import sys
+import dagster as dg
+from orchestration import factory
+from vipolyqwen_core.__main__ import main
+
+word = sys.argv.pop()
+
+@dg.asset
+def curated_corpus():
+    raise LookupError(word)
+
+def run_factory(*arguments):
+    factory.refuse_failure(dg.materialize([curated_corpus], raise_on_error=False), "receipts")
+
+factory.run_factory = run_factory
+main()
+"""
+"""The command line, with a factory whose first stage fails with the last argument."""
+
+
+@pytest.fixture
+def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run a command whose stage fails with a word."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FAILING, "--home", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_failed_stage_ends_in_a_sentence_and_its_traceback_is_kept(fail, tmp_path: Path) -> None:
+    for word in ("first", "second"):
+        ended = fail("run", word)
+        assert ended.returncode == 1
+        assert f"error: curated_corpus of source receipts: LookupError: {word} (details: " in ended.stderr
+        assert "Traceback" not in ended.stderr
+    for log, word in (("factory.log.1", "first"), ("factory.log", "second")):
+        assert f"LookupError: {word}" in (tmp_path / log).read_text()
+        assert "in curated_corpus\n" in (tmp_path / log).read_text()
+
+
+def test_debug_shows_the_traceback_of_the_stage(fail) -> None:
+    ended = fail("--debug", "run", "first")
+    assert ended.returncode == 1
+    assert "in curated_corpus\n" in ended.stderr
