@@ -3,8 +3,11 @@
 import os
 import shutil
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import dagster as dg
 
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.corpus.tables import written_aside
@@ -18,6 +21,9 @@ DECISION_TAG = "vipolyqwen.decision"
 NOT_JUDGED_TAG = "vipolyqwen.not_judged"
 """Tag of a version: what could not be judged, or rests on few pairs only. Absent where there was
 nothing to say, and at versions that were registered before the tag existed."""
+
+CHAMPION_TAG = "vipolyqwen.champion_since"
+"""Tag of a version: when it was last made champion. It stays where the alias has moved on."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,22 @@ class Version:
 
 
 def champion(client: Any) -> Version | None:
-    """The version in use; None: there is none yet."""
-    return version_with_alias(client, CHAMPION)
+    """The version in use; None: there is none yet.
+
+    Raises:
+        dg.Failure: somebody took the alias away. Without it a worse model would be promoted or exported
+    """
+    now = version_with_alias(client, CHAMPION)
+    if now is None:
+        found = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+        before = [entry for entry in found if CHAMPION_TAG in entry.tags]
+        if before:
+            last = max(before, key=lambda entry: str(entry.tags[CHAMPION_TAG]))
+            raise dg.Failure(
+                f"no version is champion any more, which version {last.version} was: give the alias back "
+                f"with `vipolyqwen rollback {last.version}`"
+            )
+    return now
 
 
 def numbered_version(client: Any, number: int) -> Version:
@@ -89,6 +109,9 @@ def versions_of_run(client: Any, run_name: str) -> list[Version]:
 def give_alias(client: Any, number: int, alias: str) -> None:
     """Let a version carry an alias; a champion is no challenger any more."""
     client.set_registered_model_alias(REGISTERED_MODEL, alias, str(number))
+    if alias == CHAMPION:
+        since = datetime.now(UTC).isoformat(timespec="milliseconds")
+        client.set_model_version_tag(REGISTERED_MODEL, str(number), CHAMPION_TAG, since)
     rival = version_with_alias(client, CHALLENGER)
     if alias == CHAMPION and rival is not None and rival.number == number:
         client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.embedding_export import export_under
-from assets.registry import champion, give_alias, model_folder, numbered_version
+from assets.registry import champion, give_alias, model_folder, numbered_version, version_with_alias
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from orchestration.executor import signed_executor
 from vipolyqwen_core.contract import CHAMPION
@@ -29,7 +29,7 @@ def roll_back(
         ValueError: no such version, or its model directory is gone
     """
     client, place = mlflow.connect(), workspace.open()
-    before, target = champion(client), numbered_version(client, config.version)
+    before, target = version_with_alias(client, CHAMPION), numbered_version(client, config.version)
     model_folder(place, target.number)
     give_alias(client, target.number, CHAMPION)
     context.log.info(f"champion: version {before.number if before else 'none'} -> {target.number}")

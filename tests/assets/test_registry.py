@@ -103,6 +103,19 @@ def test_a_challenger_that_is_promoted_is_no_challenger_any_more(client: mlflow.
     assert version_with_alias(client, CHALLENGER) is None
 
 
+def test_a_champion_whose_alias_was_taken_away_is_followed_by_no_other(client: mlflow.MlflowClient) -> None:
+    first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", CHAMPION)
+    register(client, "demo-3", CHALLENGER)
+    client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)
+    with pytest.raises(dg.Failure, match=f"version {second} was: .* `vipolyqwen rollback {second}`"):
+        champion(client)
+    client.delete_model_version(REGISTERED_MODEL, str(second))
+    with pytest.raises(dg.Failure, match=f"`vipolyqwen rollback {first}`"):
+        champion(client)
+    give_alias(client, first, CHAMPION)
+    assert champion(client).number == first
+
+
 def test_a_model_that_makes_no_unit_vectors_gets_no_alias(
     client: mlflow.MlflowClient, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -144,7 +157,9 @@ def test_a_version_that_is_settled_again_keeps_nothing_of_the_first_decision(
             settle(client, number, {RUN_TAG: "demo-1"}, decision, MODEL)
     assert half_registered(client, "demo-1").tags[NOT_JUDGED_TAG] == "few pairs"
     version = settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHAMPION, ("a gain",)), MODEL)
-    assert version.tags == {RUN_TAG: "demo-1", DECISION_TAG: "a gain"}
+    assert version.aliases == (CHAMPION,)
+    assert {RUN_TAG: "demo-1", DECISION_TAG: "a gain"}.items() <= version.tags.items()
+    assert NOT_JUDGED_TAG not in version.tags
 
 
 def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.MlflowClient) -> None:
