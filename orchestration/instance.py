@@ -47,6 +47,14 @@ def open_instance(workspace: Workspace) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(workspace.dagster_home))
 
 
+def lacking(instance: dg.DagsterInstance) -> list[str]:
+    """What a `dagster.yaml` of an older version, or one of somebody's own, does not ask of the UI's runs."""
+    queue = instance.get_concurrency_config().run_queue_config
+    limited = {limit["key"] for limit in queue.tag_concurrency_limits} if queue else set()
+    limits = [f"the limit on {key}" for key in (TRAINING_SET_TAG, PARTITION_TAG) if key not in limited]
+    return limits if instance.run_retries_enabled else [*limits, "run_retries"]
+
+
 def write_settings(home: Path) -> Path:
     """`dagster.yaml` in Dagster's home."""
     home.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import time
 
 from rich.console import Console
 
-from orchestration.instance import open_instance
+from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
 from vipolyqwen_core.training.parent import guarded
 from vipolyqwen_core.workspace import Workspace
@@ -28,6 +28,13 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     with open_instance(workspace) as instance:  # before Dagster starts: its automations would wait for them
         for run_id in close_interrupted_runs(instance):
             console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
+        if missing := lacking(instance):
+            console.print(
+                f"{workspace.dagster_home / 'dagster.yaml'} lacks {', '.join(missing)}: delete it, "
+                "and the next command writes it anew",
+                soft_wrap=True,
+                markup=False,
+            )
     workspace.remember_mlflow_port(mlflow_port)
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,7 +9,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from orchestration.definitions import build_definitions
-from orchestration.instance import PARTITION_TAG, open_instance, write_settings
+from orchestration.instance import PARTITION_TAG, SETTINGS, lacking, open_instance, write_settings
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -30,6 +30,16 @@ def test_a_dagster_yaml_of_somebody_is_left_alone(workspace: Workspace) -> None:
     path.write_text(yaml.safe_dump({"telemetry": {"enabled": False}}))
     write_settings(workspace.dagster_home)
     assert yaml.safe_load(path.read_text()) == {"telemetry": {"enabled": False}}
+
+
+def test_what_a_dagster_yaml_of_an_older_version_lacks_is_named(workspace: Workspace) -> None:
+    with open_instance(workspace) as instance:
+        assert lacking(instance) == []
+    older = {name: part for name, part in SETTINGS.items() if name not in ("concurrency", "run_retries")}
+    write_settings(workspace.dagster_home).write_text(yaml.safe_dump(older))
+    with open_instance(workspace) as instance:
+        limits = ["the limit on vipolyqwen/training_set", "the limit on dagster/partition"]
+        assert lacking(instance) == [*limits, "run_retries"]
 
 
 def test_a_run_that_needs_the_training_set_waits_in_the_queue_for_the_other(workspace: Workspace) -> None:
