@@ -171,19 +171,25 @@ def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.
     assert version_of_run(client, "demo-1").number == whole
 
 
-def test_a_registration_that_is_killed_at_once_is_recognised(
+def test_a_registration_that_is_killed_at_once_is_recognised_and_leaves_no_run_open(
     store: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    statuses = []
+
     def killed(*arguments: object) -> None:
+        statuses.append(client.get_run(run.info.run_id).info.status)
         raise KeyboardInterrupt
 
     with mlflow_store(store):
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(tmp_path / "artifacts")))
+        client = mlflow.MlflowClient()
+        with mlflow.start_run() as run:
+            pass
         # what MLflow does first when the version stands
         monkeypatch.setattr(mlflow.MlflowClient, "set_logged_model_tags", killed)
         with pytest.raises(KeyboardInterrupt):
-            log_registered_model(tiny_model_dir, tags={RUN_TAG: "demo-1"})
-        client = mlflow.MlflowClient()
+            log_registered_model(tiny_model_dir, run_id=run.info.run_id, tags={RUN_TAG: "demo-1"})
+        assert statuses == ["FINISHED"]
         half = half_registered(client, "demo-1")
         assert half is not None
         assert half.number == 1

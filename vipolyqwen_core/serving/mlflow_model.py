@@ -145,14 +145,18 @@ def log_registered_model(
         "code_paths": [str(Path(vipolyqwen_core.__file__).parent)],
         "signature": SIGNATURE,
         "pip_requirements": requirements(),
-        "registered_model_name": registered_name,
         "metadata": dict(metadata_ or {}),
         "tags": dict(tags or {}),
     }
     if run_id is None:
-        return mlflow.pyfunc.log_model(**arguments)
-    with mlflow.start_run(run_id=run_id):
-        return mlflow.pyfunc.log_model(**arguments)
+        info = mlflow.pyfunc.log_model(**arguments)
+    else:
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(**arguments)
+    if registered_name is not None:  # behind the run: with a version that stands nobody opens it again
+        version = mlflow.register_model(info.model_uri, registered_name, tags=arguments["tags"])
+        info.registered_model_version = version.version
+    return info
 
 
 def download_model_directory(number: int, target: Path) -> None:
