@@ -53,6 +53,8 @@ RULES: dict[str, str] = {
     "target_too_short": "The target's text is shorter than curation.min_chars, and it has no picture.",
     "query_too_long": "The query's text is longer than curation.max_chars.",
     "target_too_long": "The target's text is longer than curation.max_chars.",
+    "undecoded_query": "A tenth of the query is U+FFFD, or `?` within words: letters were lost.",
+    "undecoded_target": "A tenth of the target is U+FFFD, or `?` within words: letters were lost.",
     "repetitive_query": "One repeated line, phrase, word or character fills the query.",
     "repetitive_target": "One repeated line, phrase, word or character fills the target.",
     "score_out_of_range": "The score is not a number in [0, 1].",
@@ -91,6 +93,12 @@ class RowRule:
     """The offending value, as text."""
 
 
+UNDECODED = r"\x{FFFD}|\p{Latin}\?[\p{Latin}&&\p{Ll}]"
+"""What is left of a letter that was lost: databases and old exports write `Ti?ng Vi?t`."""
+MIN_UNDECODED = 3
+"""Fewer are a slip."""
+UNDECODED_SHARE = 0.1
+"""Of all characters: of a Vietnamese text whose letters with marks are lost, a fifth is."""
 MIN_REPETITION_CHARS = 100
 MAX_PERIOD = 8
 OPTION = r"^\(?((?:\p{L}+ ){0,3})\(?[A-H1-9][.:)]\s"
@@ -118,6 +126,7 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
             RowRule(f"empty_{side}", bare & (text.str.strip_chars() == "") | ~bare & text.is_null(), text),
             RowRule(f"{side}_too_short", bare & ~blank & (chars < min_chars), text),
             RowRule(f"{side}_too_long", chars > max_chars, pl.format("{} characters", chars)),
+            RowRule(f"undecoded_{side}", _undecoded(text), text),
             RowRule(f"repetitive_{side}", _repeats(text, max_repetition), text),
         ]
     score = pl.col("score")
@@ -130,6 +139,11 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
     )
     rules.append(RowRule("answer_in_query", answered(), pl.col("target")))
     return rules
+
+
+def _undecoded(text: pl.Expr) -> pl.Expr:
+    lost = text.str.count_matches(UNDECODED)
+    return (lost >= MIN_UNDECODED) & (lost >= UNDECODED_SHARE * text.str.len_chars())
 
 
 def _limit(settings: CurationSettings, name: str) -> pl.Expr:

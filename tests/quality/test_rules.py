@@ -92,6 +92,29 @@ def test_limits_are_those_of_the_task() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ti?ng Vi?t r?t hay", "undecoded_target"),
+        ("Vi\ufffdt Nam \ufffd\ufffdc l\ufffdp", "undecoded_target"),
+        ("\ufffd" * 50, "undecoded_target"),
+        ("Bạn đi đâu?Tôi đi học. Ai?Tôi. Tại sao?Vì tôi muốn học tiếng Việt với bạn.", None),
+        ("你叫什么名字?我叫小明。你几岁?我六岁。真的?真的。", None),
+        ("Ai?Tôi. Đâu?Đây. Gì?Kia.", None),
+        ("café\ufffd", None),
+        ("x = a?b:c", None),
+        ("???", None),
+    ],
+)
+def test_a_text_whose_letters_are_lost_is_told_from_questions(text: str, expected: str | None) -> None:
+    rows = pl.DataFrame([{"task": "instr", "query": "Câu này nói gì?", "target": text}]).with_columns(
+        query_images=pl.lit(None, dtype=pl.List(pl.String)),
+        target_images=pl.lit(None, dtype=pl.List(pl.String)),
+        score=pl.lit(None, dtype=pl.Float32),
+    )
+    assert first_failure(rows, row_rules(CurationSettings()))["rule"].item() == expected
+
+
 def test_limits_by_task_survive_json() -> None:
     settings = CurationSettings(by_task={Task.OCR: TextLimits(max_chars=9)})
     assert from_json(CurationSettings, to_json(settings)) == settings
