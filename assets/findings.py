@@ -195,7 +195,7 @@ def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
     """Training and evaluation share no component, picture, declared group or long text."""
     import polars as pl
 
-    from quality.duplicates import whole_query
+    from quality.duplicates import UNBUFFERED, whole_query
 
     texts = {"query": whole_query(), "target": pl.col("target")}
 
@@ -217,14 +217,12 @@ def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
         }
 
     train, evaluation = values(Split.TRAIN), values(Split.EVAL)
-    shared = {
-        kind: train[kind]
-        .drop_nulls()
-        .unique()
-        .join(evaluation[kind].drop_nulls().unique(), on="value")
-        .collect()
-        for kind in train
-    }
+    shared = {}
+    for kind, rows in train.items():
+        held = evaluation[kind].drop_nulls().unique().collect().to_series()
+        # A filter reads what it keeps; a join would hold the texts of all training pairs meanwhile.
+        found = rows.filter(pl.col("value").is_in(held.implode())).unique()
+        shared[kind] = found.collect(engine="streaming", optimizations=UNBUFFERED)
     leaks = {kind: frame["value"].head(5).to_list() for kind, frame in shared.items() if not frame.is_empty()}
     return Finding(
         passed=not leaks,
