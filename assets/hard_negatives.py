@@ -49,9 +49,8 @@ def examples(place: Workspace) -> dg.MetadataValue[str]:
     """Some pairs with their nearest negative, spread over the table: is it wrong?"""
     import polars as pl
 
-    pairs = pl.scan_ipc(place.training_set / "train.arrow").select(
-        pl.int_range(pl.len()).alias("row"), "task", "query", "target"
-    )
+    from vipolyqwen_core.training.rows import TrainingRows
+
     nearest = pl.scan_ipc(place.hard_negatives / "mined.arrow").select(
         pl.int_range(pl.len()).alias("row"),
         pl.col("negatives").list.first().alias("negative"),
@@ -61,12 +60,14 @@ def examples(place: Workspace) -> dg.MetadataValue[str]:
     if chosen.is_empty():
         return dg.MetadataValue.md("nothing was mined")
     chosen = chosen.gather_every(max(1, chosen.height // NUM_EXAMPLES)).head(NUM_EXAMPLES)
-    shown = (
-        chosen.lazy()
-        .join(pairs, on="row")
-        .join(pairs.select(negative="row", wrong="target"), on="negative")
-        .sort("row")
-        .select("task", "query", "target", "wrong", "similarity")
-        .collect()
-    )
-    return table(["task", "query", "its target", "hard negative", "similarity"], shown.rows())
+    pairs = TrainingRows(place.training_set / "train.arrow", ("task", "query", "target"))
+    shown = [
+        (*pair.values(), wrong["target"], similarity)
+        for pair, wrong, similarity in zip(
+            pairs.take(chosen["row"].to_numpy()),
+            pairs.take(chosen["negative"].to_numpy()),
+            chosen["similarity"],
+            strict=True,
+        )
+    ]
+    return table(["task", "query", "its target", "hard negative", "similarity"], shown)
