@@ -17,6 +17,7 @@ from vipolyqwen_core.corpus.tables import StageSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 SAMPLE_COLUMNS = ("task", "language", "query", "target", "score", "file", "line")
 MAX_CELL_CHARS = 120
@@ -158,7 +159,7 @@ def bar_chart(counts: Mapping[str, int | float], title: str) -> "Figure":
     return figure
 
 
-def histogram(values: Sequence[float], title: str, unit: str) -> "Figure":
+def histogram(values: "NDArray[Any]", title: str, unit: str) -> "Figure":
     """How values are spread."""
     from matplotlib.figure import Figure
 
@@ -188,12 +189,8 @@ def plot(figure: "Figure", title: str) -> dg.MetadataValue[str]:
     """A figure as a Markdown image that carries its own bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    return picture(buffer.getvalue(), title)
-
-
-def picture(png: bytes, title: str) -> dg.MetadataValue[str]:
-    """PNG bytes as a Markdown image that carries its own bytes."""
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
 
 
 def length_plot(pairs: Path) -> dg.MetadataValue[str]:
@@ -205,4 +202,4 @@ def length_plot(pairs: Path) -> dg.MetadataValue[str]:
     )
     if tokens.is_empty():
         return dg.MetadataValue.md("the table is empty")
-    return plot(histogram(tokens.to_list(), "tokens of a pair, both sides", "tokens"), "tokens of a pair")
+    return plot(histogram(tokens.to_numpy(), "tokens of a pair, both sides", "tokens"), "tokens of a pair")
