@@ -18,8 +18,8 @@ from vipolyqwen_core.evaluation.results import Evaluation
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 
 TEMPLATE = "report.html.jinja"
-MAX_OTHER_PAIRS = 20_000
-"""Pairs drawn for the histogram of similarities that are not right."""
+MAX_PAIRS = 20_000
+"""Pairs drawn for each of the two histograms of similarities: of right pairs, and of others."""
 
 
 def write_report(
@@ -68,14 +68,18 @@ def write_report(
 def similarities(
     judged: JudgedPool, vectors: PairVectors, seed: int
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Cosines of the right pairs of a pool, and of other pairs of it, drawn at random."""
+    """Cosines of right pairs of a pool, and of other pairs of it, drawn at random.
+
+    A declared key makes each of its targets right for each of its queries: right pairs may be millions.
+    """
     pool = judged.pool
     queries, targets = vectors.query[pool.queries], vectors.target[pool.targets]
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(queries), MAX_OTHER_PAIRS)
-    columns = rng.integers(0, len(targets), MAX_OTHER_PAIRS)
+    rows = rng.integers(0, len(queries), MAX_PAIRS)
+    columns = rng.integers(0, len(targets), MAX_PAIRS)
     other = ~pool.relevant[rows, columns] & ~pool.excluded[rows, columns]
-    right_rows, right_columns = np.nonzero(pool.relevant)
+    drawn = rng.permutation(np.flatnonzero(pool.relevant))[:MAX_PAIRS]
+    right_rows, right_columns = np.divmod(drawn, len(targets))
     right = np.sum(queries[right_rows] * targets[right_columns], axis=1)
     return right, np.sum(queries[rows[other]] * targets[columns[other]], axis=1)
 

@@ -1,0 +1,31 @@
+"""What the report draws of a pool."""
+
+import numpy as np
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.evaluation.encoding import PairVectors
+from vipolyqwen_core.evaluation.judged_pool import JudgedPool
+from vipolyqwen_core.evaluation.report import MAX_PAIRS, similarities
+from vipolyqwen_core.evaluation.retrieval import Pool
+
+
+def pool_of(relevant: np.ndarray) -> JudgedPool:
+    """A pool in which row i asks query i and has target i."""
+    rows = np.arange(len(relevant))
+    excluded = np.zeros_like(relevant)
+    pool = Pool(Task.INSTR, "vi", len(rows), rows, rows, relevant, excluded, clusters=rows)
+    return JudgedPool(pool, {}, has_pictures=False)
+
+
+def test_few_right_pairs_are_all_in_the_histogram() -> None:
+    vectors = PairVectors(np.arange(9, dtype=np.float32).reshape(3, 3), np.eye(3, dtype=np.float32))
+    right, other = similarities(pool_of(np.eye(3, dtype=bool)), vectors, seed=0)
+    assert sorted(right) == [0, 4, 8]
+    assert set(other) == {1, 2, 3, 5, 6, 7}
+
+
+def test_right_pairs_by_a_key_of_many_rows_are_drawn() -> None:
+    rows = int(MAX_PAIRS**0.5) + 1
+    vectors = np.ones((rows, 1), dtype=np.float32)
+    right, _ = similarities(pool_of(np.ones((rows, rows), dtype=bool)), PairVectors(vectors, vectors), seed=0)
+    assert len(right) == MAX_PAIRS
