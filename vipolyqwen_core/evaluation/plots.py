@@ -2,10 +2,8 @@
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
@@ -56,9 +54,8 @@ STYLE: Final[dict[Any, Any]] = {
 """Passed to each plot; matplotlib's global settings stay as they are."""
 
 
-def loss_curves(metrics_file: Path) -> str | None:
-    """Loss by step, in all and by task; None where the run left no metrics."""
-    lines = _read_lines(metrics_file)
+def loss_curves(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss by step, in all and by task, from lines of metrics; None where there are not two of them."""
     steps = [line["step"] for line in lines if _is_number(line.get("loss"))]
     if len(steps) < 2:
         return None
@@ -79,12 +76,11 @@ def loss_curves(metrics_file: Path) -> str | None:
         return _data_uri(figure)
 
 
-def recall_bars(
-    pools: Sequence[PoolResult], metrics: Sequence[str] = ("recall@1", "recall@10")
-) -> str | None:
-    """Metrics of each pool by system, with chance as a line across; None without pools."""
+def recall_bars(pools: Sequence[PoolResult]) -> str | None:
+    """Recall of each pool by system, with chance as a line across; None without pools."""
     if not pools:
         return None
+    metrics = ("recall@1", "recall@10")
     systems = [name for name in SYSTEM_COLOURS if any(name in pool.scores for pool in pools)]
     with matplotlib.rc_context(STYLE):
         inches = 0.9 + 0.13 * len(pools) * (len(systems) + 1.2)
@@ -133,12 +129,6 @@ def similarity_histograms(
 
 def _pool_label(pool: PoolResult) -> str:
     return pool.name + ("" if pool.counts else " *")
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _is_number(value: object) -> bool:

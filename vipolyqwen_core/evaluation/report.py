@@ -16,6 +16,7 @@ from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.promotion import decide
 from vipolyqwen_core.evaluation.results import Evaluation
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.training.tracking import METRICS_FILE, read_metrics
 
 TEMPLATE = "report.html.jinja"
 MAX_PAIRS = 20_000
@@ -56,7 +57,7 @@ def write_report(
         names=results,
         retrieval=retrieval,
         choices=[pool for pool in evaluation.pools if pool.is_choice],
-        loss_plot=plots.loss_curves(run.output / "metrics.jsonl"),
+        loss_plot=plots.loss_curves(read_metrics(run.output / METRICS_FILE)),
         bars=plots.recall_bars([pool for pool in retrieval if pool.counts] or retrieval),
         histogram=plots.similarity_histograms(histograms) if histograms else None,
         gallery=build_gallery(judged, pairs, trained, embedder, settings.gallery_queries, settings.seed),
