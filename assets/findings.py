@@ -366,10 +366,9 @@ def export_is_complete(place: Workspace) -> Finding:
     import polars as pl
     import pyarrow.parquet as pq
 
-    from vipolyqwen_core.serving.current_export import read_current
-    from vipolyqwen_core.serving.search import open_table
+    from vipolyqwen_core.serving.search import open_export
 
-    exported = read_current(place)
+    exported, in_table = open_export(place)
     pairs = pl.concat(
         [pl.scan_ipc(place.training_set / f"{split.value}.arrow").select("sample_id") for split in Split]
     )
@@ -380,15 +379,16 @@ def export_is_complete(place: Workspace) -> Finding:
     counts = {
         "expected": int(expected.select(pl.len()).collect().item()),
         "rows in Parquet": int(rows.select(pl.len()).collect().item()),
-        "rows in the table": open_table(place).count_rows(),
+        "rows in the table": in_table.count_rows(),
         "missing": int(expected.join(rows, on=key, how="anti").select(pl.len()).collect().item()),
         "not expected": int(rows.join(expected, on=key, how="anti").select(pl.len()).collect().item()),
         "vectors off": 0,
     }
-    for batch in pq.ParquetFile(exported.parquet).iter_batches(columns=["embedding"]):
-        vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
-        norms = np.linalg.norm(vectors, axis=1)
-        counts["vectors off"] += int(np.sum(~(np.abs(norms - 1) < UNIT_TOLERANCE)))
+    with pq.ParquetFile(exported.parquet) as file:
+        for batch in file.iter_batches(columns=["embedding"]):
+            vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
+            norms = np.linalg.norm(vectors, axis=1)
+            counts["vectors off"] += int(np.sum(~(np.abs(norms - 1) < UNIT_TOLERANCE)))
     whole = counts["expected"] == counts["rows in Parquet"] == counts["rows in the table"]
     return Finding(
         passed=whole and not (counts["missing"] or counts["not expected"] or counts["vectors off"]),

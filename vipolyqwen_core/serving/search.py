@@ -163,15 +163,6 @@ def open_export(workspace: Workspace) -> tuple[CurrentExport, Table]:
     )
 
 
-def open_table(workspace: Workspace) -> Table:
-    """The exported table.
-
-    Raises:
-        ValueError: nothing was exported, or the table is not the one that `current.json` describes
-    """
-    return open_export(workspace)[1]
-
-
 @lru_cache(maxsize=1)
 def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
     """The embedder of a model directory; kept, since several searches often follow each other.
