@@ -53,6 +53,7 @@ class ExportedSides:
         self.training_set = training_set
         self._splits = {split: read_split(training_set, split) for split in Split}
         self._sides = {split: StoredSides(training_set, split) for split in Split}
+        self._origin_columns: dict[str, pa.Array] = {}
 
     def blocks(self) -> Iterator[SideBlock]:
         """Both sides of all pairs."""
@@ -97,10 +98,6 @@ class ExportedSides:
             store = ImageStore(self.training_set / pinned["path"], pinned["version"])
             self._origin_columns[source] = store.table(["origin"])["origin"].combine_chunks()
         return str(self._origin_columns[source][row])
-
-    @cached_property
-    def _origin_columns(self) -> dict[str, pa.Array]:
-        return {}
 
     @cached_property
     def _pinned(self) -> dict[str, dict[str, Any]]:
