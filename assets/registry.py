@@ -112,9 +112,9 @@ def give_alias(client: Any, number: int, alias: str) -> None:
     if alias == CHAMPION:
         since = datetime.now(UTC).isoformat(timespec="milliseconds")
         client.set_model_version_tag(REGISTERED_MODEL, str(number), CHAMPION_TAG, since)
-    rival = version_with_alias(client, CHALLENGER)
-    if alias == CHAMPION and rival is not None and rival.number == number:
-        client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
+        rival = version_with_alias(client, CHALLENGER)
+        if rival is not None and rival.number == number:
+            client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
 
 
 def model_folder(workspace: Workspace, number: int) -> Path:
