@@ -147,9 +147,7 @@ def encode(
     import numpy as np
 
     from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
-    from vipolyqwen_core.terminal import hide_loading
 
-    hide_loading()
     embedder = ViPolyQwenEmbedder.from_pretrained(model)
     together = bool(texts and pictures)
     vectors = embedder.encode(
@@ -194,12 +192,11 @@ def search(
     read_current(workspace)  # says that nothing was exported before seconds of imports
     hide_loading_bars()
     from vipolyqwen_core.serving import search as searching
-    from vipolyqwen_core.terminal import hide_loading, hits_table
+    from vipolyqwen_core.terminal import hits_table
 
     if words:
         hits = searching.search_words(workspace, text or "", top, where)
     else:
-        hide_loading()
         hits = searching.search(workspace, text, [str(path) for path in image or []], top, where, prefix)
     what = " + ".join([*([repr(text)] if text else []), *(str(path) for path in image or [])])
     output.print(hits_table(hits, f"{len(hits)} hits for {what}"))

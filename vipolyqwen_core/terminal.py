@@ -93,13 +93,6 @@ def print_verdict(evaluation: "Evaluation", console: Console) -> None:
         console.print(f"  - {escape(sentence)}", highlight=False)
 
 
-def hide_loading() -> None:
-    """No bar of transformers for weights that are loaded in a moment."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-
-
 def hits_table(hits: Sequence["Hit"], title: str) -> Table:
     """Rank, score, source, text, and the picture's path."""
     found = Table(title=escape(title), title_justify="left", show_lines=True)

@@ -233,5 +233,5 @@ def configure_mlflow_of_training() -> None:
 
 
 def hide_loading_bars() -> None:
-    """Let transformers show no bar for each file of weights; call it before transformers is imported."""
+    """Let transformers show no bar for weights that it reads; call it before transformers is imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
