@@ -2,6 +2,7 @@
 
 VIPOLYQWEN_HOME      the workspace; default `.vipolyqwen/` in the current folder
 VIPOLYQWEN_SOURCES   the manifest; default: the built-in demo corpus
+VIPOLYQWEN_DATA_ROOT folder that the manifest's relative paths start from; default: its own
 VIPOLYQWEN_RECIPE    name of the recipe; default `demo`
 MLFLOW_TRACKING_URI  default: SQLite in the workspace
 DAGSTER_HOME         default: a folder in the workspace

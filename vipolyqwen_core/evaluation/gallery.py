@@ -106,7 +106,7 @@ def _show(
     found = [int(column) for column in ranking.nearest[place][:NUM_HITS] if column >= 0]
     cosines = vectors.target[pool.targets[found]] @ vectors.query[row]
     reciprocal_rank = ranking.by_query[PRIMARY][place]
-    (item,) = pairs.sides.items([SideRequest(row, Side.QUERY, prefix_of(Task(pool.task), Side.QUERY))])
+    (item,) = pairs.sides.items([SideRequest(row, Side.QUERY, prefix_of(pool.task, Side.QUERY))])
     right = pool.targets[int(np.argmax(pool.relevant[place]))]
     return ShownQuery(
         pool=pool.name,

@@ -9,7 +9,6 @@ score ask nothing, but their targets stay candidates.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +28,6 @@ from vipolyqwen_core.evaluation.metrics import (
     rank,
     rank_by,
 )
-
-ALL_LANGUAGES: Final = "all"
 
 Ints = NDArray[np.int64]
 
@@ -131,7 +128,7 @@ class Ranking:
     """What one system made of one pool."""
 
     nearest: Ints
-    """[Q, 10] columns of the pool's targets, best first; -1: none left"""
+    """[Q, min(10, N)] columns of the pool's targets, best first; -1: none left"""
     by_query: dict[str, Floats]
     """Metric -> [Q]"""
     means: dict[str, float] = field(init=False)
