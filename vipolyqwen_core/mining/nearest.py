@@ -64,7 +64,7 @@ def nearest_below(
     for first in range(0, len(targets), TARGETS_AT_ONCE):
         block, their_keys = targets.block(first, first + TARGETS_AT_ONCE, device)
         for tile in _tiles(len(queries)):
-            similarity = (vectors[tile] @ block.T).float()
+            similarity = _products(vectors[tile], block)
             related = (keys[tile, None] == their_keys) & (keys[tile, None] != 0)
             similarity.masked_fill_(related | (similarity >= limit[tile, None]), -torch.inf)
             best[tile], where[tile] = _merged(best[tile], where[tile], similarity, first, count)
@@ -73,6 +73,13 @@ def nearest_below(
 
 def _tiles(num_queries: int) -> list[slice]:
     return [slice(first, first + TILE_QUERIES) for first in range(0, num_queries, TILE_QUERIES)]
+
+
+def _products(queries: Tensor, targets: Tensor) -> Tensor:
+    """[q, t] in float32, of half precision on a GPU too: rounded to it, near ones would tie."""
+    if queries.is_cuda:
+        return torch.mm(queries, targets.T, out_dtype=torch.float32)
+    return queries @ targets.T
 
 
 def _merged(best: Tensor, where: Tensor, similarity: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from vipolyqwen_core.workspace import Workspace
 
 MINING = "hard_negatives"
 """The stage that mines..."""
-MINING_VERSION = 2
+MINING_VERSION = 3
 """... and of its code: raised when it would find others."""
 
 TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")

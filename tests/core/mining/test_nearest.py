@@ -71,3 +71,19 @@ def test_similarities_are_of_sides_in_the_same_place() -> None:
         for q, t in zip(queries.rows, targets.rows, strict=True)
     ]
     assert np.allclose(similarities(queries, targets), expected, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds_among_close_targets() -> None:
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(600, 1024)).astype(np.float32) + 3 * random.normal(size=1024)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    queries, targets = (
+        Sides(vectors, rows, np.zeros(len(rows), dtype=np.int64))
+        for rows in (np.arange(100), np.arange(100, 600))
+    )
+    limits = np.ones(100, dtype=np.float32)
+    expected, _ = nearest_below(queries, targets, limits, 10, CPU)
+    found, places = nearest_below(queries, targets, limits, 10, torch.device("cuda"))
+    assert np.allclose(found, expected, atol=1e-6)
+    assert np.allclose(similarities(queries, Sides(vectors, 100 + places[:, 0], targets.keys)), found[:, 0])
