@@ -53,7 +53,7 @@ def look(visual: Any, pictures: Pictures) -> VisualTokens:
             pictures.grid, visual.spatial_merge_size, visual.window_size, visual.patch_size
         )
         arguments |= {
-            "window_index": order.to(pictures.patches.device),
+            "window_index": order.to(pictures.patches.device, non_blocking=True),
             "cu_window_seqlens": everything,
             "windows": Segments.of(bounds.diff().tolist(), pictures.patches.device),
         }

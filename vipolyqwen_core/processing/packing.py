@@ -60,7 +60,7 @@ class Segments:
         """Segments of the given lengths, one after the other."""
         lengths = tuple(int(length) for length in lengths)
         boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return cls(lengths, torch.from_numpy(boundaries).to(device))
+        return cls(lengths, torch.from_numpy(boundaries).to(device, non_blocking=True))
 
     @property
     def num_rows(self) -> int:
