@@ -6,7 +6,7 @@ thread: rotary positions, segment boundaries, where visual tokens stand. The mod
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -221,7 +221,6 @@ def _pictures(
     )
 
 
-@lru_cache(maxsize=4096)
 def _patch_positions(grid: Grid, merge_size: int) -> NDArray[np.int64]:
     """[p, 2] row and column of each patch, in the order of the merge."""
     _, rows, columns = grid

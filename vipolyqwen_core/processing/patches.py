@@ -8,7 +8,6 @@ first; the device normalises and adds it (`model/patch_embedding.py`).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -55,7 +54,6 @@ class PatchLayout:
         return 3 * self.patch_size * self.patch_size
 
 
-@lru_cache(maxsize=65_536)
 def resized_size(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Width and height after resizing: multiples of `factor`, an area within the budget, the aspect kept.
 
