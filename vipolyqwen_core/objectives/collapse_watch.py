@@ -36,7 +36,7 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
     Reference:
         Wang and Isola 2020, arXiv 2005.10242; Roy and Vetterli 2007, "The effective rank"
     """
-    num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
     pairs = gather(pairs.thinned(-(-MAX_PAIRS // num_ranks)))
     query, target = losses.exact(pairs.query), losses.exact(pairs.target)
     figures: dict[str, Tensor] = {}

@@ -70,9 +70,7 @@ def _same_key(left: Tensor, right: Tensor) -> Tensor:
     return _equal(left, right) & (left[:, None] != NO_KEY)
 
 
-def gather(
-    pairs: PairVectors, group: dist.ProcessGroup | None = None, sizes: Sequence[tuple[int, int]] = ()
-) -> PairVectors:
+def gather(pairs: PairVectors, sizes: Sequence[tuple[int, int]] = ()) -> PairVectors:
     """The pairs of all ranks in rank order, with gradients that reach the rank they belong to.
 
     Ranks may bring different numbers of pairs and of hard negatives, also none. Backward sums the gradients
@@ -84,18 +82,17 @@ def gather(
 
     One process, or none initialised: the pairs themselves.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return pairs
-    rank = dist.get_rank(group)
-    sizes = sizes or _gather_sizes(pairs.keys, group)
+    rank = dist.get_rank()
+    sizes = sizes or _gather_sizes(pairs.keys)
     own = (pairs.keys.num_pairs, pairs.keys.num_negatives)
     assert sizes[rank] == own, (sizes, rank, own)
     keys = [
-        _unpack(packed, *size)
-        for packed, size in zip(_gather_packed(pairs.keys, sizes, group), sizes, strict=True)
+        _unpack(packed, *size) for packed, size in zip(_gather_packed(pairs.keys, sizes), sizes, strict=True)
     ]
     counts = [2 * num_pairs + num_negatives for num_pairs, num_negatives in sizes]
-    vectors = _GatherRows.apply(pairs.stacked(), counts, rank, group)
+    vectors = _GatherRows.apply(pairs.stacked(), counts, rank)
     parts = [
         part.split([num_pairs, num_pairs, num_negatives])
         for part, (num_pairs, num_negatives) in zip(vectors.split(counts), sizes, strict=True)
@@ -104,20 +101,18 @@ def gather(
     return PairVectors(queries, targets, negatives, join_keys(keys))
 
 
-def _gather_sizes(keys: PairKeys, group: dist.ProcessGroup | None) -> list[tuple[int, int]]:
+def _gather_sizes(keys: PairKeys) -> list[tuple[int, int]]:
     """Pairs and hard negatives of each rank."""
     own = torch.tensor([keys.num_pairs, keys.num_negatives], device=keys.task.device)
-    return [(pairs, negatives) for pairs, negatives in _gather_blocks(own[None], group).tolist()]
+    return [(pairs, negatives) for pairs, negatives in _gather_blocks(own[None]).tolist()]
 
 
-def _gather_packed(
-    keys: PairKeys, sizes: Sequence[tuple[int, int]], group: dist.ProcessGroup | None
-) -> list[Tensor]:
+def _gather_packed(keys: PairKeys, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The keys of each rank as one row of int64; scores travel as their bits."""
     packed = torch.cat([vars(keys)[name].view(torch.int64) for name in (*KEYS_OF_PAIR, *KEYS_OF_NEGATIVE)])
     longest = max(_packed_length(*size) for size in sizes)
     padded = torch.nn.functional.pad(packed, (0, longest - len(packed)))
-    rows = _gather_blocks(padded[None], group)
+    rows = _gather_blocks(padded[None])
     return [row[: _packed_length(*size)] for row, size in zip(rows, sizes, strict=True)]
 
 
@@ -131,10 +126,10 @@ def _unpack(packed: Tensor, num_pairs: int, num_negatives: int) -> PairKeys:
     return PairKeys(**{**columns, "score": columns["score"].view(torch.float64)})
 
 
-def _gather_blocks(block: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _gather_blocks(block: Tensor) -> Tensor:
     """[n, ...] of each rank -> [ranks * n, ...]; all ranks bring the same shape."""
-    gathered = block.new_empty((dist.get_world_size(group) * block.shape[0], *block.shape[1:]))
-    dist.all_gather_into_tensor(gathered, block.contiguous(), group=group)
+    gathered = block.new_empty((dist.get_world_size() * block.shape[0], *block.shape[1:]))
+    dist.all_gather_into_tensor(gathered, block.contiguous())
     return gathered
 
 
@@ -142,18 +137,16 @@ class _GatherRows(torch.autograd.Function):
     """Rows of all ranks; backward sums over ranks what each of them owes to the own rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, counts: list[int], rank: int, group: dist.ProcessGroup | None
-    ) -> Tensor:
-        ctx.first, ctx.count, ctx.group = sum(counts[:rank]), counts[rank], group
+    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.first, ctx.count = sum(counts[:rank]), counts[rank]
         longest = max(counts)
         padded = torch.nn.functional.pad(rows, (0, 0, 0, longest - len(rows)))
-        blocks = _gather_blocks(padded, group).split(longest)
+        blocks = _gather_blocks(padded).split(longest)
         return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total[ctx.first : ctx.first + ctx.count], None, None, None
+        dist.all_reduce(total)
+        return total[ctx.first : ctx.first + ctx.count], None, None

@@ -56,12 +56,12 @@ class TermSums:
         assert self.names == other.names, (self.names, other.names)
         return TermSums(self.names, self.sums + other.sums, self.counts + other.counts)
 
-    def reduced(self, group: dist.ProcessGroup | None = None) -> "TermSums":
+    def reduced(self) -> "TermSums":
         """The sums over all ranks: one collective, whatever the tasks."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not dist.is_initialized():
             return self
         both = torch.stack([self.sums, self.counts])
-        dist.all_reduce(both, group=group)
+        dist.all_reduce(both)
         return TermSums(self.names, both[0], both[1])
 
     def means(self) -> dict[tuple[Task, str], TermValue]:
