@@ -68,9 +68,7 @@ def cached_gradients(
             [gathered.query, gathered.target, gathered.negatives],
             [_gradient(vectors) for vectors in (candidates.query, candidates.target, candidates.negatives)],
         )
-    losses = blocks[0]
-    for block in blocks[1:]:
-        losses = Losses(losses.total + block.total, losses.terms + block.terms)
+    losses = sum(blocks[1:], blocks[0])
     return losses, torch.cat([_gradient(vectors) for vectors in (own.query, own.target, own.negatives)])
 
 

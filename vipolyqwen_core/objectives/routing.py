@@ -85,6 +85,9 @@ class Losses:
     terms: TermSums
     """Every term by task."""
 
+    def __add__(self, other: "Losses") -> "Losses":
+        return Losses(self.total + other.total, self.terms + other.terms)
+
 
 def compute_losses(
     anchors: PairVectors,

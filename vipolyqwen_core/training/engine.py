@@ -140,7 +140,7 @@ class Engine:
                 )
                 self._backward(losses.total)
             losses = Losses(losses.total.detach(), losses.terms)
-            total = losses if total is None else _sum(total, losses)
+            total = losses if total is None else total + losses
             seen.append(_detached(pairs))
         assert total is not None
         return total, join_pairs(seen)
@@ -207,10 +207,6 @@ class Engine:
     def _synchronised(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Ranks exchange gradients in the last chunk of a step only."""
         return contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model)
-
-
-def _sum(one: Losses, other: Losses) -> Losses:
-    return Losses(one.total + other.total, one.terms + other.terms)
 
 
 def _detached(pairs: PairVectors) -> PairVectors:
