@@ -86,7 +86,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
     from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers
 
     settings = load_recipe(recipe)
-    check_backbone(settings.backbone, settings.processing, workspace)
+    check_backbone(settings, workspace)
     MlflowResource.of(workspace).refuse_silence()  # hours before the first stage that needs it
     definitions = build_definitions(workspace, sources, recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())

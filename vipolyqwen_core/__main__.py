@@ -304,6 +304,9 @@ def export(
     model_version: Annotated[str, typer.Option(help="Version that the table records.")],
     training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens encoded at once.")] = 16_384,
+    compile_layers: Annotated[
+        bool, typer.Option("--compile-layers", help="Compile the layers: a slow start, then faster.")
+    ] = False,
 ) -> None:
     """Encode a training set's pairs into Parquet and the LanceDB table that `search` reads."""
     hide_loading_bars()
@@ -311,7 +314,7 @@ def export(
     from vipolyqwen_core.serving.export import export as write
 
     workspace = current_workspace()
-    settings = ExportSettings(batch_tokens=batch_tokens)
+    settings = ExportSettings(batch_tokens=batch_tokens, compile_layers=compile_layers)
     summary = write(training_set or workspace.training_set, model, model_version, workspace, settings)
     output.print(
         f"{summary.rows:,} rows: {summary.encoded:,} were encoded now, {summary.deleted:,} others deleted",

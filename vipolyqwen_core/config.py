@@ -310,6 +310,8 @@ class ExportSettings:
 
     batch_tokens: Positive = 16_384
     """Tokens encoded at once."""
+    compile_layers: bool = False
+    """Compile the layers of Qwen2-VL (torch.compile): pays where a million sides are encoded anew."""
     index_min_rows: Positive = 10_000
     """From here on the LanceDB table gets a vector index; below it a scan is exact and quick."""
 

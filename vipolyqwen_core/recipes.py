@@ -13,6 +13,7 @@ from vipolyqwen_core.config import (
     BatchSettings,
     Distribution,
     EvaluationSettings,
+    ExportSettings,
     ModelSettings,
     Negatives,
     ObjectiveSettings,
@@ -72,6 +73,7 @@ def qwen2vl_2b_h100x4() -> Recipe:
             compile_layers=True,
         ),
         evaluation=EvaluationSettings(batch_tokens=65_536),
+        export=ExportSettings(compile_layers=True),
     )
 
 

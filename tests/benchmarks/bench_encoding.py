@@ -5,10 +5,10 @@ texts whose lengths spread as those of real corpora do (log-normal), pictures of
 Each side of each kind of items has a process of its own, which keeps its model; they take turns, and the
 ratio is the median of those of the rounds. sentence-transformers sorts by length and pads to the longest of a
 batch; it runs with its default batch size, with its best of `BATCH_SIZES` and with its best of those that are
-smaller still, which waste least on so small a model; ours with its default. On a GPU both are bfloat16, in
-the shape of Qwen2-VL-2B, and batches larger, since small ones leave it idle; on a CPU float32, and a smaller
-shape. Ratios are given by the clock and by seconds of the processor, all threads together, which others on
-the machine disturb less.
+smaller still, which waste least on so small a model; ours with its default, and once more with compiled
+layers. On a GPU both are bfloat16, in the shape of Qwen2-VL-2B, and batches larger, since small ones leave it
+idle; on a CPU float32, and a smaller shape. Ratios are given by the clock and by seconds of the processor,
+all threads together, which others on the machine disturb less.
 
 Useful tokens: of those that the language model computes, the share that belongs to an item. Peak memory: of
 the process in one encoding, libraries and model included; on a GPU as torch counts it.
@@ -18,7 +18,7 @@ import multiprocessing
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +36,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from tests.benchmarks.peer import build_peer
 from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
 from vipolyqwen_core.corpus.demo import demo_texts
+from vipolyqwen_core.model.compilation import compile_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.model.tiny import build_tiny_backbone
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
@@ -156,8 +157,12 @@ def samples(kind: str) -> tuple[Sample, ...]:
 class Ours:
     """The embedder."""
 
+    compiled = False
+
     def __init__(self, backbone: Path, kind: str) -> None:
         model = new_model(backbone)
+        if self.compiled:
+            compile_layers(model)
         processor = ViPolyQwenProcessor.from_backbone(backbone, PROCESSING)
         self.embedder = ViPolyQwenEmbedder(model, processor, DEVICE)
         self.texts = [sample.text for sample in samples(kind)]
@@ -173,6 +178,12 @@ class Ours:
     def encode(self, batch_size: int | None, step: int = 1) -> Vectors:
         """Vectors of every item, or of every `step`-th."""
         return self.embedder.encode(self.texts[::step], images=self.pictures[::step], batch_size=batch_size)
+
+
+class Compiled(Ours):
+    """The embedder with compiled layers."""
+
+    compiled = True
 
 
 class Peer:
@@ -248,7 +259,7 @@ def serve(side: type[Ours] | type[Peer], backbone: Path, kind: str, line: Connec
     """One side in a process of its own: encodes on demand until told to stop."""
     torch.set_num_threads(THREADS)
     worker = side(backbone, kind)
-    if side is Ours:
+    if side is not Peer:
         worker.encode(None, 1)  # the first call prepares much: kernels for batches as they will come
     else:
         worker.encode(DEFAULT_BATCH_SIZE, TRIED)
@@ -294,7 +305,11 @@ def process(
 
 def compare(kind: str, backbone: Path) -> tuple[list[str], float]:
     """The rows of one kind of items, and the least cosine of both vectors of an item."""
-    with process(Ours, backbone, kind) as ours, process(Peer, backbone, kind) as peer:
+    with (
+        process(Ours, backbone, kind) as ours,
+        process(Compiled, backbone, kind) as compiled,
+        process(Peer, backbone, kind) as peer,
+    ):
         tried: dict[int, float] = {}
         for size in (*BATCH_SIZES, *SMALLER_BATCH_SIZES):
             timed = peer(size, TRIED)
@@ -302,27 +317,42 @@ def compare(kind: str, backbone: Path) -> tuple[list[str], float]:
         sizes = {min(BATCH_SIZES, key=tried.__getitem__): "its best", DEFAULT_BATCH_SIZE: "its default"}
         if SMALLER_BATCH_SIZES:
             sizes = {min(SMALLER_BATCH_SIZES, key=tried.__getitem__): "the best below 8", **sizes}
-        rounds = [(ours(None, 1), {size: peer(size, 1) for size in sizes}) for _ in range(ROUNDS)]
-    mine, count = rounds[-1][0], COUNTS[kind]
-    assert mine is not None, f"{kind}: the device has no memory for the embedder's own batches"
-    fitting = {size: chosen for size, chosen in sizes.items() if all(others[size] for _, others in rounds)}
-    alike = min(float((mine.vectors * rounds[-1][1][size].vectors).sum(1).min()) for size in fitting)
+        rounds = [
+            (ours(None, 1), compiled(None, 1), {size: peer(size, 1) for size in sizes}) for _ in range(ROUNDS)
+        ]
+    plain, fused, others = zip(*rounds, strict=True)
+    assert all((*plain, *fused)), f"{kind}: the device has no memory for the embedder's own batches"
+    fitting = {size: chosen for size, chosen in sizes.items() if all(turn[size] for turn in others)}
+    alike = [
+        min(float((own[-1].vectors * others[-1][size].vectors).sum(1).min()) for size in fitting)
+        for own in (plain, fused)
+    ]
     rows = [
-        f"| {kind}, {count} items | ours | {count / median(own.seconds for own, _ in rounds):.1f} | | | "
-        f"{mine.useful:.1%} | {mine.peak_bytes / 2**30:.2f} | {alike:.6f} |"
+        _row([f"{kind}, {COUNTS[kind]} items", "ours"], plain, ["", ""], f"{alike[0]:.6f}"),
+        _row(["", "ours, compiled"], fused, ["", ""], f"{alike[1]:.6f}"),
     ]
     for size, chosen in reversed(fitting.items()):
-        pairs = [(own, others[size]) for own, others in rounds]
-        name = f"batches of {size}, {chosen}"
-        by_clock = [other.seconds / own.seconds for own, other in pairs]
-        by_processor = _spread([other.processor_seconds / own.processor_seconds for own, other in pairs])
-        theirs, rate = pairs[-1][1], count / median(other.seconds for _, other in pairs)
-        rows.append(
-            f"| | sentence-transformers, {name} | {rate:.1f} | "
-            f"{_spread(by_clock)} | {by_processor if DEVICE == 'cpu' else ''} | {theirs.useful:.1%} | "
-            f"{theirs.peak_bytes / 2**30:.2f} | |"
-        )
-    return rows, alike
+        theirs = [turn[size] for turn in others]
+        name = f"sentence-transformers, batches of {size}, {chosen}"
+        rows.append(_row(["", name], theirs, [_ratios(theirs, own) for own in (plain, fused)], ""))
+    return rows, min(alike)
+
+
+def _row(names: list[str], turns: Sequence[Timed], ratios: list[str], cosine: str) -> str:
+    """A line of the table, from the encodings of a side, one a round."""
+    rate = len(turns[0].vectors) / median(turn.seconds for turn in turns)
+    last = turns[-1]
+    cells = [*names, f"{rate:.1f}", *ratios, f"{last.useful:.1%}", f"{last.peak_bytes / 2**30:.2f}", cosine]
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratios(theirs: Sequence[Timed], ours: Sequence[Timed]) -> str:
+    """Our items a second over theirs, round by round: by the clock and, on a CPU, by its seconds."""
+    pairs = list(zip(theirs, ours, strict=True))
+    text = _spread([other.seconds / own.seconds for other, own in pairs])
+    if DEVICE == "cpu":
+        text += "; " + _spread([other.processor_seconds / own.processor_seconds for other, own in pairs])
+    return text
 
 
 def _spread(ratios: list[float]) -> str:
@@ -343,9 +373,9 @@ def run() -> list[str]:
     assert not differing, f"the vectors differ, at least {ALIKE} is needed: {', '.join(differing)}"
     return [
         f"{DEVICE}, {str(DTYPE).removeprefix('torch.')}, torch threads: {THREADS}; {SHAPE.described}. Ratios "
-        "are our items a second over the peer's, by the clock and by seconds of the processor.",
+        "are our items a second over the peer's, by the clock; on a CPU by seconds of the processor besides.",
         "",
-        "| items | side | items/s | ratio, clock | processor | useful tokens | peak GB | least cosine |",
+        "| items | side | items/s | ratio | ratio, compiled | useful tokens | peak GB | least cosine |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *rows,
     ]

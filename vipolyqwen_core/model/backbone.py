@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.corpus.demo import demo_texts
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.tables import written_aside
-from vipolyqwen_core.model.modeling import refuse_other_families
+from vipolyqwen_core.model.compilation import COMPILED_FAMILY
+from vipolyqwen_core.model.modeling import family_of
 from vipolyqwen_core.model.tiny import VERSION, build_tiny_backbone
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
@@ -42,20 +43,22 @@ def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
     return name
 
 
-def check_backbone(name: str, settings: ProcessingSettings, workspace: Workspace) -> None:
+def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
     """Nothing, where the backbone of a recipe has what tagging and training will want, hours later.
 
     The weights themselves are looked at when they are loaded.
 
     Raises:
         ValueError: it is not there, the hub does not answer, its tokenizer is not Qwen2-VL's, its family is
-            another, or it is a directory without weights
+            another, or not one whose layers are to be compiled, or it is a directory without weights
         OSError: its config.json cannot be read
     """
-    if name == TINY:
+    if recipe.backbone == TINY:
         return
-    backbone = resolve_backbone(name, workspace)
-    ViPolyQwenProcessor.from_backbone(backbone, settings)
-    refuse_other_families(backbone)
+    backbone = resolve_backbone(recipe.backbone, workspace)
+    ViPolyQwenProcessor.from_backbone(backbone, recipe.processing)
+    family = family_of(backbone)
+    if (recipe.training.compile_layers or recipe.export.compile_layers) and family != COMPILED_FAMILY:
+        raise ValueError(f"backbone {backbone} is a {family!r}, whose layers `compile_layers` does not know")
     if isinstance(backbone, Path) and not any(backbone.glob("*.safetensors")):
         raise ValueError(f"backbone {backbone} has no weights: no *.safetensors lies there")

@@ -27,8 +27,8 @@ from vipolyqwen_core.processing.processor import HUB_ARGUMENTS, ViPolyQwenProces
 logger = logging.getLogger(__name__)
 
 
-def refuse_other_families(backbone: str | Path) -> None:
-    """Nothing, where a backbone, a directory or a hub id, is of a family that the model is made for.
+def family_of(backbone: str | Path) -> str:
+    """The family of a backbone, a directory or a hub id: one that the model is made for.
 
     Raises:
         ValueError: it is none of `BACKBONE_TYPES`
@@ -36,6 +36,7 @@ def refuse_other_families(backbone: str | Path) -> None:
     kind = AutoConfig.from_pretrained(backbone).model_type
     if kind not in BACKBONE_TYPES:
         raise ValueError(f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}")
+    return str(kind)
 
 
 class ViPolyQwenModel(PreTrainedModel):
@@ -85,7 +86,7 @@ class ViPolyQwenModel(PreTrainedModel):
                 hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
-        refuse_other_families(backbone)
+        family_of(backbone)
         pretrained = load_whole(
             AutoModel.from_pretrained, backbone, dtype=dtype, attn_implementation=SEGMENTS
         )

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.model import compilation
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
@@ -65,6 +66,7 @@ class ViPolyQwenEmbedder:
         device: str | None = None,
         dtype: torch.dtype | str | None = None,
         *,
+        compile_layers: bool = False,
         revision: str = "main",
         subfolder: str = "",
         token: str | bool | None = None,
@@ -75,11 +77,13 @@ class ViPolyQwenEmbedder:
         """The embedder of a model directory or of a hub id, on the GPU where there is one.
 
         It computes in the precision that the model was saved in; `dtype`, such as "bfloat16", asks for
-        another, with a warning. The other arguments say where the files come from, as those of
+        another, with a warning. `compile_layers` compiles the layers of Qwen2-VL: the first batches are slow,
+        and a long list is done sooner. The other arguments say where the files come from, as those of
         transformers' `from_pretrained` do.
 
         Raises:
-            ValueError: the directory does not exist or holds no model, and it is no model on the hub
+            ValueError: the directory does not exist or holds no model, and it is no model on the hub; or its
+                layers are to be compiled and are not those of Qwen2-VL
         """
         path = os.path.expanduser(path)  # a hub id stays what it is
         if Path(path).is_dir() and not Path(path, subfolder, "config.json").is_file():
@@ -93,7 +97,10 @@ class ViPolyQwenEmbedder:
             "force_download": force_download,
         }
         processor = ViPolyQwenProcessor.from_pretrained(path, **where)
-        return cls(ViPolyQwenModel.from_pretrained(path, dtype=dtype, **where), processor, device)
+        model = ViPolyQwenModel.from_pretrained(path, dtype=dtype, **where)
+        if compile_layers:
+            compilation.compile_layers(model)
+        return cls(model, processor, device)
 
     @property
     def embedding_dim(self) -> int:

@@ -16,6 +16,7 @@ from typing import Final
 
 import torch
 
+from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
 from vipolyqwen_core.training.parent import end_with_caller
@@ -32,8 +33,8 @@ def encoding_devices() -> tuple[str, ...]:
 class EncodingPool:
     """Embedders of one model on several devices. Nothing starts before the first block; close it."""
 
-    def __init__(self, model: Path, batch_tokens: int, devices: Sequence[str] | None = None) -> None:
-        self.model, self.batch_tokens = model, batch_tokens
+    def __init__(self, model: Path, settings: ExportSettings, devices: Sequence[str] | None = None) -> None:
+        self.model, self.settings = model, settings
         self.devices = tuple(devices or encoding_devices())
         self._embedder: ViPolyQwenEmbedder | None = None
         self._processes: ProcessPoolExecutor | None = None
@@ -68,10 +69,10 @@ class EncodingPool:
         """
         if len(self.devices) > 1:
             self._processes = self._processes or self._started()
-            return self._processes.submit(_encode, sides, requests, self.batch_tokens)
-        self._embedder = self._embedder or ViPolyQwenEmbedder.from_pretrained(self.model, self.devices[0])
+            return self._processes.submit(_encode, sides, requests, self.settings.batch_tokens)
+        self._embedder = self._embedder or _load(self.model, self.devices[0], self.settings)
         done: Future[Vectors] = Future()
-        done.set_result(self._embedder.encode_items(sides.items(requests), self.batch_tokens))
+        done.set_result(self._embedder.encode_items(sides.items(requests), self.settings.batch_tokens))
         return done
 
     def _started(self) -> ProcessPoolExecutor:
@@ -80,22 +81,25 @@ class EncodingPool:
         for device in self.devices:
             devices.put(device)
         threads = max(1, torch.get_num_threads() // len(self.devices))
-        return ProcessPoolExecutor(
-            len(self.devices), context, initializer=_start, initargs=(self.model, devices, threads)
-        )
+        worker = (self.model, devices, self.settings, threads)
+        return ProcessPoolExecutor(len(self.devices), context, initializer=_start, initargs=worker)
 
 
 _embedder: ViPolyQwenEmbedder
 """In a worker: that of its device."""
 
 
-def _start(model: Path, devices: "SimpleQueue[str]", threads: int) -> None:
+def _load(model: Path, device: str, settings: ExportSettings) -> ViPolyQwenEmbedder:
+    return ViPolyQwenEmbedder.from_pretrained(model, device, compile_layers=settings.compile_layers)
+
+
+def _start(model: Path, devices: "SimpleQueue[str]", settings: ExportSettings, threads: int) -> None:
     """Make a process a worker with a device of its own: it leaves Ctrl-C to its caller and ends with it."""
     global _embedder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_caller()
     torch.set_num_threads(threads)
-    _embedder = ViPolyQwenEmbedder.from_pretrained(model, devices.get())
+    _embedder = _load(model, devices.get(), settings)
 
 
 def _encode(sides: StoredSides, requests: Sequence[SideRequest], batch_tokens: int) -> Vectors:

@@ -98,7 +98,7 @@ def export(
     in_place = table is not None
     if table is None:
         table = _staged_table(folder, schema)
-    with EncodingPool(model, settings.batch_tokens) as pool:
+    with EncodingPool(model, settings) as pool:
         update = _Update(table, ExportedSides(training_set), pool)
         update.run()
     content = {**schema.metadata, CONTENT: update.content}

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.model.compilation import compile_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.training.agreement import refuse_disagreement
 from vipolyqwen_core.training.checkpoints import Checkpoints, Progress, initialise_optimizer
-from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_ends, start_accelerator
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter

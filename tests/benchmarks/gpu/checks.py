@@ -11,11 +11,11 @@ from torch import Tensor
 from tests.benchmarks.gpu.scale import Scale
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.attention import attend
+from vipolyqwen_core.model.compilation import compile_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.pairs import split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.processing.packing import Segments
-from vipolyqwen_core.training.compilation import compile_layers
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, LoadedChunk
 from vipolyqwen_core.training.setup import Training

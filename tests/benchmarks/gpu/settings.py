@@ -13,10 +13,10 @@ import torch
 from tests.benchmarks.gpu.rates import Rates, synchronize
 from tests.benchmarks.gpu.scale import Scale
 from vipolyqwen_core.config import BatchSettings, Negatives, Recipe, TrainingRun
+from vipolyqwen_core.model.compilation import compile_layers, restore_layers
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item
-from vipolyqwen_core.training.compilation import compile_layers, restore_layers
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.loading import (
     CHUNKS_AHEAD,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.config import ExportSettings, Recipe
 from vipolyqwen_core.contract import BACKBONE_FILES
 from vipolyqwen_core.model.backbone import check_backbone, resolve_backbone
 from vipolyqwen_core.workspace import Workspace
@@ -48,17 +48,22 @@ def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, tiny_backbone: Path) -> None:
-    copy, settings, workspace = tmp_path / "copy", ProcessingSettings(), Workspace(tmp_path)
+    copy, workspace = tmp_path / "copy", Workspace(tmp_path)
     shutil.copytree(tiny_backbone, copy)
-    check_backbone(str(copy), settings, workspace)
+    recipe = Recipe(name="own", backbone=str(copy), export=ExportSettings(compile_layers=True))
+    check_backbone(recipe, workspace)
     weights = copy / "model.safetensors"
     weights.rename(tmp_path / weights.name)
     with pytest.raises(ValueError, match=r"copy has no weights: no \*.safetensors lies there"):
-        check_backbone(str(copy), settings, workspace)
+        check_backbone(recipe, workspace)
     config = copy / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "llama"}))
+    known = json.loads(config.read_text())
+    config.write_text(json.dumps(known | {"model_type": "qwen3_vl"}))
+    with pytest.raises(ValueError, match="copy is a 'qwen3_vl', whose layers `compile_layers` does not know"):
+        check_backbone(recipe, workspace)
+    config.write_text(json.dumps(known | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="copy is a 'llama'; expected one of qwen2_vl"):
-        check_backbone(str(copy), settings, workspace)
+        check_backbone(recipe, workspace)
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
-        check_backbone(str(copy), settings, workspace)
+        check_backbone(recipe, workspace)

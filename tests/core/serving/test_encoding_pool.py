@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
 from vipolyqwen_core.workspace import Workspace
 
 TWO = ("cpu", "cpu")
-BATCH_TOKENS = 512
+SETTINGS = ExportSettings(batch_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_two_processes_give_the_vectors_of_one_and_errors_with_their_block(
 ) -> None:
     found = []
     for devices in (("cpu",), TWO):
-        with EncodingPool(tiny_model_dir, BATCH_TOKENS, devices) as pool:
+        with EncodingPool(tiny_model_dir, SETTINGS, devices) as pool:
             pending = [pool.submit(*block) for block in blocks(training_set)]
             if devices == TWO:
                 sides = StoredSides(training_set, Split.EVAL)
@@ -62,7 +63,7 @@ def test_an_export_by_two_processes_equals_one(
     for name, devices in (("one", ("cpu",)), ("two", TWO)):
         monkeypatch.setattr(encoding_pool, "encoding_devices", lambda devices=devices: devices)
         place = Workspace(tmp_path / name)
-        summary = export(training_set, tiny_model_dir, "1", place, ExportSettings(batch_tokens=BATCH_TOKENS))
+        summary = export(training_set, tiny_model_dir, "1", place, SETTINGS)
         assert summary.encoded == 2 * len(some_pairs())
         # in which order a table's rows are packed together is up to Lance
         tables.append(
@@ -72,7 +73,7 @@ def test_an_export_by_two_processes_equals_one(
 
 
 def encode_while_the_workers_are_killed(training_set: Path, model: Path) -> None:
-    with EncodingPool(model, BATCH_TOKENS, TWO) as pool:
+    with EncodingPool(model, SETTINGS, TWO) as pool:
         first, *others = [pool.submit(*block) for block in blocks(training_set)]
         first.result()
         for child in psutil.Process().children(recursive=True):
@@ -95,12 +96,13 @@ def test_without_a_gpu_there_is_one_device() -> None:
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
-from tests.core.serving.test_encoding_pool import BATCH_TOKENS, TWO, blocks
+from tests.core.serving.test_encoding_pool import SETTINGS, TWO, blocks
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 import multiprocessing, time
 if __name__ == "__main__":
-    with EncodingPool(Path(sys.argv[1]), BATCH_TOKENS, TWO) as pool:
+    with EncodingPool(Path(sys.argv[1]), SETTINGS, TWO) as pool:
         for future in [pool.submit(*block) for block in blocks(Path(sys.argv[2]))]:
             future.result()
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -130,3 +132,13 @@ def test_no_process_outlives_a_caller_that_was_killed(
     caller.wait()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_vectors(training_set: Path, tiny_model_dir: Path) -> None:
+    found = []
+    for compiled in (False, True):
+        with EncodingPool(tiny_model_dir, replace(SETTINGS, compile_layers=compiled), ("cpu",)) as pool:
+            found.append(np.concatenate([pool.submit(*block).result() for block in blocks(training_set)]))
+    assert not np.array_equal(*found)  # another order of rounding: compiled they were
+    assert (found[0] * found[1]).sum(1).min() > 0.999999

@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from vipolyqwen_core.model.attention import HEAD_MULTIPLE, attend
 from vipolyqwen_core.processing.packing import Segments
 
+COMPILED_FAMILY: Final = "qwen2_vl"
+"""`model_type` of the backbones whose layers are known here."""
 TEXT_LAYER: Final = "Qwen2VLDecoderLayer"
 
 Positions: TypeAlias = tuple[Tensor, Tensor]
@@ -39,10 +41,10 @@ def compile_layers(model: nn.Module) -> None:
     """
     modules: list[Any] = [module for module in model.modules() if type(module).__name__ in FORWARDS]
     if not any(type(module).__name__ == TEXT_LAYER for module in modules):
-        raise ValueError("training.compile_layers knows the layers of Qwen2-VL only: leave it false")
+        raise ValueError("compile_layers knows the layers of Qwen2-VL only: leave it false")
     for module in modules:
         if type(module).__name__ == TEXT_LAYER and module.self_attn.sliding_window is not None:
-            raise ValueError("training.compile_layers: the backbone's sliding window is not supported")
+            raise ValueError("compile_layers: the backbone's sliding window is not supported")
         module.forward = MethodType(FORWARDS[type(module).__name__], module)
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from vipolyqwen_core.config import ModelSettings
+from vipolyqwen_core.model.compilation import compile_layers, restore_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.processing.packing import PackedBatch
-from vipolyqwen_core.training.compilation import compile_layers, restore_layers
-from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
+from vipolyqwen_core.processing.packing import PackedBatch, pack
+from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 
 
 def vectors_and_gradients(model: ViPolyQwenModel, batch: PackedBatch) -> list[torch.Tensor]:
@@ -19,9 +20,12 @@ def vectors_and_gradients(model: ViPolyQwenModel, batch: PackedBatch) -> list[to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_equal_plain_ones(training_set, tiny_backbone, tiny_processing, checkpointing):
-    loader = ChunkLoader(training_set, tiny_backbone, tiny_processing, 0.0, 0)
-    batches = [loader[ChunkRequest(0, 0, torch.arange(n).numpy(), False)].packed for n in (5, 10, 15)]
+def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkpointing):
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+    texts = [Item("Hà Nội là thủ đô của Việt Nam. " * n) for n in (1, 5, 2)]
+    pictures = [Item("<image> gì đây?", (Image.new("RGB", size),)) for size in ((60, 90), (120, 64))]
+    items = processor.encode_batch([*texts, *pictures])
+    batches = [pack(items[-n:], processor.layout) for n in (3, 4, 5)]
     model = ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=32), tiny_processing)
     model.train()
     if checkpointing:
