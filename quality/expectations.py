@@ -82,8 +82,17 @@ class Suite:
     def digest(self) -> str:
         """Changes with anything that the suite says."""
         said = [expectation.configuration.to_json_dict() for expectation in self.expectations]
-        columns = {name: str(value) for name, value in self.columns.items()}
+        columns = {name: _spelled(value) for name, value in self.columns.items()}
         return fingerprint(self.name, self.table, self.task, said, columns)
+
+
+def _spelled(column: pl.Expr) -> str | bytes:
+    """All that an expression says: its own text leaves out lists and arguments, as in `round()`.
+
+    Python functions are known by their place alone: two processes may pickle one differently.
+    """
+    text = str(column)
+    return text if "python_udf" in text else column.meta.serialize()
 
 
 def narrow_curated(rows: pl.LazyFrame) -> pl.LazyFrame:

@@ -57,6 +57,19 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("task IN ('ocr', 'instr')", "task IN ('ocr', 'vqa')"), ("ROUND(score, 1)", "ROUND(score, 2)")],
+)
+def test_a_column_that_changes_changes_its_suite(write_source, tmp_path, before: str, after: str) -> None:
+    def digest(sql: str) -> str:
+        suite = write_suite(tmp_path, columns={"ends_well": sql})
+        return own_suites(manifest_of(write_source([]), suite))[0].digest()
+
+    assert digest(before) == digest(before)
+    assert digest(before) != digest(after)
+
+
 @pytest.mark.usefixtures("functions")
 def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
     workspace, write_source, tiny_backbone, tiny_processing, tmp_path
