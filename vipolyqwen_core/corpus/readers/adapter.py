@@ -65,17 +65,13 @@ def read_adapted(source: Source, file: SourceFile) -> Iterator[Record]:
 
 def _wrong_field(pair: RawPair) -> Rejection | None:
     """The rejection of a pair that is none of a reader's: a function may well hand on a text that is null."""
-    images = {"query_images": pair.query_images, "target_images": pair.target_images}
     is_right = {
         "task": isinstance(pair.task, Task),
         **{name: isinstance(getattr(pair, name), str) for name in ("query", "target")},
-        **{name: _are_images(some) for name, some in images.items()},
-        "history": pair.history is None or all(isinstance(turn, Turn) for turn in pair.history),
+        **{name: _all(getattr(pair, name), _is_image) for name in ("query_images", "target_images")},
+        "history": pair.history is None or _all(pair.history, _is_turn),
         "score": isinstance(pair.score, (int, float, NoneType)),
-        "negatives": all(
-            isinstance(side, RawSide) and isinstance(side.text, str) and _are_images(side.images)
-            for side in pair.negatives
-        ),
+        "negatives": _all(pair.negatives, _is_negative),
         **{name: isinstance(getattr(pair, name), (str, NoneType)) for name in ("group_id", "positive_key")},
     }
     wrong = next((name for name, right in is_right.items() if not right), None)
@@ -84,5 +80,18 @@ def _wrong_field(pair: RawPair) -> Rejection | None:
     return Rejection("wrong_type", f"the adapter's pair has no right {wrong}", shorten(getattr(pair, wrong)))
 
 
-def _are_images(images: Iterable[Any]) -> bool:
-    return all(isinstance(image, (str, bytes)) for image in images)
+def _all(things: Any, are: Callable[[Any], bool]) -> bool:
+    """Whether it is a tuple or list of such things; a lone path would be taken letter by letter."""
+    return isinstance(things, (tuple, list)) and all(map(are, things))
+
+
+def _is_image(image: Any) -> bool:
+    return isinstance(image, (str, bytes))
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, Turn) and isinstance(turn.role, str) and isinstance(turn.text, str)
+
+
+def _is_negative(side: Any) -> bool:
+    return isinstance(side, RawSide) and isinstance(side.text, str) and _all(side.images, _is_image)

@@ -136,8 +136,8 @@ def test_reading_streams(tmp_path: Path) -> None:
 
 
 ADAPTERS = """
-from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.readers import RawPair, Rejection
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.readers import RawPair, RawSide, Rejection
 
 
 def good(source, file):
@@ -152,6 +152,8 @@ def careless(source, file):
     for field in (
         {"target": None}, {"query": 5}, {"task": "instr"}, {"score": "0.5"}, {"query_images": (None,)},
         {"history": (("user", "x"),)}, {"negatives": ("x",)}, {"positive_key": 5},
+        {"query_images": None}, {"target_images": "a.png"}, {"history": 5}, {"negatives": None},
+        {"history": (Turn("user", None),)}, {"negatives": (RawSide("x", None),)},
     ):
         wrong = {"task": Task.INSTR, "query": "q", "target": "t", **field}
         yield [RawPair(Task.INSTR, "q", "t"), RawPair(**wrong)]
@@ -190,7 +192,8 @@ def test_a_pair_of_an_adapter_with_a_field_of_another_type_rejects_its_record(tm
     assert first.pairs
     named = [record.rejection.reason.split()[-1] for record in others if record.rejection is not None]
     assert named == [
-        "target", "query", "task", "score", "query_images", "history", "negatives", "positive_key"
+        "target", "query", "task", "score", "query_images", "history", "negatives", "positive_key",
+        "query_images", "target_images", "history", "negatives", "history", "negatives",
     ]  # fmt: skip
 
 
