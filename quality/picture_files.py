@@ -8,6 +8,7 @@ import polars as pl
 
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.tables import is_whole
 
 BATCH_PATHS = 50_000
 ABSENT = "absent"
@@ -16,12 +17,12 @@ UNREADABLE = "unreadable"
 
 
 def paths_digest(root: ImageRoot, paths: Path) -> str:
-    """Hash of the version of every picture file that a table names; empty where there is no table.
+    """Hash of the version of every picture file that a table names; empty where it is gone or was cut.
 
     Args:
         paths: a Parquet file with a column `path`, below the root
     """
-    if not paths.is_file() or root.root is None:
+    if not is_whole(paths) or root.root is None:
         return ""
     root.forget()
     batches = pl.scan_parquet(paths).select("path").collect_batches(chunk_size=BATCH_PATHS)

@@ -187,6 +187,16 @@ def test_a_picture_that_arrives_while_others_are_read_is_noticed(
     assert curate(source, SETTINGS, workspace).reused
 
 
+def test_a_table_of_pictures_that_was_cut_is_made_anew(workspace, write_source) -> None:
+    source = write_source([question(1)], pictures=[1])
+    curate(source, SETTINGS, workspace)
+    table = workspace.curated("corpus") / "pictures.parquet"
+    whole = table.read_bytes()
+    table.write_bytes(whole[: len(whole) // 2])
+    assert not curate(source, SETTINGS, workspace).reused
+    assert table.read_bytes() == whole
+
+
 def test_the_same_files_give_the_same_tables(workspace, write_source, tmp_path) -> None:
     records = [instruction(i % 40) for i in range(60)] + [question(i) for i in range(8)]
     source = write_source(records, pictures=range(8))
