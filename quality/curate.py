@@ -41,7 +41,13 @@ from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import is_stored, write_images
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers import Record, check_source, files_fingerprint, read_source
+from vipolyqwen_core.corpus.readers import (
+    Record,
+    adapter_digest,
+    check_source,
+    files_fingerprint,
+    read_source,
+)
 from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage, written_aside
 from vipolyqwen_core.workspace import Workspace
 
@@ -69,7 +75,8 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     files = check_source(source)
     folder = workspace.curated(source.name)
     read = {name: value for name, value in vars(source).items() if name not in UNREAD_FIELDS}
-    base = fingerprint(STAGE, CODE_VERSION, sorted(read.items()), to_json(settings), files_fingerprint(files))
+    inputs = sorted(read.items()), adapter_digest(source), files_fingerprint(files)
+    base = fingerprint(STAGE, CODE_VERSION, *inputs, to_json(settings))
     root = ImageRoot(source.image_root)
     mark = fingerprint(base, paths_digest(root, folder / "pictures.parquet"))
     summary = unchanged_stage(folder, mark, ("pairs.parquet", "ledger.parquet"))

@@ -24,6 +24,7 @@ from tests.quality.conftest import instruction, question, scene, sentence
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR
 from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.manifest import Format
 from vipolyqwen_core.corpus.readers import Record, read_source
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
@@ -195,6 +196,25 @@ def test_a_table_of_pictures_that_was_cut_is_made_anew(workspace, write_source) 
     table.write_bytes(whole[: len(whole) // 2])
     assert not curate(source, SETTINGS, workspace).reused
     assert table.read_bytes() == whole
+
+
+def test_an_adapter_that_changes_reads_its_source_again(
+    workspace, write_source, tmp_path, monkeypatch
+) -> None:
+    code = """
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.readers import RawPair
+
+def lines(source, file):
+    yield RawPair(Task.INSTR, "What is a lake made of?", "ANSWER")
+"""
+    (tmp_path / "adapter_of_test_curate.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = replace(write_source([]), format=Format.ADAPTER, adapter="adapter_of_test_curate:lines")
+    curate(source, SETTINGS, workspace)
+    assert curate(source, SETTINGS, workspace).reused
+    (tmp_path / "adapter_of_test_curate.py").write_text(code.replace("ANSWER", "Water."))
+    assert not curate(source, SETTINGS, workspace).reused
 
 
 def test_the_same_files_give_the_same_tables(workspace, write_source, tmp_path) -> None:

@@ -9,10 +9,12 @@ list of them, or a `Rejection`. A pair whose fields are of other types than `Raw
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import SourceFile
 from vipolyqwen_core.corpus.readers.records import RawPair, RawSide, Record, Rejection, shorten
@@ -37,6 +39,14 @@ def load_adapter(source: Source) -> Adapter:
     if not callable(function):
         raise ValueError(f"{where}: module {module_name} has no function {function_name}")
     return function  # type: ignore[no-any-return]
+
+
+def adapter_digest(source: Source) -> str:
+    """Hash of the module that holds the adapter; empty for other formats, and for a module without a file."""
+    if source.adapter is None:
+        return ""
+    file = getattr(importlib.import_module(source.adapter.split(":")[0]), "__file__", None)
+    return "" if file is None else content_digest([Path(file)])
 
 
 def read_adapted(source: Source, file: SourceFile) -> Iterator[Record]:
