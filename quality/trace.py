@@ -291,7 +291,7 @@ def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
     if source is None or summary is None:
         return None
     try:
-        list_files(source)
+        list_files(source, read_unversioned=False)
     except ValueError:  # the files are gone
         return None
     for record in read_source(source, summary.details["dialogue_turns"], only=file):

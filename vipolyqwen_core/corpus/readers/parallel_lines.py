@@ -1,6 +1,6 @@
 """Parallel line files: line i of the query file, of the target file and of the score file belong together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -19,9 +19,9 @@ def parallel_files(source: Source) -> dict[str, SourceFile]:
         ValueError: a path names several files, a column names none of them, or there are not two or three
     """
     ordered: list[SourceFile] = []
-    names = {file.location: file for file in list_files(source)}
+    names = {file.location: file for file in list_files(source, read_unversioned=False)}
     for path in source.paths:
-        found = list_files(replace(source, paths=(path,), columns={}))
+        found = list_files(replace(source, paths=(path,), columns={}), read_unversioned=False)
         if len(found) != 1:
             raise ValueError(
                 f"source {source.name!r}: {path} names {len(found)} files; parallel lines need one"
@@ -51,9 +51,12 @@ def _named(source: Source, side: str, files: list[SourceFile]) -> SourceFile:
     raise ValueError(f"source {source.name!r}: columns.{side} names {wanted!r}, the files are {known}")
 
 
-def read_parallel_lines(source: Source) -> Iterator[Record]:
-    """A record a line; a line that is blank in every file is none, one that a file lacks is a rejection."""
-    files = parallel_files(source)
+def read_parallel_lines(source: Source, files: Mapping[str, SourceFile]) -> Iterator[Record]:
+    """A record a line; a line that is blank in every file is none, one that a file lacks is a rejection.
+
+    Args:
+        files: as `parallel_files` gives them
+    """
     streams = [read_lines(file.location, source.languages) for file in files.values()]
     name = files["query"].name
     for number, lines in enumerate(zip_longest(*streams), 1):

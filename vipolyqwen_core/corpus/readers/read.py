@@ -69,10 +69,11 @@ def read_source(source: Source, dialogue_turns: str = "last", only: str | None =
             the storage broke off
     """
     if source.format is Format.PARALLEL_LINES:
-        name = parallel_files(source)["query"].name
-        yield from islice(_whole(read_parallel_lines(source), name, source), source.max_rows)
+        sides = parallel_files(source)
+        records = _whole(read_parallel_lines(source, sides), sides["query"].name, source)
+        yield from islice(records, source.max_rows)
         return
-    for file in list_files(source):
+    for file in list_files(source, read_unversioned=False):
         if only is not None and file.name != only:
             continue
         if source.format is Format.ADAPTER:

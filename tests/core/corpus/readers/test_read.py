@@ -1,10 +1,12 @@
 """A source is checked before any work; what is read of it accounts for every record."""
 
 import gzip
+import io
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -133,6 +135,31 @@ def test_reading_streams(tmp_path: Path) -> None:
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(GOOD * 4_000)
     assert sum(1 for _ in records) > 3_000
+
+
+@pytest.mark.parametrize(("fmt", "names"), [("alpaca", ["a.jsonl"]), ("parallel_lines", ["a.txt", "b.txt"])])
+def test_reading_opens_each_file_once_where_a_storage_tells_no_version(
+    monkeypatch: pytest.MonkeyPatch, fmt: str, names: list[str]
+) -> None:
+    memory = fsspec.filesystem("memory")
+    opened = []
+
+    def info(self: object, path: str, **keys: object) -> dict[str, object]:
+        return {"name": path, "type": "file", "size": len(memory.store[path].getvalue())}
+
+    def opens(self: object, path: str, *arguments: object, **keys: object) -> io.BytesIO:
+        opened.append(path)
+        return io.BytesIO(memory.store[path].getvalue())
+
+    for name in names:
+        memory.pipe_file(f"/unversioned/{name}", b'{"instruction": "q", "output": "t"}\n')
+    monkeypatch.setattr(type(memory), "info", info)
+    monkeypatch.setattr(type(memory), "open", opens)
+    paths = tuple(f"memory://unversioned/{name}" for name in names)
+    task = Task.INSTR if fmt == "alpaca" else Task.TEXT_PAIR
+    (record,) = read_source(Source(name="s", format=Format(fmt), paths=paths, task=task))
+    assert record.pairs
+    assert sorted(opened) == [f"/unversioned/{name}" for name in names]
 
 
 ADAPTERS = """
