@@ -19,6 +19,7 @@ A function, `package.module:function`, takes nothing and returns a `Suite` or a 
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def own_suites(manifest: Manifest) -> list[Suite]:
                 f"suite {suite.name!r}, key 'sources': the manifest has no source {strange[0]!r}"
             )
         _check_columns(suite)
+    for one, other in combinations(suites, 2):
+        _check_together(one, other)
     return suites
 
 
@@ -157,6 +160,9 @@ def _check_columns(suite: Suite) -> None:
         if suite.columns:
             raise ValueError(f"suite {suite.name!r}, key 'columns': only table pairs takes further columns")
         return
+    for name in suite.columns:
+        if name in names_of_columns():
+            raise ValueError(f"suite {suite.name!r}, key 'columns': table pairs has {name!r} already")
     known = (*names_of_columns(), *suite.columns)
     for expectation in suite.expectations:
         column = getattr(expectation, "column", None)
@@ -165,6 +171,15 @@ def _check_columns(suite: Suite) -> None:
                 f"suite {suite.name!r}, {type(expectation).__name__}, key 'column': table pairs has no"
                 f" {column!r}; it has {_listed(known)}"
             )
+
+
+def _check_together(one: Suite, other: Suite) -> None:
+    """Refuse a column that two suites of a source define differently: they judge one table."""
+    if one.sources and other.sources and not one.sources & other.sources:
+        return
+    for name in sorted(one.columns.keys() & other.columns.keys()):
+        if not one.columns[name].meta.eq(other.columns[name]):
+            raise ValueError(f"suite {other.name!r}, key 'columns': suite {one.name!r} has another {name!r}")
 
 
 def _names(said: Any, where: str) -> list[str]:

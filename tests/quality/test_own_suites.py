@@ -70,6 +70,20 @@ def test_a_column_that_changes_changes_its_suite(write_source, tmp_path, before:
     assert digest(before) != digest(after)
 
 
+def test_a_column_of_one_name_means_one_thing_in_a_source(write_source, tmp_path: Path) -> None:
+    def suites(sql: str, **changes: object) -> Manifest:
+        sources = [write_source([]), write_source([], name="other")]
+        files = [write_suite(tmp_path, sources=["corpus"]).rename(tmp_path / "a.yaml")]
+        changes = {"columns": {"ends_well": sql}, "name": "second", **changes}
+        files.append(write_suite(tmp_path, **changes).rename(tmp_path / "b.yaml"))
+        return Manifest(sources=tuple(sources), expectations=tuple(map(str, files)))
+
+    assert len(own_suites(suites("target LIKE '%.'"))) == 2
+    assert len(own_suites(suites("target LIKE '%!'", sources=["other"]))) == 2
+    with pytest.raises(ValueError, match="suite 'second', key 'columns': suite 'a' has another 'ends_well'"):
+        own_suites(suites("target LIKE '%!'"))
+
+
 @pytest.mark.usefixtures("functions")
 def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
     workspace, write_source, tiny_backbone, tiny_processing, tmp_path
@@ -125,6 +139,7 @@ def test_a_suite_may_be_for_other_sources(
         ({"columns": {"x": "not sql ("}}, "key 'columns', x: "),
         ({"table": "facts"}, "key 'task': table facts has no rows of a task"),
         ({"table": "balance"}, "key 'columns': only table pairs takes further columns"),
+        ({"columns": {"score": "1"}}, "key 'columns': table pairs has 'score' already"),
         ({"name": "drift"}, "suite 'drift' needs a name that no other suite has"),
         ({"expectations": "all is well"}, "a mapping with a list `expectations`"),
         ({"expectations": ["all is well"]}, "expectation 1: expected a mapping with the key `expectation`"),
