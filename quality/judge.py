@@ -38,7 +38,6 @@ def judge(
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     datasource = context.data_sources.add_pandas("frames")
     lines: list[dict[str, Any]] = []
-    results = []
     for suite in suites:
         if not suite.expectations:
             continue
@@ -55,7 +54,6 @@ def judge(
         definition = gx.ValidationDefinition(name=suite.name, data=batch, suite=context.suites.add(expected))
         context.validation_definitions.add(definition)
         result = definition.run(batch_parameters={"dataframe": frame.to_pandas()}, result_format="SUMMARY")
-        results.append(result)
         lines += [_line(suite, single) for single in result.results]
     if docs is not None:
         with written_aside(docs) as aside:

@@ -10,9 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from vipolyqwen_core.contract import LEDGER, Column
+from vipolyqwen_core.corpus.readers.records import VALUE_CHARS
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, written_aside
 
-VALUE_CHARS = 200
 READ_STAGE = "read"
 
 
@@ -46,14 +46,9 @@ def rejected_pairs(rows: pl.DataFrame, stage: str) -> pl.DataFrame:
 
 
 def write_ledger(lines: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
-    """Write a ledger, sorted by stage and position."""
+    """Write a ledger, sorted by position, then by stage."""
     with written_aside(path) as aside:
         lines.lazy().sort("file", "line", "item", "stage", nulls_last=False).sink_parquet(aside)
-
-
-def read_ledger(path: Path) -> pl.DataFrame:
-    """A ledger; empty where the file is absent."""
-    return pl.read_parquet(path) if path.is_file() else pl.DataFrame(schema=LEDGER_SCHEMA)
 
 
 def count_rules(ledger: pl.LazyFrame) -> dict[str, int]:

@@ -46,6 +46,7 @@ from quality.ledger import (
     rejected_pairs,
     write_ledger,
 )
+from quality.row_duplicates import EXACT, NEAR
 from quality.rules import RowRule, first_failure
 from vipolyqwen_core.contract import PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
@@ -65,7 +66,6 @@ logger = logging.getLogger(__name__)
 
 STAGE = "validated"
 CODE_VERSION = 4
-DUPLICATE_RULES = ("exact_duplicate", "near_duplicate")
 ROW_GROUP = 50_000
 
 
@@ -240,7 +240,7 @@ def _tables(
     narrow = narrow_pairs(rows, further).collect(engine="streaming")
     now = profile(narrow)
     read = curated.pairs_in + sum(curated.records_rejected.values())
-    duplicates = sum(curated.rejected.get(rule, 0) for rule in DUPLICATE_RULES)
+    duplicates = sum(curated.rejected.get(rule, 0) for rule in (EXACT, NEAR))
     facts: dict[str, Any] = {
         "curated_schema_is_right": _has_schema(workspace.curated(source.name), PAIR),
         "tagged_schema_is_right": _has_schema(workspace.tagged(source.name), TAGGED),

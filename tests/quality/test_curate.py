@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quality.curate import BATCH_PAIRS, curate
-from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars_schema, read_ledger
+from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars_schema
 from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
 from tests.quality.conftest import instruction, question, scene, sentence
@@ -37,7 +37,7 @@ def pairs(workspace: Workspace, name: str = "corpus") -> pl.DataFrame:
 
 
 def ledger(workspace: Workspace, name: str = "corpus") -> pl.DataFrame:
-    return read_ledger(workspace.curated(name) / "ledger.parquet")
+    return pl.read_parquet(workspace.curated(name) / "ledger.parquet")
 
 
 def rules_of(workspace: Workspace) -> dict[tuple[int, str], int]:
