@@ -12,6 +12,7 @@ are found over the shards on disk, and what is left is written in the order of t
 """
 
 import logging
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -187,9 +188,7 @@ class Shards:
 
     def remove(self) -> None:
         """Delete the folder."""
-        for file in self.folder.iterdir():
-            file.unlink()
-        self.folder.rmdir()
+        shutil.rmtree(self.folder)
 
 
 def _ledger_of_records(records: list[Record]) -> pl.DataFrame:

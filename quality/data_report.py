@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -103,7 +103,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     ledger = whole_ledger(workspace, sources)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(default=True, default_for_string=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -216,7 +216,7 @@ def histograms(rows: pl.LazyFrame) -> list[tuple[str, Figure]]:
     """A title and a figure for each quantity of a training set, with one line for each task."""
     pictures = pl.col("query_images").list.len() + pl.col("target_images").list.len()
     table = rows.select("task", "query_tokens", "target_tokens", "score", pictures=pictures).collect()
-    plots = []
+    drawn = []
     for column, title in HISTOGRAMS:
         values = table.drop_nulls(column)
         if values.is_empty():
@@ -236,8 +236,8 @@ def histograms(rows: pl.LazyFrame) -> list[tuple[str, Figure]]:
             if column == "pictures":
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.legend(fontsize=8)
-            plots.append((title, figure))
-    return plots
+            drawn.append((title, figure))
+    return drawn
 
 
 def _edges(column: str, largest: float) -> np.ndarray[Any, Any]:

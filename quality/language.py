@@ -85,7 +85,7 @@ def detect_languages(texts: pl.Series) -> pl.Series:
         language=pl.lit(None, dtype=pl.String),
     )
     rows = _judged(rows, ~pl.col("ascii") & text.str.contains(BEYOND_LATIN), _by_script)
-    rows = _judged(rows, pl.col("words") == 0, lambda some: some.select(pl.lit(OTHER)).to_series())
+    rows = _judged(rows, pl.col("words") == 0, lambda some: pl.repeat(OTHER, some.height, eager=True))
     rows = _judged(rows, ~pl.col("ascii") & text.str.contains(ONLY_VIETNAMESE), _by_marks)
     rows = _judged(rows, pl.lit(True), _by_known_words)
     return _judged(rows, pl.lit(True), _by_lingua)["language"]
@@ -96,12 +96,7 @@ def _judged(rows: pl.DataFrame, chosen: pl.Expr, judge: Callable[[pl.DataFrame],
     some = rows.filter(pl.col("language").is_null() & chosen)
     if some.is_empty():
         return rows
-    found = judge(some)
-    return rows.with_columns(
-        rows["language"].scatter(
-            some["row"], pl.repeat(found[0], some.height, eager=True) if len(found) == 1 else found
-        )
-    )
+    return rows.with_columns(rows["language"].scatter(some["row"], judge(some)))
 
 
 def _by_script(rows: pl.DataFrame) -> pl.Series:

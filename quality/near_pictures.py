@@ -57,7 +57,7 @@ def propose(pictures: pl.DataFrame) -> pl.DataFrame:
             row="picture", band=pl.col("phash").str.slice(part * digits, digits).hash(seed=0)
         )
         pairs.append(bucket_pairs(bands.filter(pl.len().over("band") > 1).sort("band", "row")))
-    bits = pl.Series([int(phash, 16) for phash in pictures["phash"]], dtype=pl.UInt64)
+    bits = pl.col("phash").str.to_integer(base=16, dtype=pl.UInt64)
     facts = pictures.select("picture", bits=bits, aspect=pl.col("width") / pl.col("height"))
     found = (
         pl.concat(pairs)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from vipolyqwen_core.contract import Task, Turn
 
-BLOCK_BYTES = 1 << 20
-
 
 def sample_id(
     task: Task,
@@ -59,9 +57,7 @@ def content_digest(files: Iterable[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16, person=b"content")
     for file in files:
         with open(file, "rb") as stream:
-            inner = hashlib.blake2b(digest_size=32)
-            while block := stream.read(BLOCK_BYTES):
-                inner.update(block)
+            inner = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=32))
         digest.update(inner.digest())
     return digest.hexdigest()
 

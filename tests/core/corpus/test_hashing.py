@@ -57,11 +57,7 @@ def test_no_key_is_zero() -> None:
     assert key_hash("a") != key_hash("b")
 
 
-def test_files_count_by_content_and_by_where_each_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vipolyqwen_core.corpus.hashing.BLOCK_BYTES", 2)
-
+def test_files_count_by_content_and_by_where_each_ends(tmp_path: Path) -> None:
     def digest(*contents: bytes) -> str:
         paths = []
         for number, content in enumerate(contents):
