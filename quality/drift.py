@@ -68,7 +68,7 @@ def profile(narrow: pl.DataFrame) -> Profile:
 
 def total_variation(a: dict[str, float], b: dict[str, float]) -> float:
     """Half the sum of the differences of two distributions: the share that moved."""
-    return sum(abs(a.get(name, 0.0) - b.get(name, 0.0)) for name in a.keys() | b.keys()) / 2
+    return sum(abs(a.get(name, 0.0) - b.get(name, 0.0)) for name in a | b) / 2
 
 
 def unexpected_share(languages: dict[str, float], expected: Sequence[str]) -> float:

@@ -174,9 +174,10 @@ def repeated(values: pl.Series) -> pl.Series:
 def bucket_pairs(met: pl.DataFrame) -> pl.DataFrame:
     """Pairs within each bucket of a band, a number linear in the rows. `met` is sorted by (band, row)."""
     buckets = met.with_columns(size=pl.len().over("band"), first=pl.col("row").first().over("band"))
+    small = buckets.filter(pl.col("size") <= SMALL_BUCKET)
     pairs = [buckets.select(a="first", b="row")]
     for step in range(1, SMALL_BUCKET):
-        near = buckets.filter(pl.col("size") <= SMALL_BUCKET) if step > 1 else buckets
+        near = small if step > 1 else buckets
         same = pl.col("band") == pl.col("band").shift(step)
         pairs.append(near.select(a=pl.col("row").shift(step), b="row", same=same).filter("same").drop("same"))
     return pl.concat(pairs).filter(pl.col("a") < pl.col("b")).unique()

@@ -82,9 +82,7 @@ def rejected_samples(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[st
         .agg(entry=place.sort_by("file", "line", "item").head(REJECTED_SAMPLES))
         .with_columns(which=pl.format("{}:{}", "stage", "rule"))
     )
-    entries = first.collect(engine="streaming").with_columns(place=pl.int_ranges(pl.col("entry").list.len()))
-    lines = entries.explode("entry", "place").sort("stage", "rule", "place", "source")
-    some = lines.group_by("which", maintain_order=True).head(REJECTED_SAMPLES)["entry"]
+    some = _spread(first.collect(engine="streaming"), "which", "entry", REJECTED_SAMPLES)
     return [_with_raw_pair(entry, workspace) for entry in some]
 
 
@@ -135,8 +133,7 @@ def near_copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, An
         .with_columns(which=pl.lit(0))
         .collect(engine="streaming")
     )
-    entries = near.with_columns(place=pl.int_ranges(pl.col("entry").list.len()))
-    some = entries.explode("entry", "place").sort("place", "source").head(COPY_SAMPLES)["entry"].to_list()
+    some = _spread(near, "which", "entry", COPY_SAMPLES)
     kept = {
         row["sample_id"]: row
         for row in pl.scan_parquet(workspace.curated("*") / "pairs.parquet")
