@@ -134,9 +134,10 @@ def near_copies(ledger: pl.LazyFrame, workspace: Workspace) -> list[dict[str, An
         .collect(engine="streaming")
     )
     some = _spread(near, "which", "entry", COPY_SAMPLES)
+    tables = workspace.curated("[!.]*") / "pairs.parquet"  # others are still being written
     kept = {
         row["sample_id"]: row
-        for row in pl.scan_parquet(workspace.curated("*") / "pairs.parquet")
+        for row in pl.scan_parquet(tables)
         .filter(pl.col("sample_id").is_in([entry["value"] for entry in some]))
         .select("sample_id", "query", "target")
         .collect(engine="streaming")

@@ -81,7 +81,7 @@ def trace(wanted: str, workspace: Workspace) -> list[Step]:
 
 def _trace(wanted: str, workspace: Workspace) -> list[Step]:
     home = workspace.curated("any").parent
-    folders = sorted(path.parent for path in home.glob("*/stage.json"))
+    folders = sorted(path.parent for path in home.glob("[!.]*/stage.json"))  # others are still being written
     file, colon, line = wanted.strip().rpartition(":")
     if colon and line.isdecimal():
         steps = [step for folder in folders for step in _steps_at(file, int(line), folder, workspace)]

@@ -52,6 +52,9 @@ def test_near_copies_stand_beside_the_row_that_stays(workspace, write_source) ->
     long = sentence(3, 30)
     records = [{**instruction(1), "input": long}, {**instruction(1), "input": long + "!"}, instruction(2)]
     curate(write_source(records), CurationSettings(), workspace)
+    written = workspace.curated(".other.1-2.abc.partial")  # another source is being curated
+    written.mkdir()
+    (written / "pairs.parquet").write_bytes(b"PAR1")
     (copy,) = near_copies(pl.scan_parquet(workspace.curated("corpus") / "ledger.parquet"), workspace)
     assert (copy["line"], copy["source"]) == (1, "corpus")
     (_, dropped, stays), (_, same, _) = copy["texts"]

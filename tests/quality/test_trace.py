@@ -1,6 +1,7 @@
 """Trace: each step of a pair, with what changed it or why it left."""
 
 import json
+import shutil
 from collections.abc import Callable
 
 import polars as pl
@@ -91,6 +92,8 @@ def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) 
     curate(write_source([instruction(1)]), CurationSettings(), workspace)
     sample = pl.read_parquet(workspace.curated("corpus") / "pairs.parquet")["sample_id"][0]
     (tmp_path / "corpus" / "data.jsonl").write_text(json.dumps(instruction(1)) + "\n" * 3)
+    shutil.copytree(workspace.curated("corpus"), workspace.curated(".corpus.1-2.abc.partial"))
+    assert [step.stage for step in trace(sample, workspace)] == ["source", "curated", "tagged"]
     assert trace(sample, workspace)[0].outcome == "read"
     (tmp_path / "corpus" / "data.jsonl").write_text(json.dumps(instruction(2)))
     changed, curated, _ = trace(sample, workspace)
