@@ -12,6 +12,7 @@ larger by as much, and there are fewer for the same pairs.
 """
 
 from collections.abc import Callable
+from functools import partial, wraps
 from types import MethodType
 from typing import Any, Final, TypeAlias
 
@@ -55,6 +56,23 @@ def restore_layers(model: nn.Module) -> None:
             vars(module).pop("forward", None)
 
 
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The forward of a layer, with activation checkpointing where the model has it enabled.
+
+    transformers does the same around the forward of the class, of which this one takes the place.
+    """
+
+    @wraps(forward)
+    def run(layer: Any, *inputs: Tensor, **others: Any) -> Tensor:
+        if layer.gradient_checkpointing and layer.training:
+            result: Tensor = layer._gradient_checkpointing_func(partial(forward, layer, **others), *inputs)
+            return result
+        return forward(layer, *inputs, **others)
+
+    return run
+
+
+@_checkpointed
 def _text_layer(
     layer: Any, hidden_states: Tensor, *, position_embeddings: Positions, segments: Segments, **_: Any
 ) -> Tensor:
@@ -65,6 +83,7 @@ def _text_layer(
     return _behind_text_attention(layer, hidden_states, attended)
 
 
+@_checkpointed
 def _vision_layer(
     layer: Any,
     hidden_states: Tensor,

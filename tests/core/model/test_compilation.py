@@ -5,10 +5,14 @@ import torch
 from PIL import Image
 
 from vipolyqwen_core.config import ModelSettings
+from vipolyqwen_core.model import compilation
+from vipolyqwen_core.model.attention import attend
 from vipolyqwen_core.model.compilation import compile_layers, restore_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
+
+LAYERS = ("Qwen2VLDecoderLayer", "Qwen2VLVisionBlock")
 
 
 def vectors_and_gradients(model: ViPolyQwenModel, batch: PackedBatch) -> list[torch.Tensor]:
@@ -20,7 +24,7 @@ def vectors_and_gradients(model: ViPolyQwenModel, batch: PackedBatch) -> list[to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkpointing):
+def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkpointing, monkeypatch):
     processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
     texts = [Item("Hà Nội là thủ đô của Việt Nam. " * n) for n in (1, 5, 2)]
     pictures = [Item("<image> gì đây?", (Image.new("RGB", size),)) for size in ((60, 90), (120, 64))]
@@ -39,6 +43,10 @@ def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkp
     for one, other in zip(plain, compiled, strict=True):
         for expected, found in zip(one, other, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
+    num_layers, runs = sum(type(module).__name__ in LAYERS for module in model.modules()), []
+    monkeypatch.setattr(compilation, "attend", lambda *given: runs.append(1) or attend(*given))
+    vectors_and_gradients(model, batches[0])
+    assert len(runs) == num_layers * (1 + checkpointing)  # on the way back once more
     restore_layers(model)
     for found, expected in zip(vectors_and_gradients(model, batches[0]), plain[0], strict=True):
         assert torch.equal(found, expected)
