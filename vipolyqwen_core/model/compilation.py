@@ -12,7 +12,7 @@ larger by as much, and there are fewer for the same pairs.
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from types import MethodType
 from typing import Any, Final, TypeAlias
 
@@ -64,10 +64,17 @@ def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(forward)
     def run(layer: Any, *inputs: Tensor, **others: Any) -> Tensor:
-        if layer.gradient_checkpointing and layer.training:
-            result: Tensor = layer._gradient_checkpointing_func(partial(forward, layer, **others), *inputs)
-            return result
-        return forward(layer, *inputs, **others)
+        if not (layer.gradient_checkpointing and layer.training):
+            return forward(layer, *inputs, **others)
+        threads = torch.get_num_threads()
+
+        def compute(*inputs: Tensor) -> Tensor:
+            # gradients of a GPU have a thread of their own, and with other numbers all would be compiled anew
+            torch.set_num_threads(threads)
+            return forward(layer, *inputs, **others)
+
+        result: Tensor = layer._gradient_checkpointing_func(compute, *inputs)
+        return result
 
     return run
 
@@ -130,8 +137,9 @@ def _behind_text_attention(layer: Any, hidden: Tensor, attended: Tensor) -> Tens
         return result
 
     hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))[None]
-    narrowed: Tensor = _recomputed(narrow, *_recomputed(widen, hidden))
-    return hidden + narrowed
+    # with three dimensions torch.compile would keep nothing of the products, and multiply once more
+    narrowed: Tensor = _recomputed(narrow, *_recomputed(widen, hidden[0]))
+    return hidden + narrowed[None]
 
 
 @torch.compile(fullgraph=True, dynamic=True)

@@ -63,8 +63,8 @@ FULL = Scale(
     padded_tokens=8192,
     padded_pairs=(24, 12, 6, 3, 1),
     checked_pairs=6,
-    peer_pairs=192,
-    peer_mini_batches=(16, 32, 8),
+    peer_pairs=48,
+    peer_mini_batches=(4, 8, 2),
 )
 
 SMOKE = Scale(

@@ -52,6 +52,21 @@ def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkp
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
+def test_compiled_layers_keep_the_products_of_their_widening(tiny_backbone, tiny_processing):
+    """Else the way back multiplies once more: a twelfth of a step of the 2B model."""
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+    batch = pack(processor.encode_batch([Item("Hà Nội là thủ đô của Việt Nam.")] * 3), processor.layout)
+    model = ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=32), tiny_processing)
+    compile_layers(model.train())
+    kept = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, list)
+    with keep:
+        model(batch)
+    shape = model.config.backbone.get_text_config()
+    assert kept.count((batch.num_tokens, shape.intermediate_size)) == 2 * shape.num_hidden_layers
+
+
 def test_layers_of_another_backbone_are_refused_instead_of_left_as_they_are():
     with pytest.raises(ValueError, match="compile_layers knows the layers of Qwen2-VL only"):
         compile_layers(torch.nn.Linear(2, 2))
