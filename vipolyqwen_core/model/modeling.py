@@ -86,7 +86,7 @@ class ViPolyQwenModel(PreTrainedModel):
                 hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
-        family_of(backbone)
+        family_of(backbone)  # or refused, before its weights are read
         pretrained = load_whole(
             AutoModel.from_pretrained, backbone, dtype=dtype, attn_implementation=SEGMENTS
         )
