@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.resources import ManifestResource, WorkspaceResource
-from orchestration.run_process import close_interrupted_runs
+from orchestration.run_process import UNFINISHED, close_interrupted_runs
 from vipolyqwen_core.config import to_json
 from vipolyqwen_core.corpus.manifest import Manifest, Source
 from vipolyqwen_core.corpus.tables import read_json
@@ -28,12 +28,7 @@ PAUSE_SECONDS = 1800
 """Between the failure of a run and the next one that is asked for."""
 STATE_TAG = "vipolyqwen/state"
 """Tag of a run: the state of the data that it was asked for."""
-BUSY = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-]
+BUSY = [dg.DagsterRunStatus.QUEUED, *UNFINISHED]
 
 
 @dataclass

@@ -150,12 +150,15 @@ def test_the_model_waits_for_runs_of_corpus(place: Workspace) -> None:
     assert len(tick(place, "accepted_data", instance, busy.cursor).run_requests) == 1
 
 
-def test_the_model_waits_for_itself_and_no_new_data_is_lost(place: Workspace) -> None:
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+def test_the_model_waits_for_itself_and_no_new_data_is_lost(
+    place: Workspace, status: dg.DagsterRunStatus
+) -> None:
     for source in ("letters", "receipts"):
         accept(place, source, "1")
     instance = dg.DagsterInstance.ephemeral()
     first = tick(place, "accepted_data", instance, None)
-    run = launch(instance, "model", first, dg.DagsterRunStatus.STARTED)
+    run = launch(instance, "model", first, status)
 
     accept(place, "letters", "2")
     busy = tick(place, "accepted_data", instance, first.cursor)
