@@ -16,7 +16,7 @@ import dagster as dg
 from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
 from vipolyqwen_core.recipes import load_recipe
-from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.workspace import Workspace, is_served
 
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
@@ -105,7 +105,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
 
     tracking_uri: str
     artifacts: str
-    """Folder of the artifacts, where the store is the workspace's own."""
+    """Folder of the artifacts, unless a server says where they lie."""
     ui_url: str
     """Where a person reads it: `vipolyqwen ui` serves the workspace's store there."""
 
@@ -137,10 +137,8 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             self.refuse_silence()
             raise
         if experiment is None:
-            own = self.tracking_uri.startswith("sqlite")
-            client.create_experiment(
-                EXPERIMENT, artifact_location=Path(self.artifacts).as_uri() if own else None
-            )
+            artifacts = None if is_served(self.tracking_uri) else Path(self.artifacts).as_uri()
+            client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         return client
 
     def refuse_silence(self) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
 from vipolyqwen_core.training.parent import guarded
-from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.workspace import Workspace, is_served
 
 STOP_SECONDS = 15
 
@@ -80,7 +80,7 @@ def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, lis
     """Arguments behind `python -m`."""
     mlflow = ["mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri, "--port", str(mlflow_port)]
     mlflow += ["--workers", "1"]
-    if not workspace.mlflow_uri.startswith("http"):
+    if not is_served(workspace.mlflow_uri):
         mlflow += ["--default-artifact-root", workspace.mlflow_artifacts.as_uri()]
     return {
         "Dagster": ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)],

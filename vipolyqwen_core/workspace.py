@@ -126,7 +126,7 @@ class Workspace:
 
     @property
     def mlflow_artifacts(self) -> Path:
-        """Artifacts, where the tracking store is the workspace's own."""
+        """Artifacts, unless an MLflow server says where they lie."""
         return self.home / "mlartifacts"
 
     @property
@@ -145,6 +145,14 @@ class Workspace:
     def dagster_home(self) -> Path:
         """Dagster's instance; absolute, as Dagster wants it."""
         return Path(os.environ.get("DAGSTER_HOME") or self.home / "dagster").expanduser().absolute()
+
+
+def is_served(tracking_uri: str) -> bool:
+    """Whether a server stands before MLflow's store: it says itself where artifacts lie.
+
+    A database says nothing of it, and MLflow would take the folder that a process happens to run in.
+    """
+    return tracking_uri.startswith(("http:", "https:", "databricks"))
 
 
 STEADY = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}

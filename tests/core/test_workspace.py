@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.workspace import Workspace, configure
+from vipolyqwen_core.workspace import Workspace, configure, is_served
 
 
 @pytest.fixture
@@ -40,3 +40,14 @@ def test_a_folder_that_would_be_read_as_a_pattern_is_refused(tmp_path: Path, nam
     with pytest.raises(ValueError, match="must not hold"):
         Workspace(tmp_path / name)
     assert Workspace(tmp_path / "nhà mới (1)").training_set.name == "training_set"
+
+
+def test_only_a_server_says_where_artifacts_lie() -> None:
+    served = ["http://mlflow:5000", "https://mlflow.example", "databricks", "databricks-uc://profile"]
+    stores = [
+        "sqlite:////data/mlflow.db",
+        "postgresql://mlflow@db/mlflow",
+        "mysql+pymysql://db/x",
+        "file:/data",
+    ]
+    assert [uri for uri in served + stores if is_served(uri)] == served

@@ -21,7 +21,7 @@ from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
-from vipolyqwen_core.workspace import current_workspace
+from vipolyqwen_core.workspace import current_workspace, is_served
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,6 @@ def tracking(run: TrainingRun, num_steps: int, first_step: int, is_main: bool) -
             bar = Progress(*done, TimeRemainingColumn(), console=Console(stderr=True))
             stack.enter_context(bar)
         workspace = current_workspace()
-        own_store = workspace.mlflow_uri.startswith("sqlite")
-        mlflow = stack.enter_context(mlflow_run(run, workspace.mlflow_artifacts if own_store else None))
+        artifacts = None if is_served(workspace.mlflow_uri) else workspace.mlflow_artifacts
+        mlflow = stack.enter_context(mlflow_run(run, artifacts))
         yield Tracking(num_steps, first_step, metrics_file, mlflow, bar, pipes)
