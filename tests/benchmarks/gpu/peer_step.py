@@ -41,13 +41,17 @@ class Peer:
         self.kinds = [_sides(loader, rows[index.images[rows] == count]) for count in (0, 1)]
         self.num_pairs = sum(len(queries) for queries, _ in self.kinds)
 
-    def step(self, mini_batch: int) -> tuple[float, float]:
-        """Seconds to prepare the inputs of a step, and seconds of the step."""
+    def step(self, mini_batch: int, most: int | None = None) -> tuple[float, float]:
+        """Seconds to prepare the inputs of a step, and seconds of the step.
+
+        Args:
+            most: pairs of either kind, where not all are wanted
+        """
         loss = CachedMultipleNegativesRankingLoss(
             self.model, scale=1.0 / self.temperature, mini_batch_size=mini_batch
         )
         started = time.perf_counter()
-        features = [[self._prepared(side) for side in sides] for sides in self.kinds]
+        features = [[self._prepared(side[:most]) for side in sides] for sides in self.kinds]
         synchronize(self.device)
         prepared = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
@@ -67,10 +71,10 @@ class Peer:
 
 
 def measure_peer(peer: Peer, mini_batch: int) -> dict[str, Any]:
-    """Figures of a step, the second of two."""
+    """Figures of a step, behind one of a mini-batch of either kind, in which kernels are chosen."""
     if peer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(peer.device)
-    peer.step(mini_batch)
+    peer.step(mini_batch, most=mini_batch)
     preparing, stepping = peer.step(mini_batch)
     on_gpu = peer.device.type == "cuda"
     return {
