@@ -32,7 +32,7 @@ from great_expectations.expectations.expectation import Expectation
 from quality.expectations import CRITICAL, TABLES, Suite, names_of_columns
 from quality.ledger import polars_schema
 from vipolyqwen_core.contract import TAGGED, Task
-from vipolyqwen_core.corpus.manifest import Manifest, check_name
+from vipolyqwen_core.corpus.manifest import Manifest, UniqueKeys, check_name
 
 BUILT_IN = frozenset(
     {"validated", "balance", "stages", "pictures", "drift", *(f"task_{t.value}" for t in Task)}
@@ -92,7 +92,7 @@ def _of_file(path: Path) -> Suite:
     if not path.is_file():
         raise ValueError(f"expectations {path}: there is no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"expectations {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("expectations"), list):

@@ -163,6 +163,13 @@ def test_what_is_wrong_is_refused_with_file_suite_and_key(
     assert "\n" not in str(refused.value)
 
 
+def test_a_key_that_stands_twice_is_refused(write_source, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    suite.write_text(suite.read_text() + "expectations: []\n")
+    with pytest.raises(ValueError, match=r"my_suite.yaml is not YAML: key 'expectations' stands twice"):
+        own_suites(manifest_of(write_source([instruction(1)]), suite))
+
+
 @pytest.mark.usefixtures("functions")
 @pytest.mark.parametrize(
     ("entry", "message"),

@@ -184,7 +184,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
     if not path.is_file():
         raise ValueError(f"manifest {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeys)
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
@@ -204,7 +204,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
         raise ValueError(f"manifest {path}: " + "; ".join(_mistakes(error, content["sources"]))) from error
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML whose mappings name no key twice; elsewhere the last one silently wins, whole sources included."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
