@@ -84,7 +84,10 @@ def _stands(folder: Path, identity: dict[str, Any]) -> bool:
     report = folder / "dirt.json"
     if not report.is_file() or not (folder / "manifest.yaml").is_file():
         return False
-    written = json.loads(report.read_text(encoding="utf-8"))
+    try:
+        written = json.loads(report.read_text(encoding="utf-8"))
+    except ValueError:  # cut short by a power cut: the files beside it may be, too
+        return False
     return all(written.get(key) == value for key, value in identity.items())
 
 

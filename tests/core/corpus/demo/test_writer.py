@@ -98,6 +98,14 @@ def test_a_corpus_that_stands_is_left_alone_and_another_one_is_replaced(tmp_path
     assert not (folder / "mark").exists()
 
 
+def test_a_corpus_whose_report_was_cut_short_is_written_anew(tmp_path: Path) -> None:
+    report = write_demo_corpus(tmp_path / "corpus", scale=SCALE).with_name("dirt.json")
+    whole = report.read_bytes()
+    report.write_bytes(whole[:50])
+    write_demo_corpus(tmp_path / "corpus", scale=SCALE)
+    assert report.read_bytes() == whole
+
+
 @pytest.mark.parametrize("scale", [0, -1.0])
 def test_a_scale_that_is_not_positive_is_refused(scale: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scale must be above 0"):
