@@ -7,13 +7,15 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
+from mlflow import MlflowClient
 
+from assets.registry import CHAMPION_TAG
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import refuse_unfit_data, trained_model, training_failure
 from orchestration.factory import explain_failure
 from quality.ledger import polars_schema
 from vipolyqwen_core.config import TrainingRun, to_json
-from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
+from vipolyqwen_core.contract import PLAN_INDEX, REGISTERED_MODEL, TRAINING
 from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.training import launch
@@ -70,6 +72,29 @@ def test_a_leaking_training_set_is_refused_in_a_later_run_too(tmp_path: Path) ->
     )
 
 
+def told_by_the_asset(home: Path, backbone: Path) -> str:
+    """Materialise the asset, which fails; the sentence that a person reads."""
+    training_set(Workspace(home), "one", "two")
+    (home / "recipe.json").write_text(to_json(replace(demo(), backbone=str(backbone))))
+    (home / "manifest.yaml").write_text("sources: [{name: s, format: owner_jsonl, paths: s.jsonl}]")
+    result = dg.materialize(
+        [trained_model],
+        resources={
+            "workspace": WorkspaceResource(home=str(home)),
+            "manifest": ManifestResource(path=str(home / "manifest.yaml"), home=str(home)),
+            "recipe": RecipeResource(name=str(home / "recipe.json")),
+            "mlflow": MlflowResource(
+                ui_url="http://127.0.0.1:5000",
+                tracking_uri=f"sqlite:///{home / 'mlflow.db'}",
+                artifacts=str(home / "artifacts"),
+            ),
+            "pipes": dg.PipesSubprocessClient(),
+        },
+        raise_on_error=False,
+    )
+    return explain_failure(result.all_events, None)
+
+
 def test_a_training_process_that_fails_fails_the_asset(
     tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,24 +108,19 @@ def test_a_training_process_that_fails_fails_the_asset(
         ]
 
     monkeypatch.setattr(launch, "launch_command", failing)
-    training_set(Workspace(tmp_path), "one", "two")
-    (tmp_path / "recipe.json").write_text(to_json(replace(demo(), backbone=str(tiny_backbone))))
-    (tmp_path / "manifest.yaml").write_text("sources: [{name: s, format: owner_jsonl, paths: s.jsonl}]")
-    result = dg.materialize(
-        [trained_model],
-        resources={
-            "workspace": WorkspaceResource(home=str(tmp_path)),
-            "manifest": ManifestResource(path=str(tmp_path / "manifest.yaml"), home=str(tmp_path)),
-            "recipe": RecipeResource(name=str(tmp_path / "recipe.json")),
-            "mlflow": MlflowResource(
-                ui_url="http://127.0.0.1:5000",
-                tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
-                artifacts=str(tmp_path / "artifacts"),
-            ),
-            "pipes": dg.PipesSubprocessClient(),
-        },
-        raise_on_error=False,
-    )
-    assert explain_failure(result.all_events, None) == (
+    assert told_by_the_asset(tmp_path, tiny_backbone) == (
         "trained_model: training failed on rank0: OSError: disk full"
     )
+
+
+def test_nothing_is_trained_while_no_version_is_champion_any_more(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(run: TrainingRun) -> list[str]:
+        raise AssertionError("launched")
+
+    monkeypatch.setattr(launch, "launch_command", launched)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.create_registered_model(REGISTERED_MODEL)
+    client.create_model_version(REGISTERED_MODEL, "file:///run", tags={CHAMPION_TAG: "2026-01-01"})
+    assert "give the alias back with `vipolyqwen rollback 1`" in told_by_the_asset(tmp_path, tiny_backbone)
