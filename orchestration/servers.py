@@ -12,6 +12,7 @@ from rich.console import Console
 
 from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
+from orchestration.terminal import begin_anew
 from vipolyqwen_core.training.parent import guarded
 from vipolyqwen_core.workspace import Workspace, is_served
 
@@ -38,6 +39,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     workspace.remember_mlflow_port(mlflow_port)
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    begin_anew(workspace.home / "ui.log")
     with (workspace.home / "ui.log").open("ab") as log:
         servers = {
             name: subprocess.Popen(

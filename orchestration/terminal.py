@@ -13,6 +13,12 @@ KEPT_LOGS = 9
 """Of earlier commands: `factory.log.1` is that of the last one."""
 
 
+def begin_anew(log: Path) -> None:
+    """Move a log aside, to be followed by another; the oldest goes."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    RotatingFileHandler(log, backupCount=KEPT_LOGS, delay=True).doRollover()
+
+
 @contextmanager
 def undisturbed(log: Path) -> Iterator[Console]:
     """A console on the real standard output, while file descriptors 1 and 2 write to `log`, begun anew.
@@ -20,8 +26,7 @@ def undisturbed(log: Path) -> Iterator[Console]:
     Dagster mirrors whatever a step prints, and training runs in processes of its own: redirecting
     `sys.stdout` would catch neither.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    RotatingFileHandler(log, backupCount=KEPT_LOGS, delay=True).doRollover()
+    begin_anew(log)
     sys.stdout.flush()
     sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)

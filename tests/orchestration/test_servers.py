@@ -134,6 +134,16 @@ def test_runs_that_were_killed_with_their_daemon_are_closed_before_dagster_start
         assert instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.FAILURE
 
 
+def test_each_start_begins_a_log_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    workspace = Workspace(tmp_path / "home")
+    workspace.home.mkdir()
+    (workspace.home / "ui.log").write_text("of the last start\n")
+    serve_and_end(workspace, monkeypatch)
+    assert (workspace.home / "ui.log.1").read_text() == "of the last start\n"
+    assert "of the last start" not in (workspace.home / "ui.log").read_text()
+
+
 def serve_and_end(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Serve two modules that do nothing and end; the ports that they were given."""
     monkeypatch.setattr(servers, "commands", lambda *arguments: {"MLflow": ["this"], "Dagster": ["this"]})
