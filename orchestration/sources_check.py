@@ -40,8 +40,8 @@ class Reading:
     rejects: Counter[str] = field(default_factory=Counter)
     first_rejects: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Place, rule, reason, value."""
-    paths: set[str] = field(default_factory=set)
-    """Picture paths that were looked up."""
+    paths: set[int] = field(default_factory=set)
+    """Hashes of the picture paths that were looked up: a picture may stand in the place of its path."""
     lost: Counter[str] = field(default_factory=Counter)
     """Rules that refused some of them."""
     first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -120,9 +120,9 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
     for pair in record.pairs:
         of_negatives = (image for negative in pair.negatives for image in negative.images)
         for path in (*pair.query_images, *pair.target_images, *of_negatives):
-            if not isinstance(path, str) or path in reading.paths or len(reading.paths) >= MAX_PATHS:
+            if not isinstance(path, str) or hash(path) in reading.paths or len(reading.paths) >= MAX_PATHS:
                 continue
-            reading.paths.add(path)
+            reading.paths.add(hash(path))
             try:
                 root.check(path)
             except PictureError as error:
@@ -234,5 +234,5 @@ def _print_reading(reading: Reading, console: Console) -> None:
     for rule, count in reading.lost.most_common():
         place, path = reading.first_lost[rule]
         console.print(
-            f"  {count:,} x {rule}: [yellow]{escape(place)}[/] {escape(repr(path))}", highlight=False
+            f"  {count:,} x {rule}: [yellow]{escape(place)}[/] {escape(repr(short(path)))}", highlight=False
         )

@@ -73,7 +73,7 @@ class PictureIntake:
         for (key, (reference, place)), picture in zip(new.items(), loaded, strict=True):
             if isinstance(reference, str):
                 version = self._versions.pop(reference)
-                if writable(reference) == reference:  # others are refused, whatever becomes of their files
+                if self._may_come(reference):
                     self.paths.append((reference, version))
             if picture.image is None:
                 assert picture.error is not None
@@ -84,6 +84,14 @@ class PictureIntake:
                 self._stored.add(identity)
                 origin = self.root.locate(reference) if isinstance(reference, str) else place
                 yield {**picture.image, "origin": origin}
+
+    def _may_come(self, path: str) -> bool:
+        """Whether a picture may be found there one day; other paths are refused, whatever files there are."""
+        try:
+            self.root.locate(path)
+        except PictureError:
+            return False
+        return True
 
     def _read(self, references: Iterable[RawImage]) -> Iterator[UnreadPicture]:
         """The pictures in order, while the threads are at those that follow."""

@@ -44,6 +44,22 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     assert "1 x missing_image: data [vi].jsonl:2 'b.png'" in text
 
 
+def test_a_picture_in_the_place_of_its_path_is_not_printed(tmp_path: Path) -> None:
+    rows = [{"image": start + "A" * 100_000, "question": "?", "answer": "a"} for start in ("data:", "")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = Source(
+        name="shop",
+        format=Format.IMAGE_QA,
+        task=Task.VQA_SINGLE,
+        paths=(str(tmp_path / "a.jsonl"),),
+        image_root=str(tmp_path),
+    )
+    file = io.StringIO()
+    _print_reading(read(source, CurationSettings()), Console(width=400, file=file))
+    assert "2 x unreadable_image: a.jsonl:1 'data:AAA" in file.getvalue()
+    assert len(file.getvalue()) < 1000
+
+
 def test_a_backbone_without_a_tokenizer_is_no_sources_fault(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     source = Source(name="fine", format=Format.ALPACA, task=Task.INSTR, paths=(str(tmp_path / "*.jsonl"),))

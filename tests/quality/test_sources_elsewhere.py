@@ -49,13 +49,16 @@ def test_files_and_pictures_of_an_object_storage(workspace: Workspace) -> None:
     memory = fsspec.filesystem("memory")
     for number in range(4):
         memory.pipe_file(f"/far/pictures/sub/{number}.png", png(number))
-    paths = [rf"sub\{number}.png" for number in range(4)] + ["../x.png", r"C:\x\1.png", "sub/9.png"]
+    paths = [rf"sub\{number}.png" for number in range(4)]
+    paths += ["../x.png", r"C:\x\1.png", "sub/9.png", "A" * 9999]
     rows = [{"image": path, "question": "Gì đây thế?", "answer": f"vật {n}"} for n, path in enumerate(paths)]
     memory.pipe_file("/far/a.jsonl.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     source = Source(name="far", paths=("memory://far/*.gz",), image_root="memory://far/pictures", **QA)
     summary = curate(source, CurationSettings(), workspace)
-    assert summary.rejected == {"path_leaves_root": 2, "missing_image": 1}
+    assert summary.rejected == {"path_leaves_root": 2, "missing_image": 1, "unreadable_image": 1}
     assert summary.pairs_out == 4
+    looked_at = pl.read_parquet(workspace.curated("far") / "pictures.parquet")["path"].to_list()
+    assert looked_at == [*paths[:4], "sub/9.png"]  # the others are refused, whatever files there are
     assert curate(source, CurationSettings(), workspace).reused
     memory.pipe_file("/far/pictures/sub/0.png", png(77))
     assert not curate(source, CurationSettings(), workspace).reused

@@ -13,15 +13,17 @@ from fsspec.core import url_to_fs
 
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.pictures import PictureError
-from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_no_answer
+from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_no_answer, why
 from vipolyqwen_core.corpus.text import writable
 
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
 """Larger files are no pictures of a corpus."""
+MAX_PATH_CHARS = 4096
+"""Longer ones are no paths: a picture in base64, say."""
 LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError, RuntimeError)
 """What a local folder raises where a file cannot be read: no permission, a long name, links in a circle."""
-_ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://|data:)")
+_ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://)")
 
 
 class ImageRoot:
@@ -56,10 +58,13 @@ class ImageRoot:
 
         Raises:
             PictureError: with rule `path_leaves_root` for an absolute path, a URL or one that climbs out of
-                the root, `missing_image` for an empty one, `unreadable_image` for one that is no Unicode
+                the root, `missing_image` for an empty one, `unreadable_image` for one that is no Unicode or
+                no path at all
         """
         if not path.strip() or "\0" in path:
             raise PictureError("missing_image", "the path of the picture is empty")
+        if len(path) > MAX_PATH_CHARS or path.startswith("data:"):
+            raise PictureError("unreadable_image", f"{len(path)} characters that are no path of a picture")
         if writable(path) != path:
             raise PictureError("unreadable_image", "the path of the picture cannot be written as UTF-8")
         slashed = path.strip().replace("\\", "/")
@@ -124,8 +129,7 @@ class ImageRoot:
             except self._errors as error:
                 if isinstance(error, FileNotFoundError) and not is_no_answer(self._fs, error):
                     continue
-                why = error.__cause__ if isinstance(error, FileNotFoundError) else error
-                raise PictureError("unreadable_image", f"the picture cannot be read: {why}") from error
+                raise PictureError("unreadable_image", f"the picture cannot be read: {why(error)}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
 
     def _is_folder(self) -> bool:

@@ -70,12 +70,20 @@ def test_a_located_path_is_the_same_for_every_spelling(root: ImageRoot) -> None:
         ("a/x.png/y.png", "unreadable_image"),
         ("n" * 5000, "unreadable_image"),
         ("\ud800.png", "unreadable_image"),
+        ("data:image/png;base64,iVBORw0KGgo=", "unreadable_image"),
     ],
 )
 def test_other_paths_are_refused_with_their_rule(root: ImageRoot, path: str, rule: str) -> None:
     with pytest.raises(PictureError) as refused:
         root.read(path)
     assert refused.value.rule == rule
+
+
+@pytest.mark.parametrize("path", ["n" * 300, "n" * 500_000, "data:image/png;base64," + "n" * 500_000])
+def test_a_picture_in_the_place_of_its_path_is_not_repeated(root: ImageRoot, path: str) -> None:
+    with pytest.raises(PictureError) as refused:
+        root.read(path)
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

@@ -153,7 +153,7 @@ def check_source(source: Source) -> list[SourceFile]:
         )
     path = next((head.path for head in heads if head.path is not None), None)
     if source.image_root is None and path is not None:
-        raise ValueError(f"{where}: image_root is missing: below which folder does {path!r} lie?")
+        raise ValueError(f"{where}: image_root is missing: below which folder does {shorten(path)!r} lie?")
     return files
 
 
