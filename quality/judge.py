@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import great_expectations as gx
 import polars as pl
@@ -16,6 +18,9 @@ from vipolyqwen_core.corpus.tables import written_aside
 
 pandas_execution_engine.HASH_THRESHOLD = 0  # frames below 1 GB are fingerprinted with md5 otherwise
 SITE = "data_docs"
+PLAIN_LIST = """<ul id="plain-list">{links}</ul>
+<script>document.getElementById("plain-list").hidden = Boolean(window.jQuery)</script>
+"""
 SHOWN = ("check", "suite", "expectation", "column", "severity", "success", "observed")
 
 
@@ -58,6 +63,7 @@ def judge(
     if docs is not None:
         with written_aside(docs) as aside:
             _write_docs(context, aside)
+            _list_without_internet(aside)
     return lines
 
 
@@ -112,8 +118,22 @@ def _bounds(result: ExpectationValidationResult) -> str:
 def _write_docs(context: Any, folder: Path) -> None:
     site = {
         "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,  # a bar that advertises tutorials
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
     }
     context.add_data_docs_site(site_name=SITE, site_config=site)
     context.build_data_docs(site_names=[SITE])
+
+
+def _list_without_internet(folder: Path) -> None:
+    """Let the first page name the others where jQuery, which makes its table, could not be loaded."""
+    pages = sorted(folder.glob("validations/**/*.html"))
+    links = "".join(
+        f'<li><a href="{quote(page.relative_to(folder).as_posix())}">'
+        f"{escape(page.relative_to(folder).parts[1])}</a></li>"
+        for page in pages
+    )
+    index = folder / "index.html"
+    body, _, rest = index.read_text(encoding="utf-8").rpartition("</body>")
+    index.write_text(f"{body}{PLAIN_LIST.format(links=links)}</body>{rest}", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Validation: critical failures block, warnings are recorded, an accepted version stays until the next."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, t
     table = pl.read_parquet(folder / "pairs.parquet")
     assert table.schema == polars_schema(TAGGED)
     assert table.equals(pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet"))
-    assert Path(summary.details["data_docs"]).is_file()
+    docs = Path(summary.details["data_docs"])
+    pages = re.findall(r'<li><a href="(validations/[^"]+)">', docs.read_text(encoding="utf-8"))
+    assert len(pages) == 5
+    assert all((docs.parent / page).is_file() for page in pages)
     assert {line["suite"] for line in summary.details["expectations"]} == {
         "validated", "task_instr", "task_vqa_single", "stages", "pictures",
     }  # fmt: skip
