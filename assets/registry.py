@@ -70,10 +70,12 @@ def numbered_version(client: Any, number: int) -> Version:
     Raises:
         ValueError: there is none
     """
-    for entry in client.search_model_versions(f"name = '{REGISTERED_MODEL}'"):
-        if int(entry.version) == number:
-            return _version(client.get_model_version(REGISTERED_MODEL, entry.version))
-    raise ValueError(f"{REGISTERED_MODEL} has no version {number}")
+    found = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    numbers = sorted(int(entry.version) for entry in found)
+    if number not in numbers:
+        known = ", ".join(map(str, numbers)) or "none yet"
+        raise ValueError(f"{REGISTERED_MODEL} has no version {number}; it has {known}")
+    return _version(client.get_model_version(REGISTERED_MODEL, str(number)))
 
 
 def version_with_alias(client: Any, alias: str) -> Version | None:

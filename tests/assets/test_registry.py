@@ -77,7 +77,11 @@ def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
 def test_an_empty_registry_has_no_champion(client: mlflow.MlflowClient) -> None:
     assert champion(client) is None
     assert version_of_run(client, "demo-1") is None
-    with pytest.raises(ValueError, match="has no version 7"):
+    with pytest.raises(ValueError, match="has no version 7; it has none yet"):
+        numbered_version(client, 7)
+    register(client, "demo-1", CHAMPION)
+    register(client, "demo-2", CHALLENGER)
+    with pytest.raises(ValueError, match="has no version 7; it has 1, 2"):
         numbered_version(client, 7)
 
 
