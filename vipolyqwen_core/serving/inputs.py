@@ -11,7 +11,12 @@ from PIL import Image
 
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task, Turn
-from vipolyqwen_core.corpus.pictures import DECODING_ERRORS, decode_picture, normalise_picture
+from vipolyqwen_core.corpus.pictures import (
+    DECODING_ERRORS,
+    PictureError,
+    decode_picture,
+    normalise_picture,
+)
 from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
 from vipolyqwen_core.processing.processor import Item, ItemError
 
@@ -64,10 +69,15 @@ def read_picture(picture: Picture) -> Image.Image:
         except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
             raise ValueError(f"the picture cannot be decoded: {error}") from error
     if isinstance(picture, (str, os.PathLike)):
+        named = f"picture {str(picture)[:200]!r}"
         try:
-            picture = Path(picture).read_bytes()
+            data = Path(picture).read_bytes()
         except (OSError, ValueError) as error:
-            raise ValueError(f"picture {str(picture)[:200]!r} cannot be read: {error}") from error
+            raise ValueError(f"{named} cannot be read: {error}") from error
+        try:
+            return decode_picture(data, MAX_IMAGE_PIXELS).image
+        except PictureError as error:
+            raise PictureError(error.rule, f"{named}: {error}") from error
     if not isinstance(picture, (bytes, bytearray, memoryview)):
         raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(picture).__name__}")
     return decode_picture(bytes(picture), MAX_IMAGE_PIXELS).image

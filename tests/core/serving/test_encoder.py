@@ -158,6 +158,10 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": "<image><image>", "images": picture(1)}, "item 0: 2 placeholders"),
         ({"images": [picture(1), b"no picture"]}, "item 1: 10 bytes of no known picture format"),
         ({"images": [picture(1), "absent.png"]}, "item 1: picture 'absent.png' cannot be read"),
+        (
+            {"images": [__file__]},
+            "item 0: picture '.*test_encoder.py': .* no known picture format",
+        ),
         ({"images": [3]}, "item 0: a picture is a PIL image, a path or bytes, not int"),
         ({"images": Image.new("RGB", (1000, 1))}, "item 0: a picture of 1000 x 1 pixels"),
         ({"text": "a", "prefix": "summary"}, "unknown prefix 'summary'"),
