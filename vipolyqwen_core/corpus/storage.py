@@ -1,4 +1,4 @@
-"""Storages other than local files: what they raise, patience with them, and their files as streams.
+"""Storages other than local files: what they raise, patience with them, and their files.
 
 A storage that fails says nothing about a file. So it is asked again, and in the end the reading ends: no
 ledger may say for good that a file is broken which could not be fetched today.
@@ -7,10 +7,10 @@ ledger may say for good that a file is broken which could not be fetched today.
 import io
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from typing import IO, Any, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 T = TypeVar("T")
@@ -72,89 +72,57 @@ def why(error: BaseException) -> str:
     return " ".join(str(told).split())[:200] or type(told).__name__
 
 
-class FarStream(io.RawIOBase):
-    """The bytes of a file of another storage.
+class RemoteFile(AbstractBufferedFile):
+    """A file of another storage, fetched in parts; each is asked for again while the storage may yet answer.
 
-    A server that gives no parts of a file has the whole of it fetched first, to where temporary files lie.
+    Where a server gives no parts of a file, or does not tell its size, the whole of it is fetched to where
+    temporary files lie.
+
+    Raises:
+        StorageError: from any method: the storage does not give the bytes
     """
 
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
-        super().__init__()
-        self._fs, self._path = fs, path
-        self._place = 0
-        self._stream: IO[bytes] | None = None
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is, if need be by fetching the whole."""
-        return True
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        """Bytes of the file; fewer than there is room for, where the storage gives fewer at once.
-
-        Raises:
-            StorageError: the storage does not give them
-        """
-        room = memoryview(buffer).cast("B")
-        data = self._ask(lambda stream: stream.read(len(room)))
-        room[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place.
-
-        Raises:
-            StorageError: the storage does not answer
-        """
-
-        def go(stream: IO[bytes]) -> int:
-            stream.seek(offset, whence)
-            return stream.tell()
-
-        self._place = self._ask(go)
-        return self._place
+        self.fs, self.path = fs, path
+        self._whole: IO[bytes] | None = None
+        super().__init__(fs, path, size=self._ask(self._num_bytes))
 
     def close(self) -> None:
-        """Let go of the storage."""
-        if self._stream is not None:
-            self._stream.close()
+        """Let go of what was fetched."""
+        if self._whole is not None:
+            self._whole.close()
         super().close()
 
-    def _ask(self, use: Callable[[IO[bytes]], T]) -> T:
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self._ask(self._part, start, end)
+
+    def _ask(self, question: Callable[..., T], *arguments: int) -> T:
         try:
-            return self._use(use)  # type: ignore[return-value]  # tenacity loses the type
+            return question(*arguments)
         except REMOTE_ERRORS as error:
-            raise StorageError(f"{self._path} cannot be fetched: {why(error)}") from error
+            raise StorageError(f"{self.path} cannot be fetched: {why(error)}") from error
 
     @patiently
-    def _use(self, use: Callable[[IO[bytes]], T]) -> T:
-        try:
-            if self._stream is None:
-                self._stream = self._fs.open(self._path, "rb")
-                self._stream.seek(self._place)
+    def _num_bytes(self) -> int:
+        size = self.fs.info(self.path)["size"]
+        return self._fetched().seek(0, io.SEEK_END) if size is None else size
+
+    @patiently
+    def _part(self, start: int, end: int) -> bytes:
+        if self._whole is None:
             try:
-                return use(self._stream)
+                with self.fs.open(self.path, "rb", cache_type="none") as part:
+                    part.seek(start)
+                    return part.read(end - start)  # type: ignore[no-any-return]
             except ValueError:  # fsspec's word for a server that gives no parts of a file
-                self._stream.close()
-                self._stream = self._fetched()
-                self._stream.seek(self._place)
-                return use(self._stream)
-        except REMOTE_ERRORS:
-            if self._stream is not None:
-                with suppress(*REMOTE_ERRORS):
-                    self._stream.close()
-            self._stream = None  # what broke off may end early, as if it were whole
-            raise
+                pass
+        whole = self._fetched()
+        whole.seek(start)
+        return whole.read(end - start)
 
     def _fetched(self) -> IO[bytes]:
-        whole = tempfile.TemporaryFile()  # noqa: SIM115
-        self._fs.get_file(self._path, whole)
-        return whole
+        if self._whole is None:
+            whole = tempfile.TemporaryFile()  # noqa: SIM115
+            self.fs.get_file(self.path, whole)
+            self._whole = whole
+        return self._whole

@@ -20,7 +20,7 @@ from fsspec.utils import infer_compression
 from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, FarStream, find_file, why
+from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, why
 from vipolyqwen_core.corpus.text import compose, writable
 
 ZSTD_SUFFIX = ".zst"
@@ -156,7 +156,7 @@ def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:
     """The bytes of a file as it lies there."""
     if "file" in fs.protocol or isinstance(fs, AbstractArchiveFileSystem):
         return fs.open(path, "rb")  # type: ignore[no-any-return]
-    return io.BufferedReader(FarStream(fs, path), PIECE_BYTES)
+    return io.BufferedReader(RemoteFile(fs, path), PIECE_BYTES)
 
 
 @contextmanager
