@@ -22,13 +22,12 @@ def sample_id(
     Stable across runs, machines and the place of the row in its file. Texts are taken as they are: normalise
     first.
     """
-    sides = _side_bytes(query, query_images, history), _side_bytes(target, target_images, None)
-    return _sample_digest(task, *sides, score)
+    return pair_hashes(task, query, target, query_images, target_images, history, score)[0]
 
 
 def side_hash(text: str, image_ids: Sequence[str] = (), history: Sequence[Turn] | None = None) -> int:
     """64 bits, never 0: identity of a side, equal for a query and a target of equal content."""
-    return _side_digest(_side_bytes(text, image_ids, history))
+    return _number(_side_bytes(text, image_ids, history), b"side")
 
 
 def pair_hashes(
@@ -40,16 +39,17 @@ def pair_hashes(
     history: Sequence[Turn] | None = None,
     score: float | None = None,
 ) -> tuple[str, int, int]:
-    """`sample_id` of a pair and `side_hash` of its query and of its target, at half the work."""
+    """`sample_id` of a pair and `side_hash` of its query and of its target."""
     sides = _side_bytes(query, query_images, history), _side_bytes(target, target_images, None)
-    return _sample_digest(task, *sides, score), _side_digest(sides[0]), _side_digest(sides[1])
+    end = b"-" if score is None else struct.pack("<f", score)
+    data = b"".join((_text_bytes(str(task)), *sides, end))
+    sample = hashlib.blake2b(data, digest_size=16, person=b"sample").hexdigest()
+    return sample, _number(sides[0], b"side"), _number(sides[1], b"side")
 
 
 def key_hash(key: str | None) -> int:
     """64 bits of a declared key; 0 where there is none."""
-    if key is None:
-        return 0
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"key").digest(), "little") or 1
+    return 0 if key is None else _number(key.encode(), b"key")
 
 
 def content_digest(files: Iterable[Path]) -> str:
@@ -70,14 +70,9 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
-def _sample_digest(task: Task, query: bytes, target: bytes, score: float | None) -> str:
-    end = b"-" if score is None else struct.pack("<f", score)
-    data = b"".join((_text_bytes(str(task)), query, target, end))
-    return hashlib.blake2b(data, digest_size=16, person=b"sample").hexdigest()
-
-
-def _side_digest(side: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(side, digest_size=8, person=b"side").digest(), "little") or 1
+def _number(data: bytes, person: bytes) -> int:
+    """64 bits, never 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, person=person).digest(), "little") or 1
 
 
 def _side_bytes(text: str, image_ids: Sequence[str], history: Sequence[Turn] | None) -> bytes:
