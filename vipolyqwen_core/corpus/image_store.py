@@ -10,7 +10,6 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vipolyqwen_core.contract import IMAGE_STORE
 from vipolyqwen_core.corpus.tables import arrow_schema
@@ -106,19 +105,6 @@ class ImageStore:
     def __len__(self) -> int:
         """Number of pictures."""
         return int(self._dataset.count_rows())
-
-    def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """Row of each picture; the key is its id. One scan over the ids of the store a call.
-
-        Raises:
-            ValueError: a picture is not in the store
-        """
-        wanted = pa.array(list(dict.fromkeys(ids)), type=pa.large_string())
-        rows = pc.index_in(wanted, value_set=self.table(["image_id"])["image_id"])
-        if rows.null_count:
-            missing = wanted.filter(pc.is_null(rows))[0].as_py()
-            raise ValueError(f"image {missing!r} is not in {self.path}, version {self.version}")
-        return dict(zip(wanted.to_pylist(), rows.to_pylist(), strict=True))
 
     def read(self, rows: Sequence[int]) -> list[bytes]:
         """Bytes of the pictures at these rows, in this order; rows may repeat."""

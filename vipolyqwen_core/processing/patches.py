@@ -112,19 +112,3 @@ def cut_patches(image: Image.Image, grid: tuple[int, int, int], layout: PatchLay
     return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(
         rows * columns, layout.patch_bytes
     )
-
-
-def pixel_values(patches: NDArray[np.uint8], layout: PatchLayout) -> NDArray[np.float32]:
-    """What transformers' processor makes of the same picture: normalised, with the frame repeated.
-
-    The model does this on its device; here it stands for those who feed a plain Qwen2-VL.
-
-    Shapes:
-        patches: [P, 588] uint8
-        returns: [P, 1176] float32
-    """
-    channels = patches.reshape(len(patches), 3, 1, -1).astype(np.float32) / np.float32(255)
-    mean = np.asarray(layout.image_mean, dtype=np.float32).reshape(1, 3, 1, 1)
-    deviation = np.asarray(layout.image_std, dtype=np.float32).reshape(1, 3, 1, 1)
-    frames: NDArray[np.float32] = np.repeat((channels - mean) / deviation, layout.temporal_patch_size, axis=2)
-    return frames.reshape(len(patches), -1)

@@ -13,7 +13,7 @@ from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
-from vipolyqwen_core.processing.patches import pixel_values
+from vipolyqwen_core.processing.patches import PatchLayout
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
 
 DIM = 48
@@ -22,6 +22,17 @@ DIM = 48
 def picture(width: int, height: int, seed: int) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+def pixel_values(patches: np.ndarray, layout: PatchLayout) -> np.ndarray:
+    """What transformers' processor makes of the same pictures: normalised, each frame repeated."""
+    channels = patches.reshape(len(patches), 3, 1, -1).astype(np.float32) / np.float32(255)
+    mean, deviation = (
+        np.asarray(values, dtype=np.float32).reshape(1, 3, 1, 1)
+        for values in (layout.image_mean, layout.image_std)
+    )
+    frames = np.repeat((channels - mean) / deviation, layout.temporal_patch_size, axis=2)
+    return frames.reshape(len(patches), -1)
 
 
 ITEMS = (

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from tests.core.model.plain import pixel_values
 from vipolyqwen_core.processing.patches import (
     MAX_ASPECT_RATIO,
     PatchLayout,
     cut_patches,
     patch_grid,
-    pixel_values,
     resized_size,
 )
 
