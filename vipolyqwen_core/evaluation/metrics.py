@@ -32,47 +32,34 @@ Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-def rank(
-    queries: Vectors, candidates: Vectors, relevant: Mask, excluded: Mask | None = None, depth: int = DEPTH
-) -> NDArray[np.int64]:
-    """The nearest candidates of each query by dot product, best first; ties go against the relevant ones.
-
-    Shapes:
-        queries: [Q, D]; candidates: [N, D]; relevant, excluded: [Q, N]
-        returns: [Q, min(depth, N)] columns; -1 where fewer candidates are left than ranks
-    """
-    return rank_by(lambda rows: queries[rows] @ candidates.T, relevant, excluded, depth)
-
-
 def rank_by(
-    similarity: Callable[[slice], NDArray[np.floating]],
-    relevant: Mask,
-    excluded: Mask | None = None,
-    depth: int = DEPTH,
+    similarity: Callable[[slice], NDArray[np.floating]], relevant: Mask, excluded: Mask | None = None
 ) -> NDArray[np.int64]:
-    """As `rank`, by a function that gives the similarities of some queries; a block of them at a time.
+    """The nearest candidates of each query, best first; ties go against the relevant ones.
+
+    Similarities are asked for by a block of queries at a time.
 
     Shapes:
         similarity: slice of queries -> [B, N]; relevant, excluded: [Q, N]
+        returns: [Q, min(10, N)] columns; -1 where fewer candidates are left than ranks
     """
-    blocks = [np.empty((0, min(depth, relevant.shape[1])), dtype=np.int64)]
+    blocks = [np.empty((0, min(DEPTH, relevant.shape[1])), dtype=np.int64)]
     for start in range(0, len(relevant), BLOCK_QUERIES):
         rows = slice(start, start + BLOCK_QUERIES)
         left_out = None if excluded is None else excluded[rows]
-        blocks.append(rank_similarity(similarity(rows), relevant[rows], left_out, depth))
+        blocks.append(rank_similarity(similarity(rows), relevant[rows], left_out))
     return np.concatenate(blocks)
 
 
 def rank_similarity(
-    similarity: NDArray[np.floating], relevant: Mask, excluded: Mask | None = None, depth: int = DEPTH
+    similarity: NDArray[np.floating], relevant: Mask, excluded: Mask | None = None
 ) -> NDArray[np.int64]:
-    """As `rank`, from a matrix of similarities [Q, N]."""
+    """As `rank_by`, from a whole matrix of similarities [Q, N]."""
     lowered = similarity.astype(np.float64) - TIE_TOLERANCE * relevant
     if excluded is not None:
         lowered[excluded] = -np.inf
-    depth = min(depth, lowered.shape[1])
     # Stable: candidates that are equal keep the order of the pool.
-    nearest = np.argsort(-lowered, axis=1, kind="stable")[:, :depth].astype(np.int64)
+    nearest = np.argsort(-lowered, axis=1, kind="stable")[:, :DEPTH].astype(np.int64)
     nearest[np.isneginf(np.take_along_axis(lowered, nearest, axis=1))] = -1
     return nearest
 

@@ -6,9 +6,10 @@ answer. A candidate that is the query itself is left out, as in training. Scored
 score ask nothing, but their targets stay candidates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,6 @@ from vipolyqwen_core.evaluation.metrics import (
     chance_recall,
     hits,
     query_scores,
-    rank,
     rank_by,
 )
 
@@ -139,20 +139,18 @@ class Ranking:
 
 
 def rank_pool(pool: Pool, queries: Vectors, targets: Vectors) -> Ranking:
-    """Rank a pool by vectors of all rows.
+    """Rank a pool by the dot products of vectors.
 
     Shapes:
         queries, targets: [R, D], the vectors of each row's sides
     """
-    return _judge(pool, rank(queries[pool.queries], targets[pool.targets], pool.relevant, pool.excluded))
+    asked, candidates = queries[pool.queries], targets[pool.targets]
+    return rank_pool_by(pool, lambda some: asked[some] @ candidates.T)
 
 
 def rank_pool_by(pool: Pool, similarity: Callable[[slice], NDArray[np.floating]]) -> Ranking:
     """Rank a pool by a function that gives the similarities [B, N] of some of its queries."""
-    return _judge(pool, rank_by(similarity, pool.relevant, pool.excluded))
-
-
-def _judge(pool: Pool, nearest: Ints) -> Ranking:
+    nearest = rank_by(similarity, pool.relevant, pool.excluded)
     return Ranking(nearest, query_scores(hits(nearest, pool.relevant), pool.num_relevant))
 
 
@@ -170,21 +168,18 @@ def build_pools(rows: Rows, positive_score: float) -> list[Pool]:
 
 def build_cross_lingual_pools(rows: Rows, positive_score: float) -> list[Pool]:
     """Pools that ask in one language and answer in another, where a `positive_key` joins the two."""
-    return list(_cross_lingual(rows, positive_score))
-
-
-def _cross_lingual(rows: Rows, positive_score: float) -> Iterator[Pool]:
+    pools = []
     for task in Task:
         of_task = rows.task == task.value
-        for asked in sorted(set(rows.language[of_task])):
-            for answered in sorted(set(rows.language[of_task]) - {asked}):
-                askers = np.flatnonzero(of_task & (rows.language == asked))
-                answerers = np.flatnonzero(of_task & (rows.language == answered))
-                shared = np.intersect1d(rows.positive[askers], rows.positive[answerers])
-                askers = askers[np.isin(rows.positive[askers], shared[shared != 0])]
-                pool = _pool(rows, task, f"{asked}>{answered}", askers, answerers, positive_score)
-                if pool is not None:
-                    yield pool
+        for asked, answered in permutations(sorted(set(rows.language[of_task])), 2):
+            askers = np.flatnonzero(of_task & (rows.language == asked))
+            answerers = np.flatnonzero(of_task & (rows.language == answered))
+            shared = np.intersect1d(rows.positive[askers], rows.positive[answerers])
+            askers = askers[np.isin(rows.positive[askers], shared[shared != 0])]
+            pool = _pool(rows, task, f"{asked}>{answered}", askers, answerers, positive_score)
+            if pool is not None:
+                pools.append(pool)
+    return pools
 
 
 def _pool(
@@ -202,22 +197,12 @@ def _pool(
     target_ids, first_target = np.unique(rows.target[answerers], return_index=True)
     if len(query_ids) == 0 or len(target_ids) < 2:
         return None
-    right = np.zeros((len(query_ids), len(target_ids)), dtype=bool)
-    column = np.searchsorted(target_ids, rows.target[answering])
-    # the pair itself, and every pair that asks the same
-    same = np.searchsorted(query_ids, rows.query[answering])
-    same = np.minimum(same, len(query_ids) - 1)
-    equal = query_ids[same] == rows.query[answering]
-    right[same[equal], column[equal]] = True
-    # pairs that a declared key makes equivalent
-    keys, key_of = np.unique(rows.positive[answering], return_inverse=True)
-    key_targets = np.zeros((len(keys), len(target_ids)), dtype=bool)
-    key_targets[key_of, column] = True
-    key_targets[keys == 0] = False
-    asked_key = np.minimum(np.searchsorted(keys, rows.positive[asking]), max(len(keys) - 1, 0))
-    for query, key, row in zip(query_of, asked_key, asking, strict=True):
-        if len(keys) and keys[key] == rows.positive[row]:
-            right[query] |= key_targets[key]
+    columns = np.searchsorted(target_ids, rows.target[answering])
+    right = _answers(query_ids, rows.query[answering], columns, len(target_ids))
+    keyed = rows.positive[asking] != 0
+    by_key = _answers(rows.positive[asking][keyed], rows.positive[answering], columns, len(target_ids))
+    for query, answers in zip(query_of[keyed], by_key, strict=True):
+        right[query] |= answers
     excluded = query_ids[:, None] == target_ids[None, :]
     right &= ~excluded
     answerable = right.any(axis=1)
@@ -233,3 +218,19 @@ def _pool(
         excluded=excluded[answerable],
         clusters=rows.component[asking[first_query]][answerable],
     )
+
+
+def _answers(
+    asked: NDArray[np.uint64], answered: NDArray[np.uint64], columns: Ints, num_targets: int
+) -> Mask:
+    """Which targets answer what is asked: those of the rows that bear the same number.
+
+    Shapes:
+        asked: [K]; answered: [A] numbers of the rows that answer; columns: [A] their targets
+        returns: [K, N]
+    """
+    known, place = np.unique(answered, return_inverse=True)
+    table = np.zeros((len(known) + 1, num_targets), dtype=bool)  # the last row: nothing answers
+    table[place, columns] = True
+    found = np.searchsorted(known, asked)
+    return table[np.where(np.isin(asked, known), found, len(known))]

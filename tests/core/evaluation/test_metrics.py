@@ -14,7 +14,6 @@ from vipolyqwen_core.evaluation.metrics import (
     correlation,
     hits,
     query_scores,
-    rank,
     rank_by,
     rank_similarity,
 )
@@ -94,7 +93,7 @@ def test_rank_equals_a_sort_written_out(seed: int, queries: int, candidates: int
     query = rng.normal(size=(queries, 4)).astype(np.float32)
     target = rng.normal(size=(candidates, 4)).astype(np.float32)
     relevant = rng.random((queries, candidates)) < 0.3
-    nearest = rank(query, target, relevant)
+    nearest = rank_similarity(query @ target.T, relevant)
     for row in range(queries):
         similarity = [float(np.dot(query[row], target[column])) for column in range(candidates)]
         assert nearest[row].tolist() == sorted(range(candidates), key=lambda c: -similarity[c])[:10]
@@ -146,5 +145,4 @@ def test_similarities_are_asked_for_block_by_block_and_rank_as_the_whole_matrix_
 
     assert np.array_equal(rank_by(some, relevant, excluded), rank_similarity(similarity, relevant, excluded))
     assert asked == [256, 256, 88]
-    assert np.array_equal(rank_by(some, relevant, depth=3), rank_similarity(similarity, relevant)[:, :3])
     assert rank_by(some, relevant[:0]).shape == (0, 10)
