@@ -15,7 +15,13 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from vipolyqwen_core.contract import BACKBONE_FILES
-from vipolyqwen_core.processing.vocabulary import QWEN2_VL_SPECIAL_TOKENS, byte_level_tokenizer, special
+from vipolyqwen_core.processing.vocabulary import (
+    QWEN2_VL_SPECIAL_TOKENS,
+    byte_level_tokenizer,
+    decoder_entry,
+    special,
+    write_object,
+)
 
 VOCABULARY_SIZE: Final = 6000
 """Tokens that are learned from the texts at most, bytes included."""
@@ -52,7 +58,7 @@ def build_tiny_backbone(directory: Path, texts: Iterable[str], seed: int = 0) ->
     model.save_pretrained(directory)
     if shows_progress:
         enable_progress_bar()
-    _write_json(directory / "preprocessor_config.json", _picture_settings())
+    write_object(directory / "preprocessor_config.json", _picture_settings())
     missing = [name for name in BACKBONE_FILES if not (directory / name).is_file()]
     assert not missing, missing
     return directory
@@ -76,18 +82,8 @@ def _write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     """tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and chat_template.json."""
     tokenizer.save(str(directory / "tokenizer.json"))
     tokenizer.model.save(str(directory))
-    decoder = {
-        str(tokenizer.token_to_id(token)): {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
-        for token in QWEN2_VL_SPECIAL_TOKENS
-    }
-    _write_json(
+    decoder = {str(tokenizer.token_to_id(token)): decoder_entry(token) for token in QWEN2_VL_SPECIAL_TOKENS}
+    write_object(
         directory / "tokenizer_config.json",
         {
             "add_prefix_space": False,
@@ -105,7 +101,7 @@ def _write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
             "unk_token": None,
         },
     )
-    _write_json(directory / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    write_object(directory / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
 
 
 def _configuration(tokenizer: Tokenizer) -> Qwen2VLConfig:
@@ -167,7 +163,3 @@ def _picture_settings() -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": 28 * 28, "longest_edge": 1024 * 28 * 28},
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ It normalises nothing: texts and pictures come as `vipolyqwen_core.corpus` leave
 placeholders as pictures. Training, evaluation, export and `encode` all pass through here.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.processing.patches import PatchLayout, cut_patches, patch_grid
 from vipolyqwen_core.processing.prompt import ROLES, TEMPLATE, Piece, Prompt
-from vipolyqwen_core.processing.vocabulary import Vocabulary, read_object, read_vocabulary
+from vipolyqwen_core.processing.vocabulary import Vocabulary, read_object, read_vocabulary, write_object
 
 PROCESSOR_FILE: Final = "preprocessor_config.json"
 SMALL_FILES: Final = ("*.json", "merges.txt")
@@ -185,7 +184,7 @@ class ViPolyQwenProcessor:
             **asdict(self.layout),
             "vipolyqwen": self.contract,
         }
-        (path / PROCESSOR_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_object(path / PROCESSOR_FILE, content)
 
     @property
     def contract(self) -> dict[str, Any]:

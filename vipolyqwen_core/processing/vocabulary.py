@@ -59,6 +59,18 @@ def special(token: str) -> AddedToken:
     return AddedToken(token, special=True, normalized=False)
 
 
+def decoder_entry(token: str) -> dict[str, Any]:
+    """What `added_tokens_decoder` of tokenizer_config.json says of such a token."""
+    return {
+        "content": token,
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A tokenizer with its prefixes, as files and as ids."""
@@ -87,7 +99,7 @@ class Vocabulary:
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
         self.tokenizer.save(str(directory / "tokenizer.json"))
-        _write_json(directory / "tokenizer_config.json", self.tokenizer_config)
+        write_object(directory / "tokenizer_config.json", self.tokenizer_config)
 
 
 def read_vocabulary(directory: Path) -> Vocabulary:
@@ -122,15 +134,7 @@ def read_vocabulary(directory: Path) -> Vocabulary:
 def _with_prefixes(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
     """tokenizer_config.json with the prefixes among its added tokens."""
     decoder = dict(config.get("added_tokens_decoder", {}))
-    for token in PREFIX_TOKENS.values():
-        decoder[str(ids[token])] = {
-            "content": token,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
+    decoder |= {str(ids[token]): decoder_entry(token) for token in PREFIX_TOKENS.values()}
     extra = list(config.get("additional_special_tokens") or QWEN2_VL_SPECIAL_TOKENS[1:])
     extra += [token for token in PREFIX_TOKENS.values() if token not in extra]
     return {**config, "added_tokens_decoder": decoder, "additional_special_tokens": extra}
@@ -162,12 +166,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file of a model."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no other
         raise ValueError(f"{path} is damaged ({error}); copy the model anew") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
