@@ -5,8 +5,8 @@ from typing import Any
 
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.dialogue import exchanges_of
-from vipolyqwen_core.corpus.readers.fields import declared, keys_of
+from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs
+from vipolyqwen_core.corpus.readers.fields import keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, optional_text, required, text_of
 
@@ -28,16 +28,7 @@ def alpaca_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str)
     target = text_of(required(fields, outputs), "the output")
     query = f"{instruction}\n{added}" if added and added.strip() else instruction
     turns = [*_earlier(fields, source), Turn("user", query), Turn("assistant", target)]
-    return [
-        RawPair(
-            task=Task.INSTR,
-            query=exchange.query,
-            target=exchange.target,
-            history=exchange.history,
-            **declared(fields, source),
-        )
-        for exchange in exchanges_of(turns, (), dialogue_turns)
-    ]
+    return dialogue_pairs(Task.INSTR, turns, (), fields, source, dialogue_turns)
 
 
 def _earlier(fields: Mapping[Key, Any], source: Source) -> list[Turn]:

@@ -1,11 +1,12 @@
 """Dialogues: from turns to pairs. The query holds nothing from its answer on."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Turn
-from vipolyqwen_core.corpus.readers.fields import images_of
-from vipolyqwen_core.corpus.readers.records import RawImage, RecordError
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.fields import declared, images_of
+from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
 from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, text_of
 
 ROLES = {
@@ -18,15 +19,6 @@ ROLES = {
     "bot": "assistant",
 }
 """Roles as files name them."""
-
-
-class Exchange(NamedTuple):
-    """One answer of a dialogue with all that was said before."""
-
-    query: str
-    target: str
-    history: tuple[Turn, ...] | None
-    images: tuple[RawImage, ...]
 
 
 def turns_of(
@@ -55,7 +47,14 @@ def turns_of(
     return turns, images
 
 
-def exchanges_of(turns: Sequence[Turn], images: Sequence[RawImage], dialogue_turns: str) -> list[Exchange]:
+def dialogue_pairs(
+    task: Task,
+    turns: Sequence[Turn],
+    images: Sequence[RawImage],
+    fields: Mapping[Key, Any],
+    source: Source,
+    dialogue_turns: str,
+) -> list[RawPair]:
     """The last answer of a dialogue with its question and what came before, or (`each`) every answer.
 
     Pictures are dealt to the turns by their placeholders, missing placeholders counted in front of the first
@@ -63,7 +62,7 @@ def exchanges_of(turns: Sequence[Turn], images: Sequence[RawImage], dialogue_tur
     whose target it is.
 
     Raises:
-        RecordError: no answer follows a question
+        RecordError: no answer follows a question, or `fields` declares something in a wrong form
     """
     answers = [
         place
@@ -78,11 +77,13 @@ def exchanges_of(turns: Sequence[Turn], images: Sequence[RawImage], dialogue_tur
     placeholders = [turn.text.count(IMAGE_PLACEHOLDER) for turn in turns]
     missing = max(0, len(images) - (sum(placeholders) - placeholders[last]))
     return [
-        Exchange(
+        RawPair(
+            task=task,
             query=turns[place - 1].text,
             target=turns[place].text,
+            query_images=tuple(images[: missing + sum(placeholders[:place])]),
             history=tuple(turns[: place - 1]) or None,
-            images=tuple(images[: missing + sum(placeholders[:place])]),
+            **declared(fields, source),
         )
         for place in (answers if dialogue_turns == "each" else answers[-1:])
     ]

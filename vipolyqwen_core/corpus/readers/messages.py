@@ -5,8 +5,8 @@ from typing import Any
 
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
-from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of, keys_of
+from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
+from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, optional_text, required
 
@@ -34,14 +34,4 @@ def message_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str
     images = (*images_of(optional(fields, keys_of(source, "images", "image"))), *inside)
     if source.task in IMAGE_TASKS and not images:
         raise RecordError("no_images", f"a dialogue of {source.task} has no images", list(fields))
-    return [
-        RawPair(
-            task=source.task,
-            query=exchange.query,
-            target=exchange.target,
-            query_images=exchange.images,
-            history=exchange.history,
-            **declared(fields, source),
-        )
-        for exchange in exchanges_of(turns, images, dialogue_turns)
-    ]
+    return dialogue_pairs(source.task, turns, images, fields, source, dialogue_turns)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.dialogue import exchanges_of, turns_of
+from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, answers_of, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
 from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, required, text_of
@@ -113,14 +113,4 @@ def _dialogue(
         turns = [*turns, Turn("assistant", target)]
     elif turns[-1].role != "assistant":
         required(fields, TARGET_KEYS[task])
-    return [
-        RawPair(
-            task=task,
-            query=exchange.query,
-            target=exchange.target,
-            query_images=exchange.images,
-            history=exchange.history,
-            **declared(fields, source),
-        )
-        for exchange in exchanges_of(turns, [*images, *inside], dialogue_turns)
-    ]
+    return dialogue_pairs(task, turns, [*images, *inside], fields, source, dialogue_turns)
