@@ -1,6 +1,5 @@
 """A training set of a few pairs with pictures, written as the factory writes one."""
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import TRAINING, Split, Task, Turn
 from vipolyqwen_core.corpus.hashing import key_hash, sample_id, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
@@ -74,7 +74,9 @@ def write_training_set(folder: Path, pairs: Iterable[SmallPair]) -> Path:
     pairs = list(pairs)
     numbers = sorted({n for pair in pairs for n in (*pair.query_pictures, *pair.target_pictures)})
     images = folder / "images.lance"
-    version = write_images(images, (_image_row(number) for number in numbers))
+    version = write_images(
+        images, (store_row(picture(number), f"pictures/{number}.png") for number in numbers)
+    )
     (folder / "images.json").write_text(json.dumps({SOURCE: {"path": str(images), "version": version}}))
     rows = {number: row for row, number in enumerate(numbers)}
     for split in Split:
@@ -85,22 +87,6 @@ def write_training_set(folder: Path, pairs: Iterable[SmallPair]) -> Path:
     count = len(pairs)
     StageSummary("training_set", "fingerprint", f"version-{count}", count, count, {}).write(folder)
     return folder
-
-
-def _image_row(number: int) -> dict[str, Any]:
-    image = picture(number)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return {
-        "image_id": image_id(image),
-        "bytes": buffer.getvalue(),
-        "format": "PNG",
-        "width": image.width,
-        "height": image.height,
-        "phash": "0" * 16,
-        "origin": f"pictures/{number}.png",
-        "reencoded": False,
-    }
 
 
 def _row(pair: SmallPair, line: int, rows: dict[int, int]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import polars as pl
 from PIL import Image, ImageDraw
 
 from quality.near_pictures import near_pictures, propose
+from tests.stored_pictures import file_of
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 
 
@@ -25,12 +26,6 @@ def scene(colour: str, shift: int = 0) -> Image.Image:
     draw.ellipse((40 + shift, 40, 140 + shift, 140), fill=colour)
     draw.rectangle((180, 120, 280, 200), fill="navy")
     return image
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def table(files: list[bytes]) -> pl.DataFrame:
@@ -53,28 +48,28 @@ def test_other_compressions_and_sizes_of_a_picture_are_near() -> None:
     for image in (page("12.50"), scene("red")):
         half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
         files = [
-            encoded(image),
-            encoded(image, "JPEG", quality=60),
-            encoded(half),
-            encoded(image, "WEBP", quality=70),
+            file_of(image),
+            file_of(image, "JPEG", quality=60),
+            file_of(half),
+            file_of(image, "WEBP", quality=70),
         ]
         assert {(0, 1), (0, 2), (0, 3)} <= set(found(files))
 
 
 def test_pages_that_differ_in_a_number_are_proposed_and_not_confirmed() -> None:
-    files = [encoded(page("12.50")), encoded(page("47.81")), encoded(page("12.50", "white"))]
+    files = [file_of(page("12.50")), file_of(page("47.81")), file_of(page("12.50", "white"))]
     assert (0, 1) in propose(table(files)).rows()
     assert found(files) == []
 
 
 def test_scenes_that_differ_in_a_colour_or_a_place_are_not_near() -> None:
-    assert found([encoded(scene(colour)) for colour in ("red", "green", "#ff00ff")]) == []
-    assert found([encoded(scene("red", shift)) for shift in (0, 12)]) == []
+    assert found([file_of(scene(colour)) for colour in ("red", "green", "#ff00ff")]) == []
+    assert found([file_of(scene("red", shift)) for shift in (0, 12)]) == []
 
 
 def test_another_shape_is_not_even_proposed() -> None:
     image = scene("red")
-    files = [encoded(image), encoded(image.resize((320, 120)))]
+    files = [file_of(image), file_of(image.resize((320, 120)))]
     assert propose(table(files)).is_empty()
 
 

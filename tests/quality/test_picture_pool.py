@@ -1,6 +1,5 @@
 """Pictures go through processes and come back in order, whatever happens to a process."""
 
-import io
 import multiprocessing
 import os
 import signal
@@ -20,6 +19,7 @@ from quality import picture_pool
 from quality.intake import PictureIntake, normalised_rows, references_of
 from quality.picture_pool import CRASHED, LARGE_PIXELS, RETURNED_BYTES, LoadedPicture, PicturePool
 from tests.quality.conftest import scene
+from tests.stored_pictures import file_of
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.image_identity import image_id
@@ -28,12 +28,6 @@ from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_
 from vipolyqwen_core.corpus.readers.records import RawPair, Record
 
 MAX_PIXELS = 100_000_000
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 class Deadly(type(Path())):  # type: ignore[misc]
@@ -48,7 +42,7 @@ class Replaced(type(Path())):  # type: ignore[misc]
     """A file that is another one when the caller reads it."""
 
     def read_bytes(self) -> bytes:
-        return png(scene(1 if multiprocessing.parent_process() else 2))
+        return file_of(scene(1 if multiprocessing.parent_process() else 2))
 
 
 class Gone(type(Path())):  # type: ignore[misc]
@@ -56,7 +50,7 @@ class Gone(type(Path())):  # type: ignore[misc]
 
     def read_bytes(self) -> bytes:
         if multiprocessing.parent_process():
-            return png(scene(1))
+            return file_of(scene(1))
         raise FileNotFoundError(2, "No such file or directory", str(self))
 
 
@@ -74,7 +68,7 @@ def rules(loaded: list[LoadedPicture]) -> list[str | None]:
 def test_files_bytes_and_errors_keep_their_order(pool: PicturePool, tmp_path: Path) -> None:
     pictures, expected = [], []
     for number in range(60):
-        data = png(scene(number))
+        data = file_of(scene(number))
         if number % 3 == 0:
             pictures.append(data)
         elif number % 3 == 1:
@@ -93,7 +87,7 @@ def test_files_bytes_and_errors_keep_their_order(pool: PicturePool, tmp_path: Pa
 
 
 def test_a_picture_that_kills_its_process_is_the_only_one_lost(pool: PicturePool) -> None:
-    pictures = [png(scene(number)) for number in range(40)]
+    pictures = [file_of(scene(number)) for number in range(40)]
     deadly = {3, 4, 25}
     loaded = list(pool.load([Deadly("x") if n in deadly else data for n, data in enumerate(pictures)]))
     assert rules(loaded) == [CRASHED if number in deadly else None for number in range(40)]
@@ -114,7 +108,7 @@ def kill(workers: list[psutil.Process]) -> None:
 
 
 def test_workers_that_are_killed_from_outside_cost_nothing(pool: PicturePool) -> None:
-    loaded = pool.load(png(scene(number)) for number in range(400))
+    loaded = pool.load(file_of(scene(number)) for number in range(400))
     first = next(loaded)
     kill(workers_of(pool._executor))
     some = [next(loaded) for _ in range(100)]
@@ -126,13 +120,13 @@ def test_the_bytes_are_of_the_file_that_was_hashed(pool: PicturePool) -> None:
     replaced, gone = pool.load([Replaced("x.png"), Gone("y.png")])
     assert replaced.image is not None
     assert replaced.image["image_id"] == image_id(scene(2))
-    assert replaced.image["bytes"] == png(scene(2))
+    assert replaced.image["bytes"] == file_of(scene(2))
     assert rules([gone]) == ["unreadable_image"]
 
 
 def test_large_pictures_written_anew_come_back_on_disk_and_leave_nothing_there(pool: PicturePool) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (11, 400, 400, 4), dtype=np.uint8)
-    pictures = [png(Image.fromarray(pixels)) for pixels in noise]
+    pictures = [file_of(Image.fromarray(pixels)) for pixels in noise]
     loaded = list(pool.load(pictures))
     for data, result in zip(pictures, loaded, strict=True):
         assert result.image is not None
@@ -145,7 +139,7 @@ def test_large_pictures_written_anew_come_back_on_disk_and_leave_nothing_there(p
 
 def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     side = int(LARGE_PIXELS**0.5) + 10
-    large = png(Image.new("RGB", (side, side), "red"))
+    large = file_of(Image.new("RGB", (side, side), "red"))
     turns: list[str] = []
 
     class Turns:
@@ -161,7 +155,7 @@ def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(picture_pool, "_large_pictures", Turns(), raising=False)
     monkeypatch.setattr(picture_pool, "image_id", hashed)
-    assert picture_pool._load_picture(png(scene(1)), MAX_PIXELS).image is not None
+    assert picture_pool._load_picture(file_of(scene(1)), MAX_PIXELS).image is not None
     assert turns == ["hashed"]
     assert picture_pool._load_picture(large, MAX_PIXELS).image is not None
     assert turns == ["hashed", "taken", "hashed", "left"]
@@ -171,7 +165,7 @@ def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_closing_early_leaves_nothing_behind() -> None:
     pool = PicturePool(MAX_PIXELS, num_workers=1)
-    loaded = pool.load(png(scene(number)) for number in range(500))
+    loaded = pool.load(file_of(scene(number)) for number in range(500))
     assert next(loaded).image is not None
     workers = workers_of(pool._executor)
     pool.close()
@@ -196,7 +190,7 @@ if __name__ == "__main__":
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     program, picture = tmp_path / "program.py", tmp_path / "x.png"
     program.write_text(PROGRAM, encoding="utf-8")
-    picture.write_bytes(png(scene(1)))
+    picture.write_bytes(file_of(scene(1)))
     root = Path(__file__).parents[2]
     command = [sys.executable, str(program), str(picture)]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -221,7 +215,7 @@ def test_a_spawned_process_ends_after_using_the_pool() -> None:
 
 def _use_the_pool() -> None:
     pool = PicturePool(MAX_PIXELS, num_workers=1)
-    assert next(pool.load([png(scene(1))])).image is not None
+    assert next(pool.load([file_of(scene(1))])).image is not None
     pool.close()
 
 

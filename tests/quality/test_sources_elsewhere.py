@@ -25,6 +25,7 @@ from quality import curate as curate_module
 from quality import intake
 from quality.curate import curate
 from tests.quality.conftest import scene
+from tests.stored_pictures import file_of
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.image_store import ImageStore
@@ -39,9 +40,7 @@ QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
 
 
 def png(number: int) -> bytes:
-    buffer = io.BytesIO()
-    scene(number).save(buffer, "PNG")
-    return buffer.getvalue()
+    return file_of(scene(number))
 
 
 def test_files_and_pictures_of_an_object_storage(workspace: Workspace) -> None:
@@ -68,10 +67,8 @@ def test_a_picture_in_an_object_storage_that_changes_but_for_its_size_is_read_ag
     workspace: Workspace,
 ) -> None:
     memory = fsspec.filesystem("memory")
-    blue, red = (io.BytesIO(), io.BytesIO())
-    Image.new("RGB", (64, 64), "blue").save(blue, "BMP")
-    Image.new("RGB", (64, 64), "red").save(red, "BMP")
-    memory.pipe_file("/swap/pictures/x.bmp", blue.getvalue())
+    blue, red = (file_of(Image.new("RGB", (64, 64), colour), "BMP") for colour in ("blue", "red"))
+    memory.pipe_file("/swap/pictures/x.bmp", blue)
     row = {"image": "x.bmp", "question": "Màu gì đây?", "answer": "một màu"}
     memory.pipe_file("/swap/a.jsonl", json.dumps(row).encode())
     source = Source(name="swap", paths=("memory://swap/a.jsonl",), image_root="memory://swap/pictures", **QA)
@@ -83,8 +80,8 @@ def test_a_picture_in_an_object_storage_that_changes_but_for_its_size_is_read_ag
     curate(source, CurationSettings(), workspace)
     before = identity()
     assert curate(source, CurationSettings(), workspace).reused
-    memory.pipe_file("/swap/pictures/x.bmp", red.getvalue())
-    assert len(red.getvalue()) == len(blue.getvalue())
+    memory.pipe_file("/swap/pictures/x.bmp", red)
+    assert len(red) == len(blue)
     assert not curate(source, CurationSettings(), workspace).reused
     assert identity() != before
 

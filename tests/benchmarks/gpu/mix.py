@@ -10,7 +10,6 @@ from them, so it is small, while the table of embeddings has its full size. Pict
 smooth noise, a few pixels off the size that the vision tower wants, so they are decoded and resized.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +24,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
+from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task
 from vipolyqwen_core.corpus.hashing import sample_id, side_hash
-from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 from vipolyqwen_core.model.tiny import build_tiny_backbone
@@ -176,18 +175,7 @@ def _picture(size: tuple[int, int], number: int) -> dict[str, Any]:
     """A row of the image store."""
     noise = np.random.default_rng([1, number]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=90)
-    return {
-        "image_id": image_id(image),
-        "bytes": buffer.getvalue(),
-        "format": "JPEG",
-        "width": image.width,
-        "height": image.height,
-        "phash": "0" * 16,
-        "origin": f"{number}.jpg",
-        "reencoded": False,
-    }
+    return store_row(image, f"{number}.jpg", "JPEG", quality=90)
 
 
 def _rows(

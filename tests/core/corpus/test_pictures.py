@@ -9,6 +9,7 @@ import pytest
 import xxhash
 from PIL import Image
 
+from tests.stored_pictures import file_of
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import (
@@ -27,12 +28,6 @@ def noise(width: int = 30, height: int = 20) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def exif(tag: int, value: object) -> Image.Exif:
     block = Image.Exif()
     block[tag] = value
@@ -45,26 +40,26 @@ def reopened(data: bytes) -> Image.Image:
 
 ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 KINDS = {
-    "jpeg": saved(noise(), "JPEG"),
-    "jpeg_turned": saved(noise(), "JPEG", exif=exif(ORIENTATION, 6)),
-    "jpeg_described": saved(noise(), "JPEG", exif=exif(DESCRIPTION, "at home"), comment=b"secret"),
-    "jpeg_grey": saved(noise().convert("L"), "JPEG"),
-    "jpeg_cmyk": saved(noise().convert("CMYK"), "JPEG"),
-    "mpo": saved(noise(), "MPO", save_all=True, append_images=[noise()]),
-    "png": saved(noise(), "PNG"),
-    "png_described": saved(noise(), "PNG", exif=exif(DESCRIPTION, "at home")),
-    "png_alpha": saved(noise().convert("RGBA"), "PNG"),
-    "png_grey_alpha": saved(noise().convert("LA"), "PNG"),
-    "png_palette": saved(noise().quantize(8), "PNG"),
-    "png_palette_transparent": saved(noise().quantize(8), "PNG", transparency=3),
-    "png_bits": saved(noise().convert("1"), "PNG"),
-    "png_16_bit": saved(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100), "PNG"),
-    "gif": saved(noise(), "GIF"),
-    "gif_animated": saved(noise(), "GIF", save_all=True, append_images=[noise().rotate(180)]),
-    "webp": saved(noise(), "WEBP", lossless=True),
-    "tiff": saved(noise(), "TIFF"),
-    "tiff_float": saved(Image.fromarray(np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30)), "TIFF"),
-    "bmp": saved(noise(), "BMP"),
+    "jpeg": file_of(noise(), "JPEG"),
+    "jpeg_turned": file_of(noise(), "JPEG", exif=exif(ORIENTATION, 6)),
+    "jpeg_described": file_of(noise(), "JPEG", exif=exif(DESCRIPTION, "at home"), comment=b"secret"),
+    "jpeg_grey": file_of(noise().convert("L"), "JPEG"),
+    "jpeg_cmyk": file_of(noise().convert("CMYK"), "JPEG"),
+    "mpo": file_of(noise(), "MPO", save_all=True, append_images=[noise()]),
+    "png": file_of(noise(), "PNG"),
+    "png_described": file_of(noise(), "PNG", exif=exif(DESCRIPTION, "at home")),
+    "png_alpha": file_of(noise().convert("RGBA"), "PNG"),
+    "png_grey_alpha": file_of(noise().convert("LA"), "PNG"),
+    "png_palette": file_of(noise().quantize(8), "PNG"),
+    "png_palette_transparent": file_of(noise().quantize(8), "PNG", transparency=3),
+    "png_bits": file_of(noise().convert("1"), "PNG"),
+    "png_16_bit": file_of(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100), "PNG"),
+    "gif": file_of(noise(), "GIF"),
+    "gif_animated": file_of(noise(), "GIF", save_all=True, append_images=[noise().rotate(180)]),
+    "webp": file_of(noise(), "WEBP", lossless=True),
+    "tiff": file_of(noise(), "TIFF"),
+    "tiff_float": file_of(Image.fromarray(np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30)), "TIFF"),
+    "bmp": file_of(noise(), "BMP"),
 }
 
 
@@ -112,7 +107,7 @@ def test_the_camera_decides_what_is_up() -> None:
     upright = Image.new("RGB", (40, 20), "red")
     upright.paste("blue", (0, 0, 10, 20))
     turned = upright.transpose(Image.Transpose.ROTATE_90)  # as a sensor held sideways saw it
-    picture = decode_picture(saved(turned, "PNG", exif=exif(ORIENTATION, 6)), LIMIT)
+    picture = decode_picture(file_of(turned, "PNG", exif=exif(ORIENTATION, 6)), LIMIT)
     assert image_id(picture.image) == image_id(upright)
     assert picture.needs_reencoding
 
@@ -127,7 +122,7 @@ def test_alpha_lies_over_white() -> None:
 
 def test_the_bytes_of_an_animation_are_its_first_frame() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    data = saved(first, "GIF", save_all=True, append_images=[second])
+    data = file_of(first, "GIF", save_all=True, append_images=[second])
     assert image_id(decode_picture(data, LIMIT).image) == image_id(first)
 
 
@@ -135,7 +130,7 @@ def test_the_bytes_of_an_animation_are_its_first_frame() -> None:
 def test_an_opened_animation_is_the_frame_it_stands_at_and_stays_there(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
-    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     with Image.open(io.BytesIO(data)) as opened:
         for place, frame in enumerate(frames):
             opened.seek(place)
@@ -176,8 +171,8 @@ PNG = KINDS["png"]
         (PNG[: len(PNG) // 2], "truncated_image"),
         (KINDS["jpeg"][:-300], "truncated_image"),
         (PNG[:60] + bytes(200) + PNG[260:], "broken_image"),
-        (saved(Image.new("1", (2000, 501)), "PNG"), "too_many_pixels"),
-        (saved(Image.new("1", (20_000, 20_000)), "PNG"), "too_many_pixels"),
+        (file_of(Image.new("1", (2000, 501)), "PNG"), "too_many_pixels"),
+        (file_of(Image.new("1", (20_000, 20_000)), "PNG"), "too_many_pixels"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_rule(data: bytes, rule: str) -> None:
@@ -220,7 +215,7 @@ def test_damaged_pictures_are_decoded_or_refused_and_never_crash() -> None:
 
 def test_the_id_knows_size_and_pixels_only() -> None:
     image = noise()
-    assert image_id(image) == image_id(reopened(saved(image, "PNG")))
+    assert image_id(image) == image_id(reopened(file_of(image, "PNG")))
     assert image_id(Image.new("RGB", (2, 6))) != image_id(Image.new("RGB", (3, 4)))
 
 

@@ -1,6 +1,5 @@
 """Whatever is given to be encoded gives a unit vector, or a ValueError that names the item that cannot be."""
 
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.core.small_training_set import picture
+from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.contract import PREFIX_TOKENS, Task, Turn
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError
@@ -26,13 +26,7 @@ MODES = (
 )
 
 
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-FILE = png(picture(1))
+FILE = file_of(picture(1))
 
 texts = st.lists(
     st.one_of(

@@ -1,6 +1,5 @@
 """The embedder: what goes in, what comes out, and that neither neighbours nor batches matter."""
 
-import io
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.core.small_training_set import picture
+from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.processing.processor import Item
@@ -69,11 +69,8 @@ def test_pil_path_and_bytes_are_one_picture(embedder: ViPolyQwenEmbedder, tmp_pa
 def test_an_upright_copy_and_a_rotated_one_with_a_flag_are_one_picture(embedder: ViPolyQwenEmbedder) -> None:
     flag = Image.Exif()
     flag[0x0112] = 6
-    buffer = io.BytesIO()
-    picture(5).rotate(90, expand=True).save(buffer, format="PNG", exif=flag)
-    assert np.allclose(
-        embedder.encode(images=buffer.getvalue()), embedder.encode(images=picture(5)), atol=1e-6
-    )
+    turned = file_of(picture(5).rotate(90, expand=True), exif=flag)
+    assert np.allclose(embedder.encode(images=turned), embedder.encode(images=picture(5)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

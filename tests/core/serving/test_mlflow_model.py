@@ -1,7 +1,6 @@
 """The registered model: logged to SQLite, loaded without pickles, it predicts what the embedder encodes."""
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +15,13 @@ from mlflow.pyfunc import scoring_server
 
 from tests.core.small_training_set import picture
 from tests.mlflow_store import mlflow_store
+from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.mlflow_model import log_registered_model, requirements
 
 
 def encoded(number: int) -> str:
-    buffer = io.BytesIO()
-    picture(number).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(file_of(picture(number))).decode()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Writes the files of a training set as the factory does, for tests and benchmarks of training."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task, Turn
 from vipolyqwen_core.corpus.hashing import sample_id, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
@@ -47,7 +47,10 @@ def write_training_files(
     """Write tables, plan index, image store and summary; returns the folder."""
     folder.mkdir(parents=True)
     ids = [image_id(picture) for picture in pictures]
-    version = write_images(folder / f"{SOURCE}.lance", map(_stored, pictures, ids))
+    version = write_images(
+        folder / f"{SOURCE}.lance",
+        (store_row(picture, f"{identity}.png") for picture, identity in zip(pictures, ids, strict=True)),
+    )
     pinned = {SOURCE: {"path": str(folder / f"{SOURCE}.lance"), "version": version}}
     (folder / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
     rows = [
@@ -70,21 +73,6 @@ def write_training_files(
     pq.write_table(pa.Table.from_pylist(index, schema=arrow_schema(PLAN_INDEX)), folder / "index.parquet")
     StageSummary("training_set", "f", data_version, len(train), len(train), {}).write(folder)
     return folder
-
-
-def _stored(picture: Image.Image, identity: str) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return {
-        "image_id": identity,
-        "bytes": buffer.getvalue(),
-        "format": "PNG",
-        "width": picture.width,
-        "height": picture.height,
-        "phash": "0" * 16,
-        "origin": f"{identity}.png",
-        "reencoded": False,
-    }
 
 
 def _row(
