@@ -1,7 +1,7 @@
-"""The command `vipolyqwen`: use and train a model; with the factory's checkout at hand, run the factory too.
+"""The command `vipolyqwen`: use and train a model and, from a checkout, run the factory.
 
-Commands import what they need when they run, so that `--help` is quick. A mistake of the user ends in one
-sentence and exit code 1; `--debug` shows the traceback instead.
+Commands import what they need when they run, so that `--help` is fast. A user's mistake ends in a message of
+one sentence and exit code 1; `--debug` shows the traceback instead.
 """
 
 from importlib import import_module
@@ -103,7 +103,7 @@ def one_sentence(error: BaseException) -> str:
 @app.callback()
 def settle(
     home: Annotated[
-        Path | None, typer.Option(help="The workspace; else VIPOLYQWEN_HOME, else .vipolyqwen here.")
+        Path | None, typer.Option(help="The workspace; default: VIPOLYQWEN_HOME, else .vipolyqwen here.")
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -121,14 +121,16 @@ def encode(
     image: Annotated[
         list[Path] | None, typer.Option("--image", "-i", help="Picture; with one text they make one item.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A text file: each line is one item.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file; each line is one item.")] = None,
     prefix: Annotated[Task | None, typer.Option(help="Task prefix; the everyday use has none.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Model directory; else the one that the exported table was made with.")
+        Path | None, typer.Option(help="Model directory; default: the model of the exported table.")
     ] = None,
-    dim: Annotated[int | None, typer.Option(help="Keep so many dimensions (Matryoshka models).")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Items of a batch at most.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the vectors go.")] = Path("embeddings.npy"),
+    dim: Annotated[
+        int | None, typer.Option(help="Keep only the first dimensions (Matryoshka models).")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="At most this many items per batch.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("embeddings.npy"),
 ) -> None:
     """Encode texts, pictures, or one text with its pictures, into a .npy of unit vectors."""
     texts = [*(text or []), *(_lines(file) if file else [])]
@@ -171,7 +173,7 @@ def encode(
 
 @app.command()
 def search(
-    text: Annotated[str | None, typer.Argument(help="What is looked for.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The query.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture of the query.")] = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many hits.")] = 10,
     where: Annotated[
@@ -179,7 +181,7 @@ def search(
         typer.Option(help="SQL filter on the table's columns: \"language = 'vi' and side = 'target'\"."),
     ] = None,
     prefix: Annotated[Task | None, typer.Option(help="Task prefix; the everyday use has none.")] = None,
-    words: Annotated[bool, typer.Option("--words", help="Look for the words themselves (BM25).")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Search for the words themselves (BM25).")] = False,
 ) -> None:
     """Search the exported table by text, by pictures, or by both."""
     if not text and not image:
@@ -206,10 +208,10 @@ def search(
 @app.command()
 def mine(
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="Recipe; else VIPOLYQWEN_RECIPE.")
+        str | None, typer.Option("--recipe", "-r", help="Recipe; default: VIPOLYQWEN_RECIPE, else demo.")
     ] = None,
 ) -> None:
-    """Mine hard negatives for the training set with the model that the exported table was made with."""
+    """Mine hard negatives for the training set with the model of the exported table."""
     from vipolyqwen_core.recipes import load_recipe
 
     settings = load_recipe(recipe or recipe_setting())
@@ -230,15 +232,15 @@ def mine(
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Option(help="A run.json; else recipe and training set decide.")
+        Path | None, typer.Option(help="A run.json, in place of recipe and training set.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="Recipe; else VIPOLYQWEN_RECIPE.")
+        str | None, typer.Option("--recipe", "-r", help="Recipe; default: VIPOLYQWEN_RECIPE, else demo.")
     ] = None,
-    training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
+    training_set: Annotated[Path | None, typer.Option(help="Training set; default: the workspace's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, train nothing.")] = False,
     pairs_per_second: Annotated[
-        float | None, typer.Option(min=1e-9, help="Rate to estimate the time of a dry run with.")
+        float | None, typer.Option(min=1e-9, help="Rate for the time estimate of a dry run.")
     ] = None,
 ) -> None:
     """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
@@ -275,11 +277,11 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
     champion: Annotated[Path | None, typer.Option(help="Model directory to compare with.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the report goes.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the report.")] = None,
 ) -> None:
-    """Judge a trained model beside chance, BM25 and its untrained self.
+    """Evaluate a trained model against chance, BM25 and its untrained self.
 
-    The factory's own evaluation of the run, which decides about promotion, stays as it is.
+    The factory's own evaluation of the run, which decides about promotion, is not touched.
     """
     from vipolyqwen_core.training.run_file import RUN_FILE, read_run
 
@@ -302,10 +304,10 @@ def evaluate(
 def export(
     model: Annotated[Path, typer.Argument(help="Model directory.")],
     model_version: Annotated[str, typer.Option(help="Version that the table records.")],
-    training_set: Annotated[Path | None, typer.Option(help="Training set; else the workspace's own.")] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens encoded at once.")] = 16_384,
+    training_set: Annotated[Path | None, typer.Option(help="Training set; default: the workspace's.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per batch.")] = 16_384,
     compile_layers: Annotated[
-        bool, typer.Option("--compile-layers", help="Compile the layers: a slow start, then faster.")
+        bool, typer.Option("--compile-layers", help="Compile the layers: slow to start, then faster.")
     ] = False,
 ) -> None:
     """Encode a training set's pairs into Parquet and the LanceDB table that `search` reads."""

@@ -1,8 +1,8 @@
-"""Settings of a run, as frozen dataclasses that check themselves; one section a component.
+"""Settings of a run, as frozen dataclasses that validate themselves; one section per component.
 
-A recipe (`vipolyqwen_core.recipes`) is a function that returns one complete `Recipe`. Its JSON lies beside
-every checkpoint and in the MLflow run: `Recipe` -> `to_json` -> `from_json` gives an equal object, and a key
-that is unknown or a value that is out of range is refused with its place.
+A recipe (`vipolyqwen_core.recipes`) is a function that returns one complete `Recipe`. Its JSON is stored with
+every checkpoint and in the MLflow run: `Recipe` -> `to_json` -> `from_json` gives an equal object. An unknown
+key or a value out of range is refused with its place.
 """
 
 from enum import StrEnum
@@ -22,7 +22,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+STRICT = ConfigDict(extra="forbid")
 T = TypeVar("T")
 
 
@@ -51,7 +51,7 @@ class TaskBatching(StrEnum):
 
 
 class Term(StrEnum):
-    """The losses that tasks are put together from; `vipolyqwen_core.objectives.losses` has their formulas."""
+    """The terms of a task's loss; `vipolyqwen_core.objectives.losses` has their formulas."""
 
     INFO_NCE = "info_nce"
     SCORE_MSE = "score_mse"
@@ -60,7 +60,7 @@ class Term(StrEnum):
 
 
 class Precision(StrEnum):
-    """Type of the backbone's arithmetic. Losses are float32 at least."""
+    """Precision in which the backbone computes. Losses are at least float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -85,7 +85,7 @@ class ModelSettings:
     embedding_dim: Positive = EMBEDDING_DIM
     """Dimension of the embedding."""
     matryoshka_dims: tuple[Positive, ...] = ()
-    """Shorter slices that are trained as embeddings too; empty: none."""
+    """Shorter slices that are trained as embeddings too."""
 
     @model_validator(mode="after")
     def _shorter(self) -> "ModelSettings":
@@ -118,7 +118,7 @@ class ProcessingSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TextLimits:
-    """Limits of the texts of one task; None: as for all tasks."""
+    """Limits for the texts of one task; None: the limit for all tasks."""
 
     min_chars: Positive | None = None
     """Shortest text of a side without pictures."""
@@ -139,18 +139,18 @@ class CurationSettings:
     max_repetition: Share = 0.9
     """Largest share of a side of 100 characters or more that one repeated line or word may fill."""
     by_task: dict[Task, TextLimits] = Field(default_factory=dict)
-    """Other limits for the rows of a task."""
+    """Limits that differ for the rows of a task."""
     max_image_pixels: Positive = 100_000_000
     """Larger pictures are rejected before they are decoded."""
     near_duplicate_threshold: Share = 0.85
-    """Jaccard similarity of character 5-grams from which a side counts as a near duplicate. Lower finds more
-    copies, and drops rows that differ in a word that matters: USAGE.md has figures."""
+    """Jaccard similarity of character 5-grams from which a side counts as a near duplicate. A lower value
+    finds more copies, but also drops rows that differ in a word that matters: USAGE.md has figures."""
     min_linking_chars: Positive = 32
-    """Shorter text-only sides link nothing."""
+    """Text-only sides that are shorter do not link rows."""
     dialogue_turns: Annotated[str, Field(pattern="^(last|each)$")] = "last"
     """Which assistant turns of a dialogue become pairs."""
     seed: Seed = 0
-    """Seed of the signatures."""
+    """Seed of the MinHash signatures."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -160,9 +160,9 @@ class SplitSettings:
     eval_share: Share = 0.05
     """Expected share of new components that evaluate."""
     max_eval_pairs: Positive = 5000
-    """Evaluation rows at most; components beyond it train."""
+    """At most this many evaluation rows; further components train."""
     max_component_share: Share = 0.05
-    """A larger component is a blocking error: the links are wrong."""
+    """A component with a larger share of the rows is a blocking error: its links must be wrong."""
     seed: Seed = 0
     """Seed of the hash that assigns new components."""
 
@@ -174,15 +174,15 @@ class ObjectiveSettings:
     temperature: PositiveFloat = 0.07
     """Divides the similarities in `info_nce`."""
     margin: NonNegativeFloat = 0.2
-    """Of `triplet_margin`, in cosine units."""
+    """Margin of `triplet_margin`, in cosine units."""
     positive_score: Share = 0.5
-    """A scored pair is a positive of `info_nce` from here on; below it, it only regresses."""
+    """From this score on a scored pair is a positive of `info_nce`; below it, it has `score_mse` only."""
     term_weights: dict[Term, NonNegativeFloat] = Field(default_factory=dict)
     """Weight of a term; 1.0 where absent."""
     task_weights: dict[Task, NonNegativeFloat] = Field(default_factory=dict)
     """Weight of a task; 1.0 where absent."""
     cross_task_negatives: bool = False
-    """Let candidates come from other tasks too."""
+    """Whether pairs of other tasks are candidates too."""
     uniformity_weight: NonNegativeFloat = 0.0
     """Weight of the uniformity term (Wang and Isola 2020)."""
     dynamic_task_weights: bool = False
@@ -191,16 +191,16 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BatchSettings:
-    """The plan of batches."""
+    """How pairs are batched."""
 
     pairs_per_step: Positive = 768
-    """Pairs of an optimizer step, over all ranks."""
+    """Pairs per optimizer step, over all ranks."""
     chunk_tokens: Positive = 16_384
     """Tokens of one forward and backward on one rank."""
     chunk_patches: Positive = 65_536
     """Picture patches of one forward and backward on one rank."""
     chunk_pairs: Positive | None = None
-    """Pairs of a chunk at most; none: only the budgets count."""
+    """At most this many pairs per chunk; None: only the budgets limit it."""
     negatives: Negatives = Negatives.CHUNK
     """Where candidates come from."""
     task_batching: TaskBatching = TaskBatching.MIXED
@@ -208,7 +208,7 @@ class BatchSettings:
     sub_batch_pairs: Positive = 64
     """Size of a sub-batch of one task."""
     prefix_dropout: Share = 0.1
-    """Share of the uses of a row without prefix, by hash(seed, epoch, sample_id)."""
+    """Share of a row's uses that go without prefix, chosen by hash(seed, epoch, sample_id)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -216,22 +216,22 @@ class MiningSettings:
     """Hard negatives that are mined with the model of the last export."""
 
     negatives_per_pair: NonNegative = 0
-    """Targets of other pairs that a query is told from, beside those of its batch; 0: none are mined."""
+    """Mined targets of other pairs that are negatives of a query, besides those of its batch; 0: none."""
     max_similarity_share: Share = 0.95
-    """A target that is nearer to the query than this share of its own target's similarity may be a right
-    answer that nobody declared, and is passed over."""
+    """A target whose similarity to the query exceeds this share of the similarity of the query's own target
+    may be a right answer that nobody declared, and is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerSettings:
-    """AdamW and its schedule. Norms, biases and the pooling context do not decay."""
+    """AdamW and its schedule. Norms, biases and the pooling context have no weight decay."""
 
     learning_rate: PositiveFloat = 1e-4
-    """Peak."""
+    """Peak learning rate."""
     warmup_share: Share = 0.05
     """Share of the steps that warm up linearly; the rest decays as a cosine to zero."""
     weight_decay: NonNegativeFloat = 0.001
-    """Decoupled."""
+    """Decoupled weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
     beta1: Decay = 0.9
@@ -247,49 +247,50 @@ class TrainingSettings:
     epochs: Positive = 2
     """Passes over the training set."""
     max_steps: Positive | None = None
-    """Stop here; none: after the epochs."""
+    """Stop after this many steps; None: after the epochs."""
     seed: Seed = 0
-    """Of the plan, the prefix dropout and everything random; a step's numbers derive from (seed, step)."""
+    """Seed of the plan, the prefix dropout and everything random; a step's random numbers derive from
+    (seed, step)."""
     precision: Precision = Precision.BFLOAT16
     """Type of the backbone's arithmetic."""
     distribution: Distribution = Distribution.FSDP2
     """How processes share the model."""
     processes: Positive = 4
-    """Processes on this machine, one a GPU."""
+    """Processes on this machine, one per GPU."""
     loader_workers: NonNegative = 8
-    """Processes that decode and tokenise, on each rank; 0: in the main process."""
+    """Processes per rank that decode and tokenise; 0: the main process does."""
     activation_checkpointing: bool = True
-    """Compute activations twice to hold them once."""
+    """Recompute activations for the backward pass instead of keeping them: slower, far less memory."""
     compile_layers: bool = False
-    """Compile the layers of Qwen2-VL (torch.compile): 1.5 to 1.7 times as fast behind a slow start."""
+    """Compile the layers of Qwen2-VL (torch.compile): 1.5 to 1.7 times as fast after a slow start."""
     log_steps: Positive = 10
     """Steps between two lines of metrics."""
     save_steps: Positive = 200
     """Steps between two checkpoints: what a killed machine costs."""
     eval_steps: Positive | None = None
-    """Steps between two quick evaluations, which choose the best checkpoint; none: only the last counts."""
+    """Steps between two quick evaluations, which choose the best checkpoint; None: the last one is used."""
     keep_checkpoints: Positive = 3
     """Newest checkpoints that are kept, besides the best."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationSettings:
-    """The judge of a model."""
+    """How a model is evaluated."""
 
     batch_tokens: Positive = 16_384
     """Tokens encoded at once; no score depends on it."""
     bootstrap_samples: Positive = 1000
-    """Resamples of a paired bootstrap."""
+    """Resamples of the paired bootstrap."""
     confidence: Share = 0.95
-    """Of its interval."""
+    """Confidence level of its interval."""
     min_distinct_targets: Positive = 50
-    """A pool needs so many distinct targets to count in the primary metric..."""
+    """A pool needs this many distinct targets to count in the primary metric..."""
     min_pairs: Positive = 150
-    """... and so many pairs."""
+    """... and this many pairs."""
     gallery_queries: NonNegative = 4
     """Queries of each task shown with their hits in the report."""
     seed: Seed = 0
-    """Of the resamples and the gallery."""
+    """Seed of the resamples and the gallery."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -297,7 +298,7 @@ class RegistrySettings:
     """When a version becomes champion."""
 
     min_gain: NonNegativeFloat = 0.0
-    """Lower bound of the gain in the mean primary metric must exceed this."""
+    """The lower bound of the gain in the mean primary metric must exceed this."""
     max_task_loss: NonNegativeFloat = 0.05
     """No task's primary metric may fall by more."""
     max_similarity_loss: NonNegativeFloat = 0.1
@@ -306,14 +307,14 @@ class RegistrySettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportSettings:
-    """Vectors of the corpus."""
+    """How the vectors of the corpus are exported."""
 
     batch_tokens: Positive = 16_384
     """Tokens encoded at once."""
     compile_layers: bool = False
-    """Compile the layers of Qwen2-VL (torch.compile): 1.3 to 1.4 times as fast behind a slow start."""
+    """Compile the layers of Qwen2-VL (torch.compile): 1.3 to 1.4 times as fast after a slow start."""
     index_min_rows: Positive = 10_000
-    """From here on the LanceDB table gets a vector index; below it a scan is exact and quick."""
+    """From this many rows on the LanceDB table gets a vector index; below, a scan is exact and fast."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -351,9 +352,9 @@ class TrainingRun:
     output: Path
     """Directory of this run: checkpoints, final model, tracebacks."""
     hard_negatives: Path | None = None
-    """Directory of mined hard negatives; none: only those that rows declare."""
+    """Directory of mined hard negatives; None: only those that rows declare."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Expected uses of a row an epoch, by source; 1.0 where absent."""
+    """Expected uses of a row per epoch, by source; 1.0 where absent."""
     run_name: str = "training"
     """Name of the MLflow run."""
     tags: dict[str, str] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The workspace: where everything the factory writes lies. The one file that reads environment variables.
+"""The workspace: where the factory writes everything. The only file that reads environment variables.
 
 VIPOLYQWEN_HOME      the workspace; default `.vipolyqwen/` in the current folder
 VIPOLYQWEN_SOURCES   the manifest; default: the built-in demo corpus
@@ -25,6 +25,19 @@ QUIET = {
 }
 """No library phones home or starts workers that nobody asked for, unless the user said otherwise."""
 
+STEADY = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""OMP_WAIT_POLICY: threads that wait sleep instead of spinning, which on a busy machine cost training on a
+CPU five sixths of its pairs a second; OpenMP reads it when PyTorch is imported. PYTORCH_ALLOC_CONF: chunks of
+ever different sizes do not fragment the memory of a GPU; PyTorch reads it when the GPU is first used."""
+
+MLFLOW_OF_TRAINING = {
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+"""MLflow logs the load of processor, memory and GPU. If its server does not answer, it gives up within a
+quarter of a minute, not four minutes: metrics are sent again later, and a run that was told to stop cannot
+wait that long."""
 
 DEFAULT_MLFLOW_PORT = 5000
 MLFLOW_PORT_FILE = "mlflow_port"
@@ -155,12 +168,6 @@ def is_served(tracking_uri: str) -> bool:
     return tracking_uri.startswith(("http:", "https:", "databricks"))
 
 
-STEADY = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""Threads that wait for others sleep instead of spinning: on a busy machine spinning cost training on a CPU
-five sixths of its pairs a second. OpenMP reads it when PyTorch is imported. And the memory of a GPU is not
-cut to pieces by chunks that all differ in size; PyTorch reads that when the GPU is first used."""
-
-
 def current_workspace() -> Workspace:
     """The workspace of this process."""
     return Workspace(Path(os.environ.get("VIPOLYQWEN_HOME") or ".vipolyqwen").expanduser().resolve())
@@ -223,16 +230,6 @@ def configure(
         os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(data_root).resolve())
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
-
-
-MLFLOW_OF_TRAINING = {
-    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-"""MLflow logs the load of processor, memory and GPU. And it gives a request up within a quarter of a minute
-where nobody listens, not after four: metrics are sent again later, and a run that was told to stop has no
-such time."""
 
 
 def configure_mlflow_of_training() -> None:
