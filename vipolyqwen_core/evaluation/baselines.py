@@ -51,7 +51,7 @@ class Bm25:
         return scores
 
 
-def untrained_embedder(run: TrainingRun, device: str | None = None) -> ViPolyQwenEmbedder:
+def untrained_embedder(run: TrainingRun) -> ViPolyQwenEmbedder:
     """The model of a run as it was before its first step: the backbone and a fresh head of the same seed."""
     recipe = run.recipe
     dtype = torch.bfloat16 if recipe.training.precision is Precision.BFLOAT16 else torch.float32
@@ -59,4 +59,4 @@ def untrained_embedder(run: TrainingRun, device: str | None = None) -> ViPolyQwe
         str(run.backbone), recipe.model, recipe.processing, recipe.training.seed, dtype
     )
     processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), recipe.processing)
-    return ViPolyQwenEmbedder(model, processor, device)
+    return ViPolyQwenEmbedder(model, processor)

@@ -151,9 +151,7 @@ class ViPolyQwenEmbedder:
             vectors = shorten(vectors, dim)
         return vectors[0] if single else vectors
 
-    def encode_items(
-        self, items: Iterable[Item], batch_tokens: int | None = None, batch_size: int | None = None
-    ) -> Vectors:
+    def encode_items(self, items: Iterable[Item], batch_tokens: int) -> Vectors:
         """Unit vectors of items that are normalised already, as a training set holds them.
 
         Shapes:
@@ -162,7 +160,7 @@ class ViPolyQwenEmbedder:
             ValueError: names the item by its place
         """
         sources = (partial(_as_it_is, item) for item in items)
-        return self._encode(sources, batch_size, batch_tokens or self.batch_tokens)
+        return self._encode(sources, None, batch_tokens)
 
     def _encode(
         self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int

@@ -1,4 +1,4 @@
-"""DejaVu Sans, which covers Vietnamese and travels with matplotlib; it has no Chinese characters."""
+"""DejaVu Sans Bold, which covers Vietnamese and travels with matplotlib; it has no Chinese characters."""
 
 import importlib.util
 from functools import lru_cache
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 
 
-def font_path(bold: bool = True) -> Path:
+def font_path() -> Path:
     """The font's file inside matplotlib, which is not imported for it.
 
     Raises:
@@ -18,14 +18,13 @@ def font_path(bold: bool = True) -> Path:
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
         raise ValueError("the built-in corpus needs the fonts of matplotlib: install vipolyqwen[train]")
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name
+    return Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 
 
 @lru_cache(maxsize=64)
-def font(size: int, bold: bool = True) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """The font at a size in pixels."""
-    return ImageFont.truetype(str(font_path(bold)), size)
+    return ImageFont.truetype(str(font_path()), size)
 
 
 @lru_cache(maxsize=4096)
