@@ -34,9 +34,9 @@ def pair_hashes(
     task: Task,
     query: str,
     target: str,
-    query_images: Sequence[str] = (),
-    target_images: Sequence[str] = (),
-    history: Sequence[Turn] | None = None,
+    query_images: Sequence[str],
+    target_images: Sequence[str],
+    history: Sequence[Turn] | None,
     score: float | None = None,
 ) -> tuple[str, int, int]:
     """`sample_id` of a pair and `side_hash` of its query and of its target."""

@@ -190,7 +190,7 @@ def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]
             yield Line(number, decode_line(data.rstrip(b"\r\n"), languages).lstrip(BYTE_ORDER_MARK))
 
 
-def read_pieces(location: str, languages: Collection[str] = ()) -> Iterator[str]:
+def read_pieces(location: str, languages: Collection[str]) -> Iterator[str]:
     """The text of a file as `read_lines` decodes it, in pieces that end with a line where lines are short.
 
     Raises:
@@ -215,7 +215,7 @@ def _cut_character(data: bytes) -> bool:
     return False
 
 
-def decode_line(data: bytes, languages: Collection[str] = ()) -> str:
+def decode_line(data: bytes, languages: Collection[str]) -> str:
     """The text of bytes: UTF-8, or what a line that is no UTF-8 most likely was.
 
     Where whole UTF-8 characters outnumber the broken bytes, they stay, and U+FFFD stands for the rest.
