@@ -1,5 +1,6 @@
 """Curation: nothing vanishes, nothing is kept twice, and what is unchanged is not done again."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -21,10 +22,12 @@ from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars
 from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
 from tests.quality.conftest import instruction, question, scene, sentence
+from tests.stored_pictures import file_of
 from vipolyqwen_core.config import CurationSettings
-from vipolyqwen_core.contract import PAIR
+from vipolyqwen_core.contract import PAIR, Task
+from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.manifest import Format
+from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers import Record, read_source
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
@@ -65,6 +68,24 @@ def test_a_record_that_a_reader_loses_is_missed(workspace, write_source, monkeyp
     with pytest.raises(AssertionError, match="records=3, records_with_pairs=2"):
         curate(write_source([instruction(1), instruction(2), instruction(3)]), SETTINGS, workspace)
     assert not workspace.curated("corpus").exists()
+
+
+def test_pictures_in_base64_need_no_folder(workspace, tmp_path) -> None:
+    """As OpenAI-like messages hold them; what is cut within is rejected as a picture, not repeated."""
+    whole = base64.b64encode(file_of(scene(1))).decode()
+    rows = []
+    for encoded in (whole, whole[:-101]):
+        url = {"url": f"data:image/png;base64,{encoded}"}
+        asked = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "Trong hình có gì?"}]
+        answer = {"role": "assistant", "content": f"Có {len(encoded)} thứ trong hình này."}
+        rows.append({"messages": [{"role": "user", "content": asked}, answer]})
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    place = (str(tmp_path / "chats.jsonl"),)
+    source = Source(name="corpus", format=Format.MESSAGES, task=Task.VQA_SINGLE, paths=place)
+    summary = curate(source, SETTINGS, workspace)
+    assert summary.rejected == {"truncated_image": 1}
+    assert pairs(workspace)["query_images"].to_list() == [[image_id(scene(1))]]
+    assert all(len(text) <= 200 for text in ledger(workspace).select("reason", "value").row(0))
 
 
 def test_each_rule_finds_its_row(workspace, write_source) -> None:

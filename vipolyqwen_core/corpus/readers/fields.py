@@ -1,6 +1,8 @@
 """Fields that several formats share: lists of pictures, hard negatives, declared keys."""
 
+import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +15,10 @@ from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, te
 
 IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
 """Tasks whose query has a picture."""
+BASE64 = re.compile(
+    r"\s*(?:data:image/[^,]{1,100};base64,|(?=/9j/|iVBORw0KGgo|R0lGOD|UklGR))([A-Za-z0-9+/\s]{32,}+=*\s*)"
+)
+"""A picture in a text: a data URI, or bare where it begins as JPEG, PNG, GIF and WebP do."""
 
 
 def keys_of(source: Source, name: str, *aliases: str) -> tuple[Key, ...]:
@@ -23,7 +29,7 @@ def keys_of(source: Source, name: str, *aliases: str) -> tuple[Key, ...]:
 
 
 def images_of(value: Any) -> tuple[RawImage, ...]:
-    """Pictures as files name them: a path, bytes, `{bytes, path}`, a list of these, or a list in JSON.
+    """Pictures as files name them: a path, bytes, base64, `{bytes, path}`, a list of these, or one in JSON.
 
     Raises:
         RecordError: anything else
@@ -40,9 +46,18 @@ def images_of(value: Any) -> tuple[RawImage, ...]:
 def _image_of(entry: Any) -> RawImage:
     if isinstance(entry, Mapping):
         entry = next((entry[key] for key in ("bytes", "path", "url") if entry.get(key)), None)
+    if isinstance(entry, str) and (found := BASE64.fullmatch(entry)):
+        return _decoded(found[1])
     if isinstance(entry, (str, bytes)):
         return entry
     raise RecordError("wrong_type", f"a picture is no path and no bytes but {type(entry).__name__}", entry)
+
+
+def _decoded(encoded: str) -> bytes:
+    """The bytes of base64, with its padding or without; of what was cut, those that are whole."""
+    digits = "".join(encoded.split()).rstrip("=")
+    digits = digits[:-1] if len(digits) % 4 == 1 else digits
+    return base64.b64decode(digits + "=" * (-len(digits) % 4))
 
 
 def answers_of(value: Any, what: str) -> tuple[str, ...]:

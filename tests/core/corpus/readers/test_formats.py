@@ -1,5 +1,6 @@
 """Each format gives the pairs that are meant, and rejects a record with rule, reason and value."""
 
+import base64
 import json
 import struct
 from decimal import Decimal
@@ -9,7 +10,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from tests.stored_pictures import file_of
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers import RawPair, Record, check_source, read_source
@@ -216,6 +219,37 @@ class TestImageQa:
         pq.write_table(table, tmp_path / "x.parquet")
         (record,) = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
         assert record.pairs[0].query_images == (b"png",)
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+    def test_pictures_stand_in_the_rows_as_base64(self, tmp_path: Path, kind: str) -> None:
+        picture = file_of(Image.new("RGB", (40, 30), "red"), kind)
+        bare, lines = base64.b64encode(picture).decode(), base64.encodebytes(picture).decode()
+        uri = f"data:image/{kind.lower()};base64,{bare}"
+        ways = [bare, lines, uri, {"bytes": bare.rstrip("=")}, [uri, "a.png"], json.dumps([uri])]
+        rows = [{"image": way, "question": "q", "answer": "t"} for way in ways]
+        records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
+        assert [record.pairs[0].query_images for record in records] == [
+            (picture,), (picture,), (picture,), (picture,), (picture, "a.png"), (picture,),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "path",
+        ["UklGR.webp", "/9j/a.jpg", "R0lGOD" + "lh" * 40 + ".gif", "data:,x"],
+    )
+    def test_what_is_no_base64_stays_a_path(self, tmp_path: Path, path: str) -> None:
+        row = {"image": path, "question": "q", "answer": "t"}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert record.pairs[0].query_images == (path,)
+
+    def test_base64_that_never_ends_is_read_in_time(self, tmp_path: Path) -> None:
+        """A pattern that tries every end of a run of spaces would take hours."""
+        row = {
+            "image": "data:image/png;base64," + "A" * 64 + " " * 1_000_000 + "!",
+            "question": "q",
+            "answer": "t",
+        }
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert record.pairs[0].query_images == (row["image"],)
 
     def test_a_json_file_may_be_an_object_around_rows_under_the_name_of_pictures(
         self, tmp_path: Path
