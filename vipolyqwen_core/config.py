@@ -5,6 +5,7 @@ every checkpoint and in the MLflow run: `Recipe` -> `to_json` -> `from_json` giv
 key or a value out of range is refused with its place.
 """
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -373,9 +374,22 @@ def from_json(kind: type[T], text: str | bytes, origin: str = "settings") -> T:
         ValueError: names `origin`, the key and what was expected
     """
     try:
-        return TypeAdapter(kind).validate_json(text)
+        settings = TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         raise ValueError(f"{origin}: {explain(error)}") from error
+    try:
+        json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    return settings
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> None:
+    """Pydantic silently takes the last of two equal keys, whole sections included."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} stands twice in one object")
 
 
 def explain(error: ValidationError) -> str:

@@ -70,6 +70,11 @@ def test_step_negatives_on_4_gpus_differ_from_the_seed_in_the_candidates_alone()
             "training.seed: .*less than",
         ),
         ("not json", "Invalid JSON"),
+        (
+            '{"name": "x", "backbone": "b", "training": {"epochs": 9}, "training": {"seed": 1}}',
+            "training stands twice",
+        ),
+        ('{"name": "x", "backbone": "b", "optimizer": {"beta2": 0.9, "beta2": 0.99}}', "beta2 stands twice"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_place(text: str, expected: str) -> None:
