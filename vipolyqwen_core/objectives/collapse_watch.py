@@ -12,7 +12,7 @@ from vipolyqwen_core.objectives.routing import positives
 
 QUANTILES = (0.05, 0.5, 0.95)
 MAX_PAIRS = 1024
-"""More pairs say nothing new, and a singular value decomposition is cubic."""
+"""More pairs say nothing new, and finding singular values is cubic."""
 MAX_COSINES = 2**20
 """Of negatives: with many hard ones a pair there are more than `torch.quantile` takes."""
 
@@ -45,9 +45,7 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
         kernel = torch.exp(4 * (vectors @ vectors.T) - 4)
         number = len(vectors)
         figures["uniformity"] = ((kernel.sum() - kernel.trace()) / (number * (number - 1))).log()
-        shares = torch.linalg.svdvals(vectors)
-        shares = shares / shares.sum()
-        figures["effective_rank"] = torch.exp(torch.special.entr(shares).sum())
+        figures["effective_rank"] = effective_rank(vectors)
         figures["deviation"] = vectors.std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
     right = losses.similarity(query, target)[positives(pairs.keys, settings)]
     excluded = excluded_targets(pairs.keys, pairs.keys, cross_task=settings.cross_task_negatives)
@@ -64,3 +62,19 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
         figures["gap"] = right.mean() - wrong.mean()
     values = torch.stack([value.double() for value in figures.values()]).tolist() if figures else []
     return dict(zip(figures, values, strict=True))
+
+
+def effective_rank(vectors: Tensor) -> Tensor:
+    """Exponential of the entropy of the singular values, each as a share of their sum.
+
+    They are the roots of the eigenvalues of the smaller Gram matrix, which take less time than a singular
+    value decomposition. In float64 they are more exact than one in float32: a point has rank 1.0000004.
+
+    Shapes:
+        vectors: [N, D]
+        returns: [] float64
+    """
+    wide = vectors.double()
+    gram = wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()  # rounding puts some of the zeros below zero
+    return torch.exp(torch.special.entr(values / values.sum()).sum())

@@ -10,7 +10,7 @@ from tests.core.distributed import run_on_ranks
 from tests.core.objectives.examples import mixed_pairs, unit_rows
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.objectives.collapse_watch import collapse_watch
+from vipolyqwen_core.objectives.collapse_watch import collapse_watch, effective_rank
 from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, pair_keys, split_vectors
 
 DEFAULT = ObjectiveSettings()
@@ -45,6 +45,17 @@ def test_unequal_directions_give_the_entropy_of_the_singular_values():
     figures = collapse_watch(pairs_of(rows, rows), DEFAULT)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert figures["effective_rank"] == pytest.approx(math.exp(entropy))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6, 0.0])
+@pytest.mark.parametrize("number", [8, 200])
+def test_the_effective_rank_is_that_of_the_singular_values(number, spread):
+    noise = torch.randn(number, 64, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(1 + spread * noise, dim=1)
+    shares = torch.linalg.svdvals(rows.double())
+    shares = shares / shares.sum()
+    expected = torch.exp(torch.special.entr(shares).sum())
+    assert float(effective_rank(rows)) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_alignment_is_the_squared_distance_of_the_pairs():
