@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -246,9 +246,12 @@ def _row_of_item(item: int, negatives: list[list[HardNegative]]) -> int:
 
 def load_chunks(
     loader: ChunkLoader, requests: Iterable[ChunkRequest], num_workers: int, pin_memory: bool
-) -> Iterator[LoadedChunk]:
-    """The chunks of the requests, in their order, prepared ahead by spawned workers; 0: in this process."""
-    return iter(
+) -> Generator[LoadedChunk]:
+    """The chunks of the requests, in their order, prepared ahead by spawned workers; 0: in this process.
+
+    Close it, also where its user fails: workers leave then.
+    """
+    chunks = iter(
         DataLoader(
             loader,
             sampler=requests,
@@ -260,6 +263,19 @@ def load_chunks(
             worker_init_fn=_outlast_signals,
         )
     )
+    return _ending_workers(chunks) if num_workers else (chunk for chunk in chunks)
+
+
+def _ending_workers(chunks: Any) -> Generator[LoadedChunk]:
+    """The chunks as they are. Workers are told to leave when it ends, in whatever way.
+
+    DataLoader would do it when the last reference to it is gone, but an error's traceback has one to the end
+    of the process, which then waits for workers whom nobody has told: its SIGTERM is no reason to leave.
+    """
+    try:
+        yield from chunks
+    finally:
+        chunks._shutdown_workers()
 
 
 def _outlast_signals(_: int) -> None:

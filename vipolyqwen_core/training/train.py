@@ -10,7 +10,8 @@ output/  run.json         what the run was told
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import psutil
@@ -90,13 +91,14 @@ class Loop:
         """
         training = self.training
         num_ranks = training.accelerator.num_processes
-        stream = self.meter.watch(chunk_stream(training, progress.step))
-        for planned in planned_steps(training.plan, training.run.recipe, progress.step, num_ranks):
-            result, progress = self._step(planned, stream, progress)
-            judged, progress = self._judge(result, progress)
-            self._report(planned, result, progress, judged)
-            _refuse_divergence(progress, result, training.run.recipe.objective)
-            self._save(result, progress)
+        with closing(chunk_stream(training, progress.step)) as chunks:
+            stream = self.meter.watch(chunks)
+            for planned in planned_steps(training.plan, training.run.recipe, progress.step, num_ranks):
+                result, progress = self._step(planned, stream, progress)
+                judged, progress = self._judge(result, progress)
+                self._report(planned, result, progress, judged)
+                _refuse_divergence(progress, result, training.run.recipe.objective)
+                self._save(result, progress)
         return progress
 
     def _step(
@@ -167,8 +169,8 @@ class Loop:
             )
 
 
-def chunk_stream(training: Training, first_step: int) -> Iterator[LoadedChunk]:
-    """This rank's chunks, in order, from a step on."""
+def chunk_stream(training: Training, first_step: int) -> Generator[LoadedChunk]:
+    """This rank's chunks, in order, from a step on; close it."""
     run, accelerator = training.run, training.accelerator
     recipe = run.recipe
     loader = ChunkLoader(

@@ -1,6 +1,7 @@
 """A chunk holds what its rows say, wherever it is made."""
 
 import json
+import multiprocessing
 import pickle
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.hashing import side_hash
 from vipolyqwen_core.corpus.tables import read_stage
@@ -141,6 +143,17 @@ def test_workers_change_nothing(loader):
         assert torch.equal(one.keys.query_hash, other.keys.query_hash)
         if one.packed.pictures is not None:
             assert torch.equal(one.packed.pictures.patches, other.packed.pictures.patches)
+
+
+def test_workers_leave_when_training_fails_or_one_of_them_does(make_run, training_set, tiny_backbone):
+    run = make_run(training={"loader_workers": 1})
+    with pytest.raises(Killed) as failure:  # its traceback has references to all that there was
+        train(run, KilledAfter(1))
+    assert not multiprocessing.active_children(), failure
+    narrow = ChunkLoader(training_set, tiny_backbone, replace(run.recipe.processing, max_tokens=4), 0.0, 0)
+    with pytest.raises(ValueError, match="sample") as failure:
+        list(load_chunks(narrow, [request(3)], num_workers=1, pin_memory=False))
+    assert not multiprocessing.active_children(), failure
 
 
 def test_a_worker_needs_no_model_and_gets_no_index(loader):
