@@ -93,8 +93,10 @@ class Checkpoints:
                         shutil.rmtree(left_over)
                     aside.mkdir(parents=True)
             with together(CheckpointError):
+                state = _state(model, optimizer)  # apart: whoever fails here does not come to save
+            with together(CheckpointError):
                 with _in_our_words():
-                    save(_state(model, optimizer), checkpoint_id=aside, no_dist=not dist.is_initialized())
+                    save(state, checkpoint_id=aside, no_dist=not dist.is_initialized())
                 own = {file.name: checksum(file) for file in _own_files(aside)}
             checksums = {name: value for each in of_all(own) for name, value in each.items()}
             with together(CheckpointError):
