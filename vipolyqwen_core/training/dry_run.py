@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import AutoConfig
 
@@ -15,14 +14,22 @@ from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.loading import refuse_other_lengths
-from vipolyqwen_core.training.plan import IntArray, TrainingPlan, plan_chunks, plan_training, read_plan_index
+from vipolyqwen_core.training.plan import (
+    IntArray,
+    TrainingPlan,
+    count_uses,
+    plan_chunks,
+    plan_training,
+    read_plan_index,
+)
 
 SAMPLED_STEPS = 200
 """Steps whose chunks are looked at; the others are like them."""
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and two moments in float32."""
 GRADIENT_BYTES = 4
-"""Of each parameter, on each process: FSDP2 shares gradients out once a step, behind its last chunk."""
+"""Of each parameter, on each process: FSDP2 shares gradients out once a step, behind its last chunk; data
+parallel exchanges them through buckets of its own."""
 KEPT_WIDTHS = {"plain": (37.0, 20.0), "compiled": (17.0, 10.0), "checkpointing": (1.8, 1.1)}
 """Values that a layer keeps for its backward, of a token and of a patch, in widths of their hidden states: as
 `make bench-gpu` found them with Qwen2-VL-2B's shapes on an H100."""
@@ -60,21 +67,23 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
         index, batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
     )
     uses = _uses(plan)
+    num_uses = int(uses.sum())
     yield "training set", f"{len(index):,} pairs in {run.training_set}"
-    by_task = np.bincount(index.tasks[uses], minlength=len(TASKS))
-    yield "uses in all steps", f"{len(uses):,}"
+    by_task = np.bincount(index.tasks, weights=uses, minlength=len(TASKS))
+    yield "uses in all steps", f"{num_uses:,}"
     for task, count in zip(TASKS, by_task, strict=True):
-        yield f"  {task.value}", f"{count:,}"
+        yield f"  {task.value}", f"{count:,.0f}"
     epochs = plan.locate(plan.num_steps - 1)[0] + 1
     yield (
         "steps",
-        f"{plan.num_steps:,} of {len(uses) / plan.num_steps:.1f} pairs on average ({epochs} epochs)",
+        f"{plan.num_steps:,} of {num_uses / plan.num_steps:.1f} pairs on average ({epochs} epochs)",
     )
-    tokens, patches = index.tokens[uses].astype(np.float64), index.patches[uses].astype(np.float64)
-    yield "tokens of a pair", f"{tokens.mean():.1f} on average, {tokens.max():,.0f} at most"
-    yield "patches of a pair", f"{patches.mean():.1f} on average, {patches.max():,.0f} at most"
+    tokens, patches = (int(sizes @ uses) for sizes in (index.tokens, index.patches))
+    most_tokens, most_patches = (int(sizes[uses > 0].max()) for sizes in (index.tokens, index.patches))
+    yield "tokens of a pair", f"{tokens / num_uses:.1f} on average, {most_tokens:,} at most"
+    yield "patches of a pair", f"{patches / num_uses:.1f} on average, {most_patches:,} at most"
     figures = _chunks(plan, run)
-    yield "tokens in all", f"{tokens.sum():.4g}"
+    yield "tokens in all", f"{tokens:.4g}"
     yield "padding", f"none: sequences are packed; {figures.filler:.2%} of the tokens fill empty places"
     yield (
         "processes",
@@ -88,19 +97,16 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
         "filling",
         f"{figures.filled:.0%} of the budget; least loaded process {figures.balance:.0%} of the mean",
     )
-    yield from _model_lines(run, tokens, patches, figures)
+    yield from _model_lines(run, tokens, patches, num_uses, figures)
     if pairs_per_second is not None:
-        hours = len(uses) / pairs_per_second / 3600
+        hours = num_uses / pairs_per_second / 3600
         yield f"time at {pairs_per_second:g} pairs/s", f"{hours:.1f} hours ({hours / 24:.2f} days)"
 
 
 def _model_lines(
-    run: TrainingRun,
-    tokens: npt.NDArray[np.float64],
-    patches: npt.NDArray[np.float64],
-    figures: ChunkFigures,
+    run: TrainingRun, tokens: int, patches: int, num_uses: int, figures: ChunkFigures
 ) -> Iterator[tuple[str, str]]:
-    """Of the model, for the tokens and patches of each use."""
+    """Of the model, for the tokens and patches of all uses."""
     settings = run.recipe.training
     processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
     with torch.device("meta"):
@@ -108,18 +114,20 @@ def _model_lines(
         model = ViPolyQwenModel(ViPolyQwenConfig.of(config, run.recipe.model, processor))
     counter = FlopCounter.of(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    linear = counter.products(tokens.mean(), patches.mean(), num_items=2)
+    linear = counter.products(tokens, patches, num_items=2 * num_uses)
     yield "parameters", f"{parameters:,}"
     yield (
         "operations",
-        f"{linear:.3g} a pair, {linear * len(tokens):.3g} in all: attention and recomputation not counted",
+        f"{linear / num_uses:.3g} a pair, {linear:.3g} in all: attention and recomputation not counted",
     )
     shards = settings.processes if settings.distribution is Distribution.FSDP2 else 1
     state = parameters * STATE_BYTES / shards / 1e9
+    held = f"; {parameters * GRADIENT_BYTES / 1e9:.2f} GB of"
     waiting = ""
     if shards > 1 and figures.chunks_per_step > 1:
-        held = parameters * GRADIENT_BYTES / 1e9
-        waiting = f"; {held:.2f} GB of gradients that wait for the last chunk of a step"
+        waiting = f"{held} gradients that wait for the last chunk of a step"
+    elif settings.distribution is Distribution.DATA_PARALLEL and settings.processes > 1:
+        waiting = f"{held} buckets in which gradients are exchanged"
     text = model.backbone.language_model.config
     width = 2 if settings.precision is Precision.BFLOAT16 else 4
     visual = model.backbone.visual
@@ -137,11 +145,13 @@ def _model_lines(
 
 
 def _uses(plan: TrainingPlan) -> IntArray:
-    """Row of each use, in the order of the steps; a run may stop within an epoch."""
-    starts = [first for first in plan.first_steps[:-1] if first < plan.num_steps]
-    epochs = [plan.epoch(number) for number in range(len(starts))]
-    last = epochs[-1].offsets[plan.num_steps - starts[-1]]
-    return np.concatenate([epoch.rows for epoch in epochs[:-1]] + [epochs[-1].rows[:last]])
+    """How often each row is used: [R]. A run may stop within its last epoch, the one that is ordered here."""
+    last, number = plan.locate(plan.num_steps - 1)
+    epoch = plan.epoch(last)
+    uses: IntArray = np.bincount(epoch.rows[: epoch.offsets[number + 1]], minlength=len(plan.index))
+    for whole in range(last):
+        uses += count_uses(plan.index, plan.source_weights, plan.seed, whole)
+    return uses
 
 
 def _sample(plan: TrainingPlan) -> list[int]:

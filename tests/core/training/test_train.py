@@ -7,26 +7,30 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.core.training.interrupted import Killed, KilledAfter
+from tests.core.training.test_plan import make_index
 from vipolyqwen_core.__main__ import app
-from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.config import BatchSettings, TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model import backbone
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.routing import TERMS
-from vipolyqwen_core.training import identity, schedule
+from vipolyqwen_core.training import dry_run, identity, schedule
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.checkpoints import read_progress
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.parent import EXIT_CODE
+from vipolyqwen_core.training.plan import plan_training
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.run_file import RUN_FILE, read_run
@@ -325,6 +329,31 @@ def test_a_dry_run_counts_what_the_run_then_does(make_run, max_steps):
     operations = re.search(r"a pair, (.+?) in all", describe(run))
     expected = sum(counter.count(chunk.packed) for chunk in chunks)
     assert float(operations[1]) == pytest.approx(expected, rel=2e-2)
+
+
+def test_the_memory_of_a_dry_run_does_not_grow_with_epochs():
+    index = make_index(50_000)
+    peaks = []
+    for epochs in (4, 40):
+        plan = plan_training(index, BatchSettings(), {"source1": 1.5}, 0, epochs)
+        tracemalloc.start()
+        uses = dry_run._uses(plan)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert np.array_equal(
+            uses, np.bincount(np.concatenate([rows for _, _, rows in plan.steps()]), minlength=len(index))
+        )
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "words"), [("fsdp2", "wait for the last chunk"), ("data_parallel", "buckets in which")]
+)
+def test_a_dry_run_counts_the_gradients_that_several_processes_hold_besides(make_run, distribution, words):
+    run = make_run(batches={"chunk_pairs": 4}, training={"distribution": distribution, "processes": 2})
+    told = describe(run)
+    parameters = int(re.search(r"parameters +([\d,]+)", told)[1].replace(",", ""))
+    assert re.search(f"; {parameters * 4 / 1e9:.2f} GB of .*{words}", told)
 
 
 @pytest.mark.slow
