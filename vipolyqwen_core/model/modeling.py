@@ -19,7 +19,13 @@ from vipolyqwen_core.model.attention import SEGMENTS
 from vipolyqwen_core.model.configuration import ViPolyQwenConfig
 from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
 from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
-from vipolyqwen_core.model.vision import BACKBONE_TYPES, VisualTokens, look, mark_windowed_layers
+from vipolyqwen_core.model.vision import (
+    BACKBONE_TYPES,
+    VisualTokens,
+    add_visual,
+    look,
+    mark_windowed_layers,
+)
 from vipolyqwen_core.model.whole_weights import load_whole
 from vipolyqwen_core.processing.packing import PackedBatch, Pictures
 from vipolyqwen_core.processing.processor import HUB_ARGUMENTS, ViPolyQwenProcessor
@@ -63,6 +69,8 @@ class ViPolyQwenModel(PreTrainedModel):
         visual: Any = self.backbone.visual
         visual.patch_embed = FramePatchEmbed(visual.patch_embed, config.image_mean, config.image_std)
         mark_windowed_layers(visual)
+        if hasattr(self.backbone.language_model, "_deepstack_process"):
+            self.backbone.language_model._deepstack_process = add_visual
         self.pooling: Any = POOLINGS[Pooling(config.pooling)](hidden_size, config.pooling_heads)
         self.projection = nn.Linear(hidden_size, config.embedding_dim)
         self.post_init()
@@ -197,7 +205,7 @@ class ViPolyQwenModel(PreTrainedModel):
             seen = look(self.backbone.visual, batch.pictures)
             embeddings = _insert_pictures(embeddings, batch.pictures, seen)
             if seen.deepstack:
-                deepstack = _behind_layers(embeddings, batch.pictures, seen)
+                deepstack = _behind_layers(batch.pictures, seen)
         outputs = self.backbone.language_model(
             inputs_embeds=embeddings[None],
             position_ids=batch.position_ids,
@@ -220,13 +228,12 @@ def _insert_pictures(embeddings: Tensor, pictures: Pictures, seen: VisualTokens)
     return embeddings
 
 
-def _behind_layers(embeddings: Tensor, pictures: Pictures, seen: VisualTokens) -> dict[str, Any]:
+def _behind_layers(pictures: Pictures, seen: VisualTokens) -> dict[str, Any]:
     """What Qwen3-VL's language model adds to the visual tokens behind its first layers."""
-    places = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
-    places[pictures.tokens] = True
+    num_tokens = len(pictures.tokens)
     return {
-        "visual_pos_masks": places[None],
-        "deepstack_visual_embeds": [rows[: len(pictures.tokens)] for rows in seen.deepstack],
+        "visual_pos_masks": pictures.tokens,  # for `add_visual`: no mask
+        "deepstack_visual_embeds": [rows[:num_tokens] for rows in seen.deepstack],
     }
 
 

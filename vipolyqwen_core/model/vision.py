@@ -68,3 +68,15 @@ def look(visual: Any, pictures: Pictures) -> VisualTokens:
         arguments |= {"interp_indices": places, "interp_weights": weights}
     seen = visual(pictures.patches, grid_thw=pictures.grid, **arguments)
     return VisualTokens(seen.pooler_output, tuple(getattr(seen, "deepstack_features", ())))
+
+
+def add_visual(hidden: Tensor, places: Tensor, visual: Tensor) -> Tensor:
+    """The hidden states with something added to the visual tokens.
+
+    transformers does it by a mask, whose number of tokens the host would wait for, twice a layer.
+
+    Shapes:
+        hidden: [1, T, H]; places: [V] int64, each once; visual: [V, H]
+        returns: [1, T, H]
+    """
+    return hidden.index_add(1, places, visual[None].to(hidden.dtype))

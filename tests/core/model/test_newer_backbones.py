@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoModel,
     Qwen2_5_VLConfig,
@@ -13,12 +14,14 @@ from transformers import (
     Qwen2VLConfig,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLTextModel,
 )
 
 from tests.core.model.plain import ITEMS, build, picture, plain_vectors, vectors
 from vipolyqwen_core.config import Pooling, ProcessingSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.model.vision import add_visual
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
 from vipolyqwen_core.training.flops import FlopCounter
@@ -178,3 +181,15 @@ def test_layers_that_are_sharded_are_those_of_the_backbone(model: ViPolyQwenMode
     names = {type(block).__name__ for block in model.backbone.language_model.layers}
     names |= {type(block).__name__ for block in model.backbone.visual.blocks}
     assert set(model._no_split_modules) == names
+
+
+def test_adding_to_visual_tokens_does_not_wait_for_the_device_and_adds_what_transformers_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, visual = (torch.randn(*shape, generator=generator) for shape in ((1, 7, 4), (3, 4)))
+    places = torch.tensor([1, 2, 5])
+    mask = torch.zeros(1, 7, dtype=torch.bool).index_fill(1, places, True)
+    for dtype in (torch.float32, torch.bfloat16):
+        theirs = Qwen3VLTextModel._deepstack_process(None, hidden.to(dtype), mask, visual)
+        assert torch.equal(add_visual(hidden.to(dtype), places, visual), theirs)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # refuses what depends on values
+        assert add_visual(hidden, places, visual).shape == hidden.shape
