@@ -139,7 +139,7 @@ class Loop:
             return {}, progress
         judged = self.judge.metrics()
         loss = judged["eval/loss"]
-        if progress.best_loss is None or loss < progress.best_loss:
+        if loss < (float("inf") if progress.best_loss is None else progress.best_loss):  # never NaN
             progress = replace(progress, best_loss=loss, best_step=progress.step)
         return judged, progress
 

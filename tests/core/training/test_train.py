@@ -142,6 +142,12 @@ def test_a_run_that_is_resumed_without_quick_evaluations_exports_its_last_step(m
     assert train(make_run(training={"max_steps": 3}), StopSignal()).exported_step == 3
 
 
+def test_an_evaluation_that_is_not_finite_is_never_the_best(make_run, monkeypatch):
+    losses_in_turn = iter([float("nan"), 5.0, float("nan")])
+    monkeypatch.setattr(QuickEvaluation, "metrics", lambda _: {"eval/loss": next(losses_in_turn)})
+    assert train(make_run(training={"max_steps": 3, "eval_steps": 1}), StopSignal()).exported_step == 2
+
+
 def test_uniformity_does_not_weigh_tasks_against_each_other(make_run):
     """It falls below zero: the inverse of a loss that it is part of would give one task all the weight."""
     running = []
