@@ -71,9 +71,10 @@ class PictureIntake:
         files = self._read([reference for reference, _ in new.values()])
         loaded = self._pool.load(files)
         for (key, (reference, place)), picture in zip(new.items(), loaded, strict=True):
+            origin: str | None = place
             if isinstance(reference, str):
-                version = self._versions.pop(reference)
-                if self._may_come(reference):
+                version, origin = self._versions.pop(reference), self._located(reference)
+                if origin is not None:
                     self.paths.append((reference, version))
             if picture.image is None:
                 assert picture.error is not None
@@ -82,16 +83,14 @@ class PictureIntake:
             self._known[key] = identity = bytes.fromhex(picture.image["image_id"])
             if identity not in self._stored:
                 self._stored.add(identity)
-                origin = self.root.locate(reference) if isinstance(reference, str) else place
                 yield {**picture.image, "origin": origin}
 
-    def _may_come(self, path: str) -> bool:
-        """Whether a picture may be found there one day; other paths are refused, whatever files there are."""
+    def _located(self, path: str) -> str | None:
+        """The path below the root; None: it is refused, whatever files there are or will be."""
         try:
-            self.root.locate(path)
+            return self.root.locate(path)
         except PictureError:
-            return False
-        return True
+            return None
 
     def _read(self, references: Iterable[RawImage]) -> Iterator[UnreadPicture]:
         """The pictures in order, while the threads are at those that follow."""

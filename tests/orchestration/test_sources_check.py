@@ -18,6 +18,17 @@ from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
 from vipolyqwen_core.workspace import Workspace
 
 
+def shop(folder: Path) -> Source:
+    """Pictures of the folder, and questions about them in its files."""
+    return Source(
+        name="shop",
+        format=Format.IMAGE_QA,
+        task=Task.VQA_SINGLE,
+        paths=(str(folder / "data*.jsonl"),),
+        image_root=str(folder),
+    )
+
+
 def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     rows = [
@@ -25,14 +36,7 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     ]
     lines = [*map(json.dumps, rows), "{", json.dumps({"image": "a.png", "question": "?"})]
     (tmp_path / "data [vi].jsonl").write_text("\n".join(lines), encoding="utf-8")
-    source = Source(
-        name="shop",
-        format=Format.IMAGE_QA,
-        task=Task.VQA_SINGLE,
-        paths=(str(tmp_path / "data*.jsonl"),),
-        image_root=str(tmp_path),
-    )
-    reading = read(source, CurationSettings())
+    reading = read(shop(tmp_path), CurationSettings())
     assert (reading.records, reading.pairs) == (6, 4)
     assert reading.rejects == {"broken_json": 1, "missing_field": 1}
     assert reading.lost == {"missing_image": 1, "path_leaves_root": 1}
@@ -46,17 +50,10 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
 
 def test_a_picture_in_the_place_of_its_path_is_not_printed(tmp_path: Path) -> None:
     rows = [{"image": start + "A" * 100_000, "question": "?", "answer": "a"} for start in ("data:", "")]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = Source(
-        name="shop",
-        format=Format.IMAGE_QA,
-        task=Task.VQA_SINGLE,
-        paths=(str(tmp_path / "a.jsonl"),),
-        image_root=str(tmp_path),
-    )
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = io.StringIO()
-    _print_reading(read(source, CurationSettings()), Console(width=400, file=file))
-    assert "2 x unreadable_image: a.jsonl:1 'data:AAA" in file.getvalue()
+    _print_reading(read(shop(tmp_path), CurationSettings()), Console(width=400, file=file))
+    assert "2 x unreadable_image: data.jsonl:1 'data:AAA" in file.getvalue()
     assert len(file.getvalue()) < 1000
 
 
