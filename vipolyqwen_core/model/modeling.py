@@ -5,6 +5,7 @@ The backbone is transformers' Qwen2-VL, Qwen2.5-VL or Qwen3-VL; `vision.py` hold
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,14 @@ class ViPolyQwenModel(PreTrainedModel):
         }
         assert len(types) == 1, types
         self.config.precision = str(types.pop()).removeprefix("torch.")
+        directory = Path(save_directory)
         if is_main_process:  # transformers would leave it beside new shards, and load it in their place
             variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-            (Path(save_directory) / f"model{variant}.safetensors").unlink(missing_ok=True)
+            (directory / f"model{variant}.safetensors").unlink(missing_ok=True)
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if is_main_process:  # safetensors 0.8 makes files that nobody but their owner may read
+            for weights_file in directory.glob("*.safetensors"):
+                shutil.copymode(directory / "config.json", weights_file)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The head. transformers asks the backbone about its own modules."""

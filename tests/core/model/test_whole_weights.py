@@ -73,6 +73,13 @@ def test_shards_take_the_place_of_one_file(tiny_model_dir, tmp_path):
         assert torch.equal(AutoModel.from_pretrained(place).projection.bias, model.projection.bias)
 
 
+@pytest.mark.parametrize("max_shard_size", ["1GB", "1MB"])
+def test_weights_are_as_readable_as_their_configuration(tiny_model_dir, tmp_path, max_shard_size):
+    AutoModel.from_pretrained(tiny_model_dir).save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    modes = {path.name: oct(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}, modes
+
+
 def test_an_index_of_shards_that_was_cut_is_named(tiny_model_dir, tmp_path):
     model = copy_of(tiny_model_dir, tmp_path)
     AutoModel.from_pretrained(model).save_pretrained(model, max_shard_size="1MB")
