@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.mining.nearest import Ints
 from vipolyqwen_core.objectives.pairs import NO_KEY, TASKS
-from vipolyqwen_core.serving.export import is_among
+from vipolyqwen_core.serving.row_hashes import is_among
 from vipolyqwen_core.serving.stored_sides import read_split
 from vipolyqwen_core.training.plan import mix, sample_keys
 

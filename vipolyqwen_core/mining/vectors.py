@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vipolyqwen_core.contract import Side
 from vipolyqwen_core.mining.nearest import Ints, Vectors
 from vipolyqwen_core.mining.pairs import Pairs
-from vipolyqwen_core.serving.export import matrix
+from vipolyqwen_core.serving.table_update import matrix
 from vipolyqwen_core.training.plan import sample_keys
 
 

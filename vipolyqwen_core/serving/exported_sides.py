@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,16 +13,11 @@ from numpy.typing import NDArray
 from vipolyqwen_core.contract import EXPORT, Side, Split
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.tables import arrow_schema, read_json
+from vipolyqwen_core.serving.row_hashes import Hashes
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
-
-Hashes = NDArray[np.uint64]
 
 BLOCK_ROWS: Final = 4096
 """Pairs that are looked at together."""
-
-KEY: Final = ("sample_id", "side")
-IDENTITY: Final = ("sample_id", "side", "split", "origin", "source", "language")
-"""What makes a row right: the content of a pair is in its id, the rest may change around it."""
 
 _DESCRIBED: Final = tuple(column for column in EXPORT if column.name not in ("embedding", "model_version"))
 
@@ -34,16 +28,22 @@ class SideBlock:
 
     sides: StoredSides
     """Reads what has to be encoded."""
+    side: Side
     rows: pa.Table
     """The columns of `EXPORT` without model version and embedding."""
     content: Hashes
     """Equal content, equal vector."""
-    first_row: int
-    """Row of the first pair in its split."""
+    pairs: NDArray[np.int64]
+    """Row of each pair in its split."""
 
-    def request(self, place: int) -> SideRequest:
-        """What to encode for a row of this block: the side without prefix, the everyday use."""
-        return SideRequest(self.first_row + place, Side(self.rows["side"][place].as_py()))
+    def take(self, chosen: NDArray[np.bool_]) -> "SideBlock":
+        """The chosen rows of this block."""
+        rows = self.rows.filter(pa.array(chosen))
+        return SideBlock(self.sides, self.side, rows, self.content[chosen], self.pairs[chosen])
+
+    def requests(self, places: NDArray[np.int64]) -> list[SideRequest]:
+        """What to encode for some rows of this block: the side without prefix, the everyday use."""
+        return [SideRequest(int(pair), self.side) for pair in self.pairs[places]]
 
 
 class ExportedSides:
@@ -61,11 +61,11 @@ class ExportedSides:
             first_row = 0
             for batch in table.to_batches(max_chunksize=BLOCK_ROWS):
                 pairs = pa.Table.from_batches([batch])
+                numbers = np.arange(first_row, first_row + pairs.num_rows)
                 for side in Side:
+                    rows = self._described(pairs, split, side)
                     content = pairs[f"{side.value}_hash"].to_numpy()
-                    yield SideBlock(
-                        self._sides[split], self._described(pairs, split, side), content, first_row
-                    )
+                    yield SideBlock(self._sides[split], side, rows, content, numbers)
                 first_row += pairs.num_rows
 
     def _described(self, pairs: pa.Table, split: Split, side: Side) -> pa.Table:
@@ -103,10 +103,3 @@ class ExportedSides:
     def _pinned(self) -> dict[str, dict[str, Any]]:
         pinned: dict[str, dict[str, Any]] = read_json(self.training_set / "images.json")
         return pinned
-
-
-def row_hashes(rows: pa.Table, columns: tuple[str, ...]) -> Hashes:
-    """64-bit hashes of some text columns of each row, so that millions of rows can be compared in memory."""
-    values = zip(*(rows[column].to_pylist() for column in columns), strict=True)
-    digests = b"".join(blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in values)
-    return np.frombuffer(digests, dtype=np.uint64)

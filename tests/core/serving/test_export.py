@@ -19,11 +19,13 @@ from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT, Split
 from vipolyqwen_core.serving import export as export_module
+from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.export import export, export_schema
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import search
+from vipolyqwen_core.serving.table_update import Snapshot, add_rows, delete_rows, update_table
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -96,13 +98,12 @@ def test_another_version_is_swapped_in_at_the_end(
     workspace = Workspace(tmp_path)
     run_export(workspace, tiny_model_dir)
     seen = []
-    write = export_module._Update._write
 
-    def spied(update: Any, rows: Any, vectors: Any) -> None:
+    def spied(table: Any, rows: Any, vectors: Any) -> None:
         seen.append((read_current(workspace).model_version, len(rows_of(workspace)[0]["embedding"])))
-        write(update, rows, vectors)
+        add_rows(table, rows, vectors)
 
-    monkeypatch.setattr(export_module._Update, "_write", spied)
+    monkeypatch.setattr(table_update, "add_rows", spied)
     summary = run_export(workspace, other_model, "2")
     assert set(seen) == {("1", 64)}
     assert (summary.encoded, summary.kept) == (2 * len(some_pairs()), 0)
@@ -200,21 +201,20 @@ def test_a_killed_export_goes_on_where_it_was(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(tmp_path)
-    write = export_module._Update._write
     calls = []
 
-    def dies(update: Any, rows: Any, vectors: Any) -> None:
+    def dies(table: Any, rows: Any, vectors: Any) -> None:
         calls.append(rows.num_rows)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        write(update, rows, vectors)
+        add_rows(table, rows, vectors)
 
-    monkeypatch.setattr(export_module._Update, "_write", dies)
+    monkeypatch.setattr(table_update, "add_rows", dies)
     with pytest.raises(KeyboardInterrupt):
         run_export(workspace, tiny_model_dir)
     with pytest.raises(ValueError, match="nothing was exported yet"):
         search(workspace, "anything")
-    monkeypatch.setattr(export_module._Update, "_write", write)
+    monkeypatch.setattr(table_update, "add_rows", add_rows)
     summary = run_export(workspace, tiny_model_dir)
     assert summary.encoded == 2 * len(some_pairs()) - sum(calls[:2])
     assert summary.rows == 2 * len(some_pairs())
@@ -227,10 +227,10 @@ def test_an_update_that_was_killed_loses_no_vector_and_leaves_no_row_behind(
     pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(6)]
     run_export(workspace, tiny_model_dir, pairs=pairs)
 
-    def dies(standing: Any, table: Any, row_ids: Any) -> None:
+    def dies(table: Any, row_ids: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module._Standing, "delete_from", dies)
+    monkeypatch.setattr(table_update, "delete_rows", dies)
     with pytest.raises(KeyboardInterrupt):
         run_export(workspace, tiny_model_dir, pairs=pairs[1:])
     assert {row["text"] for row in rows_of(workspace)} >= {"question 0", "question 1"}
@@ -282,13 +282,12 @@ def test_rows_that_go_or_move_are_deleted_in_one_step(tmp_path: Path, tiny_model
             filled,
             strict=True,
         )
-        export_module._Update(table, None, None)._write(block.rows, filled)  # type: ignore[arg-type]
+        add_rows(table, block.rows, filled)
     before = table.version
     write_training_set(workspace.training_set, pairs[28:])
-    update = export_module._Update(
-        table, ExportedSides(workspace.training_set), EncodingPool(tiny_model_dir, 1)
+    update = update_table(
+        table, ExportedSides(workspace.training_set), EncodingPool(tiny_model_dir, SETTINGS)
     )
-    update.run()
     assert (update.deleted, update.updated, update.encoded) == (56, 56, 0)
     assert table.version - before == 8 + 1  # four blocks of two sides that moved; and all that had to go
     rows = table.to_arrow()
@@ -303,11 +302,11 @@ def test_a_table_that_another_process_rewrote_meanwhile_is_not_touched(
     workspace = Workspace(tmp_path)
     run_export(workspace, tiny_model_dir, pairs=[SmallPair(f"question {i}", "yes") for i in range(6)])
     table = lancedb.connect(workspace.lancedb).open_table("embeddings")
-    standing = export_module._Standing(table)
+    before = Snapshot(table)
     lancedb.connect(workspace.lancedb).open_table("embeddings").delete("side = 'query'")
     lancedb.connect(workspace.lancedb).open_table("embeddings").optimize()  # rows are packed anew
     with pytest.raises(RuntimeError, match="rewritten by another process"):
-        standing.delete_from(table, standing.row_ids[:3])
+        delete_rows(table, before.row_ids[:3])
     assert len(rows_of(workspace)) == 6
 
 
