@@ -34,35 +34,57 @@ class Decision:
         return (*self.reasons, *self.not_judged)
 
 
+class _Fall(NamedTuple):
+    """Something that lost more than it may against the champion."""
+
+    sentence: str
+    is_sure: bool
+    """Whether it keeps the champion; else it may be chance, and is only named."""
+
+
+class _TaskPools(NamedTuple):
+    """The pools of a task that are judged by the same metric, the large and the small ones."""
+
+    task: str
+    metric: str
+    metric_name: str
+    """In a sentence."""
+    large: list[PoolResult]
+    small: list[PoolResult]
+
+
 def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
     """Champion or challenger.
 
-    Against a champion: the lower bound of the gain in the mean primary metric must exceed `min_gain`, no task
-    may fall by more than `max_task_loss`, and no language's Spearman over scored pairs by more than
-    `max_similarity_loss`. The first version must beat the untrained model instead. Without a pool that is
-    large enough nothing is proved, so the version is a challenger, whatever its gain.
+    The first version must beat the untrained model, for sure. A later one becomes champion where
 
-    Nothing falls unseen. A task that has only small pools is held to the same limit on these: it may be kept
-    from promotion by chance. A small pool beside a large one of its task keeps the champion where it is sure
-    to have fallen by more than the limit, and is named where it may be chance. Named too is a task whose
-    evaluation pairs make no pool.
+    - the lower bound of its gain in the mean primary metric over the champion exceeds `min_gain`;
+    - no task falls by more than `max_task_loss`, in the mean of its large pools; one that has only small
+      pools is held to the same limit on these, so chance may keep it from promotion;
+    - no small pool beside a large one of its task falls by more than that for sure;
+    - no language's Spearman over scored pairs falls by more than `max_similarity_loss`, where the pairs are
+      enough to tell.
+
+    Without a pool that is large enough nothing is proved, so the version is a challenger, whatever its gain.
+    Nothing falls unseen: falls that may be chance are named, and so are tasks that have only small pools, or
+    none.
     """
     gain = evaluation.gain_over_champion
+    tasks = _by_task(evaluation)
+    falls: list[_Fall] = []
     if gain is None:
         gain, rival, needed = evaluation.gain_over_untrained, "the untrained model", 0.0
     else:
         rival, needed = "the champion", settings.min_gain
+        falls += _falls_of_tasks(tasks, settings.max_task_loss)
+        falls += _falls_of_small_pools(tasks, settings.max_task_loss)
+        falls += _falls_of_similarities(evaluation, settings.max_similarity_loss)
     reasons = [
         f"{evaluation.primary_metric} {evaluation.primary[TRAINED]:.4f}: gain over {rival} {gain.mean:+.4f}, "
         f"interval [{gain.low:+.4f}, {gain.high:+.4f}], needed above {needed:.4f}"
     ]
-    falls = [
-        *_falls_of_tasks(evaluation, settings.max_task_loss),
-        *_falls_of_small_pools(evaluation, settings.max_task_loss),
-        *_falls_of_similarities(evaluation, settings.max_similarity_loss),
-    ]
     fallen = [fall.sentence for fall in falls if fall.is_sure]
-    not_judged = [*_unranked_tasks(evaluation), *_thin_tasks(evaluation)]
+    not_judged = [*_unranked_tasks(evaluation), *_thin_tasks(tasks)]
     not_judged += [fall.sentence for fall in falls if not fall.is_sure]
     if not evaluation.enough:
         not_judged.insert(
@@ -73,49 +95,41 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
     return Decision(alias, (*reasons, *fallen), tuple(not_judged))
 
 
-class _Fall(NamedTuple):
-    """Something that lost more than it may against the champion."""
+def _by_task(evaluation: Evaluation) -> list[_TaskPools]:
+    """The pools by task. Choices stand alone, behind the others: they are judged by accuracy."""
+    found: dict[tuple[bool, str], _TaskPools] = {}
+    for pool in sorted(evaluation.pools, key=lambda pool: pool.is_choice):
+        task = pool.task.value
+        metric, name = ("recall@1", "accuracy") if pool.is_choice else (PRIMARY, PRIMARY)
+        pools = found.setdefault((pool.is_choice, task), _TaskPools(task, metric, name, [], []))
+        (pools.large if pool.is_large else pools.small).append(pool)
+    return list(found.values())
 
-    sentence: str
-    is_sure: bool
-    """Whether it keeps the champion; else it may be chance, and is only named."""
 
-
-def _falls_of_tasks(evaluation: Evaluation, limit: float) -> Iterator[_Fall]:
-    """Falls of whole tasks, over their large pools, or over all where none is large."""
-    for task, metric, what, pools in _tasks(evaluation):
-        rated = [pool for pool in pools if CHAMPION in pool.scores]
-        judged = [pool for pool in rated if pool.is_large] or rated
-        if not judged:
-            continue
-        now, before = (
-            sum(pool.scores[system][metric] for pool in judged) / len(judged)
-            for system in (TRAINED, CHAMPION)
-        )
+def _falls_of_tasks(tasks: list[_TaskPools], limit: float) -> Iterator[_Fall]:
+    """Falls of whole tasks, in the mean of their large pools, or of the small ones where none is large."""
+    for task in tasks:
+        now, before = _now_and_before(task.large or task.small, task.metric)
         if before - now > limit:
-            sentence = f"{task}: {what} falls from {before:.4f} to {now:.4f}, more than {limit:.4f}"
-            yield _Fall(sentence, is_sure=True)
+            fall = _fall(task.task, task.metric_name, now, before)
+            yield _Fall(f"{fall}, more than {limit:.4f}", is_sure=True)
 
 
-def _falls_of_small_pools(evaluation: Evaluation, limit: float) -> Iterator[_Fall]:
+def _falls_of_small_pools(tasks: list[_TaskPools], limit: float) -> Iterator[_Fall]:
     """Falls of small pools whose task is judged on large ones.
 
     With dozens of small pools some always fall by chance. So a fall is sure only where the whole interval of
     the paired gain lies beyond the limit, over enough components to believe it: a language that breaks down.
     """
-    for _, metric, what, pools in _tasks(evaluation):
-        if not any(pool.is_large for pool in pools):
-            continue
-        for pool in pools:
+    for task in tasks:
+        for pool in task.small if task.large else ():
             gain = pool.gain_over_champion
-            if pool.is_large or gain is None:
-                continue
-            now, before = (pool.scores[system][metric] for system in (TRAINED, CHAMPION))
-            if before - now > limit:
+            now, before = _now_and_before([pool], task.metric)
+            if gain is not None and before - now > limit:
                 is_sure = gain.high < -limit and pool.num_components >= MIN_COMPONENTS
-                fall = f"{pool.name}: {what} falls from {before:.4f} to {now:.4f} on {pool.num_pairs} pairs"
                 how_sure = f"surely by more than {limit:.4f}" if is_sure else "too few to be sure"
-                yield _Fall(f"{fall}, {how_sure}", is_sure)
+                fall = _fall(pool.name, task.metric_name, now, before)
+                yield _Fall(f"{fall} on {pool.num_pairs} pairs, {how_sure}", is_sure)
 
 
 def _falls_of_similarities(evaluation: Evaluation, limit: float) -> Iterator[_Fall]:
@@ -127,10 +141,22 @@ def _falls_of_similarities(evaluation: Evaluation, limit: float) -> Iterator[_Fa
         # None of its own: all its cosines are alike, since the scores that the champion follows are not.
         now = result.scores[TRAINED].get("spearman", 0.0)
         if before - now > limit:
-            fall = f"scored pairs/{result.language}: Spearman falls from {before:.4f} to {now:.4f}"
             few = f"on {result.num_pairs} pairs, too few to be sure"
             how_sure = f"more than {limit:.4f}" if result.is_large else few
+            fall = _fall(f"scored pairs/{result.language}", "Spearman", now, before)
             yield _Fall(f"{fall}, {how_sure}", result.is_large)
+
+
+def _now_and_before(pools: list[PoolResult], metric: str) -> tuple[float, float]:
+    """The mean of a metric over pools, of this model and of the champion."""
+    now, before = (
+        sum(pool.scores[system][metric] for pool in pools) / len(pools) for system in (TRAINED, CHAMPION)
+    )
+    return now, before
+
+
+def _fall(name: str, metric_name: str, now: float, before: float) -> str:
+    return f"{name}: {metric_name} falls from {before:.4f} to {now:.4f}"
 
 
 def _unranked_tasks(evaluation: Evaluation) -> list[str]:
@@ -143,22 +169,11 @@ def _unranked_tasks(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _thin_tasks(evaluation: Evaluation) -> list[str]:
+def _thin_tasks(tasks: list[_TaskPools]) -> list[str]:
     """One sentence for each task that has only small pools, whether or not there is a champion."""
-    thin = []
-    for task, _, what, pools in _tasks(evaluation):
-        if not any(pool.is_large for pool in pools):
-            pairs = sum(pool.num_pairs for pool in pools)
-            thin.append(f"{task}: {what} rests on {pairs} pairs only, no pool is large enough")
-    return thin
-
-
-def _tasks(evaluation: Evaluation) -> Iterator[tuple[str, str, str, list[PoolResult]]]:
-    """Task, metric, the metric's name in a sentence, pools. Choices stand alone, judged by accuracy."""
-    for is_choice, metric, what in ((False, PRIMARY, PRIMARY), (True, "recall@1", "accuracy")):
-        by_task: dict[str, list[PoolResult]] = {}
-        for pool in evaluation.pools:
-            if pool.is_choice == is_choice:
-                by_task.setdefault(pool.task.value, []).append(pool)
-        for task, pools in by_task.items():
-            yield task, metric, what, pools
+    return [
+        f"{task.task}: {task.metric_name} rests on {sum(pool.num_pairs for pool in task.small)} pairs only, "
+        "no pool is large enough"
+        for task in tasks
+        if not task.large
+    ]
