@@ -36,23 +36,26 @@ class EvaluationPairs:
     ) -> list[PairVectors]:
         """The vectors of all rows, once for each entry: with the prefix of each side, or without any.
 
+        A content that several rows or entries share is encoded once.
+
         Raises:
             ValueError: a vector is not finite; names the system, the row and its sample
         """
-        wanted: dict[tuple[int, Task | None], SideRequest] = {}
-        places: list[list[tuple[int, Task | None]]] = []
-        for prefixed in with_prefix:
-            for side, identity in ((Side.QUERY, self.rows.query), (Side.TARGET, self.rows.target)):
-                keys = []
-                for row, (task, content) in enumerate(zip(self.rows.task, identity, strict=True)):
-                    prefix = prefix_of(Task(task), side) if prefixed else None
-                    keys.append((int(content), prefix))
-                    wanted.setdefault(keys[-1], SideRequest(row, side, prefix))
-                places.append(keys)
-        vectors = self._vectors(embedder, wanted.values(), system)
-        number = {key: place for place, key in enumerate(wanted)}
-        expanded = [vectors[[number[key] for key in keys]] for keys in places]
-        return [PairVectors(*expanded[i : i + 2]) for i in range(0, len(expanded), 2)]
+        wanted = [
+            (self._requests(Side.QUERY, prefixed), self._requests(Side.TARGET, prefixed))
+            for prefixed in with_prefix
+        ]
+        distinct: dict[tuple[int, Task | None], SideRequest] = {}
+        for queries, targets in wanted:
+            for request in (*queries, *targets):
+                distinct.setdefault(self._content(request), request)
+        vectors = self._vectors(embedder, distinct.values(), system)
+        places = {content: place for place, content in enumerate(distinct)}
+
+        def vectors_of(requests: list[SideRequest]) -> Vectors:
+            return vectors[[places[self._content(request)] for request in requests]]
+
+        return [PairVectors(vectors_of(queries), vectors_of(targets)) for queries, targets in wanted]
 
     def encode_swapped(self, embedder: ViPolyQwenEmbedder, queries: Ints, partners: Ints) -> Vectors:
         """Vectors [Q, D] of queries, with their prefixes, that show the pictures of their partners.
@@ -62,14 +65,21 @@ class EvaluationPairs:
         """
         requests = [
             SideRequest(
-                int(row),
-                Side.QUERY,
-                prefix_of(Task(self.rows.task[row]), Side.QUERY),
-                pictures_of=int(partner),
+                row, Side.QUERY, prefix_of(Task(self.rows.task[row]), Side.QUERY), pictures_of=partner
             )
-            for row, partner in zip(queries, partners, strict=True)
+            for row, partner in zip(queries.tolist(), partners.tolist(), strict=True)
         ]
         return self._vectors(embedder, requests, SWAPPED)
+
+    def _requests(self, side: Side, prefixed: bool) -> list[SideRequest]:
+        """A side of every row, with the prefix that it has in training or without any."""
+        prefixes = {task: prefix_of(task, side) if prefixed else None for task in Task}
+        return [SideRequest(row, side, prefixes[Task(task)]) for row, task in enumerate(self.rows.task)]
+
+    def _content(self, request: SideRequest) -> tuple[int, Task | None]:
+        """What decides the vector of a side: equal content and prefix, equal vector."""
+        identity = self.rows.query if request.side is Side.QUERY else self.rows.target
+        return int(identity[request.row]), request.prefix
 
     def _vectors(
         self, embedder: ViPolyQwenEmbedder, requests: Collection[SideRequest], system: str
