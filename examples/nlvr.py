@@ -14,7 +14,8 @@ from fsspec.core import url_to_fs
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import RawPair, RecordError, Rejection, SourceFile
-from vipolyqwen_core.corpus.readers.rows import read_rows, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import required, text_of
+from vipolyqwen_core.corpus.readers.rows import read_rows
 
 ANSWERS = {"true": "Yes, this is true.", "false": "No, this is false."}
 

@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import RawPair, RecordError, Rejection, SourceFile
-from vipolyqwen_core.corpus.readers.rows import read_rows, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import required, text_of
+from vipolyqwen_core.corpus.readers.rows import read_rows
 
 NO_ANSWER = {
     "无法回溯": "the model's answer was lost",

@@ -13,7 +13,8 @@ from typing import Any
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import RawPair, RecordError, Rejection, SourceFile
-from vipolyqwen_core.corpus.readers.rows import read_rows, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import required, text_of
+from vipolyqwen_core.corpus.readers.rows import read_rows
 
 QUESTION = ("Question", "Câu hỏi")
 EXPLANATION = ("Explanation", "Gợi ý trả lời", "Gọi ý trả lời", "Đáp án")

@@ -8,7 +8,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs
 from vipolyqwen_core.corpus.readers.fields import keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, optional_text, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required, text_of
 
 
 def alpaca_needs(source: Source) -> Needs:

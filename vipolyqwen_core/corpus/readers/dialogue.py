@@ -7,7 +7,7 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import MISSING, Key, look_up, text_of
+from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, look_up, text_of
 
 ROLES = {
     "system": "system",

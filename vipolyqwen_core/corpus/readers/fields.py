@@ -11,7 +11,7 @@ from typing import Any
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.records import RawImage, RawSide, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, optional, optional_text, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, optional, optional_text, text_of
 
 IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
 """Tasks whose query has a picture."""

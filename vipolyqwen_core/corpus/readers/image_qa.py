@@ -6,7 +6,7 @@ from typing import Any
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import answers_of, declared, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, required, text_of
 
 
 def image_qa_needs(source: Source) -> Needs:

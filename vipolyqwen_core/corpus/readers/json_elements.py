@@ -18,6 +18,7 @@ _SPACE = re.compile(r"[\s,\ufeff]*")
 _COLON = re.compile(r"\s*:\s*")
 _LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
 _NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
+"""What stands before the next object after a broken one: the beginning of a line, or the end of an object."""
 _NEXT_OBJECT_OR_LIST = re.compile(rf"\[\s*(?=\{{)|{_NEXT_OBJECT.pattern}")
 _LOOK_BACK = 100
 """A mark of the next object may stand across the end of what is in memory."""
@@ -33,12 +34,14 @@ class Element(NamedTuple):
 
 
 class JsonWindow:
-    """The part of a document that is in memory, and the place that is read next."""
+    """A document that is read from front to back, of which only the part in use is in memory."""
 
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
         self._text = ""
+        """What is in memory ..."""
         self._place = 0
+        """... and where in it the next value is read."""
         self._decoder = json.JSONDecoder()
 
     @property
@@ -49,7 +52,7 @@ class JsonWindow:
     def peek(self) -> str:
         """The next character that is neither space nor comma; empty at the end."""
         while True:
-            self._place = _SPACE.match(self._text, self._place).end()  # type: ignore[union-attr]
+            self._pass(_SPACE)
             if self._place < len(self._text):
                 return self._text[self._place]
             if not self._read_on():
@@ -73,11 +76,13 @@ class JsonWindow:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
-                if self._may_go_on(error) and self._read_on():
+                if self._may_be_cut(error) and self._read_on():
                     continue
                 raise
-            if end == len(self._text) and self._text[end - 1] not in '}]"' and self._read_on():
-                continue  # a number may go on
+            if end == len(self._text) and self._text[end - 1] not in '}]"':  # a number may go on
+                if self._read_on():
+                    continue
+                end = len(self._text)
             self._place = end
             return value
 
@@ -90,37 +95,13 @@ class JsonWindow:
     def colon(self) -> bool:
         """Pass a colon; False where there is none."""
         self.peek()
-        found = _COLON.match(self._text, self._place)
-        self._place = found.end() if found else self._place
-        return found is not None
+        return self._pass(_COLON)
 
-    def elements(self) -> Iterator[Element]:
-        """Elements of the list that begins here, to its end; after a broken one the next object.
-
-        That may be an object within the broken one, whose lists end before this one does: after a broken
-        element a bracket is the end only where the document or another array follows.
-        """
-        self.skip()
-        was_broken = False
-        while mark := self.peek():
-            if mark == "]":
-                self.skip()
-                if not was_broken or self.peek() in ("", "[") or not self._seek(_NEXT_OBJECT_OR_LIST):
-                    return
-                continue
-            try:
-                value = self.value()
-            except (ValueError, RecursionError) as error:
-                yield Element(self.rest(), str(error))
-                was_broken = True
-                if not self._seek(_NEXT_OBJECT):
-                    return
-            else:
-                yield Element(value)
-
-    def _seek(self, next_object: re.Pattern[str]) -> bool:
+    def seek_object(self, or_list: bool = False) -> bool:
+        """Go to the next object, or to the next list of objects; False at the end of the document."""
+        mark = _NEXT_OBJECT_OR_LIST if or_list else _NEXT_OBJECT
         while True:
-            if found := next_object.search(self._text, self._place):
+            if found := mark.search(self._text, self._place):
                 self._place = found.end()
                 return True
             self._place = max(self._place, len(self._text) - _LOOK_BACK)
@@ -128,8 +109,14 @@ class JsonWindow:
                 self._place = len(self._text)
                 return False
 
-    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Whether the text in memory may only have been cut there."""
+    def _pass(self, pattern: re.Pattern[str]) -> bool:
+        """Move behind what the pattern finds here; False where it finds nothing."""
+        if found := pattern.match(self._text, self._place):
+            self._place = found.end()
+        return found is not None
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether there may be no mistake, only no more text in memory."""
         if self.is_full:
             return False
         return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _LONGEST_LITERAL
@@ -137,8 +124,8 @@ class JsonWindow:
     def _read_on(self) -> bool:
         """Twice as much of the document in memory, from the place on; False at the end of the document."""
         parts = [self._text[self._place :]]
-        wanted = max(2 * len(parts[0]), MIN_CHARS)
         num_chars = len(parts[0])
+        wanted = max(2 * num_chars, MIN_CHARS)
         while num_chars < wanted and (piece := next(self._pieces, None)) is not None:
             parts.append(piece)
             num_chars += len(piece)
@@ -146,22 +133,48 @@ class JsonWindow:
         return len(parts) > 1
 
 
+def elements_of_array(window: JsonWindow) -> Iterator[Element]:
+    """Elements of the array that begins here, to its end; after a broken one the next object.
+
+    That may be an object within the broken one, whose lists end before this one does: after a broken
+    element a bracket is the end only where the document or another array follows.
+    """
+    window.skip()
+    was_broken = False
+    while mark := window.peek():
+        if mark == "]":
+            window.skip()
+            is_end = not was_broken or window.peek() in ("", "[")
+            if is_end or not window.seek_object(or_list=True):
+                return
+            continue
+        try:
+            value = window.value()
+        except (ValueError, RecursionError) as error:
+            yield Element(window.rest(), str(error))
+            was_broken = True
+            if not window.seek_object():
+                return
+        else:
+            yield Element(value)
+
+
 def elements_of_arrays(window: JsonWindow) -> Iterator[Element]:
     """Elements of the array that begins here, and of those after it: files are put together as they are."""
     while window.peek() == "[":
-        yield from window.elements()
+        yield from elements_of_array(window)
     if rest := window.rest():
         yield Element(rest, "something else follows the array")
 
 
-def elements_of_lists(window: JsonWindow) -> Iterator[Element]:
+def elements_in_object(window: JsonWindow) -> Iterator[Element]:
     """Elements of each list of objects in the object that begins here; other values are passed over."""
     window.skip()
     while window.peek() not in ("}", ""):
         try:
-            window.value()
+            window.value()  # the key
             if window.colon() and window.begins_list_of_objects():
-                yield from window.elements()
+                yield from elements_of_array(window)
             else:
                 window.value()
         except (ValueError, RecursionError) as error:

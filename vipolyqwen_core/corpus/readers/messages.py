@@ -8,7 +8,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, optional_text, required
+from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required
 
 
 def message_needs(source: Source) -> Needs:

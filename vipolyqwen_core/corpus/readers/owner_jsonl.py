@@ -16,7 +16,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, answers_of, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
-from vipolyqwen_core.corpus.readers.rows import Key, Needs, optional, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, required, text_of
 
 TASKS = {
     "contrastive_with_score": Task.TEXT_PAIR,

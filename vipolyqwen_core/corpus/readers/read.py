@@ -20,7 +20,8 @@ from vipolyqwen_core.corpus.readers.messages import message_needs, message_pairs
 from vipolyqwen_core.corpus.readers.owner_jsonl import owner_needs, owner_pairs
 from vipolyqwen_core.corpus.readers.parallel_lines import parallel_files, read_parallel_lines
 from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, Rejection, shorten
-from vipolyqwen_core.corpus.readers.rows import MISSING, Key, Needs, look_up, read_rows
+from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_up
+from vipolyqwen_core.corpus.readers.rows import read_rows
 from vipolyqwen_core.corpus.readers.sts_table import sts_needs, sts_pairs
 from vipolyqwen_core.corpus.storage import StorageError
 

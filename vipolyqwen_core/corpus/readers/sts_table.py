@@ -7,7 +7,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import declared, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, parse_score
-from vipolyqwen_core.corpus.readers.rows import MISSING, Key, Needs, look_up, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_up, required, text_of
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "query": ("sentence1", "text1", "s1"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers import json_elements, read_source
-from vipolyqwen_core.corpus.readers.json_elements import JsonWindow, elements_of_arrays
+from vipolyqwen_core.corpus.readers.json_elements import JsonWindow, elements_of_array, elements_of_arrays
 
 VALUES = st.recursive(
     st.none()
@@ -39,7 +39,7 @@ def test_elements_are_those_of_the_whole_wherever_it_is_cut(
     assert window.peek() == "["
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_elements, "MIN_CHARS", 1)
-        assert [element.value for element in window.elements()] == values
+        assert [element.value for element in elements_of_array(window)] == values
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
@@ -51,7 +51,7 @@ def test_a_broken_element_costs_only_itself_wherever_it_is_cut(
     text = text.replace('"a": "s\\u1ed1 2"', '"a" "2"').replace('"s\\u1ed1 4"', '"bad \\q"')
     window = JsonWindow(pieces(text, size))
     window.peek()
-    found = list(window.elements())
+    found = list(elements_of_array(window))
     assert [element.value["b"] for element in found if element.broken is None] == [[0], [1], [3], [5]]
     assert [number for number, element in enumerate(found) if element.broken] == [2, 4]
 

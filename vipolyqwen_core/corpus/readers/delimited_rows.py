@@ -1,0 +1,51 @@
+"""Rows of CSV and TSV files: cells under the names of the header, and under their numbers."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.csv_cells import cells_of
+from vipolyqwen_core.corpus.readers.files import SourceFile, read_lines
+from vipolyqwen_core.corpus.readers.records import RecordError
+from vipolyqwen_core.corpus.readers.row_fields import Key, Row
+
+
+def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
+    """Rows of as many cells as the header, or the first line where there is none: missing ones are null.
+
+    Without that a line that breaks off before its score would be a pair without one, which is a positive.
+    """
+    lines = read_lines(file.location, source.languages)
+    first = next((line for line in lines if line.text.strip()), None)
+    if first is None:
+        return
+    delimiter = _delimiter(file.suffix, first.text)
+    names: list[str] | None = None
+    width: int | None = None
+    for number, cells in cells_of(chain([first], lines), delimiter):
+        if isinstance(cells, RecordError):
+            yield Row(number, {}, cells)
+            continue
+        if width is None:
+            width = len(cells)
+            if source.header:
+                names = [name.strip() for name in cells]
+                continue
+        if names is not None and "".join(cells[width:]).strip():
+            reason = f"the line has {len(cells)} cells, the header {width}: is a {delimiter!r} not quoted?"
+            yield Row(number, {}, RecordError("broken_csv", reason, delimiter.join(cells)))
+            continue
+        padded: list[str | None] = [*cells, *[None] * (width - len(cells))]
+        fields: dict[Key, Any] = dict(enumerate(padded))
+        if names is not None:
+            fields.update(zip(names, padded, strict=False))
+        yield Row(number, fields)
+
+
+def _delimiter(suffix: str, first_line: str) -> str:
+    """What stands between the cells: the likeliest mark that the first line has."""
+    if suffix in (".tsv", ".tab"):
+        return "\t"
+    marks = "\t,;|" if suffix == ".txt" else ",;\t|"
+    return next((mark for mark in marks if mark in first_line), ",")

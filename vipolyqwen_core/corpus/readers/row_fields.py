@@ -1,0 +1,99 @@
+"""One row of a file and its fields: how they are looked up, and what counts as a text."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from math import isfinite, isnan
+from typing import Any, NamedTuple
+
+from vipolyqwen_core.corpus.readers.records import RecordError
+from vipolyqwen_core.corpus.text import writable
+
+Key = str | int
+Needs = Sequence[Sequence[Key]]
+"""The fields that a record of a format cannot do without, each under all its names."""
+
+
+class Row(NamedTuple):
+    """One row of a file."""
+
+    line: int
+    fields: Mapping[Key, Any]
+    """By name, and for CSV and TSV also by 0-based number."""
+    error: RecordError | None = None
+    """Why the row could not be read; then it has no fields."""
+
+
+MISSING = object()
+
+
+def look_up(fields: Mapping[Key, Any], key: Key) -> Any:
+    """The value at a key; `a.b.0` reaches into objects and lists; `MISSING` where there is none."""
+    if key in fields:
+        return fields[key]
+    if not isinstance(key, str) or "." not in key:
+        return MISSING
+    value: Any = fields
+    for part in key.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value
+
+
+def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
+    """The value of the first of these keys that is there and not null; None where none is.
+
+    NaN is null: pandas writes it for what is missing, and `json` reads it.
+    """
+    for key in keys:
+        value = look_up(fields, key)
+        if value is not None and value is not MISSING and not (isinstance(value, float) and isnan(value)):
+            return value
+    return None
+
+
+def is_record(fields: Mapping[Key, Any], needs: Needs) -> bool:
+    """Whether a row has all that a record needs."""
+    return all(optional(fields, keys) is not None for keys in needs)
+
+
+def required(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
+    """The value of the first of these keys that is there and not null.
+
+    Raises:
+        RecordError: none is
+    """
+    value = optional(fields, keys)
+    if value is None:
+        names = " or ".join(repr(key) for key in keys)
+        found = ", ".join(f"{key} (empty)" if key in keys else str(key) for key in list(fields)[:20])
+        raise RecordError("missing_field", f"the record has no {names}", f"fields: {found}")
+    return value
+
+
+def text_of(value: Any, what: str) -> str:
+    """A text; numbers are spelled, a list of one text is that text.
+
+    Raises:
+        RecordError: anything else
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and isfinite(value):
+        return str(value)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    raise RecordError("wrong_type", f"{what} is no text but {type(value).__name__}", value)
+
+
+def optional_text(fields: Mapping[Key, Any], keys: Sequence[Key], what: str) -> str | None:
+    """As `text_of`, fit for UTF-8; None where none of the keys is there, or the text is empty."""
+    value = optional(fields, keys)
+    if value is None:
+        return None
+    return writable(text_of(value, what)) or None
