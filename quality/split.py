@@ -70,64 +70,14 @@ def split_rows(
         predecessors: row, place: assigned samples that are gone and whose sides count for a row's component
         copies: row, sample_id, content: samples that were dropped as copies of a row
     """
-    component = rows["component"].to_numpy()
-    earlier = assignments["split"].gather(rows["earlier"])
-    inherited = assignments["split"].gather(predecessors["place"])
-
-    def any_of_component(found: pl.Series) -> pl.Series:
-        has = np.zeros(len(names), dtype=bool)
-        has[component[found.fill_null(False).to_numpy()]] = True
-        return pl.Series(has[component])
-
-    def had(side: Split) -> pl.Series:
-        heirs = predecessors["row"].filter(inherited == side.value)
-        return (earlier == side.value).fill_null(False) | rows["row"].is_in(heirs.implode())
-
-    decided = rows.select(
-        "row",
-        "sample_id",
-        "component",
-        *STRATUM,
-        "off_limits",
-        "dropped",
-        earlier=earlier,
-        trained=any_of_component(had(Split.TRAIN)),
-        evaluated=any_of_component(had(Split.EVAL)),
-        banned=any_of_component(rows["off_limits"]),
-    )
-    decided = decided.select(
-        "row",
-        "sample_id",
-        "component",
-        *STRATUM,
-        "earlier",
-        decision=pl.when(~pl.col("dropped")).then(_decision()),
-    )
-    evaluating = decided.filter(pl.col("decision") == Split.EVAL.value)
-    growing = evaluating.filter(pl.col("earlier").is_null())
-    room = settings.max_eval_pairs - evaluating.filter(pl.col("earlier") == Split.EVAL.value).height
-    full = growing.sort("sample_id")[max(room, 0) :]
-    room -= growing.height - full.height
-    chosen = _choose(decided.filter(pl.col("decision") == NEW), names, settings, max(room, 0))
-    evaluates = np.zeros(len(names), dtype=bool)
-    evaluates[chosen] = True
-    decision = (
-        pl.when(pl.col("row").is_in(full["row"].implode()))
-        .then(pl.lit(EVALUATION_FULL, dtype=DECISION))
-        .when(pl.col("decision").ne_missing(pl.lit(NEW, dtype=DECISION)))
-        .then("decision")
-        .when(pl.Series(evaluates[component]))
-        .then(pl.lit(Split.EVAL.value, dtype=DECISION))
-        .otherwise(pl.lit(Split.TRAIN.value, dtype=DECISION))
-    )
-    decided = decided.select("row", "sample_id", "component", "earlier", decision=decision)
-    sided = pl.col("decision").is_in([side.value for side in Split])
+    decided = _decide_new(_decide_by_history(rows, len(names), assignments, predecessors), names, settings)
+    has_side = pl.col("decision").is_in([side.value for side in Split])
     result = decided.select(
         "row",
-        split=pl.when(sided).then("decision"),
-        rule=pl.when(~sided).then("decision"),
+        split=pl.when(has_side).then("decision"),
+        rule=pl.when(~has_side).then("decision"),
     )
-    side = pl.coalesce("earlier", pl.when(sided).then("decision").cast(SIDE))
+    side = pl.coalesce("earlier", pl.when(has_side).then("decision").cast(SIDE))
     known = decided.select("row", "sample_id", "component", "earlier", rows["content"], split=side)
     known = known.drop_nulls("split")
     fresh = pl.concat(
@@ -137,6 +87,64 @@ def split_rows(
         ]
     )
     return SplitResult(result.sort("row"), _remember(rows, names, fresh, assignments, predecessors))
+
+
+def _decide_by_history(
+    rows: pl.DataFrame, num_components: int, assignments: pl.DataFrame, predecessors: pl.DataFrame
+) -> pl.DataFrame:
+    """What benchmarks and earlier training sets decide: the rows with `earlier`, now a side, and `decision`.
+
+    That is `new` where they decide nothing, and null for a duplicate.
+    """
+    component = rows["component"].to_numpy()
+    earlier = assignments["split"].gather(rows["earlier"])
+    inherited = assignments["split"].gather(predecessors["place"])
+
+    def any_of_component(found: pl.Series) -> pl.Series:
+        has = np.zeros(num_components, dtype=bool)
+        has[component[found.fill_null(False).to_numpy()]] = True
+        return pl.Series(has[component])
+
+    def had(side: Split) -> pl.Series:
+        heirs = predecessors["row"].filter(inherited == side.value)
+        return (earlier == side.value).fill_null(False) | rows["row"].is_in(heirs.implode())
+
+    known = rows.with_columns(
+        earlier=earlier,
+        trained=any_of_component(had(Split.TRAIN)),
+        evaluated=any_of_component(had(Split.EVAL)),
+        banned=any_of_component(rows["off_limits"]),
+    )
+    decision = pl.when(~pl.col("dropped")).then(_decision())
+    return known.select("row", "sample_id", "component", *STRATUM, "earlier", decision=decision)
+
+
+def _decide_new(decided: pl.DataFrame, names: pl.Series, settings: SplitSettings) -> pl.DataFrame:
+    """The rows with no `new` left: the hash chooses which new components evaluate, while there is room.
+
+    Room is `max_eval_pairs`: rows that evaluated before have it first, then new rows of their components,
+    of which those that find none leave.
+    """
+    evaluating = decided.filter(pl.col("decision") == Split.EVAL.value)
+    joining = evaluating.filter(pl.col("earlier").is_null()).sort("sample_id")
+    staying = evaluating.filter(pl.col("earlier") == Split.EVAL.value)
+    room = max(settings.max_eval_pairs - staying.height, 0)
+    full = joining[room:]
+    chosen = _choose(
+        decided.filter(pl.col("decision") == NEW), names, settings, max(room - joining.height, 0)
+    )
+    evaluates = np.zeros(len(names), dtype=bool)
+    evaluates[chosen] = True
+    decision = (
+        pl.when(pl.col("row").is_in(full["row"].implode()))
+        .then(pl.lit(EVALUATION_FULL, dtype=DECISION))
+        .when(pl.col("decision").ne_missing(pl.lit(NEW, dtype=DECISION)))
+        .then("decision")
+        .when(pl.Series(evaluates[decided["component"].to_numpy()]))
+        .then(pl.lit(Split.EVAL.value, dtype=DECISION))
+        .otherwise(pl.lit(Split.TRAIN.value, dtype=DECISION))
+    )
+    return decided.select("row", "sample_id", "component", "earlier", decision=decision)
 
 
 def _decision() -> pl.Expr:
