@@ -69,13 +69,8 @@ ONLY_ENGLISH = frozenset(
 """Words that no neighbour shares. Two of them settle most English texts without lingua, 20 times as fast."""
 
 
-def detect_language(text: str) -> str:
-    """The language of one text: vi, en, zh or other."""
-    return str(detect_languages(pl.Series([text]))[0])
-
-
 def detect_languages(texts: pl.Series) -> pl.Series:
-    """The language of each text."""
+    """The language of each text: vi, en, zh or other."""
     text = pl.col("text")
     rows = pl.DataFrame({"text": texts}, schema={"text": pl.String}).with_row_index("row")
     rows = rows.with_columns(text=text.str.slice(0, READ_CHARS).str.replace_all(NOT_WORDS, " "))

@@ -104,10 +104,9 @@ def recall_bars(pools: Sequence[PoolResult]) -> str | None:
         return _data_uri(figure)
 
 
-def similarity_histograms(
-    panels: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]], columns: int = 3
-) -> str:
+def similarity_histograms(panels: Mapping[str, tuple[NDArray[np.floating], NDArray[np.floating]]]) -> str:
     """Cosines of right pairs beside cosines of other pairs of the same pool, one panel a pool."""
+    columns = 3
     rows = math.ceil(len(panels) / columns)
     low = min(0.0, *(float(np.concatenate(both).min()) for both in panels.values()))
     bins = np.linspace(low, 1.0, 41)

@@ -210,11 +210,6 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def read_progress(path: Path) -> Progress:
-    """The progress that a checkpoint holds."""
-    return Progress(**_read_state(path)["progress"])
-
-
 def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Make sure that what lies in a run's folder comes from the same data and settings.
 

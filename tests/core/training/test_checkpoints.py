@@ -24,7 +24,6 @@ from vipolyqwen_core.training.checkpoints import (
     Progress,
     initialise_optimizer,
     missing_parts,
-    read_progress,
 )
 
 TRAJECTORY = {"data": "d1", "optimizer": {"learning_rate": 0.1}}
@@ -81,7 +80,7 @@ def test_saving_after_a_resume_from_an_earlier_step_removes_the_later_ones(tmp_p
         checkpoints.save(Progress(step=step), model, optimizer)
     checkpoints.save(Progress(step=2, pairs=7), model, optimizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_1", "step_2"]
-    assert read_progress(tmp_path / "step_2").pairs == 7
+    assert json.loads((tmp_path / "step_2" / "state.json").read_text())["progress"]["pairs"] == 7
 
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):

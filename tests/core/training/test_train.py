@@ -1,5 +1,6 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
+import json
 import os
 import random
 import re
@@ -26,7 +27,6 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.routing import TERMS
 from vipolyqwen_core.training import dry_run, identity, schedule
 from vipolyqwen_core.training.__main__ import main
-from vipolyqwen_core.training.checkpoints import read_progress
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.parent import EXIT_CODE
@@ -148,6 +148,12 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(make_run, monkeypatc
     assert train(make_run(training={"max_steps": 3, "eval_steps": 1}), StopSignal()).exported_step == 2
 
 
+def running_losses(run: TrainingRun) -> dict[str, float]:
+    """The state of the dynamic task weights after the first step."""
+    state = json.loads((run.output / "checkpoints" / "step_1" / "state.json").read_text())
+    return state["progress"]["running_losses"]
+
+
 def test_uniformity_does_not_weigh_tasks_against_each_other(make_run):
     """It falls below zero: the inverse of a loss that it is part of would give one task all the weight."""
     running = []
@@ -155,7 +161,7 @@ def test_uniformity_does_not_weigh_tasks_against_each_other(make_run):
         objective = {"dynamic_task_weights": True, "uniformity_weight": weight}
         run = make_run(name, objective=objective, model={"matryoshka_dims": (16,)}, training={"max_steps": 1})
         train(run, StopSignal())
-        running.append(read_progress(run.output / "checkpoints" / "step_1").running_losses)
+        running.append(running_losses(run))
     assert running[1] == pytest.approx(running[0])
 
 
@@ -171,7 +177,7 @@ def test_terms_weigh_in_a_tasks_running_loss_as_they_do_in_its_loss(make_run):
         )
         for task in TERMS
     }
-    assert read_progress(run.output / "checkpoints" / "step_1").running_losses == pytest.approx(expected)
+    assert running_losses(run) == pytest.approx(expected)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(make_run):
