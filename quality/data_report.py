@@ -15,7 +15,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -25,8 +24,9 @@ from quality.rules import RULES
 from quality.validate import accepted_stage, accepted_stages
 from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest
-from vipolyqwen_core.corpus.tables import StageSummary, read_stage, written_aside
-from vipolyqwen_core.evaluation import plots
+from vipolyqwen_core.corpus.tables import StageSummary, read_stage
+from vipolyqwen_core.evaluation import html_page, plots
+from vipolyqwen_core.evaluation.html_page import write_page
 from vipolyqwen_core.evaluation.plots import STYLE, TASK_COLOURS
 from vipolyqwen_core.workspace import Workspace
 
@@ -40,6 +40,7 @@ HISTOGRAMS = (
 REPORT_CODE = (
     *sorted(Path(__file__).parent.glob("*.py")),
     Path(__file__).parent / TEMPLATE,
+    Path(html_page.__file__),
     Path(plots.__file__),
 )
 """Files that decide what a report says: where one changes, reports are written anew. All of this package, so
@@ -101,16 +102,11 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     sources = list(summary.details["sources"])
     rows = training_rows(workspace)
     ledger = whole_ledger(workspace, sources)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     counts = _counts(rows)
     stages = funnel(workspace, summary)
-    html = environment.get_template(TEMPLATE).render(
+    write_page(
+        path,
+        Path(__file__).parent / TEMPLATE,
         summary=summary,
         mark=report_mark(workspace),
         funnel=[*stages, _total(stages)] if len(stages) > 1 else stages,
@@ -126,8 +122,6 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
         rejected=rejected_samples(ledger, workspace),
         copies=near_copies(ledger, workspace),
     )
-    with written_aside(path) as aside:
-        aside.write_text(html, encoding="utf-8")
     return path
 
 

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 
 from vipolyqwen_core.config import TrainingRun
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.evaluation import plots, results
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors
 from vipolyqwen_core.evaluation.gallery import build_gallery
+from vipolyqwen_core.evaluation.html_page import write_page
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.promotion import decide
 from vipolyqwen_core.evaluation.results import Evaluation
@@ -42,14 +41,9 @@ def write_report(
         for each in judged
         if each.pool.name in counted
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template(TEMPLATE).render(
+    write_page(
+        path,
+        Path(__file__).parent / TEMPLATE,
         evaluation=evaluation,
         run=run,
         decision=decide(evaluation, run.recipe.registry),
@@ -62,8 +56,6 @@ def write_report(
         histogram=plots.similarity_histograms(histograms) if histograms else None,
         gallery=build_gallery(judged, pairs, trained, embedder, settings.gallery_queries, settings.seed),
     )
-    with written_aside(path) as aside:
-        aside.write_text(html, encoding="utf-8")
 
 
 def similarities(
