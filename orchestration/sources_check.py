@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +119,7 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
     from vipolyqwen_core.corpus.pictures import PictureError
 
     for pair in record.pairs:
-        of_negatives = (image for negative in pair.negatives for image in negative.images)
-        for path in (*pair.query_images, *pair.target_images, *of_negatives):
+        for path in chain.from_iterable(pair.images):
             if not isinstance(path, str) or hash(path) in reading.paths or len(reading.paths) >= MAX_PATHS:
                 continue
             reading.paths.add(hash(path))

@@ -162,8 +162,7 @@ def references_of(record: Record) -> Iterator[tuple[RawImage, str]]:
     """All pictures that the pairs of a record name, and where the record stands."""
     place = f"{record.file}:{record.line}"
     for pair in record.pairs:
-        sides = (pair.query_images, pair.target_images, *(negative.images for negative in pair.negatives))
-        for images in sides:
+        for images in pair.images:
             for reference in images:
                 yield reference, place
 
@@ -195,7 +194,7 @@ def _row(
     query, target, history = normalised_texts(pair)
     rejected: tuple[str, str, str] | None = None
     identities: list[list[str]] = []
-    for images in (pair.query_images, pair.target_images, *(side.images for side in pair.negatives)):
+    for images in pair.images:
         identities.append([])
         for reference in images:
             try:

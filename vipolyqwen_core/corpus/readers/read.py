@@ -232,5 +232,4 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
 
 def _paths(pairs: Sequence[RawPair]) -> Iterator[str]:
     for pair in pairs:
-        sides = (pair.query_images, pair.target_images, *(negative.images for negative in pair.negatives))
-        yield from (image for images in sides for image in images if isinstance(image, str))
+        yield from (image for images in pair.images for image in images if isinstance(image, str))

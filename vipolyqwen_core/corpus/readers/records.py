@@ -40,6 +40,11 @@ class RawPair:
     group_id: str | None = None
     positive_key: str | None = None
 
+    @property
+    def images(self) -> tuple[tuple[RawImage, ...], ...]:
+        """The pictures of each side: of the query, of the target, of each hard negative."""
+        return (self.query_images, self.target_images, *(negative.images for negative in self.negatives))
+
 
 @dataclass(frozen=True)
 class Rejection:
