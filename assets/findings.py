@@ -14,7 +14,9 @@ from vipolyqwen_core.contract import Side, Split
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage
 from vipolyqwen_core.workspace import Workspace
 
-if TYPE_CHECKING:  # brings PyTorch along
+if TYPE_CHECKING:  # heavy
+    import polars as pl
+
     from vipolyqwen_core.training.result import TrainingResult
 
 MAX_REFUSED_SHARE = 0.05
@@ -142,8 +144,14 @@ def num_rows(pairs: Path) -> int:
     """Rows of a Parquet or Arrow table."""
     import polars as pl
 
-    scan = pl.scan_parquet(pairs) if pairs.suffix == ".parquet" else pl.scan_ipc(pairs)
-    return int(scan.select(pl.len()).collect().item())
+    return int(scan_pairs(pairs).select(pl.len()).collect().item())
+
+
+def scan_pairs(pairs: Path) -> "pl.LazyFrame":
+    """A Parquet or Arrow table, not read yet."""
+    import polars as pl
+
+    return pl.scan_parquet(pairs) if pairs.suffix == ".parquet" else pl.scan_ipc(pairs)
 
 
 def ledger_rows(ledger: Path) -> dict[str, int]:

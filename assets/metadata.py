@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from assets.findings import num_rows, scan_pairs
 from vipolyqwen_core.contract import Column
 from vipolyqwen_core.corpus.tables import StageSummary
 
@@ -55,6 +56,11 @@ def reused(flag: bool) -> dg.MetadataValue[str]:
     return dg.MetadataValue.md(text)
 
 
+def was_reused(metadata: Mapping[str, Any]) -> bool:
+    """What `reused` said, by the values of a materialisation's metadata."""
+    return "true" in str(metadata.get("reused", ""))
+
+
 def rejects_table(ledger: Path) -> dg.MetadataValue[str]:
     """Rejected rows by stage and rule, with one example of each."""
     if not ledger.is_file():
@@ -82,10 +88,7 @@ def sample_table(
     pairs: Path, rows: int = 8, columns: Sequence[str] = SAMPLE_COLUMNS
 ) -> dg.MetadataValue[str]:
     """Some rows of a table of pairs (Parquet or Arrow), spread over the whole of it."""
-    import polars as pl
-
-    scan = pl.scan_parquet(pairs) if pairs.suffix == ".parquet" else pl.scan_ipc(pairs)
-    count = int(scan.select(pl.len()).collect().item())
+    scan, count = scan_pairs(pairs), num_rows(pairs)
     if count == 0:
         return dg.MetadataValue.md("the table is empty")
     shown = [name for name in columns if name in scan.collect_schema().names()]
@@ -97,8 +100,7 @@ def count_table(pairs: Path, by: Sequence[str]) -> dg.MetadataValue[str]:
     """Rows of a table of pairs, counted by columns."""
     import polars as pl
 
-    scan = pl.scan_parquet(pairs) if pairs.suffix == ".parquet" else pl.scan_ipc(pairs)
-    counts = scan.group_by(*by).agg(pl.len().alias("pairs")).sort(*by).collect()
+    counts = scan_pairs(pairs).group_by(*by).agg(pl.len().alias("pairs")).sort(*by).collect()
     return table([*by, "pairs"], counts.rows())
 
 

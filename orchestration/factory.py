@@ -15,6 +15,7 @@ from uuid import uuid4
 import dagster as dg
 from rich.console import Console
 
+from assets.metadata import was_reused
 from assets.resources import ManifestResource, MlflowResource
 from assets.training_set import UNDER_WAY, in_words, training_set_runs
 from orchestration.definitions import build_definitions, model_resources
@@ -54,7 +55,7 @@ class StageOutcome:
     @property
     def reused(self) -> bool:
         """Whether nothing had changed and an earlier result stands."""
-        return "true" in str(self.metadata.get("reused", ""))
+        return was_reused(self.metadata)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from assets.metadata import was_reused
 from orchestration.jobs import ASSET_KEYS
 
 MAX_NEWS_CHARS = 70
@@ -97,7 +98,7 @@ class ProgressHandler(logging.Handler):
 def facts(materialization: dg.AssetMaterialization) -> str:
     """Rows, rejects, whether it was reused: one short line."""
     values = {name: value.value for name, value in materialization.metadata.items()}
-    words = ["reused"] if "true" in str(values.get("reused", "")) else []
+    words = ["reused"] if was_reused(values) else []
     if "summary" in values:
         words.append(str(values["summary"]))
     elif "dagster/row_count" in values:
