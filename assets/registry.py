@@ -1,6 +1,5 @@
 """The registry: which version is champion, which came of a run, where its files lie."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.corpus.tables import link_or_copy, written_aside
 from vipolyqwen_core.workspace import Workspace
 
 RUN_TAG = "vipolyqwen.run"
@@ -138,16 +137,8 @@ def keep_model(workspace: Workspace, model: Path, number: int) -> Path:
     """A model directory at its place among the registered ones; without copying where the disk can link."""
     folder = workspace.models / f"v{number}"
     with written_aside(folder) as aside:
-        shutil.copytree(model, aside, copy_function=_link_or_copy)
+        shutil.copytree(model, aside, copy_function=link_or_copy)
     return folder
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """A second name for a file that is never written in place, or a copy on another disk."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _version(entry: Any) -> Version:

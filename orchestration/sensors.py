@@ -17,9 +17,9 @@ import dagster as dg
 
 from assets.resources import ManifestResource, WorkspaceResource
 from orchestration.run_process import UNFINISHED, close_interrupted_runs
+from quality.accepted import accepted_folder
 from vipolyqwen_core.config import to_json
 from vipolyqwen_core.corpus.manifest import Manifest, Source
-from vipolyqwen_core.corpus.tables import read_json
 
 INTERVAL_SECONDS = 300
 MAX_TIMES = 3
@@ -127,8 +127,8 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
         place, described, cursor = workspace.open(), manifest.load(), Cursor.of(context.cursor)
         if unknown := unknown_sources(described, sources):
             return dg.SkipReason(f"{', '.join(unknown)}: {RELOAD}")
-        versions = {name: accepted_version(place.validated(name)) for name in described.names}
-        if missing := [name for name, version in versions.items() if version is None]:
+        accepted = {name: accepted_folder(place.validated(name)) for name in described.names}
+        if missing := [name for name, folder in accepted.items() if folder is None]:
             return dg.SkipReason(f"not accepted yet: {', '.join(missing)}")
         for run_id in close_interrupted_runs(context.instance):
             context.log.warning(f"run {run_id[:8]} of a process that is gone was marked as failed")
@@ -136,6 +136,7 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
             busy = dg.RunsFilter(job_name=job, statuses=BUSY)
             if runs := context.instance.get_runs(filters=busy, limit=1):
                 return dg.SkipReason(f"waiting for run {runs[0].run_id[:8]} of {job}, which is under way")
+        versions = {name: folder.name for name, folder in accepted.items() if folder is not None}
         state = digest(json.dumps(versions, sort_keys=True))
         if not cursor.is_due("model", state, "model", context.instance):
             return dg.SkipReason("no source has a new accepted version")
@@ -184,9 +185,3 @@ def suites_state(manifest: Manifest) -> str:
 def digest(*texts: str) -> str:
     """16 hex digits of a hash of texts."""
     return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
-
-
-def accepted_version(folder: Path) -> str | None:
-    """The version of a source that may train; None: no version has passed its checks yet."""
-    file = folder / "accepted.json"
-    return str(read_json(file)["version"]) if file.is_file() else None

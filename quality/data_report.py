@@ -18,10 +18,10 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from quality.accepted import accepted_stage, accepted_stages
 from quality.language import LANGUAGES
 from quality.report_samples import kept_samples, near_copies, rejected_samples
 from quality.rules import RULES
-from quality.validate import accepted_stage, accepted_stages
 from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from quality.accepted import accepted_stages
 from quality.assignments import UNKNOWN, side_hashes
 from quality.id_numbers import ID_NUMBER, id_number
 from quality.row_duplicates import EXACT, NEAR
-from quality.validate import accepted_stages
 from vipolyqwen_core.workspace import Workspace
 
 SCHEMA = {"row": pl.UInt32, "place": pl.UInt32}

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 
+from quality.accepted import accepted_folder
 from quality.curate import SOURCE_FILE
 from quality.intake import normalised_texts
 from quality.ledger import READ_STAGE
 from quality.text_changes import changes
-from quality.validate import accepted_folder
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.corpus.hashing import sample_id as identity

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from quality.accepted import accepted_folder, accepted_stage
 from quality.assignments import content, earlier_places, read_assignments, write_assignments
 from quality.components import (
     SAME_SCHEMA,
@@ -46,7 +47,6 @@ from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
 from quality.split import check_components, split_rows
 from quality.training_tables import write_tables
-from quality.validate import accepted_folder, accepted_stage
 from vipolyqwen_core.config import CurationSettings, Recipe, to_json
 from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint

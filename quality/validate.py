@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from quality.accepted import accepted_folder, accepted_stage
 from quality.drift import Profile, profile, unexpected_share
 from quality.expectations import (
     CRITICAL,
@@ -55,7 +56,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.tables import (
     StageSummary,
     is_whole,
-    read_json,
+    link_or_copy,
     read_stage,
     unchanged_stage,
     written_aside,
@@ -133,34 +134,6 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
     return summary
 
 
-def accepted_folder(folder: Path) -> Path | None:
-    """The folder of the accepted version of a source; None: no version was accepted yet."""
-    named = folder / "accepted.json"
-    if not named.is_file():
-        return None
-    return folder / str(read_json(named)["version"])
-
-
-def accepted_stage(folder: Path) -> StageSummary | None:
-    """The summary of the accepted version of a source; None: no version was accepted yet."""
-    version = accepted_folder(folder)
-    return None if version is None else read_stage(version)
-
-
-def accepted_stages(source: str, workspace: Workspace) -> list[Path]:
-    """Folders with the ledger and the summary of curation, tagging and validation of the accepted version.
-
-    The first two may have run again since, and what they made then may not have been accepted.
-    """
-    accepted = accepted_folder(workspace.validated(source))
-    now = {"curated": workspace.curated(source), "tagged": workspace.tagged(source)}
-    if accepted is None:
-        return list(now.values())
-    # Versions that were accepted before these were kept have none.
-    before = [kept if (kept := accepted / stage).is_dir() else folder for stage, folder in now.items()]
-    return [*before, accepted]
-
-
 def _stands(summary: StageSummary, folder: Path) -> bool:
     """Whether the accepted version that a judgement speaks of is there, and named, and its pictures too."""
     version = folder / summary.data_version
@@ -215,14 +188,6 @@ def _keep_ledger(stage: StageSummary, folder: Path, aside: Path) -> None:
     """Keep what an earlier stage said of the version: its own folder is written anew for the next one."""
     stage.write(aside / stage.stage)
     link_or_copy(folder / "ledger.parquet", aside / stage.stage / "ledger.parquet")
-
-
-def link_or_copy(file: Path, place: Path) -> None:
-    """The same content at another place: a hard link where the file system has them."""
-    try:
-        place.hardlink_to(file)
-    except OSError:
-        shutil.copy2(file, place)
 
 
 def _tables(

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quality.accepted import accepted_folder
 from quality.curate import curate
 from quality.own_suites import own_suites
-from quality.validate import accepted_folder, validate
+from quality.validate import validate
 from tests.quality.conftest import instruction, question
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.corpus.manifest import Manifest, load_manifest

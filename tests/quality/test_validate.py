@@ -7,13 +7,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from quality.accepted import accepted_folder, accepted_stage
 from quality.curate import curate
 from quality.data_report import funnel, whole_ledger
 from quality.drift import total_variation
 from quality.ledger import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
-from quality.validate import accepted_folder, accepted_stage, validate
+from quality.validate import validate
 from tests.quality.conftest import instruction, question, sentence
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import TAGGED

@@ -114,6 +114,14 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename is not None and rename(*arguments) == 0
 
 
+def link_or_copy(file: Path | str, place: Path | str) -> None:
+    """A second name for a file that is never written in place, or a copy where the disk cannot link."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copy2(file, place)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file that the factory wrote.
 

@@ -1,0 +1,37 @@
+"""The accepted version of a source: the last one whose checks passed, which trains.
+
+validated/<source>/accepted.json    {"version": ...}, the name of a folder beside it
+"""
+
+from pathlib import Path
+
+from vipolyqwen_core.corpus.tables import StageSummary, read_json, read_stage
+from vipolyqwen_core.workspace import Workspace
+
+
+def accepted_folder(folder: Path) -> Path | None:
+    """The folder of the accepted version of a source; None: no version was accepted yet."""
+    named = folder / "accepted.json"
+    if not named.is_file():
+        return None
+    return folder / str(read_json(named)["version"])
+
+
+def accepted_stage(folder: Path) -> StageSummary | None:
+    """The summary of the accepted version of a source; None: no version was accepted yet."""
+    version = accepted_folder(folder)
+    return None if version is None else read_stage(version)
+
+
+def accepted_stages(source: str, workspace: Workspace) -> list[Path]:
+    """Folders with the ledger and the summary of curation, tagging and validation of the accepted version.
+
+    The first two may have run again since, and what they made then may not have been accepted.
+    """
+    accepted = accepted_folder(workspace.validated(source))
+    now = {"curated": workspace.curated(source), "tagged": workspace.tagged(source)}
+    if accepted is None:
+        return list(now.values())
+    # Versions that were accepted before these were kept have none.
+    before = [kept if (kept := accepted / stage).is_dir() else folder for stage, folder in now.items()]
+    return [*before, accepted]
