@@ -14,11 +14,9 @@ each worker one picture, of which only one at a time may be larger than `LARGE_P
 had to be written anew come back as files.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,6 +32,7 @@ import xxhash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
+from vipolyqwen_core.freed_memory import keep_freed_memory
 from vipolyqwen_core.training.parent import end_with_caller
 
 GROUP_PICTURES = 8
@@ -49,12 +48,12 @@ BYTES_AHEAD = 256 * 1024 * 1024
 LARGE_PIXELS = 16_000_000
 """Larger pictures take turns: at 4 bytes a pixel and some copies, many at once would fill the memory."""
 
+KEPT_BYTES = 256 * 1024 * 1024
+"""What a worker keeps of the memory of a picture for the next one: fresh pages take as long as decoding."""
 MOST_WORKERS = 61
 """Windows cannot wait for more."""
 CRASHED = "decoder_crashed"
 """Rule of a picture that ended the process which decoded it."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class LoadedPicture(NamedTuple):
@@ -236,18 +235,7 @@ def _start(large_pictures: Lock, scratch: Path) -> None:
     _large_pictures, _scratch = large_pictures, scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_caller()
-    _keep_memory()
-
-
-def _keep_memory() -> None:
-    """Let glibc keep what a picture leaves for the next one; elsewhere nothing happens.
-
-    By default it maps blocks of this size anew each time, and touching fresh pages takes as long as decoding.
-    32 MB is the largest threshold that it accepts.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 256 * 1024 * 1024)
+    keep_freed_memory(KEPT_BYTES)
 
 
 def _load(group: Group, max_image_pixels: int) -> list[LoadedPicture]:
