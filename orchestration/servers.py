@@ -22,6 +22,8 @@ STOP_SECONDS = 15
 def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -> None:
     """Serve until Ctrl-C, SIGTERM, or until one of the two ends by itself; both end with this process.
 
+    A link is printed once its server answers, which takes seconds, on a busy machine a minute.
+
     Raises:
         ValueError: a port is taken, or one of them ended by itself; names which
     """
@@ -48,11 +50,12 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
             for name, command in commands(workspace, port, mlflow_port).items()
         }
         signal.signal(signal.SIGTERM, _interrupt)
-        console.print(f"Dagster: http://127.0.0.1:{port}")
-        console.print(f"MLflow:  http://127.0.0.1:{mlflow_port}")
-        console.print("Ctrl-C stops both.")
+        console.print("Dagster and MLflow are starting. Ctrl-C stops both.")
+        silent = {"Dagster": port, "MLflow": mlflow_port}
         try:
             while all(server.poll() is None for server in servers.values()):
+                for name in [name for name, number in silent.items() if listens(number)]:
+                    console.print(f"{name}: http://127.0.0.1:{silent.pop(name)}")
                 time.sleep(0.5)
         except KeyboardInterrupt:
             console.print("stopping")
@@ -70,12 +73,17 @@ def refuse_taken_ports(**ports: int) -> None:
         ValueError: something listens there; names the option
     """
     for option, port in ports.items():
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                raise ValueError(f"port {port} is taken: give another one with {option}")
+        if listens(port):
+            raise ValueError(f"port {port} is taken: give another one with {option}")
     if len(set(ports.values())) < len(ports):
         raise ValueError(f"{' and '.join(ports)} are the same port")
+
+
+def listens(port: int) -> bool:
+    """Whether a program of this machine takes connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import uuid4
 
 import dagster as dg
@@ -59,7 +60,9 @@ servers.serve(Workspace(Path(sys.argv[1])), *ports, Console())
 """
 
 
-def test_servers_end_with_a_command_that_was_killed(tmp_path: Path) -> None:
+def test_links_are_told_once_they_answer_and_servers_end_with_a_command_that_was_killed(
+    tmp_path: Path,
+) -> None:
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -67,8 +70,14 @@ def test_servers_end_with_a_command_that_was_killed(tmp_path: Path) -> None:
     started = [sys.executable, "-c", SERVES, str(tmp_path), *ports]
     with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as command:
         assert command.stdout is not None
-        while "Ctrl-C stops both" not in command.stdout.readline():
-            assert command.poll() is None
+        told: set[str] = set()
+        while len(told) < 2:
+            line = command.stdout.readline()
+            assert line, "the command has ended"
+            if "http://" in line:
+                link = line.split()[1]
+                told.add(link)
+                assert urlopen(link).status == 200
         children = psutil.Process(command.pid).children()
         assert len(children) == 2
         command.kill()
