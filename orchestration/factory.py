@@ -3,9 +3,6 @@
 The runs go to the workspace's own Dagster instance, so that the UI shows them like any others.
 """
 
-import fcntl
-import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +23,9 @@ from orchestration.progress import FactoryProgress, progress_logger
 from orchestration.rollback import rollback
 from orchestration.run_process import close_interrupted_runs, process_tags
 from vipolyqwen_core.corpus.manifest import Manifest
+from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace
-
-logger = logging.getLogger(__name__)
 
 
 class FactoryError(RuntimeError):
@@ -159,8 +155,7 @@ def alone(workspace: Workspace, source: str | None) -> Iterator[None]:
     """One command at a time at a source, or at the model.
 
     Dagster tells of a run only once it has begun: two commands of the same second would not see each other.
-    The system lets go of the lock when the process ends, however that comes. On a file system that knows no
-    locks only Dagster's word is left.
+    On a file system that knows no locks only Dagster's word is left.
 
     Raises:
         FactoryError: another command is at it; names its process
@@ -168,19 +163,12 @@ def alone(workspace: Workspace, source: str | None) -> Iterator[None]:
     path = workspace.dagster_home / "locks" / (f"source-{source}" if source else "model")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if (holder := file_lock(file)) is not None:
             what = f"source {source}" if source else "the training set"
-            file.seek(0)
             raise FactoryError(
-                f"{what} is rebuilt by this command, and another one (process {file.read().strip()}) is at "
-                "it: wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): start no second command on this workspace", path, error)
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+                f"{what} is rebuilt by this command, and another one (process {holder}) is at it: wait for "
+                "it, or stop it"
+            )
         yield
 
 

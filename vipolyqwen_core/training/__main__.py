@@ -10,9 +10,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from vipolyqwen_core.training.only_training import only_training
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         leave_with_parent()
         stop = StopSignal()
         stop.listen()
-        with recorded_failure(run.output, rank):
+        alone = only_training(run.output, stop) if rank == 0 else nullcontext()
+        with recorded_failure(run.output, rank), alone:
             from vipolyqwen_core.training.train import train  # seconds of imports: errors above come at once
 
             train(run, stop)
