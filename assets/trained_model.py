@@ -99,7 +99,10 @@ def finished_run(
     run = training_run(place, sources, settings)
     result = read_result(run.output)
     if result is None:
-        raise dg.Failure(f"run {run.run_name} has not finished: materialise trained_model first")
+        raise dg.Failure(
+            f"run {run.run_name}, the one of recipe, manifest and training set as they are now, has not "
+            "finished: materialise trained_model first"
+        )
     return run, result
 
 

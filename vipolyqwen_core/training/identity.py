@@ -85,20 +85,24 @@ def identified_run(
 ) -> TrainingRun:
     """The run that trains this recipe on a training set (the workspace's own, unless another is given).
 
+    Weights of sources that the training set does not have count for nothing: somebody may add one to the
+    manifest while a run trains, which stays the same run.
+
     Raises:
         ValueError: there is no training set, or its hard negatives were not mined yet
     """
     training_set = (training_set or workspace.training_set).resolve()
-    version = data_version(training_set)
-    if version is None:
+    summary = read_stage(training_set)
+    if summary is None:
         raise ValueError(f"no training set at {training_set}: it has no stage.json")
+    version, joined = summary.data_version, summary.details["sources"]
     unnamed = TrainingRun(
         recipe=recipe,
         backbone=Path(backbone),
         training_set=training_set,
         output=workspace.runs,
         hard_negatives=mined_for(workspace, recipe, version),
-        source_weights=dict(source_weights),
+        source_weights={name: weight for name, weight in source_weights.items() if name in joined},
         tags={"data_version": version, "recipe": recipe.name, **(tags or {})},
     )
     identity = json.dumps(trajectory(unnamed), sort_keys=True)

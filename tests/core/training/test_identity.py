@@ -66,8 +66,10 @@ def test_data_and_weights_of_sources_make_another_run_and_how_it_is_judged_does_
     replace(stage, data_version="other").write(rebuilt)
     assert run_name(workspace, rebuilt, tiny_backbone) != name
     for weight in (1.0, 2.0):
-        weighted = identified_run(workspace, demo(), tiny_backbone, {"s": weight}, training_set)
+        weighted = identified_run(workspace, demo(), tiny_backbone, {"shop": weight}, training_set)
         assert (weighted.run_name == name) == (weight == 1.0)
+    to_come = identified_run(workspace, demo(), tiny_backbone, {"shop": 1.0, "added": 2.0}, training_set)
+    assert (to_come.run_name, to_come.source_weights) == (name, {"shop": 1.0})
     judged = replace(
         demo(), registry=RegistrySettings(min_gain=0.5), evaluation=EvaluationSettings(confidence=0.9)
     )

@@ -71,7 +71,8 @@ def write_training_files(
         if row["split"] == "train"
     ]
     pq.write_table(pa.Table.from_pylist(index, schema=arrow_schema(PLAN_INDEX)), folder / "index.parquet")
-    StageSummary("training_set", "f", data_version, len(train), len(train), {}).write(folder)
+    details = {"sources": {SOURCE: {}}}
+    StageSummary("training_set", "f", data_version, len(train), len(train), {}, details=details).write(folder)
     return folder
 
 
