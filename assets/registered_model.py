@@ -164,15 +164,22 @@ def origin_tags(run: TrainingRun) -> dict[str, str]:
 
 
 def checks_outcome(instance: dg.DagsterInstance) -> str:
-    """How many of the checks up to here passed at their last evaluation, and which did not."""
+    """How many of the checks up to here passed at their last evaluation, and which did not.
+
+    A later run that waits in the queue has planned its own, which are none yet.
+    """
     passed, failed = 0, []
-    for asset, name, _, _ in MODEL_CHECKS:
-        if asset not in CHECKED_BEFORE:
-            continue
-        record = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(dg.AssetKey(asset), name))
+    keys = [
+        dg.AssetCheckKey(dg.AssetKey(asset), name)
+        for asset, name, _, _ in MODEL_CHECKS
+        if asset in CHECKED_BEFORE
+    ]
+    for key, summary in instance.event_log_storage.get_asset_check_summary_records(keys).items():
+        record = summary.last_completed_check_execution_record
         evaluation = record.evaluation if record is not None else None
         if evaluation is not None and evaluation.passed:
             passed += 1
         elif evaluation is not None:
-            failed.append(f"{asset}.{name} ({evaluation.severity.value}): {evaluation.description}")
+            place = f"{key.asset_key.to_user_string()}.{key.name}"
+            failed.append(f"{place} ({evaluation.severity.value}): {evaluation.description}")
     return f"{passed} passed" + (f"; failed: {'; '.join(failed)}" if failed else "")
