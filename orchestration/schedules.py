@@ -4,12 +4,15 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from assets.resources import ManifestResource
+from orchestration.sensors import RELOAD, unknown_sources
+
 CURATE_CRON = "0 22 * * 6"
 TRAIN_CRON = "0 2 * * 0"
 
 
 def weekly_corpus(sources: dg.PartitionsDefinition[str], time_zone: str) -> dg.ScheduleDefinition:
-    """Every Saturday night, each source anew; one that has not changed is reused."""
+    """Every Saturday night, each source of the manifest anew; one that has not changed is reused."""
 
     @dg.schedule(
         job_name="corpus",
@@ -18,10 +21,16 @@ def weekly_corpus(sources: dg.PartitionsDefinition[str], time_zone: str) -> dg.S
         name="weekly_corpus",
         description=weekly_corpus.__doc__,
     )
-    def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        day = f"{context.scheduled_execution_time:%Y-%m-%d}"
-        for name in sources.get_partition_keys():
-            yield dg.RunRequest(run_key=f"{day}:{name}", partition_key=name)
+    def schedule(
+        context: dg.ScheduleEvaluationContext, manifest: ManifestResource
+    ) -> Iterator[dg.RunRequest]:
+        day, described = f"{context.scheduled_execution_time:%Y-%m-%d}", manifest.load()
+        unknown = unknown_sources(described, sources)
+        if unknown:
+            context.log.warning(f"{', '.join(unknown)}: {RELOAD}")
+        for name in described.names:
+            if name not in unknown:
+                yield dg.RunRequest(run_key=f"{day}:{name}", partition_key=name)
 
     return schedule
 

@@ -1,0 +1,30 @@
+"""What the schedules ask for."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from orchestration.definitions import build_definitions
+from vipolyqwen_core.workspace import Workspace
+
+
+def test_sources_are_those_of_the_manifest_as_it_is_and_that_the_jobs_know(tmp_path: Path) -> None:
+    def describe(*names: str) -> None:
+        sources = [{"name": name, "format": "owner_jsonl", "paths": "rows.jsonl"} for name in names]
+        manifest.write_text(yaml.safe_dump({"sources": sources}))
+
+    manifest = tmp_path / "manifest.yaml"
+    describe("letters", "receipts")
+    loaded = build_definitions(Workspace(tmp_path / "home"), str(manifest), "demo")
+    describe("receipts", "added")
+    context = dg.build_schedule_context(
+        scheduled_execution_time=datetime(2026, 1, 3, 22, tzinfo=UTC),
+        resources=dict(loaded.resources or {}),
+        repository_def=loaded.get_repository_def(),
+    )
+    asked = loaded.resolve_schedule_def("weekly_corpus").evaluate_tick(context).run_requests
+    assert [(request.partition_key, request.run_key) for request in asked or ()] == [
+        ("receipts", "2026-01-03:receipts")
+    ]
