@@ -187,23 +187,25 @@ def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
     """Make sure that pairs are as long as the plan takes them to be, by a few of them, half with pictures.
 
     Tagging has measured them by the tokenizer and the `processing` of its day. By others a chunk is not what
-    its budgets allow, and a device runs out of memory.
+    its budgets allow, and a device runs out of memory. Mined hard negatives are left out: what the plan adds
+    for them is a bound, not a length.
 
     Raises:
         ValueError: a pair has another length; or it cannot be read
     """
-    processing = run.recipe.processing
-    loader = ChunkLoader(run.training_set, run.backbone, processing, 0.0, 0, mined=run.hard_negatives)
+    loader = ChunkLoader(run.training_set, run.backbone, run.recipe.processing, 0.0, 0)
+    table = TrainingRows(run.training_set / "train.arrow", ("sample_id", "query_tokens", "target_tokens"))
     for rows in (np.arange(len(index)), np.flatnonzero(index.images)):
         for row in rows[:: -(-len(rows) // MEASURED_PAIRS) or 1]:
             request = ChunkRequest(step=0, epoch=0, rows=np.array([row]), needs_picture=False)
-            found, measured = loader[request].packed.num_tokens, int(index.tokens[row])
+            (tagged,) = table.take([row])
+            measured = tagged["query_tokens"] + tagged["target_tokens"]
+            found = loader[request].packed.num_tokens
             if found != measured:
-                sample = loader.rows.take([row])[0]["sample_id"]
                 raise ValueError(
                     f"{run.training_set} was measured for another `processing` or backbone than the "
-                    f"recipe's: sample {sample} has {measured} tokens there and {found} now. Build the "
-                    "training set with this recipe (`vipolyqwen run`), or train with that one's"
+                    f"recipe's: sample {tagged['sample_id']} has {measured} tokens there and {found} now. "
+                    "Build the training set with this recipe (`vipolyqwen run`), or train with that one's"
                 )
 
 

@@ -9,13 +9,14 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from tests.core.training.interrupted import Killed, KilledAfter
-from vipolyqwen_core.contract import Task
+from vipolyqwen_core.contract import MINED, Task
 from vipolyqwen_core.corpus.hashing import side_hash
-from vipolyqwen_core.corpus.tables import read_stage
+from vipolyqwen_core.corpus.tables import arrow_schema, read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
 from vipolyqwen_core.training.dry_run import describe
@@ -213,3 +214,20 @@ def test_pairs_that_were_measured_for_another_processing_or_backbone_are_not_tra
     for use in (describe, lambda run: train(run, StopSignal())):
         with pytest.raises(ValueError, match="was measured for another"):
             use(cut)
+
+
+def test_targets_may_be_mined_from_rows_with_hard_negatives_of_their_own(make_run, tmp_path):
+    run = make_run()
+    rows = TrainingRows(run.training_set / "train.arrow", ("negatives", "target_tokens"))
+    everything = rows.take(range(len(rows)))
+    chosen = [[2] if number % 5 == 2 and number != 2 else [] for number in range(len(rows))]
+    assert everything[2]["negatives"], "its tokens count in those of its target"
+    added = [sum(everything[row]["target_tokens"] for row in of_row) for of_row in chosen]
+    nothing = [0] * len(rows)
+    columns = {"negatives": chosen, "similarities": [[0.5] * len(of_row) for of_row in chosen],
+               "tokens": added, "patches": nothing, "images": nothing}  # fmt: skip
+    table = pa.table(columns, schema=arrow_schema(MINED))
+    with pa.ipc.new_file(tmp_path / "mined.arrow", table.schema) as writer:
+        writer.write_table(table)
+    index = read_plan_index(run.training_set / "index.parquet", tmp_path)
+    refuse_other_lengths(replace(run, hard_negatives=tmp_path), index)
