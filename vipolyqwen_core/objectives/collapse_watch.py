@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.objectives import losses
-from vipolyqwen_core.objectives.negatives import excluded_targets, gather
+from vipolyqwen_core.objectives.negatives import excluded, gather
 from vipolyqwen_core.objectives.pairs import PairVectors
 from vipolyqwen_core.objectives.routing import positives
 
@@ -48,8 +48,8 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
         figures["effective_rank"] = effective_rank(vectors)
         figures["deviation"] = vectors.std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
     right = losses.similarity(query, target)[positives(pairs.keys, settings)]
-    excluded = excluded_targets(pairs.keys, pairs.keys, cross_task=settings.cross_task_negatives)
-    wrong = (query @ torch.cat([target, losses.exact(pairs.negatives)]).T)[~excluded]
+    right_too = excluded(pairs.keys, pairs.keys, cross_task=settings.cross_task_negatives).targets
+    wrong = (query @ torch.cat([target, losses.exact(pairs.negatives)]).T)[~right_too]
     wrong = wrong[:: -(-len(wrong) // MAX_COSINES) or 1]
     for name, cosines in (("positive_similarity", right), ("negative_similarity", wrong)):
         if len(cosines):

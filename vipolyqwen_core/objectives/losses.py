@@ -43,20 +43,19 @@ def info_nce(
         van den Oord et al. 2018, arXiv 1807.03748, eq. 4; both directions as in Radford et al. 2021,
         arXiv 2103.00020
     """
-    to_target = _cross_entropy(query, target, target_candidates, target_excluded, temperature)
-    to_query = _cross_entropy(target, query, query_candidates, query_excluded, temperature)
+    right = similarity(query, target)
+    to_target = _cross_entropy(right, query, target_candidates, target_excluded, temperature)
+    to_query = _cross_entropy(right, target, query_candidates, query_excluded, temperature)
     return (to_target + to_query) / 2
 
 
 def _cross_entropy(
-    anchor: Tensor, answer: Tensor, candidates: Tensor, excluded: Tensor, temperature: float
+    right: Tensor, anchor: Tensor, candidates: Tensor, excluded: Tensor, temperature: float
 ) -> Tensor:
-    """Cross-entropy of the answer among itself and the candidates that are not excluded: [B]."""
-    anchor, answer, candidates = exact(anchor), exact(answer), exact(candidates)
-    right = (anchor * answer).sum(dim=1, keepdim=True)
-    wrong = (anchor @ candidates.T).masked_fill(excluded, -torch.inf)
-    logits = torch.cat([right, wrong], dim=1) / temperature
-    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+    """Cross-entropy of the answer, whose cosine is `right`, among itself and those not excluded: [B]."""
+    wrong = (exact(anchor) @ exact(candidates).T).masked_fill(excluded, -torch.inf)
+    logits = torch.cat([right[:, None], wrong], dim=1) / temperature
+    return -torch.log_softmax(logits, dim=1)[:, 0]
 
 
 def score_mse(query: Tensor, target: Tensor, score: Tensor) -> Tensor:

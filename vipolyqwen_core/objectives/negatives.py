@@ -5,7 +5,7 @@ collective depends on which tasks, scores or hard negatives a rank has.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,56 +18,43 @@ KEYS_OF_PAIR = ("task", "score", "query_hash", "target_hash", "positive_hash")
 KEYS_OF_NEGATIVE = ("negative_hash", "negative_query_hash", "negative_positive_hash", "negative_pair")
 
 
-def excluded_targets(anchors: PairKeys, candidates: PairKeys, *, cross_task: bool = False) -> Tensor:
-    """Which candidate targets and hard negatives are no negatives of which query.
+class Excluded(NamedTuple):
+    """Which candidates are no negatives of which anchor; true: the candidate leaves its denominator."""
+
+    targets: Tensor
+    """[B, C + M] bool: for each query the targets of all pairs, then the hard negatives."""
+    queries: Tensor
+    """[B, C] bool: for each target the queries of all pairs."""
+
+
+def excluded(anchors: PairKeys, candidates: PairKeys, *, cross_task: bool = False) -> Excluded:
+    """Who is no negative of whom.
 
     A target leaves when it is the anchor's own target, the target of the same query or of the same
-    `positive_key`, or the query itself. The anchor's own pair leaves by the first rule. A hard negative
-    leaves by the same rules: one that was mined is the target of another pair, and brings that pair's keys;
-    one that was declared belongs to none.
+    `positive_key`, or the query itself; a query leaves by the mirror of these rules. The anchor's own pair
+    leaves by the first one. A hard negative is a target like the others: one that was mined is that of
+    another pair, and brings that pair's keys; one that was declared belongs to none.
 
     Shapes:
-        returns: [B, C + M] bool, true: excluded; B pairs of anchors, C pairs and M negatives of candidates
+        anchors: B pairs; candidates: C pairs and M hard negatives
     """
-    targets = _excluded_pairs(anchors, candidates, cross_task)
-    targets |= _equal(anchors.query_hash, candidates.target_hash)
-    negatives = _equal(anchors.target_hash, candidates.negative_hash)
-    negatives |= _equal(anchors.query_hash, candidates.negative_hash)
-    negatives |= _equal(anchors.query_hash, candidates.negative_query_hash)
-    negatives |= _same_key(anchors.positive_hash, candidates.negative_positive_hash)
+    targets = torch.cat([candidates.target_hash, candidates.negative_hash])
+    queries = torch.cat([candidates.query_hash, candidates.negative_query_hash])
+    positives = torch.cat([candidates.positive_hash, candidates.negative_positive_hash])
+    pairs = _equal(anchors.target_hash, targets)
+    pairs |= _equal(anchors.query_hash, queries)
+    pairs |= _equal(anchors.positive_hash, positives) & (anchors.positive_hash != NO_KEY)[:, None]
     if not cross_task:
-        negatives |= ~_equal(anchors.task, candidates.task[candidates.negative_pair])
-    return torch.cat([targets, negatives], dim=1)
-
-
-def excluded_queries(anchors: PairKeys, candidates: PairKeys, *, cross_task: bool = False) -> Tensor:
-    """Which candidate queries are no negatives of which target: the mirror of `excluded_targets`.
-
-    Shapes:
-        returns: [B, C] bool, true: excluded
-    """
-    return _excluded_pairs(anchors, candidates, cross_task) | _equal(
-        anchors.target_hash, candidates.query_hash
+        tasks = torch.cat([candidates.task, candidates.task[candidates.negative_pair]])
+        pairs |= anchors.task[:, None] != tasks
+    return Excluded(
+        targets=pairs | _equal(anchors.query_hash, targets),
+        queries=pairs[:, : candidates.num_pairs] | _equal(anchors.target_hash, candidates.query_hash),
     )
 
 
-def _excluded_pairs(anchors: PairKeys, candidates: PairKeys, cross_task: bool) -> Tensor:
-    """[B, C] bool: the candidate pair has an equal side, the same positive key, or another task."""
-    excluded = _equal(anchors.target_hash, candidates.target_hash)
-    excluded |= _equal(anchors.query_hash, candidates.query_hash)
-    excluded |= _same_key(anchors.positive_hash, candidates.positive_hash)
-    if not cross_task:
-        excluded |= ~_equal(anchors.task, candidates.task)
-    return excluded
-
-
 def _equal(left: Tensor, right: Tensor) -> Tensor:
-    return left[:, None] == right[None, :]
-
-
-def _same_key(left: Tensor, right: Tensor) -> Tensor:
-    """Equal where there is a key at all."""
-    return _equal(left, right) & (left[:, None] != NO_KEY)
+    return left[:, None] == right
 
 
 def gather(pairs: PairVectors, sizes: Sequence[tuple[int, int]] = ()) -> PairVectors:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vipolyqwen_core.config import ObjectiveSettings, Term
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives import losses
-from vipolyqwen_core.objectives.negatives import excluded_queries, excluded_targets
+from vipolyqwen_core.objectives.negatives import excluded
 from vipolyqwen_core.objectives.pairs import TASKS, PairKeys, PairVectors
 
 TERMS: Final[dict[Task, tuple[Term, ...]]] = {
@@ -136,10 +136,9 @@ def _values(
     matryoshka_dims: Sequence[int],
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Every term of every pair, whatever its task: [B, terms], with the names of the terms."""
-    target_excluded = excluded_targets(
+    target_excluded, query_excluded = excluded(
         anchors.keys, candidates.keys, cross_task=settings.cross_task_negatives
     )
-    query_excluded = excluded_queries(anchors.keys, candidates.keys, cross_task=settings.cross_task_negatives)
     columns: dict[str, Tensor] = {}
     for dim in (None, *sorted(set(matryoshka_dims), reverse=True)):
         query, target, queries, targets, negatives = (
