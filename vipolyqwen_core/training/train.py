@@ -31,7 +31,7 @@ from vipolyqwen_core.training.identity import trajectory
 from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
-from vipolyqwen_core.training.ranks import largest, on_any, sums
+from vipolyqwen_core.training.ranks import is_first, largest, on_any, sums
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
@@ -97,7 +97,7 @@ class Loop:
                 result, progress = self._step(planned, stream, progress)
                 judged, progress = self._judge(result, progress)
                 self._report(planned, result, progress, judged)
-                _refuse_divergence(progress, result, training.run.recipe.objective)
+                refuse_divergence(progress, result, training.run.recipe.objective)
                 self._save(result, progress)
         return progress
 
@@ -233,12 +233,16 @@ def _memory(device: torch.device) -> dict[str, float]:
     return dict(zip(held, largest(list(held.values()), device), strict=True))
 
 
-def _refuse_divergence(progress: Progress, result: StepResult, objective: ObjectiveSettings) -> None:
+def refuse_divergence(progress: Progress, result: StepResult, objective: ObjectiveSettings) -> None:
+    """Tell of a refused step, and end the run at the last of many. All ranks take part, rank 0 tells."""
     if not result.refused:
         return
-    of_tasks = _task_losses(result.terms, objective)
+    of_tasks = _task_losses(result.terms.reduced(), objective)
     tasks = ", ".join(f"{task.value} {loss:.4g}" for task, loss in of_tasks.items())
-    logger.warning("step %d refused: gradient norm %s (losses: %s)", progress.step, result.grad_norm, tasks)
+    if is_first():
+        logger.warning(
+            "step %d refused: gradient norm %s (losses: %s)", progress.step, result.grad_norm, tasks
+        )
     if progress.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
         raise Diverged(
             f"{MAX_REFUSED_IN_A_ROW} steps in a row had a gradient that is not finite, the last is step "

@@ -13,16 +13,21 @@ from safetensors.torch import load_file
 
 from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
-from vipolyqwen_core.config import Distribution, TrainingRun
+from vipolyqwen_core.config import Distribution, ObjectiveSettings, TrainingRun
+from vipolyqwen_core.objectives.pairs import TASKS, pair_keys, split_vectors
+from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.recipes import qwen2vl_2b_h100x4
+from vipolyqwen_core.training.checkpoints import Progress
 from vipolyqwen_core.training.distribution import start_accelerator
+from vipolyqwen_core.training.engine import StepResult
 from vipolyqwen_core.training.plan import TrainingPlan, plan_training, read_plan_index
+from vipolyqwen_core.training.ranks import rank
 from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.schedule import chunk_requests
 from vipolyqwen_core.training.setup import prepare
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
-from vipolyqwen_core.training.train import train
+from vipolyqwen_core.training.train import Diverged, refuse_divergence, train
 
 
 def take_fsdp2_for_possible() -> None:
@@ -138,6 +143,25 @@ def test_fsdp2_in_bfloat16_trains_where_only_the_last_chunk_runs_the_vision_towe
 def plan_of(run: TrainingRun) -> TrainingPlan:
     index = read_plan_index(run.training_set / "index.parquet")
     return plan_training(index, run.recipe.batches, {}, 0, run.recipe.training.epochs)
+
+
+def words_of_a_divergence(tasks: list[int]) -> str:
+    """What a rank says where the run ends and one pair of its task had a loss of 3."""
+    keys = pair_keys([TASKS[tasks[rank()]]], [1], [2])
+    sums = torch.zeros(len(TASKS), 1).index_fill_(0, keys.task, 3.0)
+    terms = TermSums(("info_nce",), sums, sums / 3)
+    pairs = split_vectors(torch.ones(2, 1), keys)
+    result = StepResult(torch.tensor(3.0), terms, float("nan"), refused=True, pairs=pairs)
+    try:
+        refuse_divergence(Progress(step=9, refused_in_a_row=10), result, ObjectiveSettings())
+    except Diverged as error:
+        return str(error)
+    return ""
+
+
+def test_the_losses_of_a_refused_step_are_those_of_all_ranks():
+    for words in run_on_ranks(words_of_a_divergence, 2, [0, 2]):
+        assert "the last is step 9 (losses: text_pair 3, ocr 3)" in words
 
 
 def test_processes_that_are_not_those_of_the_settings_are_refused(make_run):
