@@ -47,9 +47,10 @@ def segment_softmax(scores: Tensor, segment_ids: Tensor, num_segments: int) -> T
     index = segment_ids[:, None].expand_as(scores)
     peaks = torch.full((num_segments, scores.shape[1]), -torch.inf, device=scores.device, dtype=scores.dtype)
     peaks = peaks.scatter_reduce(0, index, scores.detach(), "amax")
-    powers = (scores - peaks[segment_ids]).exp()
+    powers = (scores - peaks.index_select(0, segment_ids)).exp()
     sums = torch.zeros_like(peaks).index_add(0, segment_ids, powers)
-    return powers / sums[segment_ids]
+    # selected, not indexed: the gradient of an index is sorted before it is summed
+    return powers / sums.index_select(0, segment_ids)
 
 
 class AttentionPooling(nn.Module):

@@ -161,7 +161,12 @@ class PairVectors:
         return torch.cat([self.query, self.target, self.negatives])
 
     def slice(self, start: int, stop: int) -> "PairVectors":
-        """Pairs [start, stop) with the hard negatives that are theirs."""
+        """Pairs [start, stop) with the hard negatives that are theirs.
+
+        For a part the host waits until the device knows how many these are; the whole is there already.
+        """
+        if (start, stop) == (0, self.num_pairs):
+            return self
         owners = self.keys.negative_pair
         return _taken(self, slice(start, stop), (owners >= start) & (owners < stop), owners - start)
 

@@ -16,6 +16,7 @@ from vipolyqwen_core.config import ModelSettings, ObjectiveSettings, Pooling, Pr
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model import attention
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.objectives.cached_gradients import cached_gradients
 from vipolyqwen_core.objectives.negatives import gather
 from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys, split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
@@ -41,7 +42,7 @@ def take_kernels_place(
 
 
 def train_on_a_chunk(backbone: str, pooling: Pooling) -> None:
-    """Forward, losses with hard negatives and Matryoshka slices, backward."""
+    """Forward, losses with hard negatives and Matryoshka slices, backward; and the losses of a whole step."""
     processing = ProcessingSettings()
     processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
     settings = ModelSettings(embedding_dim=64, pooling=pooling)
@@ -70,6 +71,8 @@ def train_on_a_chunk(backbone: str, pooling: Pooling) -> None:
             pairs, gather(pairs), ObjectiveSettings(), num_step_pairs=2, matryoshka_dims=(32,)
         )
         losses.total.backward()
+        cached, gradient = cached_gradients(pairs, ObjectiveSettings(), num_step_pairs=2)
+    assert cached.total.device.type == gradient.device.type == DEVICE
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not without, without
     assert losses.terms.sums.device.type == DEVICE
