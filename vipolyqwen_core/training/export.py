@@ -12,6 +12,7 @@ from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.serving.model_directory import complete_model_directory
+from vipolyqwen_core.training.ranks import together
 from vipolyqwen_core.training.result import MODEL_FOLDER
 
 BACKBONE = "backbone."
@@ -21,18 +22,22 @@ def export_model(accelerator: Accelerator, model: nn.Module, run: TrainingRun) -
     """Write weights, configuration and processor to `model/` of the run. All ranks take part.
 
     Raises:
-        OSError: it cannot be written
+        OSError: it cannot be written, for example because the disk is full; on all ranks, in the same words
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
-    if accelerator.is_main_process:
-        bare = accelerator.unwrap_model(model)
-        processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
-        with written_aside(run.output / MODEL_FOLDER) as folder:
-            bare.save_pretrained(folder, state_dict=_as_used(weights, run.recipe.training.precision))
-            processor.save_pretrained(folder)
-            complete_model_directory(folder, ModelFacts.of(run))
-    accelerator.wait_for_everyone()
+    place = run.output / MODEL_FOLDER
+    try:
+        with together(OSError):
+            if accelerator.is_main_process:
+                bare = accelerator.unwrap_model(model)
+                processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
+                with written_aside(place) as folder:
+                    bare.save_pretrained(folder, state_dict=_as_used(weights, run.recipe.training.precision))
+                    processor.save_pretrained(folder)
+                    complete_model_directory(folder, ModelFacts.of(run))
+    except OSError as error:
+        raise OSError(f"{place} could not be written: {error}; the same command tries again") from error
 
 
 def _as_used(weights: dict[str, Tensor], precision: Precision) -> dict[str, Tensor]:

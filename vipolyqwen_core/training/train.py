@@ -31,7 +31,7 @@ from vipolyqwen_core.training.identity import trajectory
 from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
-from vipolyqwen_core.training.ranks import is_first, largest, on_any, sums
+from vipolyqwen_core.training.ranks import is_first, largest, on_any, sums, together
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
@@ -55,6 +55,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
         ValueError: the settings, the data or what lies in the output folder do not fit
         StoppedEarly: SIGTERM or SIGINT came; the run is saved
         CheckpointError: a checkpoint could not be written or read
+        OSError: the model or the result could not be written; the same command tries again
         Diverged: the gradient stopped being finite
     """
     finished = read_result(run.output)
@@ -294,8 +295,8 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
         mlflow_run_id=mlflow_run_id,
         trajectory=training.checkpoints.trajectory,
     )
-    if training.is_main:
-        result.write(run.output)
-        logger.info("trained %d steps; model: %s", progress.step, run.output / MODEL_FOLDER)
-    training.accelerator.wait_for_everyone()
+    with together(OSError):
+        if training.is_main:
+            result.write(run.output)
+            logger.info("trained %d steps; model: %s", progress.step, run.output / MODEL_FOLDER)
     return result

@@ -8,11 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
+from torch import nn
 
+from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, missing_parts
+from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.training.setup import Training
 from vipolyqwen_core.training.stopping import StopSignal
@@ -75,6 +79,23 @@ def test_a_full_disk_is_named_and_the_run_goes_on_from_what_was_saved(make_run: 
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     train(run, StopSignal())
     assert losses(run) == losses(whole)
+
+
+def words_of_an_export(run: TrainingRun) -> str:
+    """What a rank says where the model cannot be written."""
+    try:
+        export_model(Accelerator(cpu=True), nn.Linear(2, 2), run)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def test_all_ranks_say_why_the_model_cannot_be_written(make_run: MakeRun):
+    run = make_run()
+    run.output.write_text("a file in the place of its folder")
+    first, second = run_on_ranks(words_of_an_export, 2, run)
+    assert first == second
+    assert first.startswith(f"{run.output / 'model'} could not be written: [Errno 17] File exists")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
