@@ -67,7 +67,7 @@ def prepare(run: TrainingRun) -> Training:
         _warn_of_unused_weights(run, index)
     bare = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, settings.seed)
     if settings.activation_checkpointing:
-        bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        bare.activation_checkpointing_enable()
     if settings.compile_layers:
         compile_layers(bare)
     counter = FlopCounter.of(bare)

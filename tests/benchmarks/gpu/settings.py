@@ -69,9 +69,9 @@ def apply_setting(training: Training, setting: Setting) -> None:
     """Set model and engine up."""
     model = training.accelerator.unwrap_model(training.model)
     if setting.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     else:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     (compile_layers if setting.compiled else restore_layers)(model)
     training.engine.negatives = setting.negatives
 

@@ -33,7 +33,7 @@ def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkp
     model = ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=32), tiny_processing)
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     plain = [vectors_and_gradients(model, batch) for batch in batches]
     compile_layers(model)
     compile_layers(model)

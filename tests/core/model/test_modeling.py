@@ -121,10 +121,10 @@ def test_activation_checkpointing_changes_no_gradient(
     for checkpointing in (False, True):
         copied = copy.deepcopy(model).train()
         if checkpointing:
-            copied.gradient_checkpointing_enable()
+            copied.activation_checkpointing_enable()
         copied(pack(encoded))[:, 0].sum().backward()
         gradients.append({name: parameter.grad for name, parameter in copied.named_parameters()})
-    assert copied.is_gradient_checkpointing
+    assert copied.is_activation_checkpointing
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
