@@ -42,16 +42,18 @@ def chunk_requests(
     """The chunks of a rank, in the order in which its engine takes them.
 
     With several ranks the last chunk of a step always runs the vision tower: gradients are exchanged there,
-    and data parallel waits for each parameter to have taken part.
+    and data parallel waits for each parameter to have taken part. So does the first chunk of all: before
+    FSDP2 has once gathered the weights of a layer, a backward pass that leaves the layer out fails.
     """
     for step, epoch, rows in plan.steps(first_step):
         chunks = plan_chunks(plan.index, rows, recipe.batches, num_ranks)
+        sure = {(first_step, 0), (step, len(chunks) - 1)} if num_ranks > 1 else set()
         requests = [
             ChunkRequest(
                 step,
                 epoch,
                 chunk.rows[rank],
-                chunk.has_pictures or (num_ranks > 1 and number == len(chunks) - 1),
+                chunk.has_pictures or (step, number) in sure,
                 chunk.rows if num_ranks > 1 else (),
             )
             for number, chunk in enumerate(chunks)
