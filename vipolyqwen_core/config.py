@@ -273,6 +273,15 @@ class TrainingSettings:
     keep_checkpoints: Positive = 3
     """Newest checkpoints that are kept, besides the best."""
 
+    @model_validator(mode="after")
+    def _shared(self) -> "TrainingSettings":
+        if self.distribution is Distribution.NONE and self.processes > 1:
+            raise ValueError(
+                f"{self.processes} processes share the model: distribution 'none' is for one, expected "
+                "'fsdp2' or 'data_parallel'"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationSettings:

@@ -69,6 +69,10 @@ def test_step_negatives_on_4_gpus_differ_from_the_seed_in_the_candidates_alone()
             '{"name": "x", "backbone": "b", "training": {"seed": 99999999999999999999}}',
             "training.seed: .*less than",
         ),
+        (
+            '{"name": "x", "backbone": "b", "training": {"distribution": "none", "processes": 2}}',
+            "training: .*2 processes share the model",
+        ),
         ("not json", "Invalid JSON"),
         (
             '{"name": "x", "backbone": "b", "training": {"epochs": 9}, "training": {"seed": 1}}',

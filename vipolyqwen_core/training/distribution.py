@@ -37,6 +37,8 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     expected_mode = settings.distribution
     if settings.distribution is Distribution.DATA_PARALLEL and num_processes == 1:
         expected_mode = Distribution.NONE
+    if expected_mode is Distribution.FSDP2 and num_processes == settings.processes == 1:
+        raise ValueError("one process shares the model with no other: set training.distribution to 'none'")
     if mode is not expected_mode or num_processes % settings.processes:
         raise ValueError(
             f"the settings ask for {settings.processes} processes with {settings.distribution.value}, but "

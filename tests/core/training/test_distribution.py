@@ -170,6 +170,8 @@ def test_processes_that_are_not_those_of_the_settings_are_refused(make_run):
     for mode in ("fsdp2", "data_parallel"):
         with pytest.raises(ValueError, match=f"ask for 2 processes with {mode}, but 1 run with none"):
             prepare(make_run(training={"distribution": mode, "processes": 2}))
+    with pytest.raises(ValueError, match="one process shares the model with no other"):
+        prepare(make_run(training={"distribution": "fsdp2", "processes": 1}))
 
 
 @pytest.mark.slow
