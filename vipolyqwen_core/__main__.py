@@ -242,6 +242,7 @@ def train(
     pairs_per_second: Annotated[
         float | None, typer.Option(min=1e-9, help="Rate for the time estimate of a dry run.")
     ] = None,
+    machines: Annotated[int, typer.Option(min=1, help="Machines that a dry run reckons with.")] = 1,
 ) -> None:
     """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
     from vipolyqwen_core.recipes import load_recipe
@@ -260,7 +261,7 @@ def train(
     if dry_run:
         from vipolyqwen_core.training.dry_run import describe
 
-        output.print(describe(run, pairs_per_second), highlight=False, soft_wrap=True, markup=False)
+        output.print(describe(run, pairs_per_second, machines), highlight=False, soft_wrap=True, markup=False)
         if config is None:  # several machines are started by hand, on this file
             output.print(f"The run's settings: {write_run(run)}", soft_wrap=True, markup=False)
         return

@@ -28,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="run.json, the settings of the run")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
     parser.add_argument("--pairs-per-second", type=float, help="rate to estimate the time of a dry run with")
+    parser.add_argument("--machines", type=int, default=1, help="machines that a dry run reckons with")
     told = parser.parse_args(arguments)
+    if told.machines < 1 or (told.pairs_per_second is not None and told.pairs_per_second <= 0):
+        parser.error("--machines and --pairs-per-second must be above 0")
     rank = process_rank()
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
@@ -42,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if told.dry_run:
             from vipolyqwen_core.training.dry_run import describe
 
-            print(describe(run, told.pairs_per_second))
+            if rank == 0:
+                print(describe(run, told.pairs_per_second, told.machines))
             return 0
         leave_with_parent()
         stop = StopSignal()

@@ -50,17 +50,20 @@ class ChunkFigures:
     """Share of tokens that belong to no pair: a process without pairs in a chunk computes one empty item."""
 
 
-def describe(run: TrainingRun, pairs_per_second: float | None = None) -> str:
+def describe(run: TrainingRun, pairs_per_second: float | None = None, machines: int = 1) -> str:
     """The plan in words: steps, pairs, tokens, chunks, operations, memory, and the time at a rate.
+
+    Each machine has the processes that the settings ask for.
 
     Raises:
         ValueError: the training set or the backbone does not fit
     """
-    return "\n".join(f"{name:<28}{value}" for name, value in _lines(run, pairs_per_second))
+    return "\n".join(f"{name:<28}{value}" for name, value in _lines(run, pairs_per_second, machines))
 
 
-def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[str, str]]:
+def _lines(run: TrainingRun, pairs_per_second: float | None, machines: int) -> Iterator[tuple[str, str]]:
     settings, batches = run.recipe.training, run.recipe.batches
+    processes = settings.processes * machines
     index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
     refuse_other_lengths(run, index)
     plan = plan_training(
@@ -82,13 +85,11 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
     most_tokens, most_patches = (int(sizes[uses > 0].max()) for sizes in (index.tokens, index.patches))
     yield "tokens of a pair", f"{tokens / num_uses:.1f} on average, {most_tokens:,} at most"
     yield "patches of a pair", f"{patches / num_uses:.1f} on average, {most_patches:,} at most"
-    figures = _chunks(plan, run)
+    figures = _chunks(plan, run, processes)
     yield "tokens in all", f"{tokens:.4g}"
     yield "padding", f"none: sequences are packed; {figures.filler:.2%} of the tokens fill empty places"
-    yield (
-        "processes",
-        f"{settings.processes} on a machine, {settings.distribution.value}, {settings.precision.value}",
-    )
+    shared = f"{settings.distribution.value}, {settings.precision.value}"
+    yield "processes", f"{processes}, {settings.processes} on a machine, {shared}"
     yield (
         "chunks",
         f"{figures.chunks_per_step:.1f} a step on each process, {figures.tokens:,.0f} tokens on average",
@@ -97,14 +98,14 @@ def _lines(run: TrainingRun, pairs_per_second: float | None) -> Iterator[tuple[s
         "filling",
         f"{figures.filled:.0%} of the budget; least loaded process {figures.balance:.0%} of the mean",
     )
-    yield from _model_lines(run, tokens, patches, num_uses, figures)
+    yield from _model_lines(run, processes, tokens, patches, num_uses, figures)
     if pairs_per_second is not None:
         hours = num_uses / pairs_per_second / 3600
         yield f"time at {pairs_per_second:g} pairs/s", f"{hours:.1f} hours ({hours / 24:.2f} days)"
 
 
 def _model_lines(
-    run: TrainingRun, tokens: int, patches: int, num_uses: int, figures: ChunkFigures
+    run: TrainingRun, processes: int, tokens: int, patches: int, num_uses: int, figures: ChunkFigures
 ) -> Iterator[tuple[str, str]]:
     """Of the model, for the tokens and patches of all uses."""
     settings = run.recipe.training
@@ -120,13 +121,13 @@ def _model_lines(
         "operations",
         f"{linear / num_uses:.3g} a pair, {linear:.3g} in all: attention and recomputation not counted",
     )
-    shards = settings.processes if settings.distribution is Distribution.FSDP2 else 1
+    shards = processes if settings.distribution is Distribution.FSDP2 else 1
     state = parameters * STATE_BYTES / shards / 1e9
     held = f"; {parameters * GRADIENT_BYTES / 1e9:.2f} GB of"
     waiting = ""
     if shards > 1 and figures.chunks_per_step > 1:
         waiting = f"{held} gradients that wait for the last chunk of a step"
-    elif settings.distribution is Distribution.DATA_PARALLEL and settings.processes > 1:
+    elif settings.distribution is Distribution.DATA_PARALLEL and processes > 1:
         waiting = f"{held} buckets in which gradients are exchanged"
     text = model.backbone.language_model.config
     width = 2 if settings.precision is Precision.BFLOAT16 else 4
@@ -158,8 +159,8 @@ def _sample(plan: TrainingPlan) -> list[int]:
     return [int(step) for step in np.unique(np.linspace(0, plan.num_steps - 1, SAMPLED_STEPS).astype(int))]
 
 
-def _chunks(plan: TrainingPlan, run: TrainingRun) -> ChunkFigures:
-    batches, ranks = run.recipe.batches, run.recipe.training.processes
+def _chunks(plan: TrainingPlan, run: TrainingRun, ranks: int) -> ChunkFigures:
+    batches = run.recipe.batches
     numbers, tokens, patches, loads, least, empty = [], [], [], [], [], 0
     for step in _sample(plan):
         chunks = plan_chunks(plan.index, plan.rows(step), batches, ranks)

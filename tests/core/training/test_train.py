@@ -368,6 +368,31 @@ def test_a_dry_run_counts_the_gradients_that_several_processes_hold_besides(make
     assert re.search(f"; {parameters * 4 / 1e9:.2f} GB of .*{words}", told)
 
 
+def test_a_dry_run_reckons_with_the_processes_of_several_machines(make_run):
+    run = make_run(batches={"chunk_pairs": 4}, training={"distribution": "fsdp2", "processes": 2})
+    one, two = describe(run), describe(run, machines=2)
+    assert "2.0 a step on each process" in one
+    assert "1.0 a step on each process" in two
+    state = [float(re.search(r"([\d.]+) GB of weights", told)[1]) for told in (one, two)]
+    assert state[0] == pytest.approx(2 * state[1], abs=0.011)
+    assert "4, 2 on a machine" in two
+
+
+def test_the_plan_of_a_dry_run_under_a_launcher_is_printed_once(make_run, tmp_path, monkeypatch, capsys):
+    config = tmp_path / "config.json"
+    config.write_text(to_json(make_run()), encoding="utf-8")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--config", str(config), "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("option", ["--machines", "--pairs-per-second"])
+def test_a_dry_run_refuses_numbers_that_make_no_sense(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", "run.json", "--dry-run", option, "0"])
+    assert "--machines and --pairs-per-second must be above 0" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["chunk", "step"])
 def test_five_sigkills_of_the_real_command_change_nothing(make_run, negatives, tmp_path):
