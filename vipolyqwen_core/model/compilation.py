@@ -27,6 +27,9 @@ from vipolyqwen_core.processing.packing import Segments
 COMPILED_FAMILY: Final = "qwen2_vl"
 """`model_type` of the backbones whose layers are known here."""
 TEXT_LAYER: Final = "Qwen2VLDecoderLayer"
+MOST_PROGRAMS: Final = 64
+"""Of a compiled part: with gradients and without, for one row, for some and for many, for rows that are views
+or none. torch allows 8 by itself, and a run would end at the first chunk that needs a ninth."""
 
 Positions: TypeAlias = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary positions: [1, T, d] in the language model, [P, d] in the vision tower."""
@@ -54,6 +57,13 @@ def restore_layers(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ in FORWARDS:
             vars(module).pop("forward", None)
+
+
+def _allow_programs() -> None:
+    """In this thread: each has a limit of its own, and gradients of a GPU have a thread of their own."""
+    limits = torch._dynamo.config
+    if limits.recompile_limit < MOST_PROGRAMS:
+        limits.recompile_limit = MOST_PROGRAMS
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -84,6 +94,7 @@ def _text_layer(
     layer: Any, hidden_states: Tensor, *, position_embeddings: Positions, segments: Segments, **_: Any
 ) -> Tensor:
     """A layer of the language model: [1, T, H] to [1, T, H]."""
+    _allow_programs()
     rotations = (rotation[0] for rotation in position_embeddings)
     states = _before_text_attention(layer, hidden_states[0], *rotations)
     attended = attend(*states, segments, True, layer.self_attn.scaling)
@@ -101,6 +112,7 @@ def _vision_layer(
     **_: Any,
 ) -> Tensor:
     """A layer of the vision tower: [P, C] to [P, C]. `cu_seqlens` is what `segments` says better."""
+    _allow_programs()
     states = _before_vision_attention(layer, hidden_states, *position_embeddings)
     attended = attend(*states, segments, False, layer.attn.scaling)
     return _behind_vision_attention(layer, hidden_states, attended)

@@ -53,6 +53,25 @@ def test_compiled_layers_equal_plain_ones(tiny_backbone, tiny_processing, checkp
 
 
 @pytest.mark.slow
+def test_chunks_of_all_kinds_are_not_more_programs_than_torch_allows(tiny_backbone, tiny_processing):
+    """One empty item, a few and thousands of rows, with gradients and without: a run has chunks of each."""
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+    few, one, many = (
+        pack(processor.encode_batch(items), processor.layout)
+        for items in ([Item("Hà Nội"), Item("phở")], [Item()], [Item("Hà Nội " * n) for n in range(45)])
+    )
+    assert one.num_tokens == 1
+    assert many.num_tokens > 4096
+    model = ViPolyQwenModel.from_backbone(tiny_backbone, ModelSettings(embedding_dim=32), tiny_processing)
+    compile_layers(model.train())
+    torch._dynamo.reset()  # programs of other tests count too
+    for batch in (few, one, many):
+        with torch.no_grad():
+            model(batch)
+        vectors_and_gradients(model, batch)
+
+
+@pytest.mark.slow
 def test_compiled_layers_keep_the_products_of_their_widening(tiny_backbone, tiny_processing):
     """Else the way back multiplies once more: a twelfth of a step of the 2B model."""
     processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
