@@ -13,7 +13,9 @@ from urllib.request import urlopen
 
 import dagster as dg
 
+from assets.moved_store import follow_move
 from vipolyqwen_core.config import Recipe
+from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace, is_served
@@ -127,9 +129,8 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        from vipolyqwen_core.training.mlflow_run import EXPERIMENT
-
         mlflow.set_tracking_uri(self.tracking_uri)
+        self.follow_move()
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         try:
             experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -140,6 +141,13 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             artifacts = None if is_served(self.tracking_uri) else Path(self.artifacts).as_uri()
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         return client
+
+    def follow_move(self) -> None:
+        """Let the workspace's own store name its artifacts where they are; any other stays as it is."""
+        artifacts = Path(self.artifacts)
+        database = Workspace(artifacts.parent).mlflow_database
+        if self.tracking_uri == f"sqlite:///{database}":
+            follow_move(database, EXPERIMENT, artifacts)
 
     def refuse_silence(self) -> None:
         """Nothing, where the store is no server, or one that answers: anything, and at once.

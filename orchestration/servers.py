@@ -10,6 +10,7 @@ import time
 
 from rich.console import Console
 
+from assets.resources import MlflowResource
 from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
 from orchestration.terminal import begin_anew
@@ -39,6 +40,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
                 markup=False,
             )
     workspace.remember_mlflow_port(mlflow_port)
+    MlflowResource.of(workspace).follow_move()
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begin_anew(workspace.home / "ui.log")

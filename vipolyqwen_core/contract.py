@@ -17,6 +17,8 @@ IMAGE_PLACEHOLDER: Final = "<image>"
 """Stands in a text where a picture belongs. It counts only where pictures are declared."""
 
 EMBEDDING_DIM: Final = 1024
+EXPERIMENT: Final = "vipolyqwen"
+"""Of the factory's runs in MLflow."""
 REGISTERED_MODEL: Final = "vipolyqwen"
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"

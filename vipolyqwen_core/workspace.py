@@ -133,9 +133,14 @@ class Workspace:
         return self.exports / "lancedb"
 
     @property
+    def mlflow_database(self) -> Path:
+        """Tracking and registry, unless `MLFLOW_TRACKING_URI` names another store."""
+        return self.home / "mlflow.db"
+
+    @property
     def mlflow_uri(self) -> str:
         """Tracking and registry."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow_database}"
 
     @property
     def mlflow_artifacts(self) -> Path:

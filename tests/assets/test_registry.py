@@ -227,6 +227,46 @@ def test_a_model_directory_that_is_missing_here_comes_from_the_registry(
     assert [*workspace.models.iterdir()] == []
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_registry_of_a_moved_workspace_has_its_files(
+    empty_store: Path, tmp_path: Path, tiny_model_dir: Path, copied: bool
+) -> None:
+    before, after = Workspace(tmp_path / "before"), Workspace(tmp_path / "sau này, 100 %")
+    before.home.mkdir()
+    shutil.copy(empty_store, before.mlflow_database)
+    with mlflow_store(before.mlflow_uri):
+        experiment = MlflowResource.of(before).connect().get_experiment_by_name("vipolyqwen")
+        with mlflow.start_run(experiment_id=experiment.experiment_id) as run:
+            log_registered_model(tiny_model_dir)
+    shutil.copytree(before.home, after.home)
+    if not copied:
+        shutil.rmtree(before.home)
+    there = {*before.home.rglob("*")}
+    with mlflow_store(after.mlflow_uri):
+        client = MlflowResource.of(after).connect()
+        assert model_digest(model_folder(after, 1)) == model_digest(tiny_model_dir)
+        client.log_text(run.info.run_id, "text", "late.txt")
+        experiment = client.get_experiment_by_name("vipolyqwen")
+        assert experiment.artifact_location == after.mlflow_artifacts.as_uri()
+        assert {*before.home.rglob("*")} == there
+        assert [*after.mlflow_artifacts.rglob("late.txt")]
+
+
+def test_places_that_somebody_chose_stay(empty_store: Path, store: str, tmp_path: Path) -> None:
+    with mlflow_store(store):  # a database that two workspaces share
+        for name in ("one", "other"):
+            client = MlflowResource.of(Workspace(tmp_path / name)).connect()
+            found = client.get_experiment_by_name("vipolyqwen")
+            assert found.artifact_location == (tmp_path / "one" / "mlartifacts").as_uri()
+    place = Workspace(tmp_path / "own")
+    place.home.mkdir()
+    shutil.copy(empty_store, place.mlflow_database)
+    with mlflow_store(place.mlflow_uri):
+        mlflow.create_experiment("vipolyqwen", "s3://bucket/mlartifacts")
+        found = MlflowResource.of(place).connect().get_experiment_by_name("vipolyqwen")
+        assert found.artifact_location == "s3://bucket/mlartifacts"
+
+
 def test_a_run_that_the_store_does_not_have_is_named_with_its_folder(store: str, tmp_path: Path) -> None:
     with mlflow_store(store):
         resource = MlflowResource(tracking_uri=store, artifacts=str(tmp_path), ui_url="http://127.0.0.1:5000")

@@ -17,13 +17,13 @@ from accelerate.tracking import MLflowTracker
 from pydantic import TypeAdapter
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.training.identity import flatten
 
 logger = logging.getLogger(__name__)
 
 MLFLOW_RUN_FILE = "mlflow_run_id"
-EXPERIMENT = "vipolyqwen"
 SECONDS_BETWEEN_TRIES = 60.0
 """Behind those that MLflow makes by itself for each request."""
 SECONDS_TO_ARRIVE = 60.0

@@ -1,0 +1,36 @@
+"""MLflow's database in a workspace names places absolutely, so it has to follow where that is moved."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+PLACES: Final = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow's tables that name places of artifacts."""
+
+
+def follow_move(database: Path, experiment: str, artifacts: Path) -> None:
+    """Let a database name the artifacts where they are now, if they were in another workspace before.
+
+    MLflow would read and write them there: where nothing is any more, or in the workspace of a copy's origin.
+    A place that somebody chose for the experiment, such as a bucket, stays.
+    """
+    if not database.is_file():
+        return
+    with closing(sqlite3.connect(database)) as connection, connection:
+        found = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", [experiment])
+        before, now = next(found, ("",))[0], artifacts.as_uri()
+        if before == now or not before.startswith("file:") or not before.endswith(f"/{artifacts.name}"):
+            return
+        for table, column in PLACES:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
+            )
