@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from io import IOBase
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, TypeAlias
@@ -84,7 +85,8 @@ def read_picture(picture: Picture) -> Image.Image:
 
 
 def _is_picture(value: object) -> bool:
-    return isinstance(value, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview))
+    """Whether it stands for one picture, as an open file does: it would give its bytes cut at newlines."""
+    return isinstance(value, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview, IOBase))
 
 
 def _is_no_list(given: object) -> bool:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
             "item 0: picture '.*test_encoder.py': .* no known picture format",
         ),
         ({"images": [3]}, "item 0: a picture is a PIL image, a path or bytes, not int"),
+        ({"images": BytesIO(b"of\ntwo lines")}, "item 0: a picture is a PIL .* bytes, not BytesIO"),
+        ({"text": "a", "images": BytesIO(b"one line")}, "item 0: a picture is a PIL .* bytes, not BytesIO"),
         ({"images": Image.new("RGB", (1000, 1))}, "item 0: a picture of 1000 x 1 pixels"),
         ({"text": "a", "prefix": "summary"}, "unknown prefix 'summary'"),
         ({"text": ["a", "b"], "prefix": ["ocr"]}, "2 items but 1 prefixes"),
