@@ -318,4 +318,9 @@ def _at(rows: pl.DataFrame, place: tuple[str, int, int]) -> pl.DataFrame:
 
 
 def _texts(values: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, str(value)[:SHOWN_CHARS]) for name, value in values.items() if value is not None)
+    return tuple((name, _text(value)[:SHOWN_CHARS]) for name, value in values.items() if value is not None)
+
+
+def _text(value: Any) -> str:
+    """A value for a person: a score of 32 bits is 0.23, not 0.23000000417232513."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -51,15 +51,17 @@ def test_the_way_of_a_pair_from_its_line_to_its_side_of_the_split(
 
 
 def test_a_line_of_parallel_files_is_found_again(workspace, tmp_path) -> None:
-    for name, lines in (("a.txt", ["một", "hai\u00a0 hai"]), ("b.txt", ["one", "two"])):
+    files = {"a.txt": ["một", "hai\u00a0 hai"], "b.txt": ["one", "two"], "scores.txt": ["1", "0.23"]}
+    for name, lines in files.items():
         (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
-    paths = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    paths = tuple(str(tmp_path / name) for name in files)
     source = Source(name="bitext", format=Format.PARALLEL_LINES, task=Task.TEXT_PAIR, paths=paths)
     curate(source, CurationSettings(), workspace)
     sample = pl.read_parquet(workspace.curated("bitext") / "pairs.parquet")["sample_id"][1]
     read, curated, _ = trace(sample, workspace)
     assert dict(read.details) == {"query": "hai\u00a0 hai", "target": "two"}
     assert dict(curated.details)["query changed"] == "hai\\xa0 hai -> hai hai"
+    assert dict(curated.details)["score"] == "0.23"
 
 
 def test_an_unknown_sample_is_refused(workspace, write_source) -> None:
