@@ -283,7 +283,7 @@ def test_names_that_are_no_unicode_cost_their_rows(workspace, write_source) -> N
     summary = curate(dataclasses.replace(source, paths=everything), SETTINGS, workspace)
     assert summary.rejected == {"unreadable_image": 2}
     assert summary.records_rejected == {"broken_json": 1}
-    assert set(ledger(workspace)["file"]) == {"r?.jsonl"}
+    assert set(ledger(workspace)["file"]) == {r"r\udce9.jsonl"}
 
 
 broken = st.sampled_from(

@@ -21,7 +21,7 @@ from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, why
-from vipolyqwen_core.corpus.text import compose, writable
+from vipolyqwen_core.corpus.text import compose
 
 ZSTD_SUFFIX = ".zst"
 PIECE_BYTES = 1024 * 1024
@@ -77,6 +77,9 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     for pattern in source.paths:
         try:
             fs, path = url_to_fs(pattern)
+            is_local = "file" in fs.protocol
+            if is_local:
+                path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
             fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
             if _MAGIC.search(path) and not fs.exists(path):
                 infos = {place: fs.info(place) for place in fs.glob(path)}
@@ -97,7 +100,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         if not of_files:
             what = "no file matches" if _MAGIC.search(path) else "there is no file"
             raise ValueError(f"source {source.name!r}: {what} {pattern}")
-        before, after = _around(path, pattern, fs)
+        before, after = ("", "") if is_local else _around(path, pattern, fs)
         above = f"{after.removeprefix('::')}/" if after else before  # an archive is a folder
         roots.append(_fixed_folder(above + path))
         for place, info in of_files.items():
@@ -105,7 +108,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     root = _common_folder(roots)
     listed = [
         SourceFile(
-            name=writable(full_name.removeprefix(root).lstrip("/")),
+            name=_spelled(full_name.removeprefix(root).lstrip("/")),
             location=location,
             size_bytes=int(info.get("size") or 0),
             version=version,
@@ -113,6 +116,11 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         for location, (full_name, version, info) in files.items()
     ]
     return sorted(listed, key=lambda file: file.name)
+
+
+def _spelled(name: str) -> str:
+    """A name that is fit for UTF-8, and no other file's: the bytes of it that are none are spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _told(fs: Any, place: str, info: dict[str, Any]) -> str:

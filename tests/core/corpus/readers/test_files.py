@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -41,6 +42,21 @@ def test_files_are_named_from_the_fixed_part_of_their_paths_and_sorted(tmp_path:
 def test_a_name_with_brackets_is_a_name_where_such_a_file_stands(tmp_path: Path) -> None:
     write(tmp_path, "a[1].jsonl", "a1.jsonl")
     assert [file.name for file in list_files(source(tmp_path / "a[1].jsonl"))] == ["a[1].jsonl"]
+
+
+def test_a_file_that_is_spelled_in_several_ways_is_listed_once(tmp_path: Path) -> None:
+    write(tmp_path, "in/a.jsonl")
+    spelled = [f"{tmp_path}/in/{path}" for path in ("a.jsonl", "/a.jsonl", "./a.jsonl", "//*.jsonl")]
+    listed = list_files(source(*spelled, f"file://{tmp_path}/in/a.jsonl"))
+    assert [(file.name, file.location) for file in listed] == [("a.jsonl", f"{tmp_path}/in/a.jsonl")]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are Unicode there")
+def test_names_that_are_no_utf_8_stay_apart(tmp_path: Path) -> None:
+    for name in ("a\udcfe.jsonl", "a\udcff.jsonl"):
+        (tmp_path / name).touch()
+    listed = list_files(source(tmp_path / "*.jsonl"))
+    assert [file.name for file in listed] == [r"a\udcfe.jsonl", r"a\udcff.jsonl"]
 
 
 @pytest.mark.parametrize(
