@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.pictures import PictureError
@@ -45,7 +46,7 @@ class ImageRoot:
         if path.lower().endswith(".zip") and self._fs.isfile(path):
             self._fs, path = _opened_archive(root)
         self._named = path.rstrip("/")
-        self.is_local = "file" in self._fs.protocol
+        self.is_local = isinstance(self._fs, LocalFileSystem)
         self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
         self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         if not self._is_folder():

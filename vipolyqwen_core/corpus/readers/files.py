@@ -15,6 +15,7 @@ from fsspec import AbstractFileSystem
 from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.compression import compr
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
 from vipolyqwen_core.corpus.file_version import file_version, told_version
@@ -77,7 +78,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     for pattern in source.paths:
         try:
             fs, path = url_to_fs(pattern)
-            is_local = "file" in fs.protocol
+            is_local = isinstance(fs, LocalFileSystem)
             if is_local:
                 path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
             fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
@@ -162,7 +163,7 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
 
 def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:
     """The bytes of a file as it lies there."""
-    if "file" in fs.protocol or isinstance(fs, AbstractArchiveFileSystem):
+    if isinstance(fs, LocalFileSystem | AbstractArchiveFileSystem):
         return fs.open(path, "rb")  # type: ignore[no-any-return]
     return io.BufferedReader(RemoteFile(fs, path), PIECE_BYTES)
 

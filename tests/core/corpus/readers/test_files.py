@@ -83,11 +83,12 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, path: str) -> None
         list_files(source(tmp_path / path))
 
 
-def test_files_behind_a_url_are_listed_and_read() -> None:
+@pytest.mark.parametrize("cache", ["", "simplecache::", "filecache::"])
+def test_files_behind_a_url_are_listed_and_read(cache: str) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/corpus_a/x/1.txt", b"mot\nhai")
     memory.pipe_file("/corpus_a/y/2.txt", b"ba")
-    listed = list_files(source("memory://corpus_a/*/*.txt"))
+    listed = list_files(source(f"{cache}memory://corpus_a/*/*.txt"))
     assert [file.name for file in listed] == ["x/1.txt", "y/2.txt"]
     assert [line.text for line in read_lines(listed[0].location)] == ["mot", "hai"]
 
