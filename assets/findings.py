@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vipolyqwen_core.config import Recipe, SplitSettings
 from vipolyqwen_core.contract import Side, Split
-from vipolyqwen_core.corpus.tables import StageSummary, read_stage
+from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_stage
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # heavy
@@ -371,7 +371,6 @@ def export_is_complete(place: Workspace) -> Finding:
     """Each side of each pair has one row, in Parquet and in the LanceDB table, and vectors have length 1."""
     import numpy as np
     import polars as pl
-    import pyarrow.parquet as pq
 
     from quality.id_numbers import id_number
     from vipolyqwen_core.serving.search import open_export
@@ -394,8 +393,8 @@ def export_is_complete(place: Workspace) -> Finding:
         found = rows.filter(pl.col("side") == side.value)
         counts["missing"] += _height(pairs.join(found, on="sample_id", how="anti"))
         counts["not expected"] += _height(found.join(pairs, on="sample_id", how="anti"))
-    with pq.ParquetFile(exported.parquet) as file:
-        for batch in file.iter_batches(columns=["embedding"]):
+    with open_parquet(Path(exported.parquet)) as file:
+        for batch in file.iter_batches(VECTOR_ROWS, columns=["embedding"]):
             vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
             norms = np.linalg.norm(vectors, axis=1)
             counts["vectors off"] += int(np.sum(~(np.abs(norms - 1) < UNIT_TOLERANCE)))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from quality.id_numbers import spell
 from vipolyqwen_core.contract import PLAN_INDEX, TAGGED, TRAINING, Split
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet
 
 BATCH_ROWS = 20_000
 
@@ -66,7 +66,7 @@ def _image_ids(images: dict[str, Any]) -> pa.Array:
 
 
 def _batches(path: Path) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=[column.name for column in TAGGED]):
             yield pa.Table.from_batches([batch]).cast(arrow_schema(TAGGED))
 

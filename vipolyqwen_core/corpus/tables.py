@@ -30,6 +30,15 @@ SCALARS: dict[str, pa.DataType] = {
 }
 
 
+VECTOR_ROWS = 4096
+"""Rows with a vector each that are read at once: 16 MB of 1,024 dimensions."""
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file to be read batch by batch: by itself pyarrow keeps all that it has read to the end."""
+    return pq.ParquetFile(path, pre_buffer=False)
+
+
 def arrow_type(dtype: str) -> pa.DataType:
     """The Arrow type that a `Column.dtype` spells.
 

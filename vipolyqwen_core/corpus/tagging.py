@@ -30,6 +30,7 @@ from vipolyqwen_core.corpus.readers import RawPair, Rejection, read_source, shor
 from vipolyqwen_core.corpus.tables import (
     StageSummary,
     arrow_schema,
+    open_parquet,
     read_stage,
     unchanged_stage,
     written_aside,
@@ -205,7 +206,7 @@ def _picture_sizes(curated: StageSummary) -> dict[str, Size]:
 
 def _batches(path: Path) -> Iterator[list[Row]]:
     names = [column.name for column in PAIR]
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(BATCH_PAIRS, columns=names):
             yield batch.to_pylist()
 

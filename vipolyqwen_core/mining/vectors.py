@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import Side
+from vipolyqwen_core.corpus.tables import VECTOR_ROWS, open_parquet
 from vipolyqwen_core.mining.nearest import Ints, Vectors
 from vipolyqwen_core.mining.pairs import Pairs
 from vipolyqwen_core.serving.table_update import matrix
@@ -47,7 +47,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
     ordered = pairs.keys[order]
     found: dict[str, tuple[Vectors, Ints, Path]] = {}
     seen: dict[str, NDArray[np.bool_]] = {}
-    with pq.ParquetFile(parquet) as file:
+    with open_parquet(parquet) as file:
         dim = file.schema_arrow.field("embedding").type.list_size
         for side, content in ((Side.QUERY, pairs.query), (Side.TARGET, pairs.target)):
             distinct, number = np.unique(content, return_inverse=True)
@@ -55,7 +55,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
             empty = np.memmap(path, np.float16, "w+", shape=(len(distinct), dim))
             found[side.value] = empty, number.astype(np.int64), path
             seen[side.value] = np.zeros(len(distinct), dtype=bool)
-        for batch in file.iter_batches(columns=["sample_id", "side", "split", "embedding"]):
+        for batch in file.iter_batches(VECTOR_ROWS, columns=["sample_id", "side", "split", "embedding"]):
             rows = pa.Table.from_batches([batch])
             for name, (vectors, number, _) in found.items():
                 chosen = rows.filter((pc.field("split") == "train") & (pc.field("side") == name))

@@ -26,7 +26,7 @@ from lancedb.table import Table
 
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
-from vipolyqwen_core.corpus.tables import arrow_schema, written_aside
+from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
 from vipolyqwen_core.serving.current_export import CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
@@ -181,7 +181,7 @@ def _staged_table(staging: Path, parquet: Path, schema: pa.Schema) -> Table:
         shutil.rmtree(staging, ignore_errors=True)
         table = lancedb.connect(staging).create_table(TABLE, schema=schema)
     if schema.metadata.items() <= _metadata(parquet).items() and table.count_rows() == 0:
-        with pq.ParquetFile(parquet) as file:
+        with open_parquet(parquet) as file:
             batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))
             table.add(pa.RecordBatchReader.from_batches(schema, batches))
     return table

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from vipolyqwen_core.config import BatchSettings, TaskBatching
+from vipolyqwen_core.corpus.tables import open_parquet
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.training.hard_negatives import mined_sizes
 
@@ -68,7 +68,7 @@ def read_plan_index(path: Path, mined: Path | None = None) -> PlanIndex:
     task_codes = {task.value: code for code, task in enumerate(TASKS)}
     source_codes: dict[str, int] = {}
     parts: list[tuple[npt.NDArray[np.generic], ...]] = []
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=1 << 20):
             tasks = batch.column("task").dictionary_encode()
             for name in tasks.dictionary.to_pylist():

@@ -6,6 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from vipolyqwen_core.corpus.tables import (
     StageSummary,
     arrow_schema,
     arrow_type,
+    open_parquet,
     read_stage,
     unchanged_stage,
     written_aside,
@@ -183,3 +185,15 @@ def test_a_stage_is_reused_only_with_an_equal_fingerprint(tmp_path: Path) -> Non
     assert reused is not None
     assert reused.reused
     assert reused.data_version == "d1"
+
+
+def test_a_parquet_file_that_is_read_in_batches_is_not_kept(tmp_path: Path) -> None:
+    file, rng = tmp_path / "vectors.parquet", np.random.default_rng(0)
+    with pq.ParquetWriter(file, pa.schema({"value": pa.float32()})) as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"value": rng.random(100_000, dtype=np.float32)}))
+    before, most = pa.total_allocated_bytes(), 0
+    with open_parquet(file) as opened:
+        for _ in opened.iter_batches(10_000):
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert most < file.stat().st_size / 5
