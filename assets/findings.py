@@ -142,7 +142,6 @@ def stage_summary(folder: Path) -> StageSummary:
 
 def num_rows(pairs: Path) -> int:
     """Rows of a Parquet or Arrow table."""
-
     return _height(scan_pairs(pairs))
 
 
