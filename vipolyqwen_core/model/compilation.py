@@ -60,7 +60,10 @@ def restore_layers(model: nn.Module) -> None:
 
 
 def _allow_programs() -> None:
-    """In this thread: each has a limit of its own, and gradients of a GPU have a thread of their own."""
+    """In this thread: each has a limit of its own, and gradients of a GPU have a thread of their own.
+
+    torch.compile has an argument for it from torch 2.13 on only.
+    """
     limits = torch._dynamo.config
     if limits.recompile_limit < MOST_PROGRAMS:
         limits.recompile_limit = MOST_PROGRAMS
