@@ -27,6 +27,10 @@ SAMPLED_STEPS = 200
 """Steps whose chunks are looked at; the others are like them."""
 STATE_BYTES = 16
 """Of a parameter: weight, gradient and two moments in float32."""
+CHECKPOINT_BYTES = 12
+"""Of a parameter: weight and two moments in float32."""
+WEIGHT_BYTES = 4
+"""Of a parameter, on each process: it reads the whole model in float32, whatever share of it it keeps."""
 GRADIENT_BYTES = 4
 """Of each parameter, on each process: FSDP2 shares gradients out once a step, behind its last chunk; data
 parallel exchanges them through buckets of its own."""
@@ -142,6 +146,15 @@ def _model_lines(
         "memory of a process",
         f"{state:.2f} GB of weights, gradients and moments{waiting}; activations: about {activations:.2f} GB "
         "at most",
+    )
+    read = settings.processes * parameters * WEIGHT_BYTES / 1e9
+    yield "host memory of a machine", f"{read:.2f} GB while its processes read the weights"
+    saved = parameters * CHECKPOINT_BYTES / 1e9
+    best = settings.eval_steps is not None
+    yield (
+        "checkpoints",
+        f"{saved:.2f} GB each; {settings.keep_checkpoints + best + 1} at most on the disk, one of them being "
+        "written",
     )
 
 

@@ -1,5 +1,6 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
+import itertools
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model import backbone
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.routing import TERMS
-from vipolyqwen_core.training import dry_run, identity, schedule
+from vipolyqwen_core.training import checkpoints, dry_run, identity, schedule
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.engine import Engine
@@ -376,6 +377,33 @@ def test_a_dry_run_reckons_with_the_processes_of_several_machines(make_run):
     state = [float(re.search(r"([\d.]+) GB of weights", told)[1]) for told in (one, two)]
     assert state[0] == pytest.approx(2 * state[1], abs=0.011)
     assert "4, 2 on a machine" in two
+
+
+@pytest.mark.parametrize("eval_steps", [None, 1])
+def test_a_dry_run_tells_what_checkpoints_take_on_the_disk(make_run, eval_steps, monkeypatch):
+    run = make_run(training={"save_steps": 1, "keep_checkpoints": 1, "eval_steps": eval_steps})
+    told = describe(run)
+    sizes, write, worse = [], checkpoints._write_state, itertools.count(1.0)
+
+    def seen(folder, *facts):
+        there = folder.parent.iterdir()
+        sizes.append([sum(file.stat().st_size for file in each.iterdir()) for each in there])
+        write(folder, *facts)
+
+    monkeypatch.setattr(checkpoints, "_write_state", seen)
+    monkeypatch.setattr(QuickEvaluation, "metrics", lambda _: {"eval/loss": next(worse)})  # the first is best
+    train(run, StopSignal())
+    assert f"; {max(map(len, sizes))} at most on the disk" in told
+    parameters = int(re.search(r"parameters +([\d,]+)", told)[1].replace(",", ""))
+    assert sizes[0][0] == pytest.approx(parameters * dry_run.CHECKPOINT_BYTES, rel=0.2)
+    assert f"checkpoints                 {parameters * dry_run.CHECKPOINT_BYTES / 1e9:.2f} GB each" in told
+
+
+def test_a_dry_run_tells_the_host_memory_that_reading_the_weights_takes(make_run):
+    run = make_run(training={"distribution": "fsdp2", "processes": 2})
+    told = describe(run, machines=3)
+    parameters = int(re.search(r"parameters +([\d,]+)", told)[1].replace(",", ""))
+    assert f"host memory of a machine    {2 * 4 * parameters / 1e9:.2f} GB" in told
 
 
 def test_the_plan_of_a_dry_run_under_a_launcher_is_printed_once(make_run, tmp_path, monkeypatch, capsys):
