@@ -1,8 +1,8 @@
 """How sure a mean, or the difference of two means, is: bootstrap over linked groups of queries.
 
 Questions on one picture stand or fall together, so whole components are drawn, not single queries; a
-component is what the split keeps together, within a pool and across pools. With one pool and one query a
-component this is the usual percentile bootstrap.
+component is what the split keeps together, within a pool and across pools. With one pool and many components
+of one query each this is the usual percentile bootstrap.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +47,7 @@ class Sample:
 
 
 def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float, seed: int) -> Interval:
-    """Mean over the samples of the mean within each, with a percentile interval.
+    """Mean over the samples of the mean within each, with an expanded percentile interval.
 
     A resample is one draw of the components of all samples together: one that spans samples (the same picture
     in two tasks, the same scene in three languages) weighs equally often in each of them. Drawn apart, what
@@ -62,7 +63,7 @@ def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float,
     Raises:
         ValueError: no sample, or an empty one
     Reference:
-        Efron and Tibshirani 1993, chapter 13; clusters: Field and Welsh 2007
+        Efron and Tibshirani 1993, chapter 13; clusters: Field and Welsh 2007; expanded: Hesterberg 2015
     """
     if not samples or any(len(sample.values) == 0 for sample in samples):
         raise ValueError("a bootstrap needs at least one value in each sample")
@@ -79,9 +80,23 @@ def bootstrap_mean(samples: Sequence[Sample], resamples: int, confidence: float,
         # how often each was drawn: one product then serves all samples
         times = np.stack([np.bincount(each, minlength=len(sums)) for each in drawn]).astype(np.float64)
         means[start:stop] = _mean_over_samples(times @ sums, times @ counts)
-    tail = (1.0 - confidence) / 2
+    tail = _expanded_tail(confidence, counts)
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def _expanded_tail(confidence: float, counts: Floats) -> float:
+    """Share of the resamples to leave out on each side, for numbers of values [C, P] by component and sample.
+
+    Resamples of few components spread too little, and by the normal distribution instead of Student's: of
+    ten, the plain percentiles of 95 % hold the mean in 89 % of the cases. Components weigh differently in the
+    mean, so their number is the effective one (Satterthwaite): one picture with most of the questions is few.
+    """
+    weights = (counts / counts.sum(axis=0)).sum(axis=1)
+    number = np.square(weights).sum() ** 2 / np.power(weights, 4).sum()
+    freedom = max(number - 1.0, 0.1)  # the tail is 0 before that
+    widened = np.sqrt((freedom + 1.0) / freedom) * stats.t.ppf((1.0 + confidence) / 2, freedom)
+    return float(stats.norm.sf(widened))
 
 
 def _by_component(samples: Sequence[Sample]) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vipolyqwen_core.evaluation.bootstrap import Sample, bootstrap_mean
+from vipolyqwen_core.evaluation.bootstrap import Sample, _expanded_tail, bootstrap_mean
 
 
 def test_with_one_query_a_component_it_equals_scipys_percentile_bootstrap() -> None:
@@ -25,16 +25,16 @@ def test_queries_of_one_component_are_not_taken_for_independent() -> None:
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
-def wins_by_chance(num_pools: int, shared: bool, trials: int = 300) -> float:
-    """How often a model that is no better seems surely better: 60 pictures, three questions on each."""
+def wins_by_chance(num_pools: int, shared: bool, trials: int = 300, pictures: int = 60) -> float:
+    """How often a model that is no better seems surely better: three questions on each picture."""
     rng = np.random.default_rng(7)
-    clusters = np.repeat(np.arange(60), 3)
+    clusters = np.repeat(np.arange(pictures), 3)
     wins = 0
     for trial in range(trials):
-        effects = rng.normal(0.0, 0.3, (1 if shared else num_pools, 60))
-        effects = np.broadcast_to(effects, (num_pools, 60))
-        pools = [effects[pool][clusters] + rng.normal(0.0, 0.2, 180) for pool in range(num_pools)]
-        apart = [clusters if shared else clusters + 60 * pool for pool in range(num_pools)]
+        effects = rng.normal(0.0, 0.3, (1 if shared else num_pools, pictures))
+        effects = np.broadcast_to(effects, (num_pools, pictures))
+        pools = [effects[pool][clusters] + rng.normal(0.0, 0.2, len(clusters)) for pool in range(num_pools)]
+        apart = [clusters if shared else clusters + pictures * pool for pool in range(num_pools)]
         samples = [Sample(values, numbers) for values, numbers in zip(pools, apart, strict=True)]
         wins += bootstrap_mean(samples, 200, 0.95, seed=trial).low > 0
     return wins / trials
@@ -45,6 +45,20 @@ def test_what_pools_share_is_not_taken_for_independent(num_pools: int) -> None:
     # 2.5 % by the interval, some more with 60 components; drawn apart, five pools gave 15 %
     assert wins_by_chance(num_pools, shared=True) <= 0.06
     assert wins_by_chance(num_pools, shared=False) <= 0.06
+
+
+def test_few_pictures_prove_no_more_than_they_can() -> None:
+    assert wins_by_chance(1, shared=False, trials=1000, pictures=5) <= 0.06  # 8.6 % by plain percentiles
+
+
+def test_an_interval_is_expanded_by_the_components_that_matter() -> None:
+    even, uneven = np.ones((50, 1)), np.ones((50, 1))
+    uneven[0] = 200  # of 249 questions
+    assert _expanded_tail(0.95, np.ones((100_000, 1))) == pytest.approx(0.025, abs=1e-5)
+    by_student = stats.norm.sf(np.sqrt(50 / 49) * stats.t.ppf(0.975, 49))
+    assert _expanded_tail(0.95, even) == pytest.approx(by_student)
+    assert _expanded_tail(0.95, np.hstack([even, 4 * even])) == pytest.approx(by_student)
+    assert _expanded_tail(0.95, uneven) < 1e-6
 
 
 def test_pools_with_the_same_pictures_are_no_surer_than_one_of_them() -> None:
@@ -65,7 +79,7 @@ def test_the_order_of_a_pools_queries_moves_nothing() -> None:
 
 def test_as_many_components_are_drawn_as_there_are() -> None:
     # of two, both draws are equal in half of the resamples: 0 and 1 a quarter each, else 0.5
-    interval = bootstrap_mean([Sample(np.array([0.0, 1.0]), np.arange(2))], 2000, 0.4, seed=0)
+    interval = bootstrap_mean([Sample(np.array([0.0, 1.0]), np.arange(2))], 2000, 0.2, seed=0)
     assert (interval.low, interval.high) == (0.5, 0.5)
 
 
@@ -91,7 +105,7 @@ def test_one_component_alone_proves_nothing() -> None:
 
 
 def test_each_pool_has_the_same_weight() -> None:
-    small = Sample(np.ones(5), np.arange(5))
+    small = Sample(np.ones(20), np.arange(20))
     large = Sample(np.zeros(500), np.arange(500))
     interval = bootstrap_mean([small, large], 100, 0.95, seed=0)
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
