@@ -24,6 +24,9 @@ def follow_move(database: Path, experiment: str, artifacts: Path) -> None:
     if not database.is_file():
         return
     with closing(sqlite3.connect(database)) as connection, connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if not tables.issuperset(table for table, _ in PLACES):
+            return  # MLflow was stopped while it made them, or they are an older one's: it completes them
         found = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", [experiment])
         before, now = next(found, ("",))[0], artifacts.as_uri()
         if before == now or not before.startswith("file:") or not before.endswith(f"/{artifacts.name}"):

@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -250,6 +252,19 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
         assert experiment.artifact_location == after.mlflow_artifacts.as_uri()
         assert {*before.home.rglob("*")} == there
         assert [*after.mlflow_artifacts.rglob("late.txt")]
+
+
+@pytest.mark.parametrize("tables", [[], ["experiments", "runs"]])
+def test_a_store_that_mlflow_has_not_completed_is_left_to_it(tmp_path: Path, tables: list[str]) -> None:
+    database = tmp_path / "mlflow.db"
+    database.touch()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table} (name, artifact_location, artifact_uri)")
+            connection.execute(f"INSERT INTO {table} VALUES ('vipolyqwen', 'file:///gone/mlartifacts', '')")
+    before = database.read_bytes()
+    MlflowResource.of(Workspace(tmp_path)).follow_move()
+    assert database.read_bytes() == before
 
 
 def test_places_that_somebody_chose_stay(empty_store: Path, store: str, tmp_path: Path) -> None:
