@@ -2,11 +2,13 @@
 
 import codecs
 import io
+import os
 import re
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 
@@ -21,6 +23,7 @@ from fsspec.utils import infer_compression
 from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
 from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, why
 from vipolyqwen_core.corpus.text import compose
 
@@ -73,8 +76,9 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     Raises:
         ValueError: a path or glob names no file, a folder, a pipe, or a storage that cannot be opened
     """
-    files: dict[str, tuple[str, str, dict[str, Any]]] = {}
+    files: dict[tuple[str, str], tuple[str, str, str, dict[str, Any]]] = {}
     roots = []
+    true_folder = cache(os.path.realpath)
     for pattern in source.paths:
         try:
             fs, path = url_to_fs(pattern)
@@ -82,11 +86,13 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             if is_local:
                 path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
             fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
-            if _MAGIC.search(path) and not fs.exists(path):
-                infos = {place: fs.info(place) for place in fs.glob(path)}
-            else:
+            if not _MAGIC.search(path) or fs.exists(path):
                 info = find_file(fs, path)
                 infos = {} if info is None else {path: info}
+            elif is_local:
+                infos = LocalFolders().glob(path, detail=True)
+            else:
+                infos = {place: find_file(fs, place) or {"type": "file"} for place in fs.glob(path)}
             strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
             if strange is not None:  # a pipe would be waited for without end
                 raise OSError(f"{strange} is no regular file")
@@ -105,7 +111,11 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         above = f"{after.removeprefix('::')}/" if after else before  # an archive is a folder
         roots.append(_fixed_folder(above + path))
         for place, info in of_files.items():
-            files[before + place + after] = (above + place, versions[place], info)
+            location = before + place + after
+            # folders have several names by links and `..`; a file that is a link has a name of its own
+            folder, _, name = location.rpartition("/")
+            key = (true_folder(folder) if is_local else folder, name)
+            files.setdefault(key, (location, above + place, versions[place], info))
     root = _common_folder(roots)
     listed = [
         SourceFile(
@@ -114,7 +124,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             size_bytes=int(info.get("size") or 0),
             version=version,
         )
-        for location, (full_name, version, info) in files.items()
+        for location, full_name, version, info in files.values()
     ]
     return sorted(listed, key=lambda file: file.name)
 

@@ -46,9 +46,37 @@ def test_a_name_with_brackets_is_a_name_where_such_a_file_stands(tmp_path: Path)
 
 def test_a_file_that_is_spelled_in_several_ways_is_listed_once(tmp_path: Path) -> None:
     write(tmp_path, "in/a.jsonl")
-    spelled = [f"{tmp_path}/in/{path}" for path in ("a.jsonl", "/a.jsonl", "./a.jsonl", "//*.jsonl")]
+    paths = ("a.jsonl", "/a.jsonl", "./a.jsonl", "../in/a.jsonl", "//*.jsonl")
+    spelled = [f"{tmp_path}/in/{path}" for path in paths]
     listed = list_files(source(*spelled, f"file://{tmp_path}/in/a.jsonl"))
     assert [(file.name, file.location) for file in listed] == [("a.jsonl", f"{tmp_path}/in/a.jsonl")]
+
+
+@pytest.mark.parametrize("pattern", ["in/*/*.jsonl", "in/**/*.jsonl"])
+def test_a_folder_behind_a_link_belongs_to_a_glob_and_one_of_two_names_counts(
+    tmp_path: Path, pattern: str
+) -> None:
+    write(tmp_path, "in/b/1.jsonl", "disk/2.jsonl")
+    (tmp_path / "in/a").symlink_to(tmp_path / "disk")
+    (tmp_path / "in/c").symlink_to("b")
+    (tmp_path / "in/b/loop").symlink_to(tmp_path / "in")
+    assert [file.name for file in list_files(source(tmp_path / pattern))] == ["a/2.jsonl", "b/1.jsonl"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "in/a/1.jsonl", "in/b/2.jsonl")
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if path == f"{tmp_path}/in/b":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=r"in/b cannot be listed: .*Permission denied"):
+        list_files(source(tmp_path / "in/**/*.jsonl"))
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names are Unicode there")

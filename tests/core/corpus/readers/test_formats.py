@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -414,6 +415,12 @@ class TestParallelLines:
         ]  # fmt: skip
         assert rules(records) == [None, None, None, "missing_line"]
         assert {record.file for record in records} == {"1.txt"}
+
+    def test_one_file_may_be_two_sides_whatever_its_names(self, tmp_path: Path) -> None:
+        source = self.source(tmp_path)
+        paths = (source.paths[0], f"{tmp_path}/../{tmp_path.name}/1.txt")
+        (first, *_) = read_source(replace(source, paths=paths))
+        assert first.pairs == (RawPair(Task.TEXT_PAIR, "a", "a"),)
 
     def test_columns_say_which_file_is_which(self, tmp_path: Path) -> None:
         columns = {"query": "2.txt", "target": 0}

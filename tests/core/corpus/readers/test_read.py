@@ -13,7 +13,7 @@ import pytest
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import Rejection, check_source, read_source
+from vipolyqwen_core.corpus.readers import Rejection, check_source, files_fingerprint, read_source
 
 STS = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
 QA = {"format": Format.IMAGE_QA, "task": Task.OCR}
@@ -127,6 +127,21 @@ def test_a_file_that_gives_nothing_stands_in_the_ledger_where_others_can_be_read
     (tmp_path / "d.jsonl").unlink()
     with pytest.raises(ValueError, match=r"a\.jsonl is empty"):
         check_source(found)
+
+
+def test_a_link_that_leads_nowhere_costs_itself_among_files_that_a_glob_finds(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("gone.jsonl")
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    (tmp_path / "c.jsonl").symlink_to("c.jsonl")
+    found = source(tmp_path, "*.jsonl", **OWNER)
+    first = files_fingerprint(check_source(found))
+    assert [(r.file, r.rejection and r.rejection.rule) for r in read_source(found)] == [
+        ("a.jsonl", "unreadable_file"),
+        ("b.jsonl", None),
+        ("c.jsonl", "unreadable_file"),
+    ]
+    (tmp_path / "gone.jsonl").write_text("")
+    assert files_fingerprint(check_source(found)) != first
 
 
 def test_reading_streams(tmp_path: Path) -> None:
