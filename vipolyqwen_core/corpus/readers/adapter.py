@@ -1,7 +1,7 @@
 """Formats of one's own: `adapter: package.module:function` in the manifest.
 
 The function is called with the source and a file (`SourceFile`) and yields one thing a record: a `RawPair`, a
-list of them, or a `Rejection`. A pair whose fields are of other types than `RawPair` says rejects its record.
+list of them, or a `Rejection`. A pair whose fields are other than `RawPair` says rejects its record.
 
     def receipts(source: Source, file: SourceFile) -> Iterator[RawPair | Rejection]:
         ...
@@ -17,7 +17,15 @@ from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import SourceFile
-from vipolyqwen_core.corpus.readers.records import RawPair, RawSide, Record, Rejection, shorten
+from vipolyqwen_core.corpus.readers.records import (
+    UNREADABLE,
+    RawPair,
+    RawSide,
+    Record,
+    Rejection,
+    shorten,
+)
+from vipolyqwen_core.corpus.storage import StorageError
 from vipolyqwen_core.corpus.text import writable
 
 Adapter = Callable[[Source, SourceFile], Iterable[Any]]
@@ -36,6 +44,8 @@ def load_adapter(source: Source) -> Adapter:
         function = getattr(importlib.import_module(module_name), function_name, None)
     except ImportError as error:
         raise ValueError(f"{where} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    except Exception as error:
+        raise ValueError(f"{where} cannot be imported: {_told(error)}") from error
     if not callable(function):
         raise ValueError(f"{where}: module {module_name} has no function {function_name}")
     return function  # type: ignore[no-any-return]
@@ -53,24 +63,43 @@ def read_adapted(source: Source, file: SourceFile) -> Iterator[Record]:
     """The records that the adapter makes of a file, numbered in its order.
 
     Raises:
-        ValueError: the adapter yields something else
+        ValueError: the adapter fails, or yields something else
+        OSError and the others of UNREADABLE: the file cannot be read
     """
-    for number, made in enumerate(load_adapter(source)(source, file), 1):
+    for number, made in _made(source, file):
         if isinstance(made, Rejection):
             told = Rejection(made.rule, writable(made.reason), shorten(made.value))
             yield Record(file.name, number, (), told)
             continue
         pairs = tuple(made) if isinstance(made, (list, tuple)) else (made,)
-        strange = next((pair for pair in pairs if not isinstance(pair, RawPair)), None)
-        if strange is not None:
+        if strange := [type(pair).__name__ for pair in pairs if not isinstance(pair, RawPair)]:
             raise ValueError(
-                f"source {source.name!r}: adapter {source.adapter} yielded {type(strange).__name__} for"
+                f"source {source.name!r}: adapter {source.adapter} yielded {strange[0]} for"
                 f" record {number} of {file.name}; expected RawPair, a list of them, or Rejection"
             )
         rejection = next(filter(None, map(_wrong_field, pairs)), None)
         if not pairs:
             rejection = Rejection("no_pairs", "the adapter made no pair of the record", "")
         yield Record(file.name, number, () if rejection else pairs, rejection)
+
+
+def _made(source: Source, file: SourceFile) -> Iterator[tuple[int, Any]]:
+    """What the adapter yields, numbered; where it fails, the error names the place, of many."""
+    function, number = load_adapter(source), 0
+    try:
+        for number, made in enumerate(function(source, file), 1):
+            yield number, made
+    except (*UNREADABLE, StorageError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"source {source.name!r}: adapter {source.adapter} failed behind record {number} of {file.name}:"
+            f" {_told(error)}"
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _wrong_field(pair: RawPair) -> Rejection | None:
@@ -80,7 +109,7 @@ def _wrong_field(pair: RawPair) -> Rejection | None:
         **{name: isinstance(getattr(pair, name), str) for name in ("query", "target")},
         **{name: _all(getattr(pair, name), _is_image) for name in ("query_images", "target_images")},
         "history": pair.history is None or _all(pair.history, _is_turn),
-        "score": isinstance(pair.score, (int, float, NoneType)),
+        "score": pair.score is None or (isinstance(pair.score, (int, float)) and 0 <= pair.score <= 1),
         "negatives": _all(pair.negatives, _is_negative),
         **{name: isinstance(getattr(pair, name), (str, NoneType)) for name in ("group_id", "positive_key")},
     }

@@ -1,14 +1,9 @@
 """One source, whatever its format: its records, and the check that it can be read at all."""
 
-import lzma
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
-
-import pyarrow as pa
 
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.manifest import Format, Source
@@ -19,7 +14,14 @@ from vipolyqwen_core.corpus.readers.image_qa import image_qa_needs, image_qa_pai
 from vipolyqwen_core.corpus.readers.messages import message_needs, message_pairs
 from vipolyqwen_core.corpus.readers.owner_jsonl import owner_needs, owner_pairs
 from vipolyqwen_core.corpus.readers.parallel_lines import parallel_files, read_parallel_lines
-from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, Rejection, shorten
+from vipolyqwen_core.corpus.readers.records import (
+    UNREADABLE,
+    RawPair,
+    Record,
+    RecordError,
+    Rejection,
+    shorten,
+)
 from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_up
 from vipolyqwen_core.corpus.readers.rows import read_rows
 from vipolyqwen_core.corpus.readers.sts_table import sts_needs, sts_pairs
@@ -41,19 +43,6 @@ ROW_FORMATS: dict[Format, tuple[PairsOfRow, Callable[[Source], Needs]]] = {
     Format.IMAGE_QA: (image_qa_pairs, image_qa_needs),
 }
 """Formats whose records are rows of a table, and what these need; the others read files in their own way."""
-
-UNREADABLE = (
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    NotImplementedError,  # a ZIP archive that asks for an unknown method of packing
-    pa.ArrowException,
-    UnicodeError,
-    OverflowError,
-)
-"""What libraries raise where a file or its packing is broken."""
 
 
 def read_source(source: Source, dialogue_turns: str = "last", only: str | None = None) -> Iterator[Record]:

@@ -1,15 +1,33 @@
 """What a reader yields: records of a file, each with its pairs or with the reason why it has none."""
 
+import lzma
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
+
+import pyarrow as pa
 
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.text import writable
 
 VALUE_CHARS = 200
 """Length of an offending value in the ledger."""
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,  # a ZIP archive that asks for an unknown method of packing
+    pa.ArrowException,
+    UnicodeError,
+    OverflowError,
+)
+"""What libraries raise where a file or its packing is broken."""
 
 RawImage = str | bytes
 """A picture as a file names it: a path below the image root, or the bytes themselves."""

@@ -194,6 +194,7 @@ def careless(source, file):
     yield RawPair(Task.INSTR, "q", "t", query_images=["a.png", b"b"], score=1, group_id="g")
     for field in (
         {"target": None}, {"query": 5}, {"task": "instr"}, {"score": "0.5"}, {"query_images": (None,)},
+        {"score": float("nan")}, {"score": 1.5}, {"score": -1}, {"score": 10**400},
         {"history": (("user", "x"),)}, {"negatives": ("x",)}, {"positive_key": 5},
         {"query_images": None}, {"target_images": "a.png"}, {"history": 5}, {"negatives": None},
         {"history": (Turn("user", None),)}, {"negatives": (RawSide("x", None),)},
@@ -205,6 +206,20 @@ def careless(source, file):
 def nonsense(source, file):
     yield RawPair(Task.INSTR, "q", "t")
     yield {"query": "q"}
+
+
+def nothing(source, file):
+    yield RawPair(Task.INSTR, "q", "t")
+    yield None
+
+
+def failing(source, file):
+    yield RawPair(Task.INSTR, "q", "t")
+    yield {}["colour"]
+
+
+def none_at_all(source, file):
+    pass
 """
 
 
@@ -235,16 +250,35 @@ def test_a_pair_of_an_adapter_with_a_field_of_another_type_rejects_its_record(tm
     assert first.pairs
     named = [record.rejection.reason.split()[-1] for record in others if record.rejection is not None]
     assert named == [
-        "target", "query", "task", "score", "query_images", "history", "negatives", "positive_key",
+        "target", "query", "task", "score", "query_images", "score", "score", "score", "score",
+        "history", "negatives", "positive_key",
         "query_images", "target_images", "history", "negatives", "history", "negatives",
     ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("adapters")
-def test_an_adapter_that_yields_something_else_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "what"),
+    [
+        ("nonsense", r"yielded dict for record 2 of a\.xyz"),
+        ("nothing", r"yielded NoneType for record 2 of a\.xyz"),
+        ("failing", r"failed behind record 1 of a\.xyz: KeyError: 'colour'"),
+        ("none_at_all", r"failed behind record 0 of a\.xyz: TypeError: 'NoneType' object is not iterable"),
+    ],
+)
+def test_an_adapter_that_fails_or_yields_something_else_is_named(
+    tmp_path: Path, adapter: str, what: str
+) -> None:
     (tmp_path / "a.xyz").write_text("anything")
-    keys = {"format": Format.ADAPTER, "adapter": "adapters_of_test_read:nonsense"}
-    with pytest.raises(
-        ValueError, match=r"adapters_of_test_read:nonsense yielded dict for record 2 of a\.xyz"
-    ):
+    keys = {"format": Format.ADAPTER, "adapter": f"adapters_of_test_read:{adapter}"}
+    with pytest.raises(ValueError, match=f"source 's': adapter adapters_of_test_read:{adapter} {what}"):
         list(read_source(source(tmp_path, "a.xyz", **keys)))
+
+
+def test_an_adapter_whose_module_is_broken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_adapter_of_test_read.py").write_text("def x(:")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "a.xyz").write_text("anything")
+    keys = {"format": Format.ADAPTER, "adapter": "broken_adapter_of_test_read:x"}
+    with pytest.raises(ValueError, match="broken_adapter_of_test_read:x cannot be imported: SyntaxError"):
+        check_source(source(tmp_path, "a.xyz", **keys))
