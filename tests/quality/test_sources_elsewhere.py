@@ -291,6 +291,17 @@ def test_a_storage_that_gives_up_midway_ends_the_reading(
         list(records)
 
 
+def test_a_file_that_is_cut_while_it_is_read_does_not_end_there() -> None:
+    memory = fsspec.filesystem("memory")
+    lines = [json.dumps(row) + "\n" for row in rows_of_texts(4_000)]  # more than one part
+    memory.pipe_file("/cut_midway/a.jsonl", "".join(lines).encode())
+    records = read_source(texts_at("memory://cut_midway/a.jsonl"))
+    assert next(records).pairs
+    memory.pipe_file("/cut_midway/a.jsonl", "".join(lines[:10]).encode())
+    with pytest.raises(ValueError, match=r"behind line \d+ of a\.jsonl: .* is shorter than it was"):
+        list(records)
+
+
 def test_a_server_that_is_busy_is_asked_again_for_a_file(workspace: Workspace, moody: str) -> None:
     Moody.content = json.dumps(rows_of_texts(1)[0]).encode()
     assert curate(texts_at(f"{moody}/busy/a.jsonl"), CurationSettings(), workspace).pairs_out == 1

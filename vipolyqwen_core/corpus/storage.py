@@ -94,7 +94,10 @@ class RemoteFile(AbstractBufferedFile):
         super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return self._ask(self._part, start, end)
+        part = self._ask(self._part, start, end)
+        if len(part) != end - start:  # or a file that was cut meanwhile would seem to end there
+            raise StorageError(f"{self.path} is shorter than it was: {self.size} bytes")
+        return part
 
     def _ask(self, question: Callable[..., T], *arguments: int) -> T:
         try:
