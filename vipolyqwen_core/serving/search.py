@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from lancedb.table import Table
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.text import normalise_text
 from vipolyqwen_core.serving.current_export import CurrentExport, read_current
-from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
 from vipolyqwen_core.serving.inputs import Pictures, listed
 from vipolyqwen_core.workspace import Workspace
 
@@ -25,7 +25,7 @@ TABLE: Final = "embeddings"
 OVERSAMPLING: Final = 4
 """Rows fetched for each hit at first: many rows may say the same (`yes`), and are shown once."""
 
-OPENINGS: Final = 3
+OPENINGS: Final = 5
 """How often a table is opened because another export was swapped in at that moment."""
 
 LARGEST_LIMIT: Final = 2**31 - 1
@@ -72,18 +72,23 @@ def search(
     `where` is an SQL filter on the table's columns: `language = 'vi' AND side = 'target'`.
 
     Raises:
-        ValueError: nothing was exported, nothing is asked, or the filter is wrong
+        ValueError: nothing was exported, nothing is asked, the filter is wrong, or the table was replaced
+            again and again meanwhile
     """
     _check_top(top)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, not {type(text).__name__}: a search has one query")
     pictures = listed(images)
 
+    @cache
+    def vector_under(model: Path, digest: str) -> Vectors:
+        embedder = _embedder(model, digest)
+        return embedder.encode(text, pictures if text is not None else [pictures], prefix).reshape(-1)
+
     def hits(current: CurrentExport, table: Table) -> list[Hit]:
         if text is None and not pictures:
             raise ValueError("nothing to look for: give a text, pictures or both")
-        embedder = _embedder(current.model_directory(), current.model_digest)
-        vector = embedder.encode(text, pictures if text is not None else [pictures], prefix).reshape(-1)
+        vector = vector_under(current.model_directory(), current.model_digest)
 
         def fetch(limit: int) -> pa.Table:
             query: Any = table.search(vector, vector_column_name="embedding")
@@ -122,16 +127,18 @@ def _in_current_table(workspace: Workspace, look: Callable[[CurrentExport, Table
     """What `look` finds in the exported table; it looks again where another was swapped in meanwhile.
 
     A swap deletes the table that is open here, and loading the model leaves it seconds for that.
+
+    Raises:
+        ValueError: another was swapped in each time
     """
-    for _ in range(OPENINGS - 1):
+    for _ in range(OPENINGS):
         opened = _identity(workspace)
-        current, table = open_export(workspace)
         try:
-            return look(current, table)
-        except (ValueError, RuntimeError):  # LanceDB raises either where files are gone
+            return look(*open_export(workspace))
+        except (ValueError, RuntimeError, OSError):  # LanceDB raises the first two where files are gone
             if _identity(workspace) == opened:
                 raise
-    return look(*open_export(workspace))
+    raise ValueError(f"another export was swapped in {OPENINGS} times during the search: search again")
 
 
 def _identity(workspace: Workspace) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.core.serving.conftest import SETTINGS, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs
+from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.export import export
@@ -117,6 +118,39 @@ def test_a_search_goes_on_in_the_table_that_was_swapped_in_meanwhile(
     with pytest.raises(ValueError, match="cannot be used"):
         look(workspace, "question", where="colour = 'red'")
     assert len(opened) == 3
+
+
+def test_a_search_whose_table_is_replaced_each_time_says_so_and_blames_no_filter(
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    model_of_the_same_shape: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workspace = Workspace(tmp_path)
+    run_export(workspace, tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
+    models, encoded, swaps = {"1": tiny_model_dir, "2": model_of_the_same_shape}, [], 3
+    encode, opened = ViPolyQwenEmbedder.encode, 0
+
+    def spied(embedder: ViPolyQwenEmbedder, *arguments: Any) -> Any:
+        encoded.append(arguments)
+        return encode(embedder, *arguments)
+
+    def swapping(place: Workspace) -> Any:
+        nonlocal opened
+        found = open_export(place)
+        if opened < swaps:
+            version = "2" if found[0].model_version == "1" else "1"
+            export(workspace.training_set, models[version], version, workspace, SETTINGS)
+        opened += 1
+        return found
+
+    monkeypatch.setattr(search_module, "open_export", swapping)
+    monkeypatch.setattr(ViPolyQwenEmbedder, "encode", spied)
+    assert search(workspace, "question", top=1, where="side = 'query'")[0].text == "a question"
+    assert (opened, len(encoded)) == (swaps + 1, len(models))
+    opened, swaps = 0, 100
+    with pytest.raises(ValueError, match=r"^another export was swapped in \d times during the search"):
+        search_words(workspace, "question", where="side = 'query'")
 
 
 def test_search_before_any_export_says_so(tmp_path: Path) -> None:
