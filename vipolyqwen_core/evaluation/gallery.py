@@ -107,7 +107,7 @@ def _show(
     cosines = vectors.target[pool.targets[found]] @ vectors.query[row]
     reciprocal_rank = ranking.by_query[PRIMARY][place]
     (item,) = pairs.sides.items([SideRequest(row, Side.QUERY, prefix_of(pool.task, Side.QUERY))])
-    right = pool.targets[int(np.argmax(pool.relevant[place]))]
+    right = pool.targets[pool.relevant.indices[pool.relevant.indptr[place]]]
     return ShownQuery(
         pool=pool.name,
         rank_of_right=round(1 / reciprocal_rank) if reciprocal_rank else None,

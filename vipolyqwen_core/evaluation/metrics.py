@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.sparse import csr_array
 from scipy.special import gammaln
 
 DEPTH: Final = 10
@@ -25,41 +26,53 @@ TIE_TOLERANCE: Final = 1e-5
 that moves with the make-up of a batch (1e-7), so a score does not move with it; and a collapsed model,
 whose similarities are all alike, gets nothing for the order in which candidates happen to lie."""
 
-BLOCK_QUERIES: Final = 256
+BLOCK_SIMILARITIES: Final = 4_000_000
+"""Similarities that are ranked at once: some 150 MB."""
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
 def rank_by(
-    similarity: Callable[[slice], NDArray[np.floating]], relevant: Mask, excluded: Mask | None = None
-) -> NDArray[np.int64]:
-    """The nearest candidates of each query, best first; ties go against the relevant ones.
+    similarity: Callable[[slice], NDArray[np.floating]], relevant: csr_array, excluded: Ints
+) -> tuple[Ints, Mask]:
+    """The nearest candidates of each query, best first, and which of them are right answers; ties go against
+    these.
 
-    Similarities are asked for by a block of queries at a time.
+    Similarities are asked for by a block of queries at a time: memory does not grow with Q x N.
 
     Shapes:
-        similarity: slice of queries -> [B, N]; relevant, excluded: [Q, N]
-        returns: [Q, min(10, N)] columns; -1 where fewer candidates are left than ranks
+        similarity: slice of queries -> [B, N]; relevant: [Q, N]; excluded: [Q] columns, -1: none
+        returns: [Q, min(10, N)] columns, -1 where fewer candidates are left than ranks; and whether right
     """
-    blocks = [np.empty((0, min(DEPTH, relevant.shape[1])), dtype=np.int64)]
-    for start in range(0, len(relevant), BLOCK_QUERIES):
-        rows = slice(start, start + BLOCK_QUERIES)
-        left_out = None if excluded is None else excluded[rows]
-        blocks.append(rank_similarity(similarity(rows), relevant[rows], left_out))
-    return np.concatenate(blocks)
+    num_queries, num_targets = relevant.shape
+    at_once = max(1, BLOCK_SIMILARITIES // num_targets)
+    blocks, hit = [], []
+    for start in range(0, num_queries, at_once):
+        rows = slice(start, start + at_once)
+        right = relevant[rows].toarray()
+        left_out = excluded[rows, None] == np.arange(num_targets)
+        blocks.append(rank_similarity(similarity(rows), right, left_out))
+        hit.append(hits(blocks[-1], right))
+    return np.concatenate(blocks), np.concatenate(hit)
 
 
 def rank_similarity(
     similarity: NDArray[np.floating], relevant: Mask, excluded: Mask | None = None
 ) -> NDArray[np.int64]:
-    """As `rank_by`, from a whole matrix of similarities [Q, N]."""
+    """As `rank_by`, from a whole matrix of similarities [Q, N]; relevant, excluded: [Q, N]."""
     lowered = similarity.astype(np.float64) - TIE_TOLERANCE * relevant
     if excluded is not None:
         lowered[excluded] = -np.inf
+    depth = min(DEPTH, lowered.shape[1])
+    least = np.partition(lowered, -depth, axis=1)[:, [-depth]]
+    rows, columns = np.nonzero(lowered >= least)
     # Stable: candidates that are equal keep the order of the pool.
-    nearest = np.argsort(-lowered, axis=1, kind="stable")[:, :DEPTH].astype(np.int64)
+    columns = columns[np.lexsort((-lowered[rows, columns], rows))]
+    firsts = np.searchsorted(rows, np.arange(len(lowered)))
+    nearest = columns[firsts[:, None] + np.arange(depth)].astype(np.int64)
     nearest[np.isneginf(np.take_along_axis(lowered, nearest, axis=1))] = -1
     return nearest
 

@@ -70,9 +70,10 @@ def similarities(
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(queries), MAX_PAIRS)
     columns = rng.integers(0, len(targets), MAX_PAIRS)
-    other = ~pool.relevant[rows, columns] & ~pool.excluded[rows, columns]
-    drawn = rng.permutation(np.flatnonzero(pool.relevant))[:MAX_PAIRS]
-    right_rows, right_columns = np.divmod(drawn, len(targets))
+    other = ~pool.relevant[rows, columns] & (pool.excluded[rows] != columns)
+    right_rows, right_columns = pool.relevant.nonzero()
+    drawn = rng.permutation(len(right_rows))[:MAX_PAIRS]
+    right_rows, right_columns = right_rows[drawn], right_columns[drawn]
     right = np.sum(queries[right_rows] * targets[right_columns], axis=1)
     return right, np.sum(queries[rows[other]] * targets[columns[other]], axis=1)
 

@@ -14,22 +14,20 @@ from itertools import permutations
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation.metrics import (
     CUTOFFS,
     PRIMARY,
     Floats,
-    Mask,
+    Ints,
     Vectors,
     chance_mrr,
     chance_recall,
-    hits,
     query_scores,
     rank_by,
 )
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,10 @@ class Pool:
     """[Q] rows"""
     targets: Ints
     """[N] rows"""
-    relevant: Mask
-    """[Q, N]"""
-    excluded: Mask
-    """[Q, N] candidates that are the query itself"""
+    relevant: csr_array
+    """[Q, N] of bool, sparse: a large pool has far more candidates than right answers"""
+    excluded: Ints
+    """[Q] column of the candidate that is the query itself; -1: none"""
     clusters: Ints
     """[Q] component of each query"""
 
@@ -108,12 +106,12 @@ class Pool:
     @cached_property
     def num_relevant(self) -> Ints:
         """[Q] right answers of each query."""
-        return np.asarray(self.relevant.sum(axis=1), dtype=np.int64)
+        return np.asarray(np.diff(self.relevant.indptr), dtype=np.int64)
 
     @cached_property
     def num_candidates(self) -> Ints:
         """[Q] candidates of each query."""
-        return np.asarray(len(self.targets) - self.excluded.sum(axis=1), dtype=np.int64)
+        return len(self.targets) - (self.excluded >= 0).astype(np.int64)
 
     def chance(self) -> dict[str, float]:
         """What a random order scores."""
@@ -150,8 +148,8 @@ def rank_pool(pool: Pool, queries: Vectors, targets: Vectors) -> Ranking:
 
 def rank_pool_by(pool: Pool, similarity: Callable[[slice], NDArray[np.floating]]) -> Ranking:
     """Rank a pool by a function that gives the similarities [B, N] of some of its queries."""
-    nearest = rank_by(similarity, pool.relevant, pool.excluded)
-    return Ranking(nearest, query_scores(hits(nearest, pool.relevant), pool.num_relevant))
+    nearest, hit = rank_by(similarity, pool.relevant, pool.excluded)
+    return Ranking(nearest, query_scores(hit, pool.num_relevant))
 
 
 def build_pools(rows: Rows, positive_score: float) -> list[Pool]:
@@ -197,15 +195,17 @@ def _pool(
     target_ids, first_target = np.unique(rows.target[answerers], return_index=True)
     if len(query_ids) == 0 or len(target_ids) < 2:
         return None
+    shape = len(query_ids), len(target_ids)
     columns = np.searchsorted(target_ids, rows.target[answering])
-    right = _answers(query_ids, rows.query[answering], columns, len(target_ids))
+    by_query = _answers(np.arange(shape[0]), query_ids, rows.query[answering], columns, shape)
     keyed = rows.positive[asking] != 0
-    by_key = _answers(rows.positive[asking][keyed], rows.positive[answering], columns, len(target_ids))
-    for query, answers in zip(query_of[keyed], by_key, strict=True):
-        right[query] |= answers
-    excluded = query_ids[:, None] == target_ids[None, :]
-    right &= ~excluded
-    answerable = right.any(axis=1)
+    by_key = _answers(query_of[keyed], rows.positive[asking][keyed], rows.positive[answering], columns, shape)
+    places = np.minimum(np.searchsorted(target_ids, query_ids), shape[1] - 1)
+    excluded = np.where(target_ids[places] == query_ids, places, -1)
+    right = (by_query + by_key).tocoo()
+    is_other = right.col != excluded[right.row]
+    relevant = _marked(right.row[is_other], right.col[is_other], shape)
+    answerable = np.diff(relevant.indptr) > 0
     if not answerable.any():
         return None
     return Pool(
@@ -214,23 +214,32 @@ def _pool(
         num_pairs=len(asking),
         queries=asking[first_query][answerable],
         targets=answerers[first_target],
-        relevant=right[answerable],
+        relevant=relevant[answerable],
         excluded=excluded[answerable],
         clusters=rows.component[asking[first_query]][answerable],
     )
 
 
 def _answers(
-    asked: NDArray[np.uint64], answered: NDArray[np.uint64], columns: Ints, num_targets: int
-) -> Mask:
-    """Which targets answer what is asked: those of the rows that bear the same number.
+    queries: Ints,
+    asked: NDArray[np.uint64],
+    answered: NDArray[np.uint64],
+    columns: Ints,
+    shape: tuple[int, int],
+) -> csr_array:
+    """Which targets answer which queries: those of the rows that bear the same number.
 
     Shapes:
-        asked: [K]; answered: [A] numbers of the rows that answer; columns: [A] their targets
-        returns: [K, N]
+        queries, asked: [K] queries and their numbers; answered: [A] numbers of the rows that answer;
+        columns: [A] their targets
+        returns: [Q, N], the shape that is given
     """
     known, place = np.unique(answered, return_inverse=True)
-    table = np.zeros((len(known) + 1, num_targets), dtype=bool)  # the last row: nothing answers
-    table[place, columns] = True
-    found = np.searchsorted(known, asked)
-    return table[np.where(np.isin(asked, known), found, len(known))]
+    is_known = np.isin(asked, known)
+    asks = _marked(queries[is_known], np.searchsorted(known, asked[is_known]), (shape[0], len(known)))
+    return asks @ _marked(place, columns, (len(known), shape[1]))
+
+
+def _marked(rows: Ints, columns: Ints, shape: tuple[int, int]) -> csr_array:
+    """True at some places, which may be named more than once."""
+    return csr_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=shape)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from scipy.special import comb
 
+from vipolyqwen_core.evaluation import metrics
 from vipolyqwen_core.evaluation.metrics import (
+    TIE_TOLERANCE,
     chance_mrr,
     chance_recall,
     correlation,
@@ -133,16 +136,23 @@ def test_correlation_is_one_for_a_monotone_relation_and_left_out_for_a_constant(
     assert correlation(predicted[:2], np.array([0.0, 0.5])) == {}  # two are always on a line
 
 
-def test_similarities_are_asked_for_block_by_block_and_rank_as_the_whole_matrix_does() -> None:
+def test_similarities_are_asked_for_block_by_block_and_rank_as_a_stable_sort_of_all_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "BLOCK_SIMILARITIES", 256 * 40 + 39)
     rng = np.random.default_rng(3)
     similarity, relevant = rng.integers(0, 9, (600, 40)) / 9, rng.random((600, 40)) < 0.1  # with ties
-    excluded = rng.random((600, 40)) < 0.05
+    excluded = rng.integers(-1, 40, 600)
     asked = []
 
     def some(rows: slice) -> np.ndarray:
         asked.append(len(similarity[rows]))
         return similarity[rows]
 
-    assert np.array_equal(rank_by(some, relevant, excluded), rank_similarity(similarity, relevant, excluded))
+    nearest, hit = rank_by(some, csr_array(relevant), excluded)
+    lowered = similarity - TIE_TOLERANCE * relevant
+    lowered[excluded[:, None] == np.arange(40)] = -np.inf
+    whole = np.argsort(-lowered, axis=1, kind="stable")[:, :10]
+    assert np.array_equal(nearest, whole)
+    assert np.array_equal(hit, np.take_along_axis(relevant, whole, axis=1))
     assert asked == [256, 256, 88]
-    assert rank_by(some, relevant[:0]).shape == (0, 10)

@@ -1,6 +1,7 @@
 """What the report draws of a pool."""
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation.encoding import PairVectors
@@ -12,8 +13,8 @@ from vipolyqwen_core.evaluation.retrieval import Pool
 def pool_of(relevant: np.ndarray) -> JudgedPool:
     """A pool in which row i asks query i and has target i."""
     rows = np.arange(len(relevant))
-    excluded = np.zeros_like(relevant)
-    pool = Pool(Task.INSTR, "vi", len(rows), rows, rows, relevant, excluded, clusters=rows)
+    nothing = np.full(len(rows), -1)
+    pool = Pool(Task.INSTR, "vi", len(rows), rows, rows, csr_array(relevant), nothing, clusters=rows)
     return JudgedPool(pool, {}, has_pictures=False)
 
 

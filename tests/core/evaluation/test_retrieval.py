@@ -1,5 +1,7 @@
 """Pools: what asks, what answers, what is a right answer."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,7 @@ def rows_of(*rows: tuple[str, str, int, int, int, float | None]) -> Rows:
 
 def right_answers(pool: Pool, rows: Rows) -> dict[int, set[int]]:
     return {
-        int(rows.query[query]): {int(rows.target[t]) for t in pool.targets[pool.relevant[i]]}
+        int(rows.query[query]): {int(rows.target[t]) for t in pool.targets[pool.relevant[[i]].indices]}
         for i, query in enumerate(pool.queries)
     }
 
@@ -104,7 +106,7 @@ def test_a_low_pair_with_a_known_query_adds_no_right_answer() -> None:
 def test_the_query_itself_is_no_candidate() -> None:
     rows = rows_of(("text_pair", "vi", 1, 10, 0, 0.9), ("text_pair", "vi", 10, 1, 0, 0.9))
     (pool,) = build_pools(rows, 0.5)
-    assert pool.excluded.sum() == 2
+    assert pool.excluded.tolist() == [0, 1]
     assert pool.num_candidates.tolist() == [1, 1]
     assert right_answers(pool, rows) == {1: {10}, 10: {1}}
     sides = np.array([[1.0, 0.0], [0.8, 0.6]])  # what stands in the first row's query, and in its target
@@ -182,6 +184,17 @@ def test_the_order_of_rows_moves_no_score() -> None:
         results.append((pool.task, len(pool.queries), ranking.means))
     assert results[0][0] is Task.INSTR
     assert results[0] == results[1]
+
+
+def test_a_pool_grows_with_its_pairs_and_not_with_their_square() -> None:
+    count = 10_000
+    rows = rows_of(*[("instr", "vi", i, count + i, i // 2, None) for i in range(1, count + 1)])
+    tracemalloc.start()
+    (pool,) = build_pools(rows, 0.5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pool.num_relevant.sum() == 2 * count - 2  # two rows share a key, but for the first and the last
+    assert peak < count**2 / 10
 
 
 def test_two_targets_are_a_choice() -> None:
