@@ -26,8 +26,8 @@ IntArray = npt.NDArray[np.int64]
 KeyArray = npt.NDArray[np.uint64]
 KEY_DIGITS = 16
 """Hex digits of a sample id that make its 64-bit key."""
-MAX_USES = 1_000_000_000
-"""Uses of pairs in an epoch: to order them takes some 50 bytes of memory each."""
+MAX_USES = 200_000_000
+"""Uses of pairs in an epoch: ordering takes up to 80 bytes each, in every process that trains."""
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 0xFFFFFFFFFFFFFFFF
 
@@ -156,8 +156,9 @@ def count_uses(index: PlanIndex, source_weights: Mapping[str, float], seed: int,
     expected = float(weights.sum())
     if expected > MAX_USES:
         raise ValueError(
-            f"the source weights {dict(source_weights)} ask for {expected:.3g} uses of pairs an epoch, more "
-            f"than {MAX_USES:.0e}: a weight is the expected uses of a row"
+            f"the source weights {dict(source_weights)} ask for {expected:,.4g} uses of pairs an epoch, more "
+            f"than {MAX_USES:,}: a weight is the expected uses of a row; smaller ones in the same proportion "
+            "and more training.epochs come to the same"
         )
     whole = np.floor(weights).astype(np.int64)
     once_more = uniform(index.keys, seed, epoch, FRACTION) < weights - whole
