@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field
 
 from assets.evaluation_report import interval
 from assets.metadata import bar_chart, plot, table
@@ -26,32 +25,26 @@ if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.results import Evaluation
 
 
-class AblationConfig(dg.Config):
-    """What is compared."""
-
-    poolings: list[str] = Field(default=[pooling.value for pooling in Pooling])
-    """Kinds of pooling; the recipe's own is always among them."""
+POOLINGS = dg.Field(
+    dg.Array(dg.Enum("Pooling", [dg.EnumValue(pooling.value) for pooling in Pooling])),
+    default_value=[pooling.value for pooling in Pooling],
+    description="Kinds of pooling; the recipe's own is always among them.",
+)
+"""Dagster refuses another word before the run is launched. (`dg.Config` knows an enum by its upper-case names
+alone, and takes no list of it as a default.)"""
 
 
 def pooling_variants(recipe: Recipe, poolings: list[str]) -> Iterator[tuple[Pooling, Recipe]]:
-    """The recipe with each kind of pooling, its own first.
-
-    Raises:
-        ValueError: no such pooling
-    """
-    unknown = sorted(set(poolings) - set(Pooling))
-    if unknown:
-        raise ValueError(f"unknown pooling {', '.join(unknown)}: expected some of {', '.join(Pooling)}")
+    """The recipe with each kind of pooling, its own first."""
     own = recipe.model.pooling
     for pooling in dict.fromkeys([own, *map(Pooling, poolings)]):
         name = recipe.name if pooling is own else f"{recipe.name}-{pooling.value}"
         yield pooling, replace(recipe, name=name, model=replace(recipe.model, pooling=pooling))
 
 
-@dg.op(pool="gpu")
+@dg.op(pool="gpu", config_schema={"poolings": POOLINGS})
 def compare_poolings(
     context: dg.OpExecutionContext,
-    config: AblationConfig,
     workspace: WorkspaceResource,
     manifest: ManifestResource,
     recipe: RecipeResource,
@@ -60,7 +53,6 @@ def compare_poolings(
     """Train and evaluate each variant; the comparison is this step's metadata and `ablation.json`.
 
     Raises:
-        ValueError: no such pooling
         TrainingFailed: a variant's training failed
     """
     from vipolyqwen_core.evaluation.evaluate import evaluate
@@ -73,7 +65,7 @@ def compare_poolings(
     folder = place.evaluations / f"pooling_ablation-{settings.name}"
     found: dict[Pooling, Evaluation] = {}
     baseline = None
-    for pooling, variant in pooling_variants(settings, config.poolings):
+    for pooling, variant in pooling_variants(settings, context.op_config["poolings"]):
         run = training_run(place, sources, variant, {"dagster_run_id": context.run_id, "ablation": "pooling"})
         context.log.info(f"{pooling.value}: {run.output}")
         launch(run)

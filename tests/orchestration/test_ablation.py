@@ -1,8 +1,9 @@
 """Which variants the ablation trains. The job itself runs in the end-to-end test."""
 
+import dagster as dg
 import pytest
 
-from orchestration.ablation import pooling_variants
+from orchestration.ablation import pooling_ablation, pooling_variants
 from vipolyqwen_core.config import Pooling
 from vipolyqwen_core.recipes import demo
 
@@ -21,6 +22,17 @@ def test_nothing_but_pooling_and_name_differs() -> None:
     assert other.training == own.training
 
 
-def test_an_unknown_pooling_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown pooling max: expected some of attention"):
-        list(pooling_variants(demo(), ["max"]))
+def test_an_unknown_pooling_is_refused_before_the_run_is_launched() -> None:
+    with pytest.raises(dg.DagsterInvalidConfigError, match=r"poolings\[1\] not in enum type Pooling got max"):
+        dg.validate_run_config(pooling_ablation, configured("mean", "max"))
+
+
+def test_all_poolings_are_compared_where_none_is_named() -> None:
+    assert dg.validate_run_config(pooling_ablation, configured("mean"))
+    config = dg.validate_run_config(pooling_ablation)["ops"]["compare_poolings"]["config"]
+    assert config == {"poolings": list(Pooling)}
+
+
+def configured(*poolings: str) -> dict[str, object]:
+    """Run configuration of the job, as a person writes it in the UI."""
+    return {"ops": {"compare_poolings": {"config": {"poolings": list(poolings)}}}}
