@@ -229,14 +229,16 @@ def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> st
 
 
 def _root_cause(event: dg.DagsterEvent) -> str:
-    """The message of the innermost error of a failed step, on one line."""
+    """What the stage itself said at the end, on one line; not the library's error that it explains."""
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return " ".join(data.user_failure_data.description.split())
     error = data.error
     if error is None:
         return event.message or "failed without a message"
-    while error.cause is not None:
+    while error.cause is not None and str(error.cls_name).startswith(
+        "Dagster"
+    ):  # it wraps what a step raises
         error = error.cause
     message = " ".join(error.message.split())
     for mistake in ("ValueError", "FileNotFoundError"):

@@ -39,17 +39,16 @@ def test_a_users_mistake_is_named_with_its_stage_and_source() -> None:
     )
 
 
-def test_the_innermost_cause_is_told() -> None:
+def test_the_sentence_of_the_stage_is_told_and_not_the_error_of_a_library_that_it_explains() -> None:
     @dg.asset
-    def training_set() -> None:
+    def trained_model() -> None:
         try:
-            Path("/nowhere").read_text()
-        except FileNotFoundError as error:
-            raise RuntimeError("outer") from error
+            json.loads("broken")
+        except ValueError as error:
+            raise ValueError("stage.json is damaged: delete it") from error
 
-    assert "[Errno 2] No such file or directory: '/nowhere'" in explain_failure(
-        failed_events(training_set), None
-    )
+    sentence = explain_failure(failed_events(trained_model), None)
+    assert sentence == "trained_model: stage.json is damaged: delete it"
 
 
 def test_a_failure_that_was_meant_is_quoted() -> None:
