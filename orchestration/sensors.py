@@ -111,6 +111,9 @@ def changed_sources(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinitio
 def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
     """Once every source has a version that passed its checks, and one of them is new, the model is trained.
 
+    So it is where the manifest has other sources than before, or gives one another weight, place or
+    `off_limits`: their tables stay the same, the training does not.
+
     It waits for runs of `corpus` that are under way, so that ten new sources train one model and not ten, and
     for the run of `model` that is: what is new by then is trained after it.
     """
@@ -137,9 +140,10 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
             if runs := context.instance.get_runs(filters=busy, limit=1):
                 return dg.SkipReason(f"waiting for run {runs[0].run_id[:8]} of {job}, which is under way")
         versions = {name: folder.name for name, folder in accepted.items() if folder is not None}
-        state = digest(json.dumps(versions, sort_keys=True))
+        trained_on = [(s.name, versions[s.name], s.weight, s.off_limits) for s in described.sources]
+        state = digest(json.dumps(trained_on))
         if not cursor.is_due("model", state, "model", context.instance):
-            return dg.SkipReason("no source has a new accepted version")
+            return dg.SkipReason("no source has a new accepted version, nor another use in the manifest")
         cursor.note("model", state)
         context.update_cursor(str(cursor))
         return dg.RunRequest(tags={STATE_TAG: state})

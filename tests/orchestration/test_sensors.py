@@ -134,6 +134,23 @@ def test_the_model_waits_until_every_source_is_accepted(place: Workspace) -> Non
     assert len(tick(place, "accepted_data", instance, ready.cursor).run_requests) == 1
 
 
+@pytest.mark.parametrize("change", [{"weight": 2.0}, {"off_limits": True}])
+def test_the_model_is_trained_anew_where_the_manifest_changes_the_use_of_a_source(
+    place: Workspace, change: dict[str, object]
+) -> None:
+    for source in ("letters", "receipts"):
+        accept(place, source, "1")
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "accepted_data", instance, None)
+    manifest = place.home.parent / "manifest.yaml"
+    described = yaml.safe_load(manifest.read_text())
+    described["sources"][0] |= change
+    manifest.write_text(yaml.safe_dump(described))
+    second = tick(place, "accepted_data", instance, first.cursor)
+    assert len(second.run_requests) == 1
+    assert tick(place, "accepted_data", instance, second.cursor).run_requests == []
+
+
 def test_the_model_waits_for_runs_of_corpus(place: Workspace) -> None:
     for source in ("letters", "receipts"):
         accept(place, source, "1")
