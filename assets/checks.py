@@ -19,7 +19,6 @@ from assets.resources import ManifestResource, MlflowResource, RecipeResource, W
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import Recipe, TrainingRun
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings PyTorch along
@@ -53,7 +52,7 @@ def curated_nothing_vanishes(place: Workspace, source: str) -> Finding:
 
 def curated_has_pairs(place: Workspace, source: str) -> Finding:
     """At least one pair is left."""
-    return findings.has_pairs(place.curated(source) / "pairs.parquet")
+    return findings.has_pairs(place.curated(source))
 
 
 def tagged_nothing_vanishes(place: Workspace, source: str) -> Finding:
@@ -167,12 +166,13 @@ class Asked:
 
     place: Workspace
     recipe: Recipe
-    manifest: Manifest
+    manifest: ManifestResource
+    """Loaded where a question needs it: one that is broken by then fails as few of them as possible."""
     mlflow: MlflowResource
 
     def run(self) -> "tuple[TrainingRun, TrainingResult]":
         """The run of the recipe, and its result."""
-        return finished_run(self.place, self.manifest, self.recipe)
+        return finished_run(self.place, self.manifest.load(), self.recipe)
 
 
 ModelQuestion = Callable[[Asked], Finding]
@@ -282,6 +282,6 @@ def _model_check(asset: str, name: str, question: ModelQuestion, blocking: bool)
         manifest: ManifestResource,
         mlflow: MlflowResource,
     ) -> dg.AssetCheckResult:
-        return report(question(Asked(workspace.open(), recipe.load(), manifest.load(), mlflow)), severity)
+        return report(question(Asked(workspace.open(), recipe.load(), manifest, mlflow)), severity)
 
     return check

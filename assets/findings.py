@@ -4,6 +4,7 @@ Pure functions of files: a check, and an asset that checks its inputs once more,
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,10 +123,14 @@ def suite_holds(folder: Path, check: str) -> Finding:
     return expectations_hold([line for line in lines if line["check"] == check])
 
 
-def has_pairs(pairs: Path) -> Finding:
-    """At least one pair is there."""
-    rows = num_rows(pairs)
-    return Finding(passed=rows > 0, sentence=f"{rows:,} pairs" if rows else "no pair is left")
+def has_pairs(folder: Path) -> Finding:
+    """At least one pair of a curated source is there; else the sentence says which rules took them."""
+    if rows := num_rows(folder / "pairs.parquet"):
+        return Finding(passed=True, sentence=f"{rows:,} pairs")
+    summary = stage_summary(folder)
+    rejected = Counter(summary.rejected) + Counter(summary.records_rejected)
+    rules = ", ".join(f"{count:,} {rule}" for rule, count in rejected.most_common())
+    return Finding(passed=False, sentence=f"no pair is left; in the ledger: {rules or 'nothing'}")
 
 
 def stage_summary(folder: Path) -> StageSummary:

@@ -55,6 +55,15 @@ def test_tables_are_counted_and_summaries_are_not_believed(tmp_path: Path) -> No
     assert "7 out" in finding.sentence
 
 
+def test_a_source_without_pairs_says_which_rules_took_them(tmp_path: Path) -> None:
+    folder = curated(tmp_path, rejected={"empty_target": 9})
+    assert findings.has_pairs(folder).sentence == "8 pairs"
+    pairs(folder / "pairs.parquet", 0)
+    finding = findings.has_pairs(folder)
+    assert not finding.passed
+    assert finding.sentence == "no pair is left; in the ledger: 9 empty_target, 2 broken_json"
+
+
 def test_a_stage_that_loses_a_pair_is_noticed(tmp_path: Path) -> None:
     before, after = pairs(tmp_path / "before.parquet", 5), pairs(tmp_path / "after.parquet", 4)
     ledger(tmp_path / "empty.parquet")

@@ -25,7 +25,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return place
 
 
-def materialize(place: Workspace, recipe: Recipe) -> dict[str, dg.MetadataValue]:
+def materialize(place: Workspace, recipe: Recipe, manifest: str | None = None) -> dict[str, dg.MetadataValue]:
     """Metadata of the asset, after its check has passed."""
     path = place.home / "recipe.json"
     path.write_text(to_json(recipe))
@@ -34,7 +34,7 @@ def materialize(place: Workspace, recipe: Recipe) -> dict[str, dg.MetadataValue]
         resources={
             "workspace": WorkspaceResource(home=str(place.home)),
             "recipe": RecipeResource(name=str(path)),
-            "manifest": ManifestResource(path=None, home=str(place.home)),
+            "manifest": ManifestResource(path=manifest, home=str(place.home)),
             "mlflow": MlflowResource(tracking_uri="", artifacts="", ui_url=""),
         },
     )
@@ -68,3 +68,11 @@ def test_a_first_model_trains_without(workspace: Workspace) -> None:
 def test_a_recipe_that_mines_none_leaves_no_trace(workspace: Workspace) -> None:
     assert "the recipe mines none" in materialize(workspace, demo())["summary"].value
     assert not workspace.hard_negatives.exists()
+
+
+def test_a_manifest_that_breaks_meanwhile_fails_no_check_that_does_not_look_at_it(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_text("sources: [")
+    assert "the recipe mines none" in materialize(workspace, demo(), str(manifest))["summary"].value
