@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import IOBase
 from pathlib import Path
@@ -30,6 +31,8 @@ Pictures: TypeAlias = Picture | Iterable[Picture] | None
 
 MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
 """Larger pictures are refused before they are decoded."""
+
+_URL: Final = re.compile("data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 _PICTURE_LOCKS: Final = tuple(Lock() for _ in range(61))
 """Pillow reads the file of an opened picture when its pixels are first asked for. Where several items show
@@ -70,11 +73,13 @@ def read_picture(picture: Picture) -> Image.Image:
         except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
             raise ValueError(f"the picture cannot be decoded: {error}") from error
     if isinstance(picture, (str, os.PathLike)):
+        if isinstance(picture, str) and _URL.match(picture):
+            raise ValueError("a picture is a path or bytes, and is not fetched from a URL")
         named = f"picture {str(picture)[:200]!r}"
         try:
             data = Path(picture).read_bytes()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{named} cannot be read: {error}") from error
+        except (OSError, ValueError) as error:  # an OSError names the whole of what is no path
+            raise ValueError(f"{named} cannot be read: {getattr(error, 'strerror', error)}") from error
         try:
             return decode_picture(data, MAX_IMAGE_PIXELS).image
         except PictureError as error:
