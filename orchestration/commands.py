@@ -5,7 +5,7 @@ Everything heavy is imported inside the commands, so that `--help` is quick.
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -89,18 +89,24 @@ def _told(workspace: Workspace) -> Iterator[Console]:
     from dagster import DagsterExecutionInterruptedError
 
     from orchestration.factory import FactoryError
+    from orchestration.full_disk import told_of_full_disk
     from orchestration.terminal import undisturbed
 
     log = workspace.home / "factory.log"
     with undisturbed(log) as console:
         try:
             yield console
-        except FactoryError as error:
-            traceback.print_exception(error)
-            raise ValueError(f"{error} (details: {log} and `vipolyqwen ui`)") from error
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
             console.print("Interrupted. The same command goes on where this one stopped.")
             raise typer.Exit(130) from error
+        except Exception as error:
+            full = told_of_full_disk(error, workspace)  # Dagster's own database may meet one, too
+            if not full and not isinstance(error, FactoryError):
+                raise
+            with suppress(OSError):  # the log may lie on the full disk
+                traceback.print_exception(error)
+            sentence = str(error).partition("\n")[0]  # SQLAlchemy adds the statement
+            raise ValueError(f"{sentence}{full} (details: {log} and `vipolyqwen ui`)") from error
 
 
 def check_sources(

@@ -236,10 +236,8 @@ def _root_cause(event: dg.DagsterEvent) -> str:
     error = data.error
     if error is None:
         return event.message or "failed without a message"
-    while error.cause is not None and str(error.cls_name).startswith(
-        "Dagster"
-    ):  # it wraps what a step raises
-        error = error.cause
+    while error.cause is not None and str(error.cls_name).startswith("Dagster"):
+        error = error.cause  # Dagster wraps what a step raises
     message = " ".join(error.message.split())
     for mistake in ("ValueError", "FileNotFoundError"):
         message = message.removeprefix(f"{mistake}: ")

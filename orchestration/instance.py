@@ -6,6 +6,7 @@ import dagster as dg
 import yaml
 
 from assets.training_set import TRAINING_SET_TAG
+from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.workspace import Workspace
 
 PARTITION_TAG = "dagster/partition"
@@ -60,5 +61,6 @@ def write_settings(home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     path = home / "dagster.yaml"
     if not path.is_file():
-        path.write_text(yaml.safe_dump(SETTINGS, sort_keys=False), encoding="utf-8")
+        with written_aside(path) as aside:  # a half, or an empty one, would stay for good
+            aside.write_text(yaml.safe_dump(SETTINGS, sort_keys=False), encoding="utf-8")
     return path

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -37,8 +37,9 @@ def undisturbed(log: Path) -> Iterator[Console]:
         try:
             yield Console(file=terminal)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):  # the log may lie on a full disk
+                sys.stdout.flush()
+                sys.stderr.flush()
             os.dup2(saved_out, 1)
             os.dup2(saved_err, 2)
             for descriptor in (saved_out, saved_err, file):

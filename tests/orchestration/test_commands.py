@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 FAILING = """
+import os
+import sqlite3
 import sys
 import dagster as dg
 from orchestration import factory
@@ -19,6 +21,9 @@ def curated_corpus():
     raise LookupError(word)
 
 def run_factory(*arguments):
+    if word == "full":  # of a log on the same disk, too
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+        raise sqlite3.OperationalError("database or disk is full\\n[SQL: INSERT]")
     factory.refuse_failure(dg.materialize([curated_corpus], raise_on_error=False), "receipts")
 
 factory.run_factory = run_factory
@@ -54,3 +59,13 @@ def test_debug_shows_the_traceback_of_the_stage(fail) -> None:
     ended = fail("--debug", "run", "first")
     assert ended.returncode == 1
     assert "in curated_corpus\n" in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_with_what_is_free(fail, tmp_path: Path) -> None:
+    ended = fail("run", "full")
+    assert ended.returncode == 1
+    assert "error: database or disk is full; free now: " in ended.stderr
+    assert f" GB in {tmp_path} and " in ended.stderr
+    assert "Make room: the same command goes on (details: " in ended.stderr
+    assert "Traceback" not in ended.stderr

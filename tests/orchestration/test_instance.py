@@ -1,5 +1,7 @@
 """Dagster's instance: what its settings hold, and which runs of the queue they let through."""
 
+import errno
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -30,6 +32,19 @@ def test_a_dagster_yaml_of_somebody_is_left_alone(workspace: Workspace) -> None:
     path.write_text(yaml.safe_dump({"telemetry": {"enabled": False}}))
     write_settings(workspace.dagster_home)
     assert yaml.safe_load(path.read_text()) == {"telemetry": {"enabled": False}}
+
+
+def test_a_full_disk_leaves_no_half_of_a_dagster_yaml(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, *arguments: object, **keys: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_settings(workspace.dagster_home)
+    assert not (workspace.dagster_home / "dagster.yaml").exists()
 
 
 def test_what_a_dagster_yaml_of_an_older_version_lacks_is_named(workspace: Workspace) -> None:

@@ -1,0 +1,23 @@
+"""A full disk in words: the libraries that meet one say neither which it is nor what to do."""
+
+import shutil
+import tempfile
+
+from vipolyqwen_core.workspace import Workspace
+
+SIGNS = ("No space left on device", "Disk quota exceeded", "database or disk is full", "disk I/O error")
+"""What the system says of it, and what SQLite does."""
+
+
+def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
+    """What to add to the message of an error; empty where no disk is full.
+
+    A file that did not fit is removed at once, so much may be free again by now.
+    """
+    if not any(sign in str(error) for sign in SIGNS):
+        return ""
+    free = [
+        f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}"
+        for folder in (workspace.home, tempfile.gettempdir())
+    ]
+    return f"; free now: {' and '.join(free)}. Make room: the same command goes on"
