@@ -34,6 +34,13 @@ LARGEST_LIMIT: Final = 2**31 - 1
 REFINE_FACTOR: Final = 10
 """With a vector index so many candidates for each row are compared again by their exact vectors."""
 
+PARTITION_ROWS: Final = 4096
+"""Rows of a partition of the vector index, on average."""
+
+LEAST_PROBED: Final = 20
+PROBED_SHARE: Final = 5
+"""A search looks into a fifth of the partitions, 20 at least."""
+
 _SHOWN: Final = ["sample_id", "side", "split", "origin", "source", "task", "language", "text", "image_ids"]
 
 
@@ -92,7 +99,7 @@ def search(
 
         def fetch(limit: int) -> pa.Table:
             query: Any = table.search(vector, vector_column_name="embedding")
-            query = query.distance_type("cosine").refine_factor(REFINE_FACTOR)
+            query = query.distance_type("cosine").refine_factor(REFINE_FACTOR).nprobes(_probed(table, where))
             return _run(query, where, limit, "_distance")
 
         return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
@@ -177,6 +184,15 @@ def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
     The digest is there so that other files in the same directory are another model.
     """
     return ViPolyQwenEmbedder.from_pretrained(model)
+
+
+def _probed(table: Table, where: str | None) -> int:
+    """Partitions of the vector index to look into; without one it has no effect.
+
+    What a filter leaves may lie in any of them.
+    """
+    partitions = table.count_rows() // PARTITION_ROWS + 1
+    return partitions if where else max(LEAST_PROBED, partitions // PROBED_SHARE)
 
 
 def _check_top(top: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lancedb.table import LanceTable
@@ -19,10 +20,11 @@ from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT, Split
 from vipolyqwen_core.serving import export as export_module
+from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
-from vipolyqwen_core.serving.export import export, export_schema
+from vipolyqwen_core.serving.export import _vector_index, export, export_schema
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import search
 from vipolyqwen_core.serving.table_update import Snapshot, add_rows, delete_rows, update_table
@@ -338,14 +340,60 @@ def test_a_version_whose_files_changed_is_another_model(
     assert run_export(workspace, other_model, "1").encoded == 2 * len(some_pairs())
 
 
-def test_a_large_table_gets_a_vector_index(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_large_table_gets_a_vector_index_and_a_filter_finds_what_lies_in_any_partition(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "PARTITION_ROWS", 10)
+    monkeypatch.setattr(search_module, "PARTITION_ROWS", 10)
+    monkeypatch.setattr(search_module, "LEAST_PROBED", 1)
     workspace = Workspace(tmp_path)
-    write_training_set(
-        workspace.training_set, [SmallPair(f"question {i}", f"answer {i}") for i in range(150)]
-    )
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(150)]
+    write_training_set(workspace.training_set, pairs)
     settings = ExportSettings(index_min_rows=300)
     assert export(workspace.training_set, tiny_model_dir, "1", workspace, settings).indexed
     assert search(workspace, "question 77", top=1)[0].text == "question 77"
+    for i in range(0, 150, 10):
+        (hit,) = search(workspace, "question 77", top=1, where=f"text = 'answer {i}'")
+        assert hit.text == f"answer {i}"
+
+
+def test_an_index_is_made_anew_where_most_rows_are_new_and_completed_where_few_are(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    create = LanceTable.create_index
+
+    def spied(table: Any, column: str, **keys: Any) -> None:
+        made.append(column)
+        create(table, column, **keys)
+
+    monkeypatch.setattr(LanceTable, "create_index", spied)
+    workspace, settings = Workspace(tmp_path), ExportSettings(index_min_rows=40)
+    for first, last, expected in (
+        (0, 15, ["text"]),
+        (0, 21, ["embedding"]),
+        (0, 30, []),
+        (25, 60, ["text", "embedding"]),
+    ):
+        pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(first, last)]
+        write_training_set(workspace.training_set, pairs)
+        export(workspace.training_set, tiny_model_dir, "1", workspace, settings)
+        assert made == expected
+        table = lancedb.connect(workspace.lancedb).open_table("embeddings")
+        assert all(table.index_stats(index.name).num_unindexed_rows == 0 for index in table.list_indices())
+        made.clear()
+
+
+@pytest.mark.parametrize(("dim", "kind"), [(24, "IVF_RQ"), (20, "IVF_SQ")])
+def test_vectors_of_any_dimension_are_indexed(tmp_path: Path, dim: int, kind: str) -> None:
+    vectors = np.random.default_rng(0).normal(size=(300, dim)).astype(np.float32)
+    rows = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), dim)})
+    table = lancedb.connect(tmp_path).create_table("embeddings", rows)
+    table.create_index("embedding", config=_vector_index(dim))
+    (index,) = table.list_indices()
+    assert table.index_stats(index.name).index_type == kind
+    (found,) = table.search(vectors[7]).distance_type("cosine").refine_factor(10).limit(1).to_list()
+    assert found["embedding"] == pytest.approx(vectors[7].tolist())
 
 
 def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
