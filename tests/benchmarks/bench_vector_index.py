@@ -1,8 +1,8 @@
 """The vector index of an export beside the graph that LanceDB offers: what it costs, and what a search finds.
 
-Vectors are synthetic, in 2,000 clusters that overlap, and queries lie beside some of them. Recall is the share
-of the ten nearest rows, by exact cosines, that a search finds; with a filter that leaves one row in fifty, of
-the ten nearest of these. Searches ask as `serving.search` does.
+Vectors are synthetic, in 2,000 clusters that overlap, and queries lie beside some of them. Recall is the
+share of the ten nearest rows, by exact cosines, that a search finds; with a filter that leaves one row in
+fifty, of the ten nearest of these. Searches ask as `serving.search` does.
 """
 
 import os
@@ -84,6 +84,38 @@ def cpu_seconds() -> float:
     return used.user + used.system
 
 
+def compare(rows: int, dim: int) -> Iterator[str]:
+    """A line for each index over so many vectors."""
+    space = Space(dim)
+    points = space.points(rows)
+    starts = range(0, rows, BLOCK)
+    vectors = np.concatenate([space.vectors(points[start : start + BLOCK], 2 + start) for start in starts])
+    languages = np.where(np.arange(rows) % 50 == 0, "zh", "vi")
+    beside = np.random.default_rng(0).choice(rows, QUERIES, replace=False)
+    moved = 0.5 * np.random.default_rng(1).normal(size=(QUERIES, LATENT)).astype(np.float32)
+    queries = space.vectors(points[beside] + moved, 1)
+    cosines = queries @ vectors.T
+    nearest = np.argsort(-cosines, axis=1)[:, :TOP]
+    cosines[:, languages != "zh"] = -np.inf
+    nearest_left = np.argsort(-cosines, axis=1)[:, :TOP]
+    indexes: dict[str, Any] = {"ours": _vector_index(dim), "graph": IvfHnswSq(distance_type="cosine")}
+    with tempfile.TemporaryDirectory() as folder:
+        first = next(batches(vectors, languages))
+        reader = pa.RecordBatchReader.from_batches(first.schema, batches(vectors, languages))
+        table = lancedb.connect(folder).create_table("rows", reader)
+        for name, config in indexes.items():
+            before = cpu_seconds()
+            table.create_index("embedding", config=config, replace=True)
+            cost = cpu_seconds() - before
+            table.optimize(cleanup_older_than=timedelta(0))
+            size = sum(file.stat().st_size for file in Path(folder).rglob("_indices/*/*")) / 1e6
+            (index,) = table.list_indices()
+            kind = table.index_stats(index.name).index_type
+            plain = judge(table, queries, nearest, None)
+            filtered = judge(table, queries, nearest_left, FILTER)
+            yield f"{rows:,} | {dim:,} | {name}, {kind} | {cost:.0f} | {size:.0f} | {plain} | {filtered}"
+
+
 def run() -> list[str]:
     """A line for each size and index."""
     header = (
@@ -98,42 +130,4 @@ def run() -> list[str]:
         "ms, filtered",
     )
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
-    for rows, dim in SIZES:
-        space = Space(dim)
-        points = space.points(rows)
-        vectors = np.concatenate(
-            [space.vectors(points[start : start + BLOCK], 2 + start) for start in range(0, rows, BLOCK)]
-        )
-        languages = np.where(np.arange(rows) % 50 == 0, "zh", "vi")
-        beside = np.random.default_rng(0).choice(rows, QUERIES, replace=False)
-        moved = 0.5 * np.random.default_rng(1).normal(size=(QUERIES, LATENT)).astype(np.float32)
-        queries = space.vectors(points[beside] + moved, 1)
-        cosines = queries @ vectors.T
-        nearest = np.argsort(-cosines, axis=1)[:, :TOP]
-        cosines[:, languages != "zh"] = -np.inf
-        nearest_left = np.argsort(-cosines, axis=1)[:, :TOP]
-        del cosines
-        with tempfile.TemporaryDirectory() as folder:
-            first = next(batches(vectors, languages))
-            reader = pa.RecordBatchReader.from_batches(first.schema, batches(vectors, languages))
-            table = lancedb.connect(folder).create_table("rows", reader)
-            indexes: dict[str, Any] = {
-                "ours": _vector_index(dim),
-                "graph": IvfHnswSq(distance_type="cosine"),
-            }
-            for name, config in indexes.items():
-                before = cpu_seconds()
-                table.create_index("embedding", config=config, replace=True)
-                cost = cpu_seconds() - before
-                table.optimize(cleanup_older_than=timedelta(0))
-                size = sum(file.stat().st_size for file in Path(folder).rglob("_indices/*/*")) / 1e6
-                (index,) = table.list_indices()
-                kind = table.index_stats(index.name).index_type
-                plain, filtered = (
-                    judge(table, queries, right, where)
-                    for right, where in ((nearest, None), (nearest_left, FILTER))
-                )
-                lines.append(
-                    f"| {rows:,} | {dim:,} | {name}, {kind} | {cost:.0f} | {size:.0f} | {plain} | {filtered} |"
-                )
-    return lines
+    return lines + [f"| {line} |" for size in SIZES for line in compare(*size)]

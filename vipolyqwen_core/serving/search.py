@@ -37,9 +37,9 @@ REFINE_FACTOR: Final = 10
 PARTITION_ROWS: Final = 4096
 """Rows of a partition of the vector index, on average."""
 
-LEAST_PROBED: Final = 20
+LEAST_PROBED: Final = 50
 PROBED_SHARE: Final = 5
-"""A search looks into a fifth of the partitions, 20 at least."""
+"""A search looks into a fifth of the partitions, 50 at least."""
 
 _SHOWN: Final = ["sample_id", "side", "split", "origin", "source", "task", "language", "text", "image_ids"]
 
