@@ -29,7 +29,7 @@ OPENINGS: Final = 5
 """How often a table is opened because another export was swapped in at that moment."""
 
 LARGEST_LIMIT: Final = 2**31 - 1
-"""LanceDB counts the rows that are asked for in 32 bits."""
+"""LanceDB counts the rows and partitions that are asked for in 32 bits."""
 
 REFINE_FACTOR: Final = 10
 """With a vector index so many candidates for each row are compared again by their exact vectors."""
@@ -191,8 +191,8 @@ def _probed(table: Table, where: str | None) -> int:
 
     What a filter leaves may lie in any of them.
     """
-    partitions = table.count_rows() // PARTITION_ROWS + 1
-    return partitions if where else max(LEAST_PROBED, partitions // PROBED_SHARE)
+    partitions = table.count_rows() // PARTITION_ROWS
+    return LARGEST_LIMIT if where else max(LEAST_PROBED, partitions // PROBED_SHARE)
 
 
 def _check_top(top: int) -> None:
