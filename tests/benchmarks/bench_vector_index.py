@@ -63,7 +63,7 @@ def found(table: Table, query: np.ndarray, where: str | None) -> set[int]:
     asked = asked.refine_factor(REFINE_FACTOR).nprobes(_probed(table, where))
     if where:
         asked = asked.where(where, prefilter=True)
-    rows = asked.limit(TOP * OVERSAMPLING).select(["row"]).to_arrow()["row"].to_pylist()
+    rows = asked.limit(TOP * OVERSAMPLING).select(["row", "_distance"]).to_arrow()["row"].to_pylist()
     return set(rows[:TOP])
 
 
