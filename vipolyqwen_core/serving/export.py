@@ -214,7 +214,7 @@ def _index(table: Table, settings: ExportSettings) -> None:
 def _vector_index(dim: int) -> IvfRq | IvfSq:
     """Partitions of vectors of one bit a dimension (RaBitQ, Gao and Long 2024); search compares whole ones.
 
-    A graph (HNSW) finds as much, but takes some forty times as long to make and nine times the space:
+    A graph (HNSW) finds as much, but takes 28 to 72 times as long to make and some nine times the space:
     `python -m tests.benchmarks vector_index` shows both.
     """
     kind = IvfRq if dim % 8 == 0 else IvfSq  # the one knows whole bytes only

@@ -94,40 +94,39 @@ def test_pictures_of_a_query_may_come_one_by_one(workspace: Workspace) -> None:
     assert search(workspace, images=iter(given)) == search(workspace, images=given)
 
 
+@pytest.fixture
+def exported(tmp_path: Path, tiny_model_dir: Path) -> Workspace:
+    """A workspace of its own, with one pair."""
+    run_export(Workspace(tmp_path), tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
+    return Workspace(tmp_path)
+
+
 @pytest.mark.parametrize("look", [search, search_words])
 def test_a_search_goes_on_in_the_table_that_was_swapped_in_meanwhile(
     look: Callable[..., list[Hit]],
-    tmp_path: Path,
-    tiny_model_dir: Path,
+    exported: Workspace,
     model_of_the_same_shape: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    workspace = Workspace(tmp_path)
-    run_export(workspace, tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
     opened = []
 
     def slowly(place: Workspace) -> Any:
         opened.append(open_export(place))
         if len(opened) == 1:  # as while the model is loaded
-            export(workspace.training_set, model_of_the_same_shape, "2", workspace, SETTINGS)
+            export(exported.training_set, model_of_the_same_shape, "2", exported, SETTINGS)
         return opened[-1]
 
     monkeypatch.setattr(search_module, "open_export", slowly)
-    assert look(workspace, "question", top=1)[0].text == "a question"
+    assert look(exported, "question", top=1)[0].text == "a question"
     assert [current.model_version for current, _ in opened] == ["1", "2"]
     with pytest.raises(ValueError, match="cannot be used"):
-        look(workspace, "question", where="colour = 'red'")
+        look(exported, "question", where="colour = 'red'")
     assert len(opened) == 3
 
 
 def test_a_search_whose_table_is_replaced_each_time_says_so_and_blames_no_filter(
-    tmp_path: Path,
-    tiny_model_dir: Path,
-    model_of_the_same_shape: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    exported: Workspace, tiny_model_dir: Path, model_of_the_same_shape: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = Workspace(tmp_path)
-    run_export(workspace, tiny_model_dir, pairs=[SmallPair("a question", "an answer")])
     models, encoded, swaps = {"1": tiny_model_dir, "2": model_of_the_same_shape}, [], 3
     encode, opened = ViPolyQwenEmbedder.encode, 0
 
@@ -140,17 +139,17 @@ def test_a_search_whose_table_is_replaced_each_time_says_so_and_blames_no_filter
         found = open_export(place)
         if opened < swaps:
             version = "2" if found[0].model_version == "1" else "1"
-            export(workspace.training_set, models[version], version, workspace, SETTINGS)
+            export(exported.training_set, models[version], version, exported, SETTINGS)
         opened += 1
         return found
 
     monkeypatch.setattr(search_module, "open_export", swapping)
     monkeypatch.setattr(ViPolyQwenEmbedder, "encode", spied)
-    assert search(workspace, "question", top=1, where="side = 'query'")[0].text == "a question"
+    assert search(exported, "question", top=1, where="side = 'query'")[0].text == "a question"
     assert (opened, len(encoded)) == (swaps + 1, len(models))
     opened, swaps = 0, 100
     with pytest.raises(ValueError, match=r"^another export was swapped in \d times during the search"):
-        search_words(workspace, "question", where="side = 'query'")
+        search_words(exported, "question", where="side = 'query'")
 
 
 def test_search_before_any_export_says_so(tmp_path: Path) -> None:
