@@ -16,6 +16,7 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task
 RULES: dict[str, str] = {
     # read: records
     "broken_json": "The line, or the element of the array, is not JSON.",
+    "ambiguous_column": "Several columns of the file have the name that is needed, with different cells.",
     "broken_csv": "The line is not CSV, or has more cells than the header.",
     "not_an_object": "The record is JSON, but no object.",
     "unreadable_file": "The file, or its packing, breaks off: the rest of it cannot be read.",

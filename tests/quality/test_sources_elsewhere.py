@@ -165,6 +165,36 @@ def test_a_picture_whose_server_is_busy_is_asked_for_again(
     assert Tired.asked["/images/never.png"] == ATTEMPTS
 
 
+class Downloads(BaseHTTPRequestHandler):
+    """Serves a packed table, as long as its address asks for a download."""
+
+    CONTENT = gzip.compress(b"query\ttarget\nm\xe1\xbb\x99t\tone\n")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        found = self.path == "/a.TSV.gz?download=true"
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(self.CONTENT) if found else 0))
+        self.end_headers()
+        if found and self.command == "GET":
+            self.wfile.write(self.CONTENT)
+
+    def log_message(self, *arguments: object) -> None:
+        """Be silent."""
+
+
+def test_an_address_may_ask_its_server_for_something() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Downloads) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.TSV.gz?download=true"
+        keys = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+        (record,) = read_source(Source(name="asked", paths=(url,), **keys), "last")
+        server.shutdown()
+    assert [(pair.query, pair.target) for pair in record.pairs] == [("một", "one")]
+
+
 def failed(cause: Exception | None) -> PictureError:
     """As `ImageRoot.read` raises it."""
     error = PictureError("unreadable_image", "the picture cannot be read")

@@ -39,8 +39,21 @@ def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
         padded: list[str | None] = [*cells, *[None] * (width - len(cells))]
         fields: dict[Key, Any] = dict(enumerate(padded))
         if names is not None:
-            fields.update(zip(names, padded, strict=False))
+            fields.update(_named(names, padded))
         yield Row(number, fields)
+
+
+def _named(names: list[str], cells: list[str | None]) -> dict[str, str | RecordError | None]:
+    """Cells by the names of the header; of a name that stands twice, with different cells, that it does."""
+    fields: dict[str, str | RecordError | None] = {}
+    for name, cell in zip(names, cells, strict=False):
+        if name in fields and fields[name] != cell:
+            numbers = " and ".join(str(number) for number, other in enumerate(names) if other == name)
+            reason = f"several columns are called {name!r}: map the one of them, by its number: {numbers}"
+            fields[name] = RecordError("ambiguous_column", reason, cell or "")
+        else:
+            fields[name] = cell
+    return fields
 
 
 def _delimiter(suffix: str, first_line: str) -> str:

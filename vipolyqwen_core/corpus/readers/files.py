@@ -5,7 +5,7 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +31,7 @@ ZSTD_SUFFIX = ".zst"
 PIECE_BYTES = 1024 * 1024
 """A longer line may be read in pieces."""
 BYTE_ORDER_MARK = "\ufeff"
+HTTP = ("http://", "https://")
 _MAGIC = re.compile(r"[*?\[]")
 _TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
 _TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
@@ -52,9 +53,14 @@ class SourceFile:
 
     @property
     def suffix(self) -> str:
-        """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`."""
-        path = PurePosixPath(self.name)
-        is_packed = infer_compression(self.name) or path.suffix.lower() == ZSTD_SUFFIX
+        """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`.
+
+        What a web address asks of its server, as `?download=true`, is no part of it.
+        """
+        is_url = self.location.startswith(HTTP)
+        name = self.name.partition("?")[0] if is_url else self.name
+        path = PurePosixPath(name)
+        is_packed = infer_compression(name) or path.suffix.lower() == ZSTD_SUFFIX
         return (path.with_suffix("") if is_packed else path).suffix.lower()
 
 
@@ -152,9 +158,10 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
         StorageError: it lies elsewhere and cannot be fetched
     """
     fs, path = url_to_fs(location)
-    packing = infer_compression(path)
+    name = path.partition("?")[0] if path.startswith(HTTP) else path
+    packing = infer_compression(name)
     with _opened(fs, path) as file:
-        if PurePosixPath(path).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
+        if PurePosixPath(name).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
             with pa.CompressedInputStream(file, "zstd") as stream:
                 yield io.BufferedReader(stream)
         elif packing == "zip":
@@ -183,19 +190,29 @@ def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
     """UTF-16 as text, where its mark says so; else bytes without the mark of UTF-8."""
     with open_bytes(location) as stream:
         buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
-        start = buffered.peek(4)[:4]
+        start = buffered.peek(4)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            yield io.TextIOWrapper(buffered, encoding="utf-16", errors="replace", newline="\n")
+            newline = _line_break(start.decode("utf-16", "ignore"))
+            yield io.TextIOWrapper(buffered, encoding="utf-16", errors="replace", newline=newline)
             return
         if start.startswith(codecs.BOM_UTF8):
             buffered.read(len(codecs.BOM_UTF8))
         yield buffered
 
 
+def _line_break(start: str) -> str:
+    """What ends the lines of a text that begins so: a carriage return alone where no line feed is near.
+
+    Excel for the Mac writes such files.
+    """
+    return "\r" if "\r" in start[:-1] and "\n" not in start else "\n"
+
+
 def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]:
     """Lines of a text file, streaming: UTF-8 or UTF-16 by its mark, else each line by `decode_line`.
 
-    Files that were put together keep their marks within: none is a part of its line.
+    Files that were put together keep their marks within: none is a part of its line. Lines may end with a
+    line feed, with a carriage return before it, or in the whole file with that alone.
 
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
@@ -205,7 +222,11 @@ def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]
             for number, text in enumerate(stream, 1):
                 yield Line(number, text.rstrip("\r\n").lstrip(BYTE_ORDER_MARK))
             return
-        for number, data in enumerate(stream, 1):
+        lines: Iterable[bytes] = stream
+        if _line_break(stream.peek(1).decode("latin-1")) == "\r":  # type: ignore[attr-defined]
+            characters = io.TextIOWrapper(stream, encoding="latin-1", newline="\r")  # one of each byte
+            lines = (text.encode("latin-1") for text in characters)
+        for number, data in enumerate(lines, 1):
             yield Line(number, decode_line(data.rstrip(b"\r\n"), languages).lstrip(BYTE_ORDER_MARK))
 
 

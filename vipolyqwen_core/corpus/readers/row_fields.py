@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     line: int
     fields: Mapping[Key, Any]
-    """By name, and for CSV and TSV also by 0-based number."""
+    """By name, and for CSV and TSV also by 0-based number. A `RecordError` is raised by whoever needs it."""
     error: RecordError | None = None
     """Why the row could not be read; then it has no fields."""
 
@@ -47,9 +47,14 @@ def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
     """The value of the first of these keys that is there and not null; None where none is.
 
     NaN is null: pandas writes it for what is missing, and `json` reads it.
+
+    Raises:
+        RecordError: the row has it in place of the value
     """
     for key in keys:
         value = look_up(fields, key)
+        if isinstance(value, RecordError):
+            raise value
         if value is not None and value is not MISSING and not (isinstance(value, float) and isnan(value)):
             return value
     return None

@@ -8,6 +8,7 @@ import os
 import sys
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -187,6 +188,21 @@ def test_marks_at_the_start_decide_the_encoding(tmp_path: Path, encoding: str) -
     mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
     (tmp_path / "a.txt").write_bytes(f"{mark}{VIETNAMESE}\r\nhai\n".encode(encoding))
     assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [VIETNAMESE, "hai"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_lines_may_end_with_a_carriage_return_alone(
+    tmp_path: Path, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / ("a.txt" if pack is bytes else "a.txt.gz")
+    path.write_bytes(pack("mêt\r\rhai\rba".encode(encoding)))
+    assert [tuple(line) for line in read_lines(str(path))] == [(1, "mêt"), (2, ""), (3, "hai"), (4, "ba")]
+
+
+def test_a_carriage_return_in_a_line_is_a_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo\nthree")
+    assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == ["one\rtwo", "three"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])

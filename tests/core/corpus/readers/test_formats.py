@@ -150,6 +150,16 @@ class TestStsTable:
         assert rules(records) == [None, "broken_csv", None]
         assert [(p.query, p.target) for r in records for p in r.pairs] == [("Hello, you", "b"), ("c", "d")]
 
+    def test_a_name_that_stands_twice_is_no_column_to_read(self, tmp_path: Path) -> None:
+        content = "query,target,score,note,score,note\na,b,1,x,0,y\nc,d,1,,1,z\n"
+        records = read(tmp_path, "a.csv", content, **self.KEYS)
+        assert rules(records) == ["ambiguous_column", None]
+        assert records[0].rejection is not None
+        assert "'score'" in records[0].rejection.reason
+        assert "2 and 4" in records[0].rejection.reason
+        (first, _) = read(tmp_path, "a.csv", content, columns={"score": 4}, **self.KEYS)
+        assert first.pairs[0].score == 0
+
     @pytest.mark.parametrize("end", ["", "\n"])
     def test_a_quoted_cell_may_be_long(self, tmp_path: Path, end: str) -> None:
         text = ("word, " * 1000 + end) * 30
