@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from vipolyqwen_core.config import BatchSettings, TaskBatching
 from vipolyqwen_core.corpus.tables import open_parquet
@@ -28,6 +30,7 @@ KEY_DIGITS = 16
 """Hex digits of a sample id that make its 64-bit key."""
 MAX_USES = 200_000_000
 """Uses of pairs in an epoch: ordering takes up to 80 bytes each, in every process that trains."""
+TASK_CODES = {task.value: code for code, task in enumerate(TASKS)}
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 0xFFFFFFFFFFFFFFFF
 
@@ -65,30 +68,9 @@ def read_plan_index(path: Path, mined: Path | None = None) -> PlanIndex:
     """
     if not path.is_file():
         raise ValueError(f"no plan index {path}: build the training set first")
-    task_codes = {task.value: code for code, task in enumerate(TASKS)}
     source_codes: dict[str, int] = {}
-    parts: list[tuple[npt.NDArray[np.generic], ...]] = []
     with open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=1 << 20):
-            tasks = batch.column("task").dictionary_encode()
-            for name in tasks.dictionary.to_pylist():
-                if name not in task_codes:
-                    raise ValueError(f"{path}: unknown task {name!r}")
-            sources = batch.column("source").dictionary_encode()
-            to_task = np.array([task_codes[name] for name in tasks.dictionary.to_pylist()], dtype=np.int8)
-            to_source = np.array(
-                [source_codes.setdefault(name, len(source_codes)) for name in sources.dictionary.to_pylist()],
-                dtype=np.int32,
-            )
-            counts = (batch.column(name).to_numpy() for name in ("tokens", "patches", "images"))
-            parts.append(
-                (
-                    sample_keys(batch.column("sample_id").to_pylist()),
-                    to_task[tasks.indices.to_numpy()],
-                    to_source[sources.indices.to_numpy()],
-                    *(values.astype(np.int32) for values in counts),
-                )
-            )
+        parts = [_columns(batch, source_codes, path) for batch in file.iter_batches(batch_size=1 << 20)]
     if not parts or not sum(len(part[0]) for part in parts):
         raise ValueError(f"{path} holds no rows: nothing to train on")
     keys, tasks, sources, tokens, patches, images = (
@@ -102,6 +84,30 @@ def read_plan_index(path: Path, mined: Path | None = None) -> PlanIndex:
             own + more for own, more in zip((tokens, patches, images), added, strict=True)
         )
     return PlanIndex(keys, tasks, sources, tuple(source_codes), tokens, patches, images)
+
+
+def _columns(batch: pa.RecordBatch, source_codes: dict[str, int], path: Path) -> tuple[Any, ...]:
+    """Keys, tasks, sources, tokens, patches and images of some rows; sources that are new get a code.
+
+    Raises:
+        ValueError: the batch holds an unknown task
+    """
+    tasks = batch.column("task").dictionary_encode()
+    sources = batch.column("source").dictionary_encode()
+    unknown = set(tasks.dictionary.to_pylist()) - set(TASK_CODES)
+    if unknown:
+        raise ValueError(f"{path}: unknown task {min(unknown)!r}")
+    to_task = np.array([TASK_CODES[name] for name in tasks.dictionary.to_pylist()], dtype=np.int8)
+    to_source = np.array(
+        [source_codes.setdefault(name, len(source_codes)) for name in sources.dictionary.to_pylist()],
+        dtype=np.int32,
+    )
+    return (
+        sample_keys(batch.column("sample_id").to_pylist()),
+        to_task[tasks.indices.to_numpy()],
+        to_source[sources.indices.to_numpy()],
+        *(batch.column(name).to_numpy().astype(np.int32) for name in ("tokens", "patches", "images")),
+    )
 
 
 def sample_keys(sample_ids: list[str]) -> KeyArray:

@@ -91,24 +91,13 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             is_local = isinstance(fs, LocalFileSystem)
             if is_local:
                 path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
-            fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
-            if not _MAGIC.search(path) or fs.exists(path):
-                info = find_file(fs, path)
-                infos = {} if info is None else {path: info}
-            elif is_local:
-                infos = LocalFolders().glob(path, detail=True)
-            else:
-                infos = {place: find_file(fs, place) or {"type": "file"} for place in fs.glob(path)}
-            strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
-            if strange is not None:  # a pipe would be waited for without end
-                raise OSError(f"{strange} is no regular file")
+            infos = _find(fs, path)
             of_files = {place: info for place, info in infos.items() if info["type"] != "directory"}
             version_of = file_version if read_unversioned else _told
             versions = {place: version_of(fs, place, info) for place, info in of_files.items()}
         except REMOTE_ERRORS as error:
             raise ValueError(f"source {source.name!r}: {pattern} cannot be opened: {why(error)}") from error
-        folders = [place for place, info in infos.items() if info["type"] == "directory"]
-        if path in folders:
+        if infos.get(path, {}).get("type") == "directory":
             raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
         if not of_files:
             what = "no file matches" if _MAGIC.search(path) else "there is no file"
@@ -133,6 +122,26 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         for location, full_name, version, info in files.values()
     ]
     return sorted(listed, key=lambda file: file.name)
+
+
+def _find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """What a storage tells of each place that a path or glob names.
+
+    Raises:
+        OSError: one is a pipe or the like, which would be waited for without end
+    """
+    fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
+    if not _MAGIC.search(path) or fs.exists(path):
+        info = find_file(fs, path)
+        infos = {} if info is None else {path: info}
+    elif isinstance(fs, LocalFileSystem):
+        infos = LocalFolders().glob(path, detail=True)
+    else:
+        infos = {place: find_file(fs, place) or {"type": "file"} for place in fs.glob(path)}
+    strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
+    if strange is not None:
+        raise OSError(f"{strange} is no regular file")
+    return infos
 
 
 def _spelled(name: str) -> str:
