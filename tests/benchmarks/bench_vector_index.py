@@ -60,7 +60,7 @@ def batches(vectors: np.ndarray, languages: np.ndarray) -> Iterator[pa.RecordBat
 def found(table: Table, query: np.ndarray, where: str | None) -> set[int]:
     """Rows that a search finds."""
     asked: Any = table.search(query, vector_column_name="embedding").distance_type("cosine")
-    asked = asked.refine_factor(REFINE_FACTOR).nprobes(_probed(table, where))
+    asked = asked.refine_factor(REFINE_FACTOR).nprobes(_probed(table, is_filtered=bool(where)))
     if where:
         asked = asked.where(where, prefilter=True)
     rows = asked.limit(TOP * OVERSAMPLING).select(["row", "_distance"]).to_arrow()["row"].to_pylist()

@@ -1,6 +1,7 @@
 """Search in the exported vectors, with the model that made them: the one whose digest the table records."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from numbers import Integral
@@ -25,6 +26,10 @@ TABLE: Final = "embeddings"
 OVERSAMPLING: Final = 4
 """Rows fetched for each hit at first: many rows may say the same (`yes`), and are shown once."""
 
+LARGEST_OVERSAMPLING: Final = OVERSAMPLING**3
+"""Where so many do not suffice, texts that were seen are left out instead: a corpus may hold `yes` a million
+times."""
+
 OPENINGS: Final = 5
 """How often a table is opened because another export was swapped in at that moment."""
 
@@ -40,6 +45,9 @@ PARTITION_ROWS: Final = 4096
 LEAST_PROBED: Final = 50
 PROBED_SHARE: Final = 5
 """A search looks into a fifth of the partitions, 50 at least."""
+
+PANIC: Final = "RustPanic"
+"""What LanceDB raises for what its authors have not written yet; the class cannot be imported."""
 
 _SHOWN: Final = ["sample_id", "side", "split", "origin", "source", "task", "language", "text", "image_ids"]
 
@@ -79,10 +87,10 @@ def search(
     `where` is an SQL filter on the table's columns: `language = 'vi' AND side = 'target'`.
 
     Raises:
-        ValueError: nothing was exported, nothing is asked, the filter is wrong, or the table was replaced
-            again and again meanwhile
+        ValueError: nothing was exported, nothing is asked, the filter is wrong, or the table cannot be read
+            or was replaced again and again meanwhile
     """
-    _check_top(top)
+    _check(top, where)
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, not {type(text).__name__}: a search has one query")
     pictures = listed(images)
@@ -97,10 +105,11 @@ def search(
             raise ValueError("nothing to look for: give a text, pictures or both")
         vector = vector_under(current.model_directory(), current.model_digest)
 
-        def fetch(limit: int) -> pa.Table:
+        def fetch(limit: int, said: Collection[str]) -> pa.Table:
             query: Any = table.search(vector, vector_column_name="embedding")
-            query = query.distance_type("cosine").refine_factor(REFINE_FACTOR).nprobes(_probed(table, where))
-            return _run(query, where, limit, "_distance")
+            probed = _probed(table, is_filtered=bool(where or said))
+            query = query.distance_type("cosine").refine_factor(REFINE_FACTOR).nprobes(probed)
+            return _run(query, where, said, limit, "_distance")
 
         return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
 
@@ -111,9 +120,11 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
     """The sides whose text holds the words, by BM25; accents and case do not matter.
 
     Raises:
-        ValueError: nothing was exported, no words are given, or the filter is wrong
+        ValueError: nothing was exported, no words are given, the filter is wrong, or the table cannot be read
     """
-    _check_top(top)
+    _check(top, where)
+    if not isinstance(words, str):
+        raise ValueError(f"words must be a string, not {type(words).__name__}")
     asked = normalise_text(words)
 
     def hits(_: CurrentExport, table: Table) -> list[Hit]:
@@ -122,8 +133,8 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
         # no bare string: LanceDB takes quoted words for a phrase, for which the index has no positions
         match = MatchQuery(asked, "text")  # type: ignore[call-arg]  # it has defaults that mypy does not see
 
-        def fetch(limit: int) -> pa.Table:
-            return _run(table.search(match, query_type="fts"), where, limit, "_score")
+        def fetch(limit: int, said: Collection[str]) -> pa.Table:
+            return _run(table.search(match, query_type="fts"), where, said, limit, "_score")
 
         return _distinct_hits(fetch, top, lambda row: row["_score"])
 
@@ -161,13 +172,17 @@ def open_export(workspace: Workspace) -> tuple[CurrentExport, Table]:
     """The exported table, and what is known about it; the table itself says which model made it.
 
     Raises:
-        ValueError: nothing was exported, or the table is not the one that `current.json` describes
+        ValueError: nothing was exported, the table cannot be read, or it is not the one that `current.json`
+            describes
     """
     for _ in range(OPENINGS):
         current = read_current(workspace)
         if not (workspace.lancedb / f"{TABLE}.lance").is_dir():
             raise ValueError(f"the exported table is gone: {workspace.lancedb} holds no table {TABLE!r}")
-        table = lancedb.connect(workspace.lancedb).open_table(TABLE)
+        try:
+            table = lancedb.connect(workspace.lancedb).open_table(TABLE)
+        except RuntimeError as error:
+            raise ValueError(f"the exported table cannot be read: {_one_line(error)}") from error
         made_by = table.schema.metadata or {}
         if made_by.get(b"model_digest") == current.model_digest.encode():
             return current, table
@@ -186,43 +201,83 @@ def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
     return ViPolyQwenEmbedder.from_pretrained(model)
 
 
-def _probed(table: Table, where: str | None) -> int:
+def _probed(table: Table, is_filtered: bool) -> int:
     """Partitions of the vector index to look into; without one it has no effect.
 
     What a filter leaves may lie in any of them.
     """
     partitions = table.count_rows() // PARTITION_ROWS
-    return LARGEST_LIMIT if where else max(LEAST_PROBED, partitions // PROBED_SHARE)
+    return LARGEST_LIMIT if is_filtered else max(LEAST_PROBED, partitions // PROBED_SHARE)
 
 
-def _check_top(top: int) -> None:
+def _check(top: int, where: str | None) -> None:
     if not (isinstance(top, Integral) and top >= 1):
         raise ValueError(f"top must be at least 1, not {top!r}")
+    if where is not None and not isinstance(where, str):
+        raise ValueError(f"where must be a string, not {type(where).__name__}")
 
 
-def _run(query: Any, where: str | None, limit: int, score: str) -> pa.Table:
-    if where:
-        # in brackets, since the parser stops in silence where an expression could end: a forgotten AND
-        query = query.where(f"({where}\n)", prefilter=True)
+def _run(query: Any, where: str | None, said: Collection[str], limit: int, score: str) -> pa.Table:
+    """The best rows that the filter leaves, without those that say nothing but one of the texts `said`.
+
+    Raises:
+        ValueError: the filter is wrong, or the table cannot be read
+    """
+    # in brackets, since the parser stops in silence where an expression could end: a forgotten AND
+    conditions = [*([_says_other_than(said)] if said else []), *([f"({where}\n)"] if where else [])]
+    if conditions:
+        query = query.where(" AND ".join(conditions), prefilter=True)
+    query = query.select([*_SHOWN, score]).limit(min(limit, LARGEST_LIMIT))
     try:
-        return query.select([*_SHOWN, score]).limit(min(limit, LARGEST_LIMIT)).to_arrow()
-    except (ValueError, RuntimeError) as error:  # LanceDB raises either for a filter that it cannot read
-        if where:
-            raise ValueError(f"where {where!r} cannot be used: {' '.join(str(error).split())}") from error
-        raise
+        return query.to_arrow()
+    except Exception as error:
+        panicked = type(error).__name__ == PANIC
+        if not (panicked or isinstance(error, (ValueError, RuntimeError))):
+            raise
+        if where and (panicked or not _can_be_planned(query)):
+            raise ValueError(f"where {where!r} cannot be used: {_one_line(error)}") from error
+        searched = f"with where {where!r} " if where else ""
+        raise ValueError(f"{searched}the exported table cannot be read: {_one_line(error)}") from error
+
+
+def _says_other_than(texts: Collection[str]) -> str:
+    """A filter: rows with other texts, and all rows that show pictures."""
+    quoted = ", ".join("'{}'".format(text.replace("'", "''")) for text in texts)
+    return f"(text NOT IN ({quoted}) OR array_length(image_ids) > 0)"
+
+
+def _can_be_planned(query: Any) -> bool:
+    """Whether the filter of a query that failed can be understood: planning reads no rows."""
+    try:
+        query.explain_plan()
+    except (ValueError, RuntimeError):  # LanceDB raises either for a filter that it cannot read
+        return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _distinct_hits(
-    fetch: Callable[[int], pa.Table], top: int, score: Callable[[dict[str, Any]], float]
+    fetch: Callable[[int, Collection[str]], pa.Table], top: int, score: Callable[[dict[str, Any]], float]
 ) -> list[Hit]:
     """The best rows, of those with the same text and pictures only the first."""
     limit = top * OVERSAMPLING
+    said: set[str] = set()
+    distinct: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     while True:
-        rows = fetch(limit).to_pylist()
-        distinct = {(row["text"], tuple(row["image_ids"] or ())): row for row in reversed(rows)}
+        rows = fetch(limit, said).to_pylist()
+        for row in rows:
+            distinct.setdefault((row["text"], tuple(row["image_ids"] or ())), row)
         if len(distinct) >= top or len(rows) < limit:
             break
-        limit *= OVERSAMPLING
+        times = Counter(row["text"] for row in rows if not row["image_ids"])
+        repeated = {text for text, count in times.items() if count > 1}
+        if repeated and limit >= top * LARGEST_OVERSAMPLING:
+            said |= repeated
+        else:
+            limit *= OVERSAMPLING
     best = sorted(distinct.values(), key=lambda row: -score(row))[:top]
     return [
         Hit(

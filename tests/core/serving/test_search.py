@@ -69,6 +69,9 @@ def test_words_are_found_without_accents_and_case_however_they_are_spelled(
         ({"text": "a", "where": "colour = 'red'"}, "where \"colour = 'red'\" cannot be used: .*colour"),
         ({"text": "a", "where": "source ="}, "cannot be used"),
         ({"text": "a", "where": "side = 'query' language = 'vi'"}, "cannot be used"),
+        ({"text": "a", "where": "language = ?"}, "where 'language = .' cannot be used"),
+        ({"text": "a", "where": "length(text) / 0 = 1"}, r"with where .* cannot be read: .*ivide by zero"),
+        ({"text": "a", "where": b"side"}, "where must be a string, not bytes"),
         ({"text": "a", "top": 0}, "top must be at least 1, not 0"),
         ({"text": "a", "top": "3"}, "top must be at least 1, not '3'"),
         ({"text": ["a", "b"]}, "text must be a string, not list: a search has one query"),
@@ -79,6 +82,12 @@ def test_words_are_found_without_accents_and_case_however_they_are_spelled(
 def test_a_wrong_search_is_refused(workspace: Workspace, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(workspace, **arguments)
+
+
+@pytest.mark.parametrize("words", [None, 5, ["a"], b"a"])
+def test_words_that_are_no_text_are_refused(workspace: Workspace, words: Any) -> None:
+    with pytest.raises(ValueError, match=f"words must be a string, not {type(words).__name__}"):
+        search_words(workspace, words)
 
 
 def test_as_many_hits_can_be_asked_for_as_one_likes(workspace: Workspace) -> None:
@@ -150,6 +159,56 @@ def test_a_search_whose_table_is_replaced_each_time_says_so_and_blames_no_filter
     opened, swaps = 0, 100
     with pytest.raises(ValueError, match=r"^another export was swapped in \d times during the search"):
         search_words(exported, "question", where="side = 'query'")
+
+
+def lose_rows(table: Path) -> None:
+    for file in (table / "data").iterdir():
+        file.unlink()
+
+
+def spoil_rows(table: Path) -> None:
+    for file in (table / "data").iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+
+
+def spoil_versions(table: Path) -> None:
+    for file in (table / "_versions").iterdir():
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [lose_rows, spoil_rows, spoil_versions])
+@pytest.mark.parametrize("look", [search, search_words])
+def test_a_damaged_table_is_said_to_be_one_and_no_filter_is_blamed(
+    look: Callable[..., list[Hit]], exported: Workspace, damage: Callable[[Path], None]
+) -> None:
+    assert look(exported, "question", where="side = 'query'")
+    damage(exported.lancedb / f"{search_module.TABLE}.lance")
+    for where in (None, "side = 'query'"):
+        with pytest.raises(ValueError, match=r"the exported table cannot be read: ."):
+            look(exported, "question", where=where)
+
+
+@pytest.mark.parametrize("look", [search, search_words])
+def test_what_is_said_again_and_again_does_not_hide_what_is_said_once(
+    look: Callable[..., list[Hit]], tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = ["it's yes\\", "yes; it is", "'yes' it is"]
+    once = [
+        f"{number} said neither no nor maybe, but at last and after some words: yes" for number in range(9)
+    ]
+    pairs = [SmallPair(f"{i}?", answer) for answer in often for i in range(300)]
+    pairs += [SmallPair("which?", answer) for answer in once]
+    run_export(Workspace(tmp_path), tiny_model_dir, pairs=pairs)
+    limits, run = [], search_module._run
+
+    def spied(*arguments: Any) -> Any:
+        limits.append(arguments[-2])
+        return run(*arguments)
+
+    monkeypatch.setattr(search_module, "_run", spied)
+    hits = look(Workspace(tmp_path), "yes", top=12, where="side = 'target'")
+    assert {hit.text for hit in hits} == {*often, *once}
+    assert max(limits) < 1000
 
 
 def test_search_before_any_export_says_so(tmp_path: Path) -> None:
