@@ -96,6 +96,8 @@ def _is_picture(value: object) -> bool:
 
 def _is_no_list(given: object) -> bool:
     """Whether it iterates over keys or the names of columns, in any order, or not at all (0 dimensions)."""
+    if isinstance(given, (str, bytes)):  # NumPy's scalars of these have 0 dimensions
+        return False
     return (
         isinstance(given, (Mapping, set, frozenset))
         or hasattr(given, "columns")
@@ -136,7 +138,7 @@ def arrange(
         return [None] * len(entries), entries, False
     if isinstance(text, str):
         return [text], [images], True
-    if not isinstance(text, Iterable):
+    if not isinstance(text, Iterable) or isinstance(text, (bytes, bytearray)):
         raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}")
     texts = list(text)
     if images is None:

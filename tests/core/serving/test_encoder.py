@@ -60,6 +60,15 @@ def test_neighbours_order_and_batch_size_change_nothing(
         assert np.allclose(together[i], embedder.encode(texts[i], images=pictures[i]), atol=2e-6)
 
 
+def test_what_numpy_hands_out_of_an_array_is_one_item(embedder: ViPolyQwenEmbedder, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture(5).save(path)
+    (text,), (named,) = np.array(["một câu"]), np.array([str(path)])
+    assert np.array_equal(embedder.encode(text), embedder.encode("một câu"))
+    assert np.array_equal(embedder.encode(images=named), embedder.encode(images=str(path)))
+    assert np.array_equal(embedder.encode(text, named), embedder.encode("một câu", str(path)))
+
+
 def test_pil_path_and_bytes_are_one_picture(embedder: ViPolyQwenEmbedder, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture(5).save(path)
@@ -147,6 +156,7 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": {"text": "a", "image": picture(1)}}, "text must be one item or a list, not dict"),
         ({"text": pd.DataFrame({"text": ["a"]})}, "text must be one item or a list, not DataFrame"),
         ({"text": np.array("a")}, "text must be one item or a list, not ndarray"),
+        ({"text": b"a"}, "text must be a string or a list of strings, not bytes"),
         ({"images": {"a.png", "b.png"}}, "images must be one item or a list, not set"),
         ({"images": pd.DataFrame({"images": ["a.png"]})}, "images must be one item or a list, not DataFrame"),
         ({"images": [{"a.png", "b.png"}]}, "item 0: the pictures of an item must be a list, not set"),
