@@ -20,7 +20,7 @@ from lancedb.index import IvfHnswSq
 from lancedb.table import Table
 
 from vipolyqwen_core.serving.export import _vector_index
-from vipolyqwen_core.serving.search import OVERSAMPLING, REFINE_FACTOR, _probed
+from vipolyqwen_core.serving.search import OVERSAMPLING, nearest
 
 SIZES = ((60_000, 1024), (300_000, 256))
 """Rows and dimensions."""
@@ -59,11 +59,10 @@ def batches(vectors: np.ndarray, languages: np.ndarray) -> Iterator[pa.RecordBat
 
 def found(table: Table, query: np.ndarray, where: str | None) -> set[int]:
     """Rows that a search finds."""
-    asked: Any = table.search(query, vector_column_name="embedding").distance_type("cosine")
-    asked = asked.refine_factor(REFINE_FACTOR).nprobes(_probed(table, is_filtered=bool(where)))
+    asked = nearest(table, query, TOP * OVERSAMPLING, is_filtered=bool(where))
     if where:
         asked = asked.where(where, prefilter=True)
-    rows = asked.limit(TOP * OVERSAMPLING).select(["row", "_distance"]).to_arrow()["row"].to_pylist()
+    rows = asked.select(["row", "_distance"]).to_arrow()["row"].to_pylist()
     return set(rows[:TOP])
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lancedb.query import MatchQuery
 from lancedb.table import Table
 
-from vipolyqwen_core.contract import Task
+from vipolyqwen_core.contract import EMBEDDING_DIM, Task
 from vipolyqwen_core.corpus.text import normalise_text
 from vipolyqwen_core.serving.current_export import CurrentExport, read_current
 from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
@@ -37,7 +37,8 @@ LARGEST_LIMIT: Final = 2**31 - 1
 """LanceDB counts the rows and partitions that are asked for in 32 bits."""
 
 REFINE_FACTOR: Final = 10
-"""With a vector index so many candidates for each row are compared again by their exact vectors."""
+"""With a vector index so many candidates for each row are compared again by their exact vectors, and more of
+shorter ones, as many floats: an index of one bit a dimension knows these less well."""
 
 PARTITION_ROWS: Final = 4096
 """Rows of a partition of the vector index, on average."""
@@ -106,10 +107,8 @@ def search(
         vector = vector_under(current.model_directory(), current.model_digest)
 
         def fetch(limit: int, said: Collection[str]) -> pa.Table:
-            query: Any = table.search(vector, vector_column_name="embedding")
-            probed = _probed(table, is_filtered=bool(where or said))
-            query = query.distance_type("cosine").refine_factor(REFINE_FACTOR).nprobes(probed)
-            return _run(query, where, said, limit, "_distance")
+            query = nearest(table, vector, limit, is_filtered=bool(where or said))
+            return _run(query, where, said, "_distance")
 
         return _distinct_hits(fetch, top, lambda row: 1.0 - row["_distance"])
 
@@ -134,7 +133,8 @@ def search_words(workspace: Workspace, words: str, top: int = 10, where: str | N
         match = MatchQuery(asked, "text")  # type: ignore[call-arg]  # it has defaults that mypy does not see
 
         def fetch(limit: int, said: Collection[str]) -> pa.Table:
-            return _run(table.search(match, query_type="fts"), where, said, limit, "_score")
+            query = table.search(match, query_type="fts").limit(min(limit, LARGEST_LIMIT))
+            return _run(query, where, said, "_score")
 
         return _distinct_hits(fetch, top, lambda row: row["_score"])
 
@@ -201,13 +201,19 @@ def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
     return ViPolyQwenEmbedder.from_pretrained(model)
 
 
-def _probed(table: Table, is_filtered: bool) -> int:
-    """Partitions of the vector index to look into; without one it has no effect.
+def nearest(table: Table, vector: Vectors, limit: int, is_filtered: bool) -> Any:
+    """The query for so many rows nearest to a vector; without a vector index it compares them all.
 
-    What a filter leaves may lie in any of them.
+    LanceDB makes room for all candidates that are asked for, and ends the process where it cannot.
     """
-    partitions = table.count_rows() // PARTITION_ROWS
-    return LARGEST_LIMIT if is_filtered else max(LEAST_PROBED, partitions // PROBED_SHARE)
+    rows = max(1, table.count_rows())
+    limit = min(limit, rows)
+    refined = max(REFINE_FACTOR, REFINE_FACTOR * EMBEDDING_DIM // len(vector))
+    # what a filter leaves may lie in any partition
+    probed = LARGEST_LIMIT if is_filtered else max(LEAST_PROBED, rows // PARTITION_ROWS // PROBED_SHARE)
+    query: Any = table.search(vector, vector_column_name="embedding")
+    query = query.distance_type("cosine").nprobes(probed).limit(limit)
+    return query.refine_factor(min(refined, -(-rows // limit)))
 
 
 def _check(top: int, where: str | None) -> None:
@@ -217,7 +223,7 @@ def _check(top: int, where: str | None) -> None:
         raise ValueError(f"where must be a string, not {type(where).__name__}")
 
 
-def _run(query: Any, where: str | None, said: Collection[str], limit: int, score: str) -> pa.Table:
+def _run(query: Any, where: str | None, said: Collection[str], score: str) -> pa.Table:
     """The best rows that the filter leaves, without those that say nothing but one of the texts `said`.
 
     Raises:
@@ -227,7 +233,7 @@ def _run(query: Any, where: str | None, said: Collection[str], limit: int, score
     conditions = [*([_says_other_than(said)] if said else []), *([f"({where}\n)"] if where else [])]
     if conditions:
         query = query.where(" AND ".join(conditions), prefilter=True)
-    query = query.select([*_SHOWN, score]).limit(min(limit, LARGEST_LIMIT))
+    query = query.select([*_SHOWN, score])
     try:
         return query.to_arrow()
     except Exception as error:

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lancedb
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.core.serving.conftest import SETTINGS, run_export
@@ -15,7 +18,7 @@ from tests.core.small_training_set import SmallPair, picture, some_pairs
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving.current_export import current_model, read_current
-from vipolyqwen_core.serving.export import export
+from vipolyqwen_core.serving.export import _vector_index, export
 from vipolyqwen_core.serving.search import Hit, open_export, search, search_words
 from vipolyqwen_core.workspace import Workspace
 
@@ -199,16 +202,58 @@ def test_what_is_said_again_and_again_does_not_hide_what_is_said_once(
     pairs = [SmallPair(f"{i}?", answer) for answer in often for i in range(300)]
     pairs += [SmallPair("which?", answer) for answer in once]
     run_export(Workspace(tmp_path), tiny_model_dir, pairs=pairs)
-    limits, run = [], search_module._run
+    fetched, run = [], search_module._run
 
     def spied(*arguments: Any) -> Any:
-        limits.append(arguments[-2])
-        return run(*arguments)
+        rows = run(*arguments)
+        fetched.append(len(rows))
+        return rows
 
     monkeypatch.setattr(search_module, "_run", spied)
     hits = look(Workspace(tmp_path), "yes", top=12, where="side = 'target'")
     assert {hit.text for hit in hits} == {*often, *once}
-    assert max(limits) < 1000
+    assert max(fetched) < 800
+
+
+DIM = 64
+LIKE = 500
+"""Rows that are nearly the same."""
+
+
+@pytest.fixture(scope="module")
+def like_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, np.ndarray]:
+    """A table with a vector index, and its vectors."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(100, DIM)).repeat(LIKE, axis=0)
+    vectors = (centres + 0.05 * random.normal(size=centres.shape)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    embeddings = pa.FixedSizeListArray.from_arrays(vectors.ravel(), DIM)
+    rows = pa.table({"row": np.arange(len(vectors)), "embedding": embeddings})
+    table = lancedb.connect(tmp_path_factory.mktemp("like_rows")).create_table("rows", rows)
+    table.create_index("embedding", config=_vector_index(DIM))
+    return table, vectors
+
+
+def test_a_filter_finds_the_nearest_of_many_like_rows_by_short_vectors_too(
+    like_rows: tuple[Any, np.ndarray],
+) -> None:
+    table, vectors = like_rows
+    left, top, found = 20 * LIKE, 10, 0
+    queries = vectors[left :: 10 * LIKE]
+    for query in queries:
+        asked = search_module.nearest(table, query, top * search_module.OVERSAMPLING, is_filtered=True)
+        rows = asked.where(f"row < {left}", prefilter=True).to_arrow()["row"].to_pylist()
+        exact = np.argsort(-vectors[:left] @ query)[:top]
+        found += len(set(exact.tolist()) & set(rows))
+    assert found > 0.9 * top * len(queries)
+
+
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_every_row_of_an_index_can_be_asked_for(like_rows: tuple[Any, np.ndarray], is_filtered: bool) -> None:
+    table, vectors = like_rows
+    rows = search_module.nearest(table, vectors[0], 2**40, is_filtered).to_arrow()["row"].to_pylist()
+    assert len(set(rows)) == len(vectors)
+    assert rows[0] // LIKE == 0
 
 
 def test_search_before_any_export_says_so(tmp_path: Path) -> None:
