@@ -29,7 +29,8 @@ def follow_move(database: Path, experiment: str, artifacts: Path) -> None:
             return  # MLflow was stopped while it made them, or they are an older one's: it completes them
         found = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", [experiment])
         before, now = next(found, ("",))[0], artifacts.as_uri()
-        if before == now or not before.startswith("file:") or not before.endswith(f"/{artifacts.name}"):
+        is_local = before.startswith(("file:", "/"))
+        if before == now or not is_local or not before.endswith(f"/{artifacts.name}"):
             return
         for table, column in PLACES:
             connection.execute(

@@ -17,6 +17,7 @@ from assets.moved_store import follow_move
 from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
+from vipolyqwen_core.mlflow_database import make_mlflow_database
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace, is_served
 
@@ -130,7 +131,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         from mlflow.exceptions import MlflowException
 
         mlflow.set_tracking_uri(self.tracking_uri)
-        self.follow_move()
+        self.prepare_own()
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         try:
             experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -142,11 +143,15 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         return client
 
-    def follow_move(self) -> None:
-        """Let the workspace's own store name its artifacts where they are; any other stays as it is."""
+    def prepare_own(self) -> None:
+        """Make the workspace's own store where it has none, and let it name its artifacts where they are.
+
+        Any other store stays as it is.
+        """
         artifacts = Path(self.artifacts)
         database = Workspace(artifacts.parent).mlflow_database
         if self.tracking_uri == f"sqlite:///{database}":
+            make_mlflow_database(database)
             follow_move(database, EXPERIMENT, artifacts)
 
     def refuse_silence(self) -> None:

@@ -40,7 +40,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
                 markup=False,
             )
     workspace.remember_mlflow_port(mlflow_port)
-    MlflowResource.of(workspace).follow_move()
+    MlflowResource.of(workspace).prepare_own()
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begin_anew(workspace.home / "ui.log")

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -254,6 +255,19 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
         assert [*after.mlflow_artifacts.rglob("late.txt")]
 
 
+@pytest.mark.parametrize("spell", [str, Path.as_uri])
+def test_a_place_that_a_training_alone_chose_follows_a_move(
+    empty_store: Path, tmp_path: Path, spell: Callable[[Path], str]
+) -> None:
+    after = Workspace(tmp_path / "after")
+    after.home.mkdir()
+    shutil.copy(empty_store, after.mlflow_database)
+    with mlflow_store(after.mlflow_uri):
+        mlflow.create_experiment("vipolyqwen", spell(tmp_path / "before" / "mlartifacts"))
+        found = MlflowResource.of(after).connect().get_experiment_by_name("vipolyqwen")
+        assert found.artifact_location == after.mlflow_artifacts.as_uri()
+
+
 @pytest.mark.parametrize("tables", [[], ["experiments", "runs"]])
 def test_a_store_that_mlflow_has_not_completed_is_left_to_it(tmp_path: Path, tables: list[str]) -> None:
     database = tmp_path / "mlflow.db"
@@ -263,7 +277,7 @@ def test_a_store_that_mlflow_has_not_completed_is_left_to_it(tmp_path: Path, tab
             connection.execute(f"CREATE TABLE {table} (name, artifact_location, artifact_uri)")
             connection.execute(f"INSERT INTO {table} VALUES ('vipolyqwen', 'file:///gone/mlartifacts', '')")
     before = database.read_bytes()
-    MlflowResource.of(Workspace(tmp_path)).follow_move()
+    MlflowResource.of(Workspace(tmp_path)).prepare_own()
     assert database.read_bytes() == before
 
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -96,8 +95,10 @@ class MlflowMetrics:
 
 
 @contextmanager
-def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MlflowMetrics]:
+def mlflow_run(run: TrainingRun, artifacts: str | None) -> Iterator[MlflowMetrics]:
     """Where the metrics of a training go to; a resumed training continues its own run of MLflow.
+
+    `artifacts` is the URI of their folder for an experiment that is new; None: a server knows its own.
 
     The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
     start, so that also one that was killed before its first checkpoint is continued. A store that fails only
@@ -107,7 +108,7 @@ def mlflow_run(run: TrainingRun, artifacts: Path | None) -> Iterator[MlflowMetri
     run_id = place.read_text(encoding="utf-8") if place.is_file() else None
     tracker = MLflowTracker(
         experiment_name=EXPERIMENT,
-        logging_dir=None if artifacts is None else str(artifacts),
+        logging_dir=artifacts,
         run_id=run_id,
         run_name=run.run_name,
         tags=dict(run.tags),

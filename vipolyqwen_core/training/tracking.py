@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.mlflow_database import make_mlflow_database
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
 from vipolyqwen_core.workspace import current_workspace, is_served
@@ -157,6 +158,8 @@ def tracking(run: TrainingRun, num_steps: int, first_step: int, is_main: bool) -
             bar = Progress(*done, TimeRemainingColumn(), console=Console(stderr=True))
             stack.enter_context(bar)
         workspace = current_workspace()
-        artifacts = None if is_served(workspace.mlflow_uri) else workspace.mlflow_artifacts
+        if workspace.mlflow_uri == f"sqlite:///{workspace.mlflow_database}":
+            make_mlflow_database(workspace.mlflow_database)
+        artifacts = None if is_served(workspace.mlflow_uri) else workspace.mlflow_artifacts.as_uri()
         mlflow = stack.enter_context(mlflow_run(run, artifacts))
         yield Tracking(num_steps, first_step, metrics_file, mlflow, bar, pipes)

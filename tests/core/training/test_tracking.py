@@ -1,6 +1,7 @@
 """What a run reports reads as one run, whatever happened to it."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from tests.core.distributed import run_on_ranks
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.pairs import TASKS, pair_keys
 from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.training import tracking as tracking_module
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.flops import FlopCounter, peak_flops
 from vipolyqwen_core.training.loading import LoadedChunk
@@ -23,7 +25,9 @@ from vipolyqwen_core.training.tracking import (
     Tracking,
     loss_metrics,
     read_metrics,
+    tracking,
 )
+from vipolyqwen_core.workspace import current_workspace
 
 
 def test_losses_are_named_by_task_and_term():
@@ -80,6 +84,19 @@ class Pipes:
 
     def report_custom_message(self, message: dict[str, Any]) -> None:
         self.messages.append(json.loads(json.dumps(message)))
+
+
+def test_a_training_alone_makes_the_store_of_its_workspace_and_names_the_place_of_artifacts(
+    make_run, monkeypatch
+):
+    given, workspace = [], current_workspace()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.mlflow_database}")
+    monkeypatch.setattr(tracking_module, "make_mlflow_database", given.append)
+    monkeypatch.setattr(
+        tracking_module, "mlflow_run", lambda _, artifacts: given.append(artifacts) or nullcontext()
+    )
+    with tracking(make_run(), num_steps=3, first_step=0, is_main=True):
+        assert given == [workspace.mlflow_database, workspace.mlflow_artifacts.as_uri()]
 
 
 def test_dagster_is_told_the_progress_and_the_time_left():
