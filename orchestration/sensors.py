@@ -56,7 +56,8 @@ class Cursor:
         runs = instance.get_run_records(dg.RunsFilter(job_name=job, tags={STATE_TAG: state}), limit=1)
         return any(
             run.dagster_run.status == dg.DagsterRunStatus.FAILURE
-            and time.time() - run.update_timestamp.timestamp() >= PAUSE_SECONDS
+            # in the future, if the clock was set back since: it might be days until this is half an hour ago
+            and abs(time.time() - run.update_timestamp.timestamp()) >= PAUSE_SECONDS
             for run in runs
         )
 

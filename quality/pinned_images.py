@@ -26,12 +26,13 @@ still read what the training set of its start pinned."""
 def remove_unpinned(source: str, workspace: Workspace) -> list[int]:
     """Remove the versions of a source's image store that nothing has pointed into for long; which they were.
 
-    The time of a version starts when it is first seen here without a pin, and anew where it was pinned again.
+    The time of a version starts when it is first seen here without a pin, and anew where it was pinned again,
+    or where that moment lies in the future: the clock was set back since.
     """
     path, now = workspace.images(source), datetime.now(UTC)
     waiting = _waiting_since(path)
     unpinned = set(replaced_versions(path)) - pinned_versions(source, workspace)
-    since = {version: waiting.get(version, now) for version in sorted(unpinned)}
+    since = {version: min(waiting.get(version, now), now) for version in sorted(unpinned)}
     if since != waiting:
         written = {str(version): moment.isoformat() for version, moment in since.items()}
         with written_aside(_waiting_file(path)) as aside:

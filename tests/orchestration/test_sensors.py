@@ -242,6 +242,17 @@ def test_a_run_that_failed_is_asked_for_again_a_few_times(
     assert asked == MAX_TIMES
 
 
+def test_a_run_that_failed_by_a_clock_that_was_ahead_is_asked_for_again(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "changed_sources", instance, None)
+    launch(instance, "corpus", first, dg.DagsterRunStatus.FAILURE)
+    earlier = time.time() - 86_400
+    monkeypatch.setattr("orchestration.sensors.time.time", lambda: earlier)
+    assert tick(place, "changed_sources", instance, first.cursor).run_requests
+
+
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED])
 def test_a_run_that_went_well_or_was_cancelled_is_not_asked_for_again(
     place: Workspace, monkeypatch: pytest.MonkeyPatch, status: dg.DagsterRunStatus

@@ -102,6 +102,16 @@ def test_a_version_that_is_pinned_again_waits_anew(workspace: Workspace, store: 
     assert len(ImageStore(store, 3)) == 3
 
 
+def test_a_version_of_a_clock_that_was_ahead_waits_no_longer_than_others(
+    workspace: Workspace, store: Path
+) -> None:
+    remove_unpinned(NAME, workspace)
+    wait(store, -365)
+    assert remove_unpinned(NAME, workspace) == []
+    wait(store, 15)
+    assert remove_unpinned(NAME, workspace) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_source_without_pictures_has_nothing_to_remove(workspace: Workspace) -> None:
     assert remove_unpinned(NAME, workspace) == []
 
