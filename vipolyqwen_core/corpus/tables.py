@@ -35,8 +35,27 @@ VECTOR_ROWS = 4096
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file to be read batch by batch: by itself pyarrow keeps all that it has read to the end."""
-    return pq.ParquetFile(path, pre_buffer=False)
+    """A Parquet file to be read batch by batch: by itself pyarrow keeps all that it has read to the end.
+
+    Raises:
+        ValueError: it was cut; pyarrow does not name it
+    """
+    try:
+        return pq.ParquetFile(path, pre_buffer=False)
+    except pa.ArrowInvalid as error:
+        raise _damage(path, error) from error
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """An Arrow file, memory-mapped.
+
+    Raises:
+        ValueError: as `open_parquet`
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except pa.ArrowInvalid as error:
+        raise _damage(path, error) from error
 
 
 def arrow_type(dtype: str) -> pa.DataType:
@@ -140,7 +159,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the decoding, too
-        raise ValueError(f"{path} is damaged ({error}): delete it, and what wrote it runs again") from error
+        raise _damage(path, error) from error
+
+
+def _damage(path: Path, error: ValueError) -> ValueError:
+    """What to say of a file that the factory wrote and cannot read."""
+    return ValueError(f"{path} is damaged ({error}): delete it, and what wrote it runs again")
 
 
 def _remove(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 import pyarrow as pa
 
 from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Split, Task, Turn
+from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
@@ -36,12 +37,12 @@ def read_split(training_set: Path, split: Split) -> pa.Table:
     """The table of a split, memory-mapped.
 
     Raises:
-        ValueError: the training set is not there
+        ValueError: the training set is not there, or the table was cut
     """
     path = training_set / f"{split.value}.arrow"
     if not path.is_file():
         raise ValueError(f"no training set at {training_set}: {path.name} is missing")
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return read_arrow(path)
 
 
 def prefix_of(task: Task, side: Side) -> Task | None:

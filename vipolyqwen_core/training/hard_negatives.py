@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from vipolyqwen_core.contract import MINED
 from vipolyqwen_core.corpus.hashing import side_hash
+from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.training.rows import TrainingRows
 
@@ -42,14 +42,13 @@ def mined_sizes(folder: Path) -> tuple[npt.NDArray[np.int32], ...]:
     """Tokens, patches and pictures that mined hard negatives add to each row: three arrays of [R].
 
     Raises:
-        ValueError: nothing was mined there
+        ValueError: nothing was mined there, or the table was cut
     """
     path = folder / MINED_TABLE
     if not path.is_file():
         raise ValueError(f"{path} does not exist: mine hard negatives first")
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
-        return tuple(table[name].to_numpy().copy() for name in SIZES)
+    table = read_arrow(path)
+    return tuple(table[name].to_numpy().copy() for name in SIZES)
 
 
 class HardNegatives:

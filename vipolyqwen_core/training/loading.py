@@ -184,21 +184,26 @@ class ChunkLoader(Dataset[LoadedChunk]):
 
 
 def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
-    """Make sure that pairs are as long as the plan takes them to be, by a few of them, half with pictures.
+    """Make sure that pairs are those of the plan and as long, by a few of them, half with pictures.
 
     Tagging has measured them by the tokenizer and the `processing` of its day. By others a chunk is not what
     its budgets allow, and a device runs out of memory. Mined hard negatives are left out: what the plan adds
     for them is a bound, not a length.
 
     Raises:
-        ValueError: a pair has another length; or it cannot be read
+        ValueError: the plan's index is of other rows; a pair has another length; or it cannot be read
     """
     loader = ChunkLoader(run.training_set, run.backbone, run.recipe.processing, 0.0, 0)
     table = TrainingRows(run.training_set / "train.arrow", ("sample_id", "query_tokens", "target_tokens"))
+    mixed = f"{run.training_set}: index.parquet and train.arrow are not of one training set: build it anew"
+    if len(table) != len(index):
+        raise ValueError(mixed)
     for rows in (np.arange(len(index)), np.flatnonzero(index.images)):
         for row in rows[:: -(-len(rows) // MEASURED_PAIRS) or 1]:
             request = ChunkRequest(step=0, epoch=0, rows=np.array([row]), needs_picture=False)
             (tagged,) = table.take([row])
+            if sample_keys([tagged["sample_id"]])[0] != index.keys[row]:
+                raise ValueError(mixed)
             measured = tagged["query_tokens"] + tagged["target_tokens"]
             found = loader[request].packed.num_tokens
             if found != measured:

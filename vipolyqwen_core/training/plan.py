@@ -64,7 +64,8 @@ def read_plan_index(path: Path, mined: Path | None = None) -> PlanIndex:
     Args:
         mined: folder of mined hard negatives, which make rows longer; none: nothing was mined
     Raises:
-        ValueError: the file is missing or empty, holds an unknown task, or the mined ones are of other rows
+        ValueError: the file is missing, empty or cut, holds an unknown task, or the mined ones are of other
+            rows
     """
     if not path.is_file():
         raise ValueError(f"no plan index {path}: build the training set first")

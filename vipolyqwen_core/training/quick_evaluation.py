@@ -7,10 +7,10 @@ little, so this is off unless `eval_steps` asks for it.
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.objectives.negatives import gather
 from vipolyqwen_core.objectives.pairs import TASKS, PairVectors, join_pairs, split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
@@ -78,11 +78,11 @@ def read_evaluation_index(path: Path) -> PlanIndex:
     """What the plan of chunks needs to know of the evaluation pairs; there are few.
 
     Raises:
-        ValueError: the table is missing
+        ValueError: the table is missing, or was cut
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: build the training set first")
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    table = read_arrow(path)
     patches = table["query_patches"].to_numpy() + table["target_patches"].to_numpy()
     codes = {task.value: code for code, task in enumerate(TASKS)}
     return PlanIndex(

@@ -18,6 +18,7 @@ from vipolyqwen_core.corpus.tables import (
     arrow_schema,
     arrow_type,
     open_parquet,
+    read_arrow,
     read_stage,
     unchanged_stage,
     written_aside,
@@ -167,6 +168,19 @@ def test_a_stage_whose_table_is_gone_or_cut_runs_again(tmp_path: Path, name: str
         with file.open("r+b") as opened:
             opened.truncate(size)
         assert unchanged_stage(tmp_path, "f1", (name,)) is None
+
+
+@pytest.mark.parametrize("size", [0, 4, 200, -9])
+def test_a_table_that_was_cut_is_named(tmp_path: Path, size: int) -> None:
+    table = pa.table({"text": ["một", "hai"] * 100})
+    pq.write_table(table, tmp_path / "cut.parquet")
+    with pa.ipc.new_file(tmp_path / "cut.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert read_arrow(tmp_path / "cut.arrow") == table
+    for read, name in ((open_parquet, "cut.parquet"), (read_arrow, "cut.arrow")):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:size])
+        with pytest.raises(ValueError, match=rf"{name} is damaged .* delete it"):
+            read(tmp_path / name)
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -214,6 +215,15 @@ def test_pairs_that_were_measured_for_another_processing_or_backbone_are_not_tra
     for use in (describe, lambda run: train(run, StopSignal())):
         with pytest.raises(ValueError, match="was measured for another"):
             use(cut)
+
+
+def test_an_index_of_another_training_set_is_not_planned_with(make_run, training_set, tmp_path):
+    run = replace(make_run(), training_set=shutil.copytree(training_set, tmp_path / "set"))
+    index = pq.read_table(training_set / "index.parquet")
+    for other in (index.slice(1), index.take([*range(1, len(index)), 0])):
+        pq.write_table(other, tmp_path / "set" / "index.parquet")
+        with pytest.raises(ValueError, match=r"index\.parquet and train\.arrow are not of one"):
+            train(run, StopSignal())
 
 
 def test_targets_may_be_mined_from_rows_with_hard_negatives_of_their_own(make_run, tmp_path):
