@@ -4,6 +4,7 @@ Commands import what they need when they run, so that `--help` is fast. A user's
 one sentence and exit code 1; `--debug` shows the traceback instead.
 """
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,6 +147,7 @@ def encode(
         from vipolyqwen_core.serving.current_export import current_model
 
         model = current_model(current_workspace())
+    refuse_unwritable(out)
     import numpy as np
 
     from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
@@ -290,11 +292,12 @@ def evaluate(
     for model in (run / "model", champion):
         if model is not None and not (model / "config.json").is_file():  # said before minutes of encoding
             raise ValueError(f"{model} is no model directory: it has no config.json")
+    out = out or current_workspace().evaluations / f"{settings.run_name}-alone"
+    refuse_unwritable(out / "report.html")
     hide_loading_bars()
     from vipolyqwen_core.evaluation.evaluate import evaluate as judge
     from vipolyqwen_core.terminal import evaluation_tables, print_verdict
 
-    out = out or current_workspace().evaluations / f"{settings.run_name}-alone"
     evaluation = judge(settings, run / "model", champion, out)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
@@ -325,6 +328,17 @@ def export(
     )
     output.print(f"Parquet: {summary.parquet}", soft_wrap=True, markup=False)
     output.print(f"Table:   {summary.table}", soft_wrap=True, markup=False)
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Say before minutes of encoding that its result has no place; leaves nothing behind.
+
+    Raises:
+        ValueError: it is a folder, or below a file, or this user may not write there
+    """
+    there = next(place for place in (file, *file.absolute().parents) if place.exists())
+    if there.is_dir() == (there == file) or not os.access(there, os.W_OK):
+        raise ValueError(f"{file} cannot be written: look at {there}, what it is and who may write there")
 
 
 def source_weights() -> dict[str, float]:

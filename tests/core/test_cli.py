@@ -148,6 +148,23 @@ def test_encode_writes_unit_vectors(vipolyqwen, tiny_model_dir: Path, tmp_path: 
     assert str(tmp_path / "out [vi]" / "v.npy") in ended.stdout
 
 
+@pytest.mark.parametrize("out", ["folder", "file/v.npy"])
+def test_a_place_that_takes_no_result_is_named_before_any_work(vipolyqwen, tmp_path: Path, out: str) -> None:
+    (tmp_path / "folder" / "report.html").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    ended = vipolyqwen("encode", "a", "--model", "nowhere", "--out", out)
+    assert ended.returncode == 1
+    assert f"{out} cannot be written: look at" in ended.stderr
+
+    run = TrainingRun(recipe=demo(), backbone=Path("b"), training_set=Path("t"), output=Path("run"))
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text(to_json(run))
+    ended = vipolyqwen("evaluate", "run", "--out", out)
+    assert ended.returncode == 1
+    assert f"{out}/report.html cannot be written" in ended.stderr
+
+
 def test_unreadable_sources_are_refused_before_any_work(vipolyqwen, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "manifest.yaml").write_text(

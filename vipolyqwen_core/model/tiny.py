@@ -5,6 +5,7 @@ transformers loads the directory like any Qwen2-VL checkpoint, and so does every
 """
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +59,8 @@ def build_tiny_backbone(directory: Path, texts: Iterable[str], seed: int = 0) ->
     model.save_pretrained(directory)
     if shows_progress:
         enable_progress_bar()
+    # safetensors 0.8 makes files that nobody but their owner may read
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")
     write_object(directory / "preprocessor_config.json", _picture_settings())
     missing = [name for name in BACKBONE_FILES if not (directory / name).is_file()]
     assert not missing, missing

@@ -17,6 +17,11 @@ def test_all_files_are_there(tiny_backbone: Path) -> None:
     assert {path.name for path in tiny_backbone.iterdir()} == set(BACKBONE_FILES)
 
 
+def test_weights_are_as_readable_as_their_configuration(tiny_backbone: Path) -> None:
+    modes = {path.name: oct(path.stat().st_mode) for path in tiny_backbone.iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}, modes
+
+
 def test_transformers_loads_and_runs_it(tiny_backbone: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
     model, info = Qwen2VLForConditionalGeneration.from_pretrained(tiny_backbone, output_loading_info=True)
