@@ -1,6 +1,7 @@
 """Pictures: from any bytes to upright RGB without metadata, the same for training and for `encode`."""
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -37,6 +38,14 @@ _HARMLESS_INFO = frozenset(
     | {"loop", "version", "duration", "timestamp", "extension", "sizes"}
 )
 """What Pillow reports about a file that is no metadata in the sense of a photographer's name or place."""
+
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The marker that ends the pixels of a scan: stuffed zeros and restarts stand within them."""
+_BETWEEN_SCANS = frozenset({0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE})
+_PNG_CHUNKS = frozenset(
+    {b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"bKGD", b"sBIT", b"hIST"}
+)
+"""What a PNG needs for its pixels, its size and its colours."""
 
 
 class PictureError(ValueError):
@@ -156,15 +165,16 @@ def normalise_picture(image: Image.Image) -> Image.Image:
 def store_picture(data: bytes, picture: DecodedPicture) -> StoredPicture:
     """The bytes to keep of a picture: no metadata, and the same pixels to the bit.
 
-    A JPEG only loses its metadata segments; where pixels had to change, or where another format carries
-    metadata, the picture becomes PNG.
+    A JPEG only loses its metadata segments and what stands behind its end, where phones put a film or a
+    second picture with its place; where pixels had to change, or where another format carries metadata, the
+    picture becomes PNG.
     """
     if not picture.needs_reencoding:
         if picture.format == "JPEG":
             stripped = _strip_jpeg(data)
             if stripped is not None:
                 return StoredPicture(stripped, "JPEG", reencoded=False)
-        elif not picture.has_metadata:
+        elif not picture.has_metadata and not (picture.format == "PNG" and _png_holds_more(data)):
             return StoredPicture(data, picture.format, reencoded=False)
     buffer = io.BytesIO()
     picture.image.save(buffer, format="PNG")
@@ -216,7 +226,7 @@ def _opens_as(image: Image.Image, upright: Image.Image) -> bool:
 
 
 def _strip_jpeg(data: bytes) -> bytes | None:
-    """The JPEG without application segments and comments; None where its segments cannot be followed.
+    """The JPEG up to its end without application segments and comments; None where it cannot be followed.
 
     JFIF (APP0) and Adobe (APP14) stay: they decide how the pixels decode.
     """
@@ -233,13 +243,34 @@ def _strip_jpeg(data: bytes) -> bytes | None:
         end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         if end < place + 4 or end > len(data):
             return None
-        if marker == 0xDA:  # start of scan: pixels up to the end of the image
-            kept.append(data[place:])
-            return b"".join(kept)
+        if marker == 0xDA:  # start of scan
+            found = _AFTER_SCAN.search(data, end)
+            if found is None:
+                return b"".join([*kept, data[place:]])
+            if (after := data[found.end() - 1]) not in _BETWEEN_SCANS:
+                return None
+            kept.append(data[place : found.start()])
+            place = found.start()
+            if after == 0xD9:  # the end of the image
+                return b"".join([*kept, b"\xff\xd9"])
+            continue
         if not (marker == 0xFE or (0xE1 <= marker <= 0xEF and marker != 0xEE)):
             kept.append(data[place:end])
         place = end
     return None
+
+
+def _png_holds_more(data: bytes) -> bool:
+    """Whether a PNG has chunks that its pixels do not need, or something behind its end."""
+    place = 8
+    while place + 12 <= len(data):
+        kind = data[place + 4 : place + 8]
+        place += int.from_bytes(data[place : place + 4], "big") + 12
+        if kind == b"IEND":
+            return place < len(data)
+        if kind not in _PNG_CHUNKS:
+            return True
+    return False
 
 
 def _sentence(error: BaseException) -> str:

@@ -3,6 +3,8 @@
 import io
 import pickle
 import random
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -101,6 +103,31 @@ def test_only_changed_pixels_and_foreign_metadata_cost_a_new_encoding() -> None:
     stripped = store_picture(described, decode_picture(described, LIMIT)).bytes
     assert b"at home" not in stripped
     assert b"secret" not in stripped
+
+
+def with_chunk(png: bytes, kind: bytes, content: bytes) -> bytes:
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return png[:-12] + chunk + png[-12:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        file_of(noise(), "MPO", save_all=True, append_images=[noise()], exif=exif(DESCRIPTION, "at home")),
+        KINDS["jpeg"] + b"a film, at home",
+        file_of(noise(300, 200), "JPEG", progressive=True) + b"a film, at home",
+        KINDS["png"] + b"at home",
+        with_chunk(KINDS["png"], b"caBX", b"at home"),
+    ],
+    ids=["second_picture", "behind_jpeg", "behind_progressive_jpeg", "behind_png", "private_chunk"],
+)
+def test_nothing_but_the_picture_is_stored(data: bytes) -> None:
+    assert b"at home" in data
+    picture = decode_picture(data, LIMIT)
+    stored = store_picture(data, picture)
+    assert b"at home" not in stored.bytes
+    assert stored.reencoded == (picture.format == "PNG")
+    assert image_id(reopened(stored.bytes)) == image_id(picture.image)
 
 
 def test_the_camera_decides_what_is_up() -> None:
