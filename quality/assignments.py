@@ -4,6 +4,7 @@ sample_id    ID_NUMBER
 component    ID_NUMBER, the name of the component at that time
 split        SIDE
 content      ID_NUMBER, what the pair says (`content`); UNKNOWN where it was assigned before this was kept
+pictures     numbers of the pictures of both sides (`picture_numbers`)
 """
 
 from pathlib import Path
@@ -16,7 +17,14 @@ from vipolyqwen_core.contract import ASSIGNMENTS, Split
 from vipolyqwen_core.corpus.tables import arrow_schema
 
 SIDE = pl.Enum([side.value for side in Split])
-SCHEMA = {"sample_id": ID_NUMBER, "component": ID_NUMBER, "split": SIDE, "content": ID_NUMBER}
+PICTURES = pl.List(pl.UInt64)
+SCHEMA = {
+    "sample_id": ID_NUMBER,
+    "component": ID_NUMBER,
+    "split": SIDE,
+    "content": ID_NUMBER,
+    "pictures": PICTURES,
+}
 UNKNOWN = 0
 ROW_GROUP = 500_000
 
@@ -32,17 +40,31 @@ def side_hashes() -> tuple[pl.Expr, pl.Expr]:
     return (both // 2**64).cast(pl.UInt64), (both % 2**64).cast(pl.UInt64)
 
 
+def picture_numbers(images: pl.Expr) -> pl.Expr:
+    """Image ids as numbers: the upper half of what their 32 hex digits spell."""
+    return (id_number(images) // 2**64).cast(pl.UInt64)
+
+
+def pictures_of_row() -> pl.Expr:
+    """The numbers of the pictures of both sides of a pair."""
+    both = pl.concat_list(pl.col(f"{side}_images").fill_null([]) for side in ("query", "target"))
+    return both.list.eval(picture_numbers(pl.element()))
+
+
 def read_assignments(path: Path) -> pl.DataFrame:
     """The persisted split; empty where no training set was built yet."""
     if not path.is_file():
         return pl.DataFrame(schema=SCHEMA)
     spelled = pl.scan_parquet(path)
-    said = id_number(pl.col("content")) if "content" in spelled.collect_schema() else pl.lit(UNKNOWN)
+    kept = spelled.collect_schema()
+    said = id_number(pl.col("content")) if "content" in kept else pl.lit(UNKNOWN)
+    pictures = pl.col("pictures") if "pictures" in kept else pl.lit([], dtype=PICTURES)
     numbers = spelled.select(
         id_number(pl.col("sample_id")),
         id_number(pl.col("component")),
         pl.col("split").cast(SIDE),
         said.cast(ID_NUMBER).alias("content"),
+        pictures.cast(PICTURES).alias("pictures"),
     )
     assignments = numbers.collect(engine="streaming")
     assert assignments.null_count().sum_horizontal().item() == 0, f"{path} holds ids that are none"
@@ -59,6 +81,7 @@ def write_assignments(assignments: pl.DataFrame, path: Path) -> None:
                 spell(piece["component"]),
                 pl.col("split").cast(pl.String),
                 spell(piece["content"]),
+                "pictures",
             )
             writer.write_table(spelled.to_arrow().cast(schema))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from quality.assignments import pictures_of_row
 from quality.duplicates import UNBUFFERED, comparable, near_pairs, repeated, whole_query
 
 SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
@@ -67,7 +68,7 @@ def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
 
 
 def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
-    """Hashes of the sides that link rows by themselves, with a picture or a text that is long enough.
+    """Hashes of what links rows by itself: pictures, and sides with a picture or a text that is long enough.
 
     Returns `row`, `hash`. Unlike the keys, the hashes are kept over all training sets, in the assignments.
 
@@ -82,7 +83,8 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
         ).select("row", hash=f"{side}_hash")
         for side, text in texts.items()
     ]
-    return pl.concat(sides)
+    pictures = rows.select("row", hash=pictures_of_row()).explode("hash").drop_nulls("hash")
+    return pl.concat([*sides, pictures])
 
 
 def near_sides(

@@ -20,7 +20,7 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-from quality.assignments import SIDE
+from quality.assignments import PICTURES, SIDE
 from quality.id_numbers import spell
 from vipolyqwen_core.config import SplitSettings
 from vipolyqwen_core.contract import Split
@@ -61,10 +61,10 @@ def split_rows(
     """Decide the side of each row.
 
     Args:
-        rows: row, sample_id, content, component (its number), source, task, language, off_limits (bool),
-            dropped (bool: a duplicate, which has no side but whose earlier side counts for its component),
-            earlier (the place of its sample in `assignments`; null: new). Text columns of the stratum are
-            Enums in the order of the alphabet, or texts
+        rows: row, sample_id, content, pictures, component (its number), source, task, language, off_limits
+            (bool), dropped (bool: a duplicate, which has no side but whose earlier side counts for its
+            component), earlier (the place of its sample in `assignments`; null: new). Text columns of the
+            stratum are Enums in the order of the alphabet, or texts
         names: name of each component, by number
         assignments: SCHEMA of `assignments.py`, of earlier training sets
         predecessors: row, place: assigned samples that are gone and whose sides count for a row's component
@@ -78,7 +78,9 @@ def split_rows(
         rule=pl.when(~has_side).then("decision"),
     )
     side = pl.coalesce("earlier", pl.when(has_side).then("decision").cast(SIDE))
-    known = decided.select("row", "sample_id", "component", "earlier", rows["content"], split=side)
+    known = decided.select(
+        "row", "sample_id", "component", "earlier", rows["content"], rows["pictures"], split=side
+    )
     known = known.drop_nulls("split")
     fresh = pl.concat(
         [
@@ -224,7 +226,8 @@ def _of_copies(
         found = found.join(others.select("sample_id"), on="sample_id", how="anti")
     name = names.gather(found["component"])
     found = found.sort("sample_id", "split", name).unique("sample_id", keep="first")
-    return found.select("sample_id", "component", "content", "split")
+    pictures = pl.lit([], dtype=PICTURES)  # the same as those of the row that stays, which remembers them
+    return found.select("sample_id", "component", "content", pictures.alias("pictures"), "split")
 
 
 def _remember(
@@ -246,7 +249,9 @@ def _remember(
     gone = gone.join(heirs, on="place", how="left")
     tables = [
         stays.with_columns(
-            component=names.gather(rows["component"].gather(held)), content=rows["content"].gather(held)
+            component=names.gather(rows["component"].gather(held)),
+            content=rows["content"].gather(held),
+            pictures=rows["pictures"].gather(held),
         ),
         gone.with_columns(component=pl.coalesce("heir", "component")),
         fresh.with_columns(component=names.gather(fresh["component"])),

@@ -6,7 +6,15 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quality.assignments import SCHEMA, UNKNOWN, earlier_places, read_assignments, write_assignments
+from quality.assignments import (
+    PICTURES,
+    SCHEMA,
+    UNKNOWN,
+    earlier_places,
+    pictures_of_row,
+    read_assignments,
+    write_assignments,
+)
 from quality.id_numbers import ID_NUMBER, id_number, spell
 from quality.ledger import polars_schema
 from vipolyqwen_core.contract import ASSIGNMENTS
@@ -36,6 +44,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
             "component": [0, 5, 5, 7],
             "split": split,
             "content": [UNKNOWN, 1, 2**128 - 1, 2**64],
+            "pictures": [[], [2**64 - 1], [3, 0], []],
         },
         schema=SCHEMA,
     )
@@ -47,14 +56,24 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
     assert pl.read_parquet(path)["sample_id"].to_list() == [f"{number:032x}" for number in table["sample_id"]]
 
 
-def test_a_table_from_before_contents_were_kept_is_read(tmp_path: Path) -> None:
+def test_a_table_from_before_contents_and_pictures_were_kept_is_read(tmp_path: Path) -> None:
     path = tmp_path / "assignments.parquet"
     table = pl.DataFrame(
-        {"sample_id": [5], "component": [3], "split": ["eval"], "content": [9]}, schema=SCHEMA
+        {"sample_id": [5], "component": [3], "split": ["eval"], "content": [9], "pictures": [[1]]},
+        schema=SCHEMA,
     )
     write_assignments(table, path)
-    pl.read_parquet(path).drop("content").write_parquet(path)
-    assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN)]
+    pl.read_parquet(path).drop("content", "pictures").write_parquet(path)
+    assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN, [])]
+
+
+def test_pictures_of_both_sides_are_numbered() -> None:
+    images = [["00000000000000ff" + 16 * "a", 32 * "f"], None, []], [None, ["0" * 15 + "3" + 16 * "b"], []]
+    schema = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String)}
+    rows = pl.DataFrame(dict(zip(schema, images, strict=True)), schema=schema)
+    found = rows.select(pictures=pictures_of_row())
+    assert found.schema == {"pictures": PICTURES}
+    assert found["pictures"].to_list() == [[255, 2**64 - 1], [3], []]
 
 
 def test_samples_are_found_at_their_places() -> None:

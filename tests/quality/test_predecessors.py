@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from quality.assignments import SCHEMA, UNKNOWN, content, earlier_places
+from quality.assignments import PICTURES, SCHEMA, UNKNOWN, content, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
 from quality.predecessors import copies_of_rows, find_predecessors
@@ -19,6 +19,7 @@ ASSIGNMENTS = pl.DataFrame(
         "component": [1, 2, 3, 4],
         "split": ["train", "eval", "eval", "train"],
         "content": [10, 20, 30, UNKNOWN],
+        "pictures": [[7], [], [8, 9], []],
     },
     schema=SCHEMA,
 )
@@ -35,6 +36,7 @@ def corpus(
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
+        pictures=pl.lit([], dtype=PICTURES),
         off_limits=pl.lit(False),
         dropped=pl.lit(False),
     )
@@ -81,6 +83,13 @@ def test_a_row_with_one_side_of_a_row_that_is_gone_takes_after_it() -> None:
     assert (found[5], found[6], found[4]) == ("eval", "train", "train")
     components = dict(remembered.select("sample_id", "component").iter_rows())
     assert (components[1], components[2]) == (components[6], components[5])
+
+
+def test_a_row_with_a_picture_of_a_row_that_is_gone_takes_after_it() -> None:
+    """Another question on the same picture, and an answer that is too short to link."""
+    sides = pl.LazyFrame({"row": [0, 1], "hash": [7, 9]}, schema=NO_SIDES.collect_schema())
+    found, _ = corpus({5: 50, 6: 60, 4: 40}, sides=sides)
+    assert (found[5], found[6], found[4]) == ("train", "eval", "train")
 
 
 def test_copies_stand_with_the_row_that_stays_in_the_end() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.assignments import SCHEMA, UNKNOWN, earlier_places
+from quality.assignments import PICTURES, SCHEMA, UNKNOWN, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
 from quality.predecessors import find_predecessors
@@ -28,6 +28,7 @@ def remembered(split: dict[int, str]) -> pl.DataFrame:
             "component": list(split),
             "split": list(split.values()),
             "content": [sample + 1000 for sample in split],
+            "pictures": [[] for _ in split],
         },
         schema=SCHEMA,
     )
@@ -46,6 +47,7 @@ def corpus(
         schema={"row": pl.UInt32, "sample_id": ID_NUMBER},
     ).with_columns(
         content=pl.col("sample_id") + 1000,
+        pictures=pl.lit([], dtype=PICTURES),
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
@@ -174,12 +176,12 @@ def test_what_is_remembered_of_rows_that_come_and_go(steps: list[set[int]], data
         before = assignments.select("sample_id", "component", "split")
         renamed = {old: now[sample] for sample, old, _ in before.iter_rows() if sample in now}
         expected = {
-            sample: (now.get(sample, renamed.get(old, old)), side, sample + 1000)
+            sample: (now.get(sample, renamed.get(old, old)), side, sample + 1000, [])
             for sample, old, side in before.iter_rows()
         }
         for sample, side in sides(result, rows).items():
             if side in ("train", "eval"):
-                expected.setdefault(sample, (now[sample], side, sample + 1000))
+                expected.setdefault(sample, (now[sample], side, sample + 1000, []))
         found = {sample: tuple(facts) for sample, *facts in result.assignments.iter_rows()}
         assert found == expected
         assert list(found) == sorted(found)
@@ -240,7 +242,7 @@ def test_a_copy_is_remembered_with_the_side_of_the_row_that_stays() -> None:
     result = decide(rows, names, SplitSettings(), assignments, copies)
     found = {sample: tuple(facts) for sample, *facts in result.assignments.iter_rows()}
     assert [found[sample] for sample in (10, 11, 12)] == [
-        (0, "train", 0), (1, "eval", 7), (3, "train", 0)
+        (0, "train", 0, []), (1, "eval", 7, []), (3, "train", 0, [])
     ]  # fmt: skip
     assert len(found) == 7
 

@@ -160,6 +160,21 @@ def test_a_row_whose_answer_was_corrected_in_place_keeps_the_side(workspace, wri
         assert by_place() == first
 
 
+def test_pictures_stay_on_their_side_whatever_is_asked_about_them(workspace, write_source, build) -> None:
+    """As where the manifest gives a source another `query_text`: all rows are new, and their pictures not."""
+
+    def by_picture(asked: str) -> dict[str, str]:
+        build(
+            write_source([{**question(i), "input": f"{asked} {i}?"} for i in range(60)], pictures=range(60))
+        )
+        rows = everything(workspace).select(pl.col("query_images").list.first(), "split").rows()
+        return dict(rows)
+
+    first = by_picture("Vật gì đây")
+    assert (len(first), set(first.values())) == (60, {"train", "eval"})
+    assert by_picture("Hãy nói tên của vật") == first
+
+
 def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
     workspace, write_source, build
 ) -> None:
