@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from vipolyqwen_core.config import STRICT, Positive, PositiveFloat
@@ -103,6 +103,17 @@ class Source:
     off_limits: bool = False
     """A benchmark: its rows never train, and rows linked to them do not either."""
 
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _no_truths(cls, columns: Any) -> Any:
+        for key, value in columns.items() if isinstance(columns, dict) else ():
+            if isinstance(value, bool):  # else it would be column 1 or 0
+                raise ValueError(
+                    f"{key}: expected the name or number of a field, given {str(value).lower()}; YAML reads "
+                    "yes, no, on and off so: such a name needs quotes"
+                )
+        return columns
+
     @model_validator(mode="after")
     def _consistent(self) -> "Source":
         if self.format is Format.ADAPTER and self.adapter is None:
@@ -118,6 +129,9 @@ class Source:
             if key not in COLUMNS_OF_FORMAT[self.format]:
                 allowed = ", ".join(sorted(COLUMNS_OF_FORMAT[self.format])) or "no columns"
                 raise ValueError(f"columns.{key}: format {self.format.value} maps {allowed}")
+        for language in self.languages:
+            if not re.fullmatch("[a-z]{2,3}|other", language):
+                raise ValueError(f"languages: {language!r} is no code as vi, en and zh are")
         if self.score_range[0] >= self.score_range[1]:
             raise ValueError(f"score_range {list(self.score_range)}: the first must be below the second")
         return self
