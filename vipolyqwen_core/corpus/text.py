@@ -7,7 +7,7 @@ turns text into special tokens.
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html.entities import html5
 from itertools import groupby
 
@@ -20,18 +20,37 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Turn
 # leaves out what stands behind a capital in sound text too: closing quotes, an ellipsis, a dash, a space.
 _CONTINUATION = "\x80-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _STRICT = "\x80-\x9f¡-ª¬-º¼-¿€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ"
+# Read as Mac Roman: Vietnamese letters begin with `·∫` and `·ª` there. What stands in formulas is left out.
+_MAC_CONTINUATION = "ÄÅÇÉÑÖÜáàâäãåçéèêëíìîïñóòôöõúùûü†°¢£§•¶ß®©™´¨ÆØ¥ªºæø"
 _RUN = (
     f"(?:â€[{_CONTINUATION}]"
+    f"|·[∫ª][{_MAC_CONTINUATION}]"
     f"|[à-ï][{_STRICT}»][{_STRICT}«»]"
     f"|[ð-ô][{_STRICT}][{_CONTINUATION}][{_CONTINUATION}]"
     f"|[Â-ß][{_STRICT}])"
 )
-_MOJIBAKE = re.compile(_RUN)
-_HINT = re.compile(f"[{_STRICT}»]")  # a quick scan: without one of these there is no _RUN
+# Quotes, dashes and the like, read as Mac Roman or as its Central European sister, which ftfy does not know.
+_MAC_MARKS = {
+    "‚Ä" + bytes([end]).decode(codec): bytes([0xE2, 0x80, end]).decode()
+    for codec in ("mac_latin2", "mac_roman")
+    for end in (0x93, 0x94, 0x98, 0x99, 0x9C, 0x9D, 0xA2, 0xA6)
+}
+_MAC_MARK = re.compile("|".join(_MAC_MARKS))
+_MOJIBAKE = re.compile(f"{_RUN}|Ă[{_STRICT}]|{_MAC_MARK.pattern}")
+_HINT = re.compile(f"[{_STRICT}»‚∫]")  # a quick scan: without one of these there is no _MOJIBAKE
 _MOJIBAKE_RUN = re.compile(_RUN + f"(?:{_RUN}|[Â-ß][{_CONTINUATION}])*")
 # Letters that no text has which was read as Windows-1252 by mistake: they show that most of it is sound.
 _SOUND = re.compile("[ăĂđĐĩĨũŨơƠưƯ\u0370-\u1fff\u2460-\uffff]")
 _C1 = re.compile("[\x80-\x9f]")
+# Code pages that UTF-8 was read as, beside those that ftfy is good at: character -> byte. Undefined bytes
+# became controls.
+_CODE_PAGES = [
+    {bytes([byte]).decode(name, "ignore") or chr(byte): byte for byte in range(256)}
+    for name in ("cp1258", "mac_roman", "mac_latin2")
+]
+# Old Vietnamese texts have the Icelandic letter that looks like Đ in its place.
+_ETHS = str.maketrans("Ðð", "Đđ")
+_VIETNAMESE = re.compile("[ăđơưĂĐƠƯ\u1ea0-\u1ef9]")
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # An ampersand that was escaped again and again; entity by entity each level would cost a pass over the text.
@@ -105,6 +124,7 @@ def _is_clean(text: str) -> bool:
         return False
     return text.isascii() or (
         (_HINT.search(text) is None or _MOJIBAKE.search(text) is None)
+        and "Ð" not in text
         and unicodedata.is_normalized("NFC", text)
         and "\ufffc" not in text  # the one character of _CONTROL that counts as printable
     )
@@ -122,6 +142,8 @@ def _normalise_once(text: str) -> str:
     text = _LINE_BREAK.sub("\n", text)
     text = _CONTROL.sub("", text)
     text = compose(text)
+    if "Ð" in text and _VIETNAMESE.search(text):
+        text = text.translate(_ETHS)
     text = _SPACES.sub(" ", text)
     text = _SPACE_AT_BREAK.sub("\n", text)
     return _BREAKS.sub("\n\n", text).strip(" \n")
@@ -132,9 +154,21 @@ def _repair_mojibake(text: str) -> str:
 
     Left alone, ftfy reads the sound Vietnamese capitals of `ĐÃ”` as mojibake of `ĐÔ`.
     """
+    for code_page in _CODE_PAGES:
+        if (read_back := _utf8_read_as(code_page, text)) is not None:
+            return read_back
+    text = _MAC_MARK.sub(lambda mark: _MAC_MARKS[mark[0]], text)
     if _SOUND.search(text):
         return _MOJIBAKE_RUN.sub(lambda run: ftfy.fix_encoding(run[0]), text)
     return ftfy.fix_encoding(text)
+
+
+def _utf8_read_as(code_page: Mapping[str, int], text: str) -> str | None:
+    """The text that was UTF-8 and was read as of a code page; None: it was not, as a whole."""
+    try:
+        return bytes(code_page[char] for char in text).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return None
 
 
 def _resolve(entity: re.Match[str]) -> str:

@@ -55,13 +55,30 @@ def test_both_unicode_forms_of_vietnamese_become_one() -> None:
 
 
 @pytest.mark.parametrize("text", [SENTENCE, "收据的总额是一百二十五元。", "“Déjà vu” – naïve café…"])
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "mac_roman"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_mojibake_is_read_back(text: str, encoding: str, times: int) -> None:
     broken = text
     for _ in range(times):
         broken = misread(broken, encoding)
     assert normalise_text(broken) == text
+
+
+def test_vietnamese_that_its_own_code_page_garbled_is_read_back() -> None:
+    for text in (SENTENCE, "ĐƯỜNG PHỐ HÀ NỘI", "cà phê “sữa đá”…"):
+        assert normalise_text(misread(text, "cp1258")) == text
+
+
+def test_marks_that_a_mac_garbled_are_read_back() -> None:
+    assert (
+        normalise_text("Italy‚Äôs ‚Äėunity talks‚Äô ‚Äď live ‚Ä¶ 東京")
+        == "Italy’s ‘unity talks’ – live … 東京"
+    )
+
+
+def test_an_icelandic_letter_in_vietnamese_text_is_vietnamese() -> None:
+    assert normalise_text("Ðây là một câu ở Ðà Nẵng") == "Đây là một câu ở Đà Nẵng"
+    assert normalise_text("Ðað er á Þingvöllum") == "Ðað er á Þingvöllum"
 
 
 def test_mojibake_within_sound_text_is_read_back_alone() -> None:
@@ -78,6 +95,9 @@ def test_mojibake_within_sound_text_is_read_back_alone() -> None:
         "Årsrapport – 20 °C ± 3 µm, ½ × ¾",
         "«Oui», dit-il à côté d'«elle».",
         "¿Qué? ¡Ñandú!",
+        "‚Äpfel‘ und ‚Äußerung‘",
+        "x·∫π dx + √π ≈ ∆°",
+        "chữ “Ă” và “Ơ”",
     ],
 )
 def test_sound_text_with_suspicious_letters_is_left_alone(text: str) -> None:
