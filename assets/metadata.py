@@ -6,6 +6,7 @@ values; the assets put them together.
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,14 +113,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MetadataVa
 
 
 def cell(value: Any) -> str:
-    """A value as the text of one cell: on one line, cut, with nothing that ends the cell or starts HTML."""
+    """A value as the text of one cell: on one line, cut, with nothing that ends the cell or starts HTML.
+
+    Nor does it make a link, a picture, which the browser would fetch from wherever a corpus says, or code.
+    """
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = " ".join(str(value).split())
     text = text if len(text) <= MAX_CELL_CHARS else text[: MAX_CELL_CHARS - 1] + "…"
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|\[`])", r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def column_schema(columns: Sequence[Column]) -> dg.TableSchema:

@@ -14,6 +14,10 @@ def test_cells_cannot_break_the_table_or_carry_html() -> None:
     assert shown.splitlines()[2:] == ["| a \\| b c |", "| &lt;script&gt;alert(1)&lt;/script&gt; |", "|  |"]
 
 
+def test_cells_make_no_links_pictures_or_code() -> None:
+    assert cell("![x](http://far/x.png) `a` \\d") == "!\\[x](http://far/x.png) \\`a\\` \\\\d"
+
+
 def test_long_values_are_cut() -> None:
     assert len(cell("x" * 1000)) == 120
 
