@@ -61,6 +61,7 @@ def judge(
         result = definition.run(batch_parameters={"dataframe": frame.to_pandas()}, result_format="SUMMARY")
         lines += [_line(suite, single) for single in result.results]
     if docs is not None:
+        _escape_texts(context)
         with written_aside(docs) as aside:
             _write_docs(context, aside)
             _list_without_internet(aside)
@@ -113,6 +114,24 @@ def _bounds(result: ExpectationValidationResult) -> str:
     words = [] if low is None else [f"at least {low:g}"]
     words += [] if high is None else [f"at most {high:g}"]
     return f"; expected {' and '.join(words)}" if words else ""
+
+
+def _escape_texts(context: Any) -> None:
+    """Let no text of a corpus, which a suite of a user's may judge, be HTML in the pages."""
+    store = context.validation_results_store
+    for key in store.list_keys():
+        found = store.get(key)
+        for single in found.results:
+            single.result = _escaped(single.result)
+        store.set(key, found)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _escaped(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_escaped(part) for part in value]
+    return escape(value) if isinstance(value, str) else value
 
 
 def _write_docs(context: Any, folder: Path) -> None:

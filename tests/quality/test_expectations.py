@@ -7,10 +7,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from great_expectations.expectations import ExpectColumnValuesToBeInSet
 
 from quality.curate import curate
 from quality.drift import profile
 from quality.expectations import (
+    Suite,
     balance_of_tasks,
     balance_suite,
     curated_suite,
@@ -144,6 +146,18 @@ def test_answers_that_are_all_alike_and_scores_of_one_kind_are_noticed() -> None
     assert found(rows([1] * 70 + list(range(30)), [None] * 100)) == {"top_target_share"}
     assert found(rows(list(range(100)), [1.0] * 100)) == {"positive_share", "score_deviation"}
     assert balance_of_tasks(rows([1] * 40, [1.0] * 40)).collect().is_empty()
+
+
+def test_texts_of_a_corpus_are_no_html_in_the_pages(tmp_path: Path) -> None:
+    script = "<script>alert(1)</script>"
+    table = pl.DataFrame({"answer": ["Hà Nội", script, script]})
+    expected = ExpectColumnValuesToBeInSet(column="answer", value_set=["Hà Nội"])
+    (line,) = judge([Suite("answers", "pairs", [expected])], {"pairs": table}, tmp_path / "docs")
+    assert script in line["observed"]
+    (page,) = (tmp_path / "docs" / "validations").rglob("*.html")
+    written = page.read_text(encoding="utf-8")
+    assert script not in written
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in written
 
 
 def test_small_and_lost_pictures_are_noticed() -> None:
