@@ -94,6 +94,8 @@ class RowRule:
     """The offending value, as text."""
 
 
+INVISIBLE = r"^[\s\p{Cf}\p{Mn}\x{115F}\x{1160}\x{2800}\x{3164}\x{FFA0}]*$"
+"""A text in which nothing is seen: blanks, joiners, marks without a letter, fillers."""
 UNDECODED = r"\x{FFFD}|\p{Latin}\?[\p{Latin}&&\p{Ll}]"
 """What is left of a letter that was lost: databases and old exports write `Ti?ng Vi?t`."""
 MIN_UNDECODED = 3
@@ -124,7 +126,7 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
         blank = text.str.replace_all(IMAGE_PLACEHOLDER, "", literal=True).str.strip_chars() == ""
         # Where a side has pictures, `<image>` alone is no text, but the pictures are content.
         rules += [
-            RowRule(f"empty_{side}", bare & (text.str.strip_chars() == "") | ~bare & text.is_null(), text),
+            RowRule(f"empty_{side}", bare & text.str.contains(INVISIBLE) | ~bare & text.is_null(), text),
             RowRule(f"{side}_too_short", bare & ~blank & (chars < min_chars), text),
             RowRule(f"{side}_too_long", chars > max_chars, pl.format("{} characters", chars)),
             RowRule(f"undecoded_{side}", _undecoded(text), text),

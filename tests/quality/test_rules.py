@@ -115,6 +115,29 @@ def test_a_text_whose_letters_are_lost_is_told_from_questions(text: str, expecte
     assert first_failure(rows, row_rules(CurationSettings()))["rule"].item() == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "is_empty"),
+    [
+        ("", True),
+        ("\u200d", True),
+        ("\ufe0f \ufe0f", True),
+        ("\u3164\u2800\n\uffa0", True),
+        ("\u0301", True),
+        ("👩\u200d🔬", False),
+        ("-", False),
+        ("\u200dvâng", False),
+    ],
+)
+def test_a_text_in_which_nothing_is_seen_is_empty(text: str, is_empty: bool) -> None:
+    rows = pl.DataFrame([{"task": "instr", "query": "Câu này nói gì?", "target": text}]).with_columns(
+        query_images=pl.lit(None, dtype=pl.List(pl.String)),
+        target_images=pl.lit(None, dtype=pl.List(pl.String)),
+        score=pl.lit(None, dtype=pl.Float32),
+    )
+    rule = first_failure(rows, row_rules(CurationSettings()))["rule"].item()
+    assert (rule == "empty_target") == is_empty
+
+
 def test_limits_by_task_survive_json() -> None:
     settings = CurationSettings(by_task={Task.OCR: TextLimits(max_chars=9)})
     assert from_json(CurationSettings, to_json(settings)) == settings
