@@ -239,7 +239,9 @@ def _edges(column: str, largest: float) -> np.ndarray[Any, Any]:
     if column == "pictures":
         return np.arange(int(largest) + 2) - 0.5
     if column == "score":
-        return np.linspace(0.0, 1.0, SCORE_BINS + 1)
+        edges = np.linspace(0.0, 1.0, SCORE_BINS + 1)
+        edges[:-1] -= 1e-6  # round scores are a little off in float32: 0.7 belongs between 0.7 and 0.75
+        return edges
     return np.linspace(0.0, max(largest, 1.0), BINS + 1)
 
 
