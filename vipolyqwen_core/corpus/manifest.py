@@ -125,6 +125,8 @@ class Source:
         if self.task is not None and self.task not in TASKS_OF_FORMAT[self.format]:
             allowed = ", ".join(sorted(task.value for task in TASKS_OF_FORMAT[self.format]))
             raise ValueError(f"format {self.format.value} holds {allowed}, not {self.task.value}")
+        if self.query_text is not None and self.format not in (Format.IMAGE_QA, Format.ADAPTER):
+            raise ValueError(f"query_text: format {self.format.value} has questions of its own")
         for key in self.columns:
             if key not in COLUMNS_OF_FORMAT[self.format]:
                 allowed = ", ".join(sorted(COLUMNS_OF_FORMAT[self.format])) or "no columns"

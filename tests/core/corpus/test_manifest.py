@@ -58,6 +58,7 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         (SOURCE + ", weight: 0}", ["source 'a'", "'weight'", "greater than 0"]),
         (SOURCE + ", columns: {foo: 1}}", ["source 'a'", "columns.foo", "sts_table maps"]),
         (SOURCE + ", columns: {query: No}}", ["source 'a'", "'columns'", "query", "given false", "quotes"]),
+        (SOURCE + ", query_text: Which}", ["source 'a'", "query_text", "sts_table has questions of its own"]),
         (SOURCE + ", languages: [VI]}", ["source 'a'", "languages: 'VI' is no code as vi"]),
         (SOURCE + ", languages: [zh-CN]}", ["source 'a'", "languages: 'zh-CN' is no code"]),
         (SOURCE + ", score_range: [5, 0]}", ["source 'a'", "score_range"]),
