@@ -3,12 +3,14 @@
 The model's modules are imported inside the fixtures: they take seconds, and most tests need none of them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
+from tests.mlflow_store import same_store_afterwards
 from vipolyqwen_core.config import ModelSettings, ProcessingSettings
 
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -30,6 +32,13 @@ TEXTS = (
 def _one_thread() -> None:
     """The models of tests are too small for threads to help."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_store() -> Iterator[None]:
+    """What a test tells MLflow, and MLflow writes into the environment, is not for the next test."""
+    with same_store_afterwards():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Ranks and other processes that a test starts read the environment instead, so bo
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,16 +13,25 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 
 @contextmanager
 def mlflow_store(uri: str) -> Iterator[None]:
-    """Use a store in this process and its children; afterwards MLflow asks the environment again."""
+    """Use a store in this process and its children."""
     import mlflow  # takes seconds
 
+    with same_store_afterwards():
+        mlflow.set_tracking_uri(uri)
+        os.environ[VARIABLE] = uri  # where it was told this store already, MLflow leaves the variable alone
+        yield
+
+
+@contextmanager
+def same_store_afterwards() -> Iterator[None]:
+    """Let MLflow ask the environment again, and this name the store of before."""
     before = os.environ.get(VARIABLE)
-    mlflow.set_tracking_uri(uri)
-    os.environ[VARIABLE] = uri  # where it was told this store already, MLflow leaves the variable alone
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        os.environ.pop(VARIABLE, None)
-        if before is not None:
-            os.environ[VARIABLE] = before
+        if os.environ.get(VARIABLE) != before:
+            if "mlflow" in sys.modules:
+                sys.modules["mlflow"].set_tracking_uri(None)
+            os.environ.pop(VARIABLE, None)
+            if before is not None:
+                os.environ[VARIABLE] = before

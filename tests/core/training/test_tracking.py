@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tests.core.distributed import run_on_ranks
+from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.pairs import TASKS, pair_keys
 from vipolyqwen_core.objectives.routing import TermSums
@@ -90,12 +91,12 @@ def test_a_training_alone_makes_the_store_of_its_workspace_and_names_the_place_o
     make_run, monkeypatch
 ):
     given, workspace = [], current_workspace()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.mlflow_database}")
     monkeypatch.setattr(tracking_module, "make_mlflow_database", given.append)
     monkeypatch.setattr(
         tracking_module, "mlflow_run", lambda _, artifacts: given.append(artifacts) or nullcontext()
     )
-    with tracking(make_run(), num_steps=3, first_step=0, is_main=True):
+    own = mlflow_store(f"sqlite:///{workspace.mlflow_database}")
+    with own, tracking(make_run(), num_steps=3, first_step=0, is_main=True):
         assert given == [workspace.mlflow_database, workspace.mlflow_artifacts.as_uri()]
 
 
