@@ -149,10 +149,10 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         Any other store stays as it is.
         """
         artifacts = Path(self.artifacts)
-        database = Workspace(artifacts.parent).mlflow_database
-        if self.tracking_uri == f"sqlite:///{database}":
-            make_mlflow_database(database)
-            follow_move(database, EXPERIMENT, artifacts)
+        place = Workspace(artifacts.parent)
+        if self.tracking_uri == place.own_mlflow_uri:
+            make_mlflow_database(place.mlflow_database)
+            follow_move(place.mlflow_database, EXPERIMENT, artifacts)
 
     def refuse_silence(self) -> None:
         """Nothing, where the store is no server, or one that answers: anything, and at once.

@@ -140,7 +140,12 @@ class Workspace:
     @property
     def mlflow_uri(self) -> str:
         """Tracking and registry."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.mlflow_database}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_mlflow_uri
+
+    @property
+    def own_mlflow_uri(self) -> str:
+        """Tracking and registry, where nobody chose others."""
+        return f"sqlite:///{self.mlflow_database}"
 
     @property
     def mlflow_artifacts(self) -> Path:

@@ -12,11 +12,11 @@ import torch
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.objectives.negatives import gather
-from vipolyqwen_core.objectives.pairs import TASKS, PairVectors, join_pairs, split_vectors
+from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
-from vipolyqwen_core.training.plan import IntArray, PlanIndex, mix, plan_chunks, sample_keys
+from vipolyqwen_core.training.plan import TASK_CODES, IntArray, PlanIndex, mix, plan_chunks, sample_keys
 from vipolyqwen_core.training.ranks import sums
 from vipolyqwen_core.training.tracking import loss_metrics
 
@@ -84,10 +84,9 @@ def read_evaluation_index(path: Path) -> PlanIndex:
         raise ValueError(f"{path} does not exist: build the training set first")
     table = read_arrow(path)
     patches = table["query_patches"].to_numpy() + table["target_patches"].to_numpy()
-    codes = {task.value: code for code, task in enumerate(TASKS)}
     return PlanIndex(
         keys=sample_keys(table["sample_id"].to_pylist()),
-        tasks=np.array([codes[task] for task in table["task"].to_pylist()], dtype=np.int8),
+        tasks=np.array([TASK_CODES[task] for task in table["task"].to_pylist()], dtype=np.int8),
         sources=np.zeros(len(table), dtype=np.int32),
         source_names=("all",),
         tokens=table["query_tokens"].to_numpy() + table["target_tokens"].to_numpy(),

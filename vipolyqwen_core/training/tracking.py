@@ -158,7 +158,7 @@ def tracking(run: TrainingRun, num_steps: int, first_step: int, is_main: bool) -
             bar = Progress(*done, TimeRemainingColumn(), console=Console(stderr=True))
             stack.enter_context(bar)
         workspace = current_workspace()
-        if workspace.mlflow_uri == f"sqlite:///{workspace.mlflow_database}":
+        if workspace.mlflow_uri == workspace.own_mlflow_uri:
             make_mlflow_database(workspace.mlflow_database)
         artifacts = None if is_served(workspace.mlflow_uri) else workspace.mlflow_artifacts.as_uri()
         mlflow = stack.enter_context(mlflow_run(run, artifacts))

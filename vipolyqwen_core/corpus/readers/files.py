@@ -57,8 +57,7 @@ class SourceFile:
 
         What a web address asks of its server, as `?download=true`, is no part of it.
         """
-        is_url = self.location.startswith(HTTP)
-        name = self.name.partition("?")[0] if is_url else self.name
+        name = _without_query(self.name, self.location)
         path = PurePosixPath(name)
         is_packed = infer_compression(name) or path.suffix.lower() == ZSTD_SUFFIX
         return (path.with_suffix("") if is_packed else path).suffix.lower()
@@ -153,6 +152,11 @@ def _told(fs: Any, place: str, info: dict[str, Any]) -> str:
     return told_version(info) or ""
 
 
+def _without_query(name: str, location: str) -> str:
+    """A name without what its web address asks of the server."""
+    return name.partition("?")[0] if location.startswith(HTTP) else name
+
+
 def files_fingerprint(files: Collection[SourceFile]) -> str:
     """Hash of names, sizes and versions: equal while no file was added, removed or changed."""
     return fingerprint(*((file.name, file.size_bytes, file.version) for file in files))
@@ -167,7 +171,7 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
         StorageError: it lies elsewhere and cannot be fetched
     """
     fs, path = url_to_fs(location)
-    name = path.partition("?")[0] if path.startswith(HTTP) else path
+    name = _without_query(path, path)
     packing = infer_compression(name)
     with _opened(fs, path) as file:
         if PurePosixPath(name).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it

@@ -1,0 +1,70 @@
+"""CSV and TSV files: headers, quotes, and lines that are too short or too long."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.core.corpus.readers.reading import read, rules
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.manifest import Format
+
+KEYS: dict[str, Any] = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+
+
+def test_a_table_without_header_goes_by_number(tmp_path: Path) -> None:
+    content = 'a,b,1\n"c, ""d""",e,0\n'
+    records = read(tmp_path, "a.csv", content, header=False, **KEYS)
+    assert [(p.query, p.target, p.score) for r in records for p in r.pairs] == [
+        ("a", "b", 1.0), ('c, "d"', "e", 0.0),
+    ]  # fmt: skip
+    turned = {"query": 1, "target": 0}
+    (first, _) = read(tmp_path, "a.csv", content, header=False, columns=turned, **KEYS)
+    assert (first.pairs[0].query, first.pairs[0].score) == ("b", 1.0)
+
+
+def test_quoted_cells_hold_line_breaks_and_a_stray_quote_costs_one_line(tmp_path: Path) -> None:
+    content = 'query,target,score\n"a\nb",c,1\n"open,d,0\ne,f,1\n g "h",i,0.5\n"j"k,l,0\n'
+    records = read(tmp_path, "a.csv", content, **KEYS)
+    assert [(record.line, rules([record])[0]) for record in records] == [
+        (2, None), (4, "missing_field"), (5, None), (6, None), (7, None),
+    ]  # fmt: skip
+    assert records[0].pairs[0].query == "a\nb"
+    assert [record.pairs[0].query for record in records[2:]] == ["e", ' g "h"', "jk"]
+
+
+@pytest.mark.parametrize("start", ["query,target,score\n", ""])
+def test_a_line_that_breaks_off_before_its_score_is_no_positive(tmp_path: Path, start: str) -> None:
+    records = read(tmp_path, "a.csv", f"{start}a,b,1\nc,d\ne\n", header=bool(start), **KEYS)
+    assert rules(records) == [None, "missing_field", "missing_field"]
+
+
+def test_a_line_of_more_cells_than_the_header_is_not_shifted(tmp_path: Path) -> None:
+    content = 'query,target\n"Hello, you",b\nHello, you,b\nc,d,, \n'
+    records = read(tmp_path, "a.csv", content, **KEYS)
+    assert rules(records) == [None, "broken_csv", None]
+    assert [(p.query, p.target) for r in records for p in r.pairs] == [("Hello, you", "b"), ("c", "d")]
+
+
+def test_a_name_that_stands_twice_is_no_column_to_read(tmp_path: Path) -> None:
+    content = "query,target,score,note,score,note\na,b,1,x,0,y\nc,d,1,,1,z\n"
+    records = read(tmp_path, "a.csv", content, **KEYS)
+    assert rules(records) == ["ambiguous_column", None]
+    assert records[0].rejection is not None
+    assert "'score'" in records[0].rejection.reason
+    assert "2 and 4" in records[0].rejection.reason
+    (first, _) = read(tmp_path, "a.csv", content, columns={"score": 4}, **KEYS)
+    assert first.pairs[0].score == 0
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_quoted_cell_may_be_long(tmp_path: Path, end: str) -> None:
+    text = ("word, " * 1000 + end) * 30
+    records = read(tmp_path, "a.csv", f'query,target\n"{text}",b\nc,d\n', **KEYS)
+    assert [record.pairs[0].query for record in records] == [text, "c"]
+
+
+def test_quotes_in_a_tsv_may_be_plain_characters(tmp_path: Path) -> None:
+    content = 'query\ttarget\tscore\n"Hi," he said\tb\t1\n"never closed\tb\t1\n'
+    records = read(tmp_path, "a.tsv", content, **KEYS)
+    assert [record.pairs[0].query for record in records] == ['"Hi," he said', '"never closed']
