@@ -90,6 +90,7 @@ class ViPolyQwenEmbedder:
         Raises:
             ValueError: the directory does not exist or holds no model, and it is no model on the hub; or its
                 layers are to be compiled and are not those of Qwen2-VL
+            OSError: the directory holds no weights
         """
         path = os.path.expanduser(path)  # a hub id stays what it is
         if Path(path).is_dir() and not Path(path, subfolder, "config.json").is_file():

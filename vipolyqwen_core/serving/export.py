@@ -31,7 +31,7 @@ from vipolyqwen_core.serving.current_export import CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import PARTITION_ROWS, TABLE
-from vipolyqwen_core.serving.table_update import update_table
+from vipolyqwen_core.serving.table_update import damage_named, update_table
 from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def export(
     """Bring the exported table up to date with a training set under a model version.
 
     Raises:
-        ValueError: there is no training set, no model, or the version cannot name a folder
+        ValueError: there is no training set, no model, the version cannot name a folder, or the table is
+            damaged
     """
     started = time.monotonic()
     if not re.fullmatch(r"\w[\w.+-]*", model_version) or model_version == workspace.lancedb.name:
@@ -164,10 +165,16 @@ def model_digest(model: Path) -> str:
 
 
 def _matching_table(folder: Path, schema: pa.Schema) -> Table | None:
-    """The table in a LanceDB folder, where it was made by the same model with the same columns."""
-    if not (folder / f"{TABLE}.lance").is_dir():
+    """The table in a LanceDB folder, where it was made by the same model with the same columns.
+
+    Raises:
+        ValueError: it is damaged
+    """
+    place = folder / f"{TABLE}.lance"
+    if not place.is_dir():
         return None
-    table = lancedb.connect(folder).open_table(TABLE)
+    with damage_named(place):
+        table = lancedb.connect(folder).open_table(TABLE)
     return table if table.schema.equals(schema, check_metadata=True) else None
 
 
@@ -214,7 +221,7 @@ def _index(table: Table, settings: ExportSettings) -> None:
 def _vector_index(dim: int) -> IvfRq | IvfSq:
     """Partitions of vectors of one bit a dimension (RaBitQ, Gao and Long 2024); search compares whole ones.
 
-    A graph (HNSW) finds as much, but takes 28 to 72 times as long to make and some nine times the space:
+    A graph (HNSW) finds as much, but takes 30 to 80 times as long to make and some nine times the space:
     `python -m tests.benchmarks vector_index` shows both.
     """
     kind = IvfRq if dim % 8 == 0 else IvfSq  # the one knows whole bytes only

@@ -7,8 +7,11 @@ its split or its place keeps its vector; the rest is encoded.
 import hashlib
 import logging
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -58,6 +61,9 @@ def update_table(table: Table, sides: ExportedSides, pool: EncodingPool) -> Tabl
     """Add the rows that the table lacks, block by block, then delete those that are gone or were added anew.
 
     In this order a vector is never lost to a kill, and search misses nothing meanwhile.
+
+    Raises:
+        ValueError: the table is damaged
     """
     before = Snapshot(table)
     identities: list[Hashes] = []
@@ -84,6 +90,22 @@ def update_table(table: Table, sides: ExportedSides, pool: EncodingPool) -> Tabl
     return TableUpdate(encoded, updated, deleted=len(stale) - updated, content=content)
 
 
+@contextmanager
+def damage_named(place: str | Path) -> Iterator[None]:
+    """What LanceDB raises inside where files of a table are lost or spoilt says so and what helps.
+
+    Raises:
+        ValueError: it raised something
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"the table {place} cannot be read; delete it and export again, which takes the vectors that the "
+            "version's Parquet file holds"
+        ) from error
+
+
 class Snapshot:
     """The rows of a table before an update, 40 bytes each. What is added later does not move them."""
 
@@ -92,11 +114,12 @@ class Snapshot:
         scanner = self._dataset.scanner(columns=list(IDENTITY), with_row_id=True, scan_in_order=True)
         nothing = np.empty(0, dtype=np.uint64)
         keys, identities, row_ids = [nothing], [nothing], [nothing]
-        for batch in scanner.to_batches():
-            rows = pa.Table.from_batches([batch])
-            keys.append(row_hashes(rows, KEY))
-            identities.append(row_hashes(rows, IDENTITY))
-            row_ids.append(rows["_rowid"].to_numpy())
+        with damage_named(self._dataset.uri):
+            for batch in scanner.to_batches():
+                rows = pa.Table.from_batches([batch])
+                keys.append(row_hashes(rows, KEY))
+                identities.append(row_hashes(rows, IDENTITY))
+                row_ids.append(rows["_rowid"].to_numpy())
         self.identities = np.concatenate(identities)
         self.row_ids = np.concatenate(row_ids)
         self._sorted_identities = np.sort(self.identities)
@@ -116,7 +139,9 @@ class Snapshot:
         """Vectors of rows that it knows."""
         places = self._places[np.searchsorted(self._sorted_keys, keys)]
         distinct, number = np.unique(places, return_inverse=True)
-        return matrix(self._dataset.take(distinct.tolist(), columns=["embedding"])["embedding"])[number]
+        with damage_named(self._dataset.uri):
+            found = self._dataset.take(distinct.tolist(), columns=["embedding"])
+        return matrix(found["embedding"])[number]
 
 
 def _encode(block: SideBlock, pool: EncodingPool) -> _Encoding:

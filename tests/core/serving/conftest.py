@@ -47,3 +47,22 @@ def model_of_the_same_shape(
     tiny_backbone: Path, tiny_processing: ProcessingSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return another_model(tmp_path_factory.mktemp("same_shape"), tiny_backbone, tiny_processing, dim=64)
+
+
+def lose_rows(table: Path) -> None:
+    for file in (table / "data").iterdir():
+        file.unlink()
+
+
+def spoil_rows(table: Path) -> None:
+    for file in (table / "data").iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+
+
+def spoil_versions(table: Path) -> None:
+    for file in (table / "_versions").iterdir():
+        file.write_bytes(b"")
+
+
+DAMAGES = (lose_rows, spoil_rows, spoil_versions)
+"""What may happen to the files of a LanceDB table."""

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from lancedb.table import LanceTable
 
-from tests.core.serving.conftest import SETTINGS, run_export
+from tests.core.serving.conftest import DAMAGES, SETTINGS, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs, write_training_set
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings
@@ -402,3 +404,16 @@ def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny
         export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS)
     with pytest.raises(ValueError, match="is no model directory"):
         export(workspace.training_set, tmp_path, "1", workspace, SETTINGS)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_table_is_named_and_made_anew_from_the_parquet_file(
+    tmp_path: Path, tiny_model_dir: Path, damage: Callable[[Path], None]
+) -> None:
+    workspace = Workspace(tmp_path)
+    rows = run_export(workspace, tiny_model_dir).rows
+    damage(workspace.lancedb / f"{search_module.TABLE}.lance")
+    with pytest.raises(ValueError, match=rf"the table .*{search_module.TABLE}\.lance cannot be read; delete"):
+        run_export(workspace, tiny_model_dir)
+    shutil.rmtree(workspace.lancedb)
+    assert (run_export(workspace, tiny_model_dir).encoded, len(rows_of(workspace))) == (0, rows)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.core.serving.conftest import SETTINGS, run_export
+from tests.core.serving.conftest import DAMAGES, SETTINGS, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving import search as search_module
@@ -164,22 +164,7 @@ def test_a_search_whose_table_is_replaced_each_time_says_so_and_blames_no_filter
         search_words(exported, "question", where="side = 'query'")
 
 
-def lose_rows(table: Path) -> None:
-    for file in (table / "data").iterdir():
-        file.unlink()
-
-
-def spoil_rows(table: Path) -> None:
-    for file in (table / "data").iterdir():
-        file.write_bytes(bytes(file.stat().st_size))
-
-
-def spoil_versions(table: Path) -> None:
-    for file in (table / "_versions").iterdir():
-        file.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [lose_rows, spoil_rows, spoil_versions])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("look", [search, search_words])
 def test_a_damaged_table_is_said_to_be_one_and_no_filter_is_blamed(
     look: Callable[..., list[Hit]], exported: Workspace, damage: Callable[[Path], None]
