@@ -8,6 +8,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, look_up, text_of
+from vipolyqwen_core.corpus.text import normalise_text
 
 ROLES = {
     "system": "system",
@@ -74,7 +75,8 @@ def dialogue_pairs(
         raise RecordError("no_answer", "the dialogue has no answer of the assistant", turns)
     if not answers or (dialogue_turns == "last" and answers[-1] != last):
         raise RecordError("no_question", "the answer does not follow a turn of the user", turns)
-    placeholders = [turn.text.count(IMAGE_PLACEHOLDER) for turn in turns]
+    texts = [normalise_text(turn.text) if images else turn.text for turn in turns]  # `&lt;image&gt;` is one
+    placeholders = [text.count(IMAGE_PLACEHOLDER) for text in texts]
     missing = max(0, len(images) - (sum(placeholders) - placeholders[last]))
     return [
         RawPair(

@@ -78,15 +78,18 @@ def test_an_answer_that_stands_in_the_messages_too_is_not_in_the_query(tmp_path:
     assert (pair.query, pair.target) == ("hai", spoken)
 
 
-def test_an_earlier_answer_does_not_see_later_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"), [("một", "hai <image>"), ("&lt;image&gt;một", "hai &lt;image&gt;")]
+)
+def test_an_earlier_answer_does_not_see_later_pictures(tmp_path: Path, first: str, second: str) -> None:
     messages = [
-        {"role": "user", "content": "một"},
+        {"role": "user", "content": first},
         {"role": "assistant", "content": "1"},
-        {"role": "user", "content": "hai <image>"},
+        {"role": "user", "content": second},
     ]
     row = {"data_type": "vqa_multi", "images": ["a", "b"], "input": messages, "output": "2"}
-    first, last = pairs(tmp_path, row, "each")
-    assert first.query_images == ("a",)  # its placeholder is missing: it belongs to the first user text
+    earlier, last = pairs(tmp_path, row, "each")
+    assert earlier.query_images == ("a",)  # without a placeholder too: it belongs to the first user text
     assert last.query_images == ("a", "b")
 
 
