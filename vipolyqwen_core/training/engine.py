@@ -111,9 +111,7 @@ class Engine:
                 parameter.grad = None  # zeros of a dummy picture: they must not decay weights and moments
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
         refused = not (grad_norm < float("inf"))
-        if refused:
-            self.optimizer.zero_grad(set_to_none=True)
-        else:
+        if not refused:
             self.optimizer.step()
         return StepResult(losses.total, losses.terms, grad_norm, refused, pairs)
 
