@@ -101,6 +101,7 @@ def test_chunks_of_anchors_add_up_to_the_whole_in_loss_gradient_and_terms(option
     terms = parts[0].terms + parts[1].terms + parts[2].terms
     assert torch.allclose(terms.sums, expected.terms.sums)
     assert torch.equal(terms.counts, expected.terms.counts)
+    assert not terms.sums.requires_grad, "it would keep the graph of each chunk to the end of the step"
 
 
 def test_groups_of_candidates_join_with_their_hard_negatives():

@@ -150,17 +150,14 @@ def test_item_errors_survive_a_process_boundary() -> None:
     assert (error.item, error.rule, str(error)) == (3, "placeholders", "item 3: two for one")
 
 
-def test_truncation_cuts_text_only(short: ViPolyQwenProcessor) -> None:
-    long = "dài " * 200
+def test_truncation_cuts_text_only_and_from_its_end(short: ViPolyQwenProcessor) -> None:
+    long = " ".join(map(str, range(200)))
     encoded = short.encode(Item(f"{long}<image>{long}", (RED,), prefix=Task.OCR))
-    whole = len(short.tokenizer.encode(long).ids)
-    assert encoded.num_tokens == 24
-    assert encoded.truncated_tokens == 2 * whole + 8 + 2 - 24
-    ids = encoded.input_ids.tolist()
-    assert ids[0] == short.prompt.prefixes[Task.OCR]
-    assert ids[-1] == short.prompt.im_end
-    assert ids.count(short.prompt.image_pad) == 6
-    assert encoded.image_starts == (ids.index(short.prompt.image_pad),)
+    text, frame = short.tokenizer.encode(long).ids, short.prompt
+    picture = [frame.vision_start, *[frame.image_pad] * 6, frame.vision_end]
+    assert encoded.input_ids.tolist() == [frame.prefixes[Task.OCR], *text[:14], *picture, frame.im_end]
+    assert encoded.truncated_tokens == 2 * len(text) + 8 + 2 - 24
+    assert encoded.image_starts == (16,)
 
 
 def test_truncation_takes_the_earliest_turn_first(tiny_backbone: Path) -> None:
