@@ -107,7 +107,8 @@ def flip(file: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["*.distcp", ".metadata", "state.json"])
-def test_a_flipped_bit_is_seen(tmp_path, caplog, name):
+def test_a_flipped_bit_is_seen(tmp_path, caplog, monkeypatch, name):
+    monkeypatch.setattr("vipolyqwen_core.training.checkpoints.BLOCK_BYTES", 64)  # files of several blocks
     checkpoints = Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY)
     model, optimizer = make()
     for step in (1, 10):
