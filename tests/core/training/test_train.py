@@ -4,12 +4,14 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +21,9 @@ from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.routing import TERMS
+from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training import schedule
+from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.parent import EXIT_CODE
@@ -126,6 +130,21 @@ def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
     assert exported == pytest.approx(judged[result.exported_step], rel=1e-5)
 
 
+def test_quick_evaluations_take_the_same_pairs_whatever_their_order(
+    make_run, training_set, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vipolyqwen_core.training.quick_evaluation.MAX_PAIRS", 5)
+    run = make_run()
+    moved = replace(run, training_set=shutil.copytree(training_set, tmp_path / "moved"))
+    table = pa.ipc.open_file(training_set / "eval.arrow").read_all()
+    with pa.ipc.new_file(moved.training_set / "eval.arrow", table.schema) as writer:
+        writer.write_table(table.take([*range(1, len(table)), 0]))
+    engine = prepare(run).engine
+    one, other = (QuickEvaluation(each, engine) for each in (run, moved))
+    assert len(one.rows) == 5
+    assert set(one.index.keys[one.rows]) == set(other.index.keys[other.rows])
+
+
 def test_a_run_that_is_resumed_without_quick_evaluations_exports_its_last_step(make_run, monkeypatch):
     monkeypatch.setattr(QuickEvaluation, "metrics", lambda self: {"eval/loss": 1.0})  # the first is the best
     with pytest.raises(Killed):
@@ -169,6 +188,50 @@ def test_terms_weigh_in_a_tasks_running_loss_as_they_do_in_its_loss(make_run):
         for task in TERMS
     }
     assert running_losses(run) == pytest.approx(expected)
+
+
+def test_steps_weigh_tasks_by_the_losses_of_those_before_that_were_not_refused(make_run, monkeypatch):
+    given = []
+    step = Engine.step
+
+    def refusing_the_first(engine, planned, chunks, weights):
+        given.append(weights)
+        return replace(step(engine, planned, chunks, weights), refused=planned.number == 0)
+
+    monkeypatch.setattr(Engine, "step", refusing_the_first)
+    for dynamic in (True, False):
+        run = make_run(
+            str(dynamic),
+            objective={"dynamic_task_weights": dynamic},
+            training={"max_steps": 3, "log_steps": 1},
+        )
+        train(run, StopSignal())
+        lines = read_metrics(run.output / "metrics.jsonl")
+        losses_of_second = {
+            task: sum(lines[1][f"loss/{task.value}/{term}"] for term in terms)
+            for task, terms in TERMS.items()
+        }
+        expected = TaskBalance().updated(losses_of_second).weights() if dynamic else None
+        assert given == [None, None, expected and pytest.approx(expected)]
+        given.clear()
+
+
+def test_what_the_recipe_says_of_a_step_reaches_the_engine(make_run):
+    run = make_run(
+        model={"matryoshka_dims": (16,)},
+        batches={"negatives": "step"},
+        objective={"temperature": 0.2},
+        optimizer={"max_grad_norm": 0.5},
+        training={"seed": 3, "precision": "bfloat16"},
+    )
+    engine = prepare(run).engine
+    assert (engine.matryoshka_dims, engine.max_grad_norm, engine.seed) == ((16,), 0.5, 3)
+    assert (engine.negatives, engine.autocast) == ("step", torch.bfloat16)
+    assert engine.objective == run.recipe.objective
+    tower = engine.model.backbone.visual.parameters()
+    assert [id(parameter) for parameter in engine.vision_parameters] == [id(one) for one in tower]
+    other = prepare(make_run(training={"seed": 4})).engine
+    assert not torch.equal(other.model.projection.weight, engine.model.projection.weight)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(make_run):
@@ -263,6 +326,15 @@ def test_steps_that_are_not_finite_are_refused_counted_and_end_the_run(make_run,
     assert [line["refused_steps"] for line in lines[1:]] == list(range(1, 11))
     assert "step 2 refused" in caplog.text
     assert (run.output / "checkpoints" / "step_1" / "state.json").is_file()
+
+
+def test_refused_steps_with_good_ones_between_do_not_end_a_run(make_run, monkeypatch):
+    step = Engine.step
+    monkeypatch.setattr(train_module, "MAX_REFUSED_IN_A_ROW", 2)
+    monkeypatch.setattr(
+        Engine, "step", lambda *given: replace(step(*given), refused=given[1].number % 2 == 0)
+    )
+    assert train(make_run(), StopSignal()).refused_steps == 3
 
 
 def test_a_failure_leaves_its_traceback_and_a_user_error_is_one_sentence(
