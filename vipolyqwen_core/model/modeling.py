@@ -214,7 +214,7 @@ class ViPolyQwenModel(PreTrainedModel):
         outputs = self.backbone.language_model(
             inputs_embeds=embeddings[None],
             position_ids=batch.position_ids,
-            use_cache=False,  # with a cache, transformers takes the packed sequence for one item
+            use_cache=False,  # nothing is generated: no layer need keep its keys and values
             segments=batch.segments,
             **deepstack,
         )
@@ -223,14 +223,12 @@ class ViPolyQwenModel(PreTrainedModel):
 
 
 def _insert_pictures(embeddings: Tensor, pictures: Pictures, seen: VisualTokens) -> Tensor:
-    """The embeddings with visual tokens in their places: [T, H]."""
-    num_tokens = len(pictures.tokens)
-    visual = seen.embeddings.to(embeddings.dtype)
-    embeddings = embeddings.index_copy(0, pictures.tokens, visual[:num_tokens])
-    if num_tokens < len(visual):  # a dummy picture: no value, but the vision tower has its gradients
-        unused = (rows[num_tokens:].sum() for rows in (visual, *seen.deepstack))
-        embeddings = embeddings + 0.0 * sum(unused)
-    return embeddings
+    """The embeddings with visual tokens in their places: [T, H].
+
+    Of a dummy picture no token is taken, yet the vision tower gets gradients: zeros.
+    """
+    visual = seen.embeddings[: len(pictures.tokens)].to(embeddings.dtype)
+    return embeddings.index_copy(0, pictures.tokens, visual)
 
 
 def _behind_layers(pictures: Pictures, seen: VisualTokens) -> dict[str, Any]:

@@ -75,9 +75,12 @@ def vectors(
 def plain_vectors(
     model: ViPolyQwenModel, backbone: Path, processor: ViPolyQwenProcessor, items: list[EncodedItem]
 ) -> Tensor:
-    """The same weights in transformers' plain class with its own masks and positions, item by item."""
+    """The same weights in transformers' plain class with its own masks and positions, item by item.
+
+    The parameters are those of the model: gradients of these vectors reach them.
+    """
     plain = AutoModel.from_pretrained(backbone, attn_implementation="eager")
-    plain.load_state_dict(model.backbone.state_dict())
+    plain.load_state_dict(model.backbone.state_dict(keep_vars=True), assign=True)
     rows = []
     for item in items:
         ids = torch.from_numpy(item.input_ids)[None]
@@ -86,16 +89,15 @@ def plain_vectors(
             inputs["pixel_values"] = torch.from_numpy(pixel_values(item.patches, processor.layout))
             inputs["image_grid_thw"] = torch.tensor(item.image_grid)
             inputs["mm_token_type_ids"] = (ids == plain.config.image_token_id).int()
-        with torch.no_grad():
-            hidden = plain(**inputs).last_hidden_state[0]
-            if model.config.pooling == Pooling.MEAN:
-                pooled = hidden.mean(0)
-            elif model.config.pooling == Pooling.LAST:
-                pooled = hidden[-1]
-            else:
-                context = model.pooling.context
-                slices = hidden.split(context.shape[1], dim=1)
-                parts = [(s @ c).softmax(0) @ s for s, c in zip(slices, context, strict=True)]
-                pooled = torch.cat(parts)
-            rows.append(F.normalize(model.projection(pooled), dim=0))
+        hidden = plain(**inputs).last_hidden_state[0]
+        if model.config.pooling == Pooling.MEAN:
+            pooled = hidden.mean(0)
+        elif model.config.pooling == Pooling.LAST:
+            pooled = hidden[-1]
+        else:
+            context = model.pooling.context
+            slices = hidden.split(context.shape[1], dim=1)
+            parts = [(s @ c).softmax(0) @ s for s, c in zip(slices, context, strict=True)]
+            pooled = torch.cat(parts)
+        rows.append(F.normalize(model.projection(pooled), dim=0))
     return torch.stack(rows)

@@ -76,9 +76,12 @@ def test_a_prefix_changes_the_vector(model: ViPolyQwenModel, processor: ViPolyQw
     assert rows[0] @ rows[1] < 0.9999
 
 
-def test_pooling_weights_sum_to_one_by_item(model: ViPolyQwenModel, encoded: list[EncodedItem]) -> None:
+@pytest.mark.parametrize("pooling", [Pooling.ATTENTION, Pooling.MULTI_HEAD_ATTENTION])
+def test_pooling_weights_sum_to_one_by_item(
+    pooling: Pooling, tiny_backbone: Path, tiny_processing: ProcessingSettings, encoded: list[EncodedItem]
+) -> None:
     batch = pack(encoded)
-    weights = model.pooling_weights(batch)
+    weights = build(tiny_backbone, tiny_processing, pooling).pooling_weights(batch)
     assert weights.shape == (batch.num_tokens,)
     sums = torch.zeros(batch.num_items).index_add(0, batch.segment_ids, weights)
     torch.testing.assert_close(sums, torch.ones(batch.num_items))
@@ -98,6 +101,21 @@ def test_gradients_reach_every_part(model: ViPolyQwenModel, encoded: list[Encode
     assert rows[prefixes["vqa_single"]].any()
     assert not rows[prefixes["ocr"]].any(), "no item has this prefix"
     assert not rows[model.config.backbone.image_token_id].any(), "visual tokens stand in its place"
+
+
+def test_gradients_are_those_of_plain_qwen2_vl_one_by_one(
+    model: ViPolyQwenModel, tiny_backbone: Path, processor: ViPolyQwenProcessor, encoded: list[EncodedItem]
+) -> None:
+    model = copy.deepcopy(model)
+    target = torch.randn(len(ITEMS), DIM, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for embedded in (model(pack(encoded)), plain_vectors(model, tiny_backbone, processor, encoded)):
+        model.zero_grad()
+        (embedded * target).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        expected = gradients[1][name]
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm(), name
 
 
 def test_a_dummy_picture_changes_no_vector_and_touches_the_vision_tower(
@@ -187,6 +205,25 @@ def test_half_precision_keeps_the_head_in_float32(
         assert (embedded * vectors(model, encoded)).sum(1).min() > 0.99
 
 
+def test_pooling_and_projection_are_in_float32_whatever_the_states(
+    tiny_backbone: Path,
+    tiny_processing: ProcessingSettings,
+    encoded: list[EncodedItem],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = build(tiny_backbone, tiny_processing, Pooling.MEAN), pack(encoded)
+    with torch.no_grad():
+        half = model.hidden_states(batch).bfloat16()
+        found = []
+        for states in (half, half.float()):
+            monkeypatch.setattr(model, "hidden_states", lambda _, states=states: states)
+            found.append(model(batch))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(model(batch))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[1])
+
+
 def test_autocast_gives_vectors_close_to_full_precision(
     model: ViPolyQwenModel, encoded: list[EncodedItem]
 ) -> None:
@@ -217,6 +254,8 @@ def test_a_new_model_has_the_weights_of_its_backbone(
     assert torch.equal(models[0].projection.weight, models[1].projection.weight)
     assert not torch.equal(models[0].projection.weight, models[2].projection.weight)
     assert not models[0].pooling.context.any()
+    width = models[0].projection.in_features
+    assert models[0].projection.weight.std().item() == pytest.approx(width**-0.5, rel=0.1)
 
 
 def test_building_a_model_leaves_the_random_state_alone(
