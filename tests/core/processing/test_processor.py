@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import PREFIX_TOKENS, Task, Turn
@@ -241,6 +242,10 @@ def test_saved_processor_is_the_same(processor: ViPolyQwenProcessor, tmp_path: P
     assert again.layout == processor.layout
     item = Item("<image>xin <ocr>", (RED,), prefix=Task.OCR)
     np.testing.assert_array_equal(again.encode(item).input_ids, processor.encode(item).input_ids)
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    for picture in (RED, Image.new("RGB", (9, 7)), Image.new("RGB", (900, 700))):
+        grid = theirs(picture)["image_grid_thw"].tolist()
+        assert grid == [list(processor.grid(*picture.size))]
 
 
 def test_a_processor_survives_a_process_boundary(processor: ViPolyQwenProcessor) -> None:
