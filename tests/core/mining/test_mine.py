@@ -28,7 +28,7 @@ COUNT = 2
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def random_pairs(count: int, seed: int) -> tuple[Pairs, PairVectors]:
@@ -49,8 +49,9 @@ def random_pairs(count: int, seed: int) -> tuple[Pairs, PairVectors]:
         asks=random.random(count) < 0.8,
         sizes={name: np.ones(count, dtype=np.int64) for name in ("tokens", "patches", "images")},
     )
-    by_content = unit(random.normal(size=(2 * count + 1, 8)) + 1).astype(np.float16)
-    vectors = PairVectors(by_content, query.astype(np.int64), by_content, target.astype(np.int64), ())
+    # as a query a content has a prefix, and another vector than as a target
+    as_query, as_target = unit(random.normal(size=(2, 2 * count + 1, 8)) + 1).astype(np.float16)
+    vectors = PairVectors(as_query, query.astype(np.int64), as_target, target.astype(np.int64), ())
     return pairs, vectors
 
 
@@ -133,7 +134,7 @@ def training_pairs() -> list[SmallPair]:
         pairs += [
             SmallPair(f"Say number {number}", f"The number is {number}.", positive_key=f"n{number % 4}"),
             SmallPair(f"Describe {number}", f"<image>disc {number}", target_pictures=(number,)),
-            SmallPair(f"a thing {number}", f"the thing {number}", Task.TEXT_PAIR, score=number / 7),
+            SmallPair(f"a thing {number}", f"the thing {number}", Task.TEXT_PAIR, score=number / 8),
             SmallPair(
                 f"<image>What colour is {number}?",
                 f"colour {number % 3}",
