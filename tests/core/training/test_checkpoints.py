@@ -51,6 +51,16 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, only
         optimizer.zero_grad(set_to_none=True)
 
 
+def test_an_optimizer_whose_state_is_made_beforehand_steps_as_any_other():
+    (model, optimizer), (fresh, _) = make(), make()
+    weights, biases = ([getattr(layer, name) for layer in fresh] for name in ("weight", "bias"))
+    other = torch.optim.AdamW([{"params": weights}, {"params": biases, "weight_decay": 0}])
+    train(model, optimizer, range(3))
+    train(fresh, other, range(3))
+    for one, expected in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(one, expected)
+
+
 def test_a_loaded_run_continues_to_the_bit(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, trajectory=TRAJECTORY)
     model, optimizer = make()
@@ -87,14 +97,15 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, caplog):
     checkpoints = Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY)
     model, optimizer = make()
     assert checkpoints.latest() is None
-    for step in (1, 10):
+    for step in (9, 10):
         checkpoints.save(Progress(step=step), model, optimizer)
     shard = next((tmp_path / "step_10").glob("*.distcp"))
+    size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert checkpoints.latest() == tmp_path / "step_1"
+    assert checkpoints.latest() == tmp_path / "step_9"
     assert "step_10" in caplog.text
-    assert f"{shard.name} has" in caplog.text
-    (tmp_path / "step_1" / "state.json").write_text("{")
+    assert f"{shard.name} has {size - 100} of {size} bytes" in caplog.text
+    (tmp_path / "step_9" / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="every checkpoint"):
         checkpoints.latest()
 

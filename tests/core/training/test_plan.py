@@ -116,9 +116,12 @@ def test_the_seed_recipe_gives_eight_chunks_of_24_pairs_on_each_of_4_ranks():
     assert {len(cell) for chunk in chunks for cell in chunk.rows} == {24}
 
 
-def test_a_chunk_is_filled_evenly_rather_than_leaving_a_rest():
-    index = replace(make_index(100), tokens=np.full(100, 10, np.int32), patches=np.zeros(100, np.int32))
-    chunks = plan_chunks(index, np.arange(100), BatchSettings(chunk_tokens=600), 1)
+@pytest.mark.parametrize(
+    "budgets", [{"chunk_tokens": 600}, {"chunk_patches": 2400}, {"chunk_pairs": 60}], ids=str
+)
+def test_a_chunk_is_filled_evenly_rather_than_leaving_a_rest(budgets):
+    index = replace(make_index(100), tokens=np.full(100, 10, np.int32), patches=np.full(100, 40, np.int32))
+    chunks = plan_chunks(index, np.arange(100), BatchSettings(**budgets), 1)
     assert [len(chunk.rows[0]) for chunk in chunks] == [50, 50]
 
 
