@@ -104,7 +104,7 @@ def _decide_by_history(
 
     def any_of_component(found: pl.Series) -> pl.Series:
         has = np.zeros(num_components, dtype=bool)
-        has[component[found.fill_null(False).to_numpy()]] = True
+        has[component[found.to_numpy()]] = True
         return pl.Series(has[component])
 
     def had(side: Split) -> pl.Series:
@@ -159,7 +159,7 @@ def _decision() -> pl.Expr:
     return (
         pl.when("off_limits")
         .then(decided(OFF_LIMITS))
-        .when(pl.col("banned") & (pl.col("trained") | ~evaluated_before))
+        .when(pl.col("banned") & ~evaluated_before)
         .then(decided(LINKED_TO_OFF_LIMITS))
         .when(pl.col("trained") & evaluated_before)
         .then(decided(EVALUATION_RETIRED))

@@ -155,6 +155,15 @@ def test_small_strata_together_take_no_more_than_there_is_room(seed: int) -> Non
     assert len(evaluating(list(range(40)), split)) <= 3
 
 
+def test_who_evaluates_stays_where_the_room_is_made_smaller_and_nobody_joins() -> None:
+    assignments = remembered(dict.fromkeys(range(5), "eval"))
+    rows, names = corpus([0, 1, 2, 3, *[4] * 5, 6, 7], assignments=assignments)
+    result = decide(rows, names, SplitSettings(eval_share=0.9, max_eval_pairs=2), assignments)
+    now = sides(result, rows)
+    left_out = dict.fromkeys(range(5, 9), "evaluation_full")
+    assert now == dict.fromkeys(range(5), "eval") | left_out | {9: "train", 10: "train"}
+
+
 def test_a_copy_that_is_dropped_has_no_side_and_its_earlier_one_counts_for_those_linked_to_it() -> None:
     assignments = remembered({0: "eval"})
     rows, names = corpus([1, 1, 2], assignments=assignments)
