@@ -16,6 +16,8 @@ from vipolyqwen_core.evaluation.encoding import EvaluationPairs, swap_partners
 from vipolyqwen_core.evaluation.evaluate import evaluate
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.evaluation.results import Evaluation, read_evaluation
+from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
 
@@ -49,6 +51,21 @@ def evaluated(
     return evaluate(run, tiny_model_dir, tiny_model_dir, output), output
 
 
+@pytest.fixture(scope="module")
+def against_champion(
+    run: TrainingRun, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Evaluation:
+    """Another model with the model of `evaluated` as champion; a pool counts from 10 pairs and targets on."""
+    recipe, folder = run.recipe, tmp_path_factory.mktemp("other")
+    ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, seed=1).save_pretrained(
+        folder
+    )
+    ViPolyQwenProcessor.from_backbone(run.backbone, recipe.processing).save_pretrained(folder)
+    settings = replace(recipe.evaluation, gallery_queries=0, min_pairs=10, min_distinct_targets=10)
+    changed = replace(run, recipe=replace(recipe, evaluation=settings))
+    return evaluate(changed, folder, tiny_model_dir, folder)
+
+
 def test_every_pool_has_every_system(evaluated: tuple[Evaluation, Path]) -> None:
     evaluation, _ = evaluated
     assert [pool.name for pool in evaluation.pools] == [
@@ -71,6 +88,35 @@ def test_a_model_gains_nothing_over_itself(evaluated: tuple[Evaluation, Path]) -
     assert gain is not None
     assert (gain.mean, gain.low, gain.high) == (0, 0, 0)
     assert evaluation.primary[results.TRAINED] == evaluation.primary[results.CHAMPION]
+
+
+def test_a_champion_scores_as_when_it_was_the_model_and_gains_are_differences(
+    evaluated: tuple[Evaluation, Path], against_champion: Evaluation
+) -> None:
+    before, now = ((*each.pools, *each.cross_lingual) for each in (evaluated[0], against_champion))
+    for earlier, pool in zip(before, now, strict=True):
+        assert pool.scores[results.CHAMPION] == earlier.scores[results.TRAINED]
+        assert pool.scores[results.CHAMPION_PLAIN] == earlier.scores[results.PLAIN]
+        assert pool.scores[results.UNTRAINED] == earlier.scores[results.UNTRAINED]
+    by_system = [({system: means[PRIMARY] for system, means in each.scores.items()}, each) for each in now]
+    for scores, found in ((against_champion.primary, against_champion), *by_system):
+        for rival, gain in (
+            (results.CHAMPION, found.gain_over_champion),
+            (results.UNTRAINED, found.gain_over_untrained),
+        ):
+            assert gain.mean == pytest.approx(scores[results.TRAINED] - scores[rival])
+    assert against_champion.gain_over_champion.mean != 0
+
+
+def test_a_pool_counts_from_so_many_pairs_targets_and_components_on(against_champion: Evaluation) -> None:
+    sizes = {
+        each.name: (each.num_pairs, each.num_targets, each.num_components) for each in against_champion.pools
+    }
+    assert sizes["instr/en"] == (10, 10, 10)
+    assert sizes["instr/vi"] == (8, 8, 8)
+    assert [pool.name for pool in against_champion.pools if pool.is_large] == ["instr/en"]
+    assert [pool.name for pool in against_champion.counted()] == ["instr/en"]
+    assert against_champion.enough
 
 
 def test_two_answers_are_a_choice_and_stay_out_of_the_mean(evaluated: tuple[Evaluation, Path]) -> None:
