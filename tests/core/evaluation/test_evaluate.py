@@ -12,10 +12,11 @@ from tests.core.small_training_set import SmallPair, some_pairs, write_training_
 from vipolyqwen_core.config import EvaluationSettings, ModelSettings, ProcessingSettings, Recipe, TrainingRun
 from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.evaluation import results
-from vipolyqwen_core.evaluation.encoding import EvaluationPairs, swap_partners
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
 from vipolyqwen_core.evaluation.evaluate import evaluate
-from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation
 from vipolyqwen_core.evaluation.results import Evaluation, read_evaluation
+from vipolyqwen_core.evaluation.retrieval import build_pools, rank_pool
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
@@ -64,6 +65,15 @@ def against_champion(
     settings = replace(recipe.evaluation, gallery_queries=0, min_pairs=10, min_distinct_targets=10)
     changed = replace(run, recipe=replace(recipe, evaluation=settings))
     return evaluate(changed, folder, tiny_model_dir, folder)
+
+
+@pytest.fixture(scope="module")
+def encoded(run: TrainingRun, tiny_model_dir: Path) -> tuple[EvaluationPairs, PairVectors]:
+    """The evaluation pairs with their vectors under the model of `evaluated`, with prefixes."""
+    table = read_split(run.training_set, Split.EVAL)
+    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    (vectors,) = pairs.encode(ViPolyQwenEmbedder.from_pretrained(tiny_model_dir), (True,), results.TRAINED)
+    return pairs, vectors
 
 
 def test_every_pool_has_every_system(evaluated: tuple[Evaluation, Path]) -> None:
@@ -154,12 +164,24 @@ def test_declared_keys_give_pools_across_languages(evaluated: tuple[Evaluation, 
     assert evaluation.cross_lingual[0].num_queries == 8
 
 
-def test_scored_pairs_and_slices_are_reported(evaluated: tuple[Evaluation, Path]) -> None:
-    evaluation, _ = evaluated
+def test_scored_pairs_and_slices_are_judged_by_the_vectors_with_prefix(
+    encoded: tuple[EvaluationPairs, PairVectors], evaluated: tuple[Evaluation, Path]
+) -> None:
+    (pairs, vectors), (evaluation, _) = encoded, evaluated
     (similarity,) = evaluation.similarities
     assert (similarity.language, similarity.num_pairs, similarity.is_large) == ("en", 8, False)
-    assert set(similarity.scores[results.TRAINED]) == {"spearman", "pearson"}
-    assert list(evaluation.matryoshka) == [16]
+    scored = np.flatnonzero(~np.isnan(pairs.rows.score))
+    cosines = (vectors.query[scored] * vectors.target[scored]).sum(axis=1)
+    expected = correlation(cosines, pairs.rows.score[scored])
+    assert similarity.scores[results.TRAINED] == pytest.approx(expected, abs=1e-4)
+    names = [pool.name for pool in evaluation.counted()]
+    counted = [pool for pool in build_pools(pairs.rows, 0.5) if pool.name in names]
+    query, target = (
+        side[:, :16] / np.linalg.norm(side[:, :16], axis=1)[:, None]
+        for side in (vectors.query, vectors.target)
+    )
+    means = [rank_pool(pool, query, target).means[PRIMARY] for pool in counted]
+    assert evaluation.matryoshka == {16: pytest.approx(np.mean(means))}
 
 
 def test_the_file_gives_back_the_same_evaluation(evaluated: tuple[Evaluation, Path]) -> None:
@@ -256,6 +278,20 @@ def test_swapped_queries_show_other_pictures_of_the_same_number() -> None:
         assert pictures[place] != pictures[partner]
         assert len(pictures[place]) == len(pictures[partner])
     assert len(set(partners)) == 8
+
+
+def test_a_swapped_query_is_ranked_as_the_one_whose_picture_it_shows(
+    run: TrainingRun, encoded: tuple[EvaluationPairs, PairVectors], evaluated: tuple[Evaluation, Path]
+) -> None:
+    """All ask the same, each about a picture of its own: so a query becomes its partner's."""
+    pairs, vectors = encoded
+    (pool,) = [each for each in build_pools(pairs.rows, 0.5) if each.name == "vqa_single/en"]
+    places, partners = swap_partners(pairs.picture_ids(pool.queries), run.recipe.evaluation.seed)
+    queries = vectors.query.copy()
+    queries[pool.queries[places]] = vectors.query[pool.queries[partners]]
+    (scores,) = [each.scores for each in evaluated[0].pools if each.name == pool.name]
+    assert scores[results.SWAPPED] == rank_pool(pool, queries, vectors.target).means
+    assert scores[results.SWAPPED] != scores[results.TRAINED]
 
 
 def test_queries_on_one_picture_find_no_partner() -> None:
