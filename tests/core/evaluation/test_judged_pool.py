@@ -14,6 +14,7 @@ from vipolyqwen_core.evaluation.retrieval import build_pools, rank_pool
 def test_a_gain_is_ours_less_theirs_with_the_component_of_each_query() -> None:
     rows = rows_of(*[("ocr", "vi", number, 10 + number, 0, None) for number in range(1, 4)])
     (pool,) = build_pools(replace(rows, component=np.array([5, 5, 8])), 0.5)
+    assert pool.num_components == 2
     targets = np.eye(3, dtype=np.float32)
     rankings = {
         results.TRAINED: rank_pool(pool, targets, targets),

@@ -179,9 +179,11 @@ def test_a_first_version_says_which_tasks_are_thin() -> None:
 
 def test_small_pools_do_not_weigh_where_a_task_has_a_large_one() -> None:
     small = replace(pool(trained=0.1, champion=0.9), is_large=False, counts=False)
-    decision = decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings())
-    assert decision.promoted
-    assert decision.not_judged == ()
+    risen = replace(small, scores=pool(trained=0.9, champion=0.1).scores, gain_over_champion=GAIN)
+    for other in (small, risen):
+        decision = decide(evaluation(pool(champion=0.3), other, over_champion=GAIN), RegistrySettings())
+        assert decision.promoted
+        assert decision.not_judged == ()
 
 
 def small_chinese_pool(over_champion: Interval, num_components: int = 100) -> Evaluation:
@@ -238,6 +240,14 @@ def test_scored_pairs_that_are_followed_worse_keep_the_champion(trained: float |
     few = decide(scored(trained, 0.86, is_large=False), RegistrySettings())
     assert few.promoted
     assert "on 30 pairs, too few to be sure" in few.not_judged[0]
+
+
+def test_a_language_that_the_champion_has_no_number_for_hides_no_other() -> None:
+    fallen = scored(0.7, 0.86)
+    scores = {results.TRAINED: {"spearman": 0.5, "pearson": 0.5}, results.CHAMPION: {}}
+    unknown = SimilarityResult("en", 300, True, scores)
+    decision = decide(replace(fallen, similarities=(unknown, *fallen.similarities)), RegistrySettings())
+    assert not decision.promoted
 
 
 def test_scored_pairs_may_be_followed_a_little_worse() -> None:

@@ -150,6 +150,17 @@ def test_cross_lingual_pools_need_a_shared_positive_key() -> None:
     assert pools[1].num_pairs == 1
 
 
+def test_a_key_joins_no_languages_of_two_tasks() -> None:
+    rows = rows_of(
+        ("instr", "vi", 1, 10, 5, None),
+        ("instr", "vi", 2, 11, 0, None),
+        ("instr", "en", 3, 12, 6, None),
+        ("instr", "en", 4, 13, 0, None),
+        ("ocr", "en", 5, 14, 5, None),
+    )
+    assert build_cross_lingual_pools(rows, 0.5) == []
+
+
 def test_a_key_whose_only_answer_scores_low_joins_no_languages() -> None:
     rows = rows_of(
         ("text_pair", "vi", 1, 10, 5, 0.9),
