@@ -49,6 +49,7 @@ PAIRS = [
     pair(4, Task.VQA_MULTI, "<image>màu?", "xanh", query_images=[RED, BLUE], history=HISTORY),
     pair(5, Task.INSTR, "thẻ <image> là gì?", "HTML", negatives=[
         {"text": "sai rồi", "images": []}, {"text": "hình", "images": [BLUE]},
+        {"text": "ảnh", "images": [RED]},
     ]),
     pair(6, Task.INSTR, "chào", "hai <image>", target_images=[BLUE, RED]),
     pair(7, Task.OCR, "hẹp", "dài " * 400, query_images=[NARROW]),
@@ -118,7 +119,7 @@ def test_placeholders_stand_where_pictures_belong(
     assert tagged[4]["query"] == "<image>màu?"
     assert [turn["text"] for turn in tagged[4]["history"]] == ["ngắn", "<image>đây?", "mèo"]
     assert tagged[5]["query"] == "thẻ <image> là gì?"
-    assert [side["text"] for side in tagged[5]["negatives"]] == ["sai rồi", "<image>hình"]
+    assert [side["text"] for side in tagged[5]["negatives"]] == ["sai rồi", "<image>hình", "<image>ảnh"]
     assert tagged[6]["target"] == "<image>hai <image>"
     assert {line: row["prefix"] for line, row in tagged.items()} == {
         line: PAIRS[line - 1]["task"] for line in tagged
