@@ -96,6 +96,18 @@ def test_the_export_follows_the_corpus(tmp_path: Path, tiny_model_dir: Path) -> 
     assert pq.read_table(summary.parquet).num_rows == 12
 
 
+def test_a_row_whose_language_is_another_one_now_says_so_and_keeps_its_vector(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(3)]
+    run_export(workspace, tiny_model_dir, pairs=pairs)
+    summary = run_export(workspace, tiny_model_dir, pairs=[replace(pairs[0], language="vi"), *pairs[1:]])
+    assert (summary.encoded, summary.updated, summary.kept) == (0, 2, 4)
+    languages = {row["text"]: row["language"] for row in rows_of(workspace)}
+    assert (languages["question 0"], languages["answer 0"], languages["question 1"]) == ("vi", "vi", "en")
+
+
 def test_another_version_is_swapped_in_at_the_end(
     tmp_path: Path, tiny_model_dir: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
