@@ -117,6 +117,9 @@ def test_suites_of_ones_own_that_change_ask_for_a_judgement(place: Workspace) ->
     (folder / "mine.yaml").write_text("name: other\nexpectations: []\n")
     second = tick(place, "changed_sources", instance, first.cursor)
     assert [request.partition_key for request in second.run_requests] == ["letters", "receipts"]
+    manifest.write_text(manifest.read_text().replace("mine.yaml", "mine.yaml, 'my_suites:chats'"))
+    third = tick(place, "changed_sources", instance, second.cursor)
+    assert [request.partition_key for request in third.run_requests] == ["letters", "receipts"]
 
 
 def test_the_model_waits_until_every_source_is_accepted(place: Workspace) -> None:
@@ -242,6 +245,21 @@ def test_a_run_that_failed_is_asked_for_again_a_few_times(
     assert asked == MAX_TIMES
 
 
+def test_only_the_source_whose_run_failed_is_asked_for_again(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = dg.DagsterInstance.ephemeral()
+    first = tick(place, "changed_sources", instance, None)
+    for request, status in zip(first.run_requests, ("FAILURE", "SUCCESS"), strict=True):
+        instance.create_run_for_job(
+            empty_job("corpus"), tags=request.tags, status=dg.DagsterRunStatus(status)
+        )
+    later = time.time() + PAUSE_SECONDS + 1
+    monkeypatch.setattr("orchestration.sensors.time.time", lambda: later)
+    again = tick(place, "changed_sources", instance, first.cursor)
+    assert [request.partition_key for request in again.run_requests] == ["letters"]
+
+
 def test_a_run_that_failed_by_a_clock_that_was_ahead_is_asked_for_again(
     place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +303,16 @@ def test_a_source_that_is_new_in_the_manifest_stops_no_other_and_asks_for_a_relo
 
     reloaded = tick(place, "changed_sources", instance, second.cursor)
     assert [request.partition_key for request in reloaded.run_requests] == ["added"]
+
+
+def test_a_source_that_comes_back_to_the_manifest_is_curated_again(place: Workspace) -> None:
+    instance, manifest = dg.DagsterInstance.ephemeral(), place.home.parent / "manifest.yaml"
+    whole, cursor = manifest.read_text(), tick(place, "changed_sources", instance, None).cursor
+    manifest.write_text(yaml.safe_dump({"sources": yaml.safe_load(whole)["sources"][:1]}))
+    cursor = tick(place, "changed_sources", instance, cursor).cursor
+    manifest.write_text(whole)
+    again = tick(place, "changed_sources", instance, cursor)
+    assert [request.partition_key for request in again.run_requests] == ["receipts"]
 
 
 def launch(
