@@ -12,6 +12,7 @@ import dagster as dg
 import fsspec
 import pytest
 import yaml
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from orchestration.definitions import build_definitions
 from orchestration.run_process import PROCESS_TAG, process_tags
@@ -188,6 +189,19 @@ def test_the_model_waits_for_itself_and_no_new_data_is_lost(
 
     instance.report_run_canceled(run)
     assert len(tick(place, "accepted_data", instance, first.cursor).run_requests) == 1
+
+
+def test_the_model_waits_for_runs_that_wait_themselves(place: Workspace) -> None:
+    for source in ("letters", "receipts"):
+        accept(place, source, "1")
+    instance = dg.DagsterInstance.ephemeral()
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("factory"), "factory")
+    instance.create_run_for_job(
+        empty_job("corpus"),
+        status=dg.DagsterRunStatus.QUEUED,
+        remote_job_origin=RemoteJobOrigin(repository, "corpus"),
+    )
+    assert tick(place, "accepted_data", instance, None).run_requests == []
 
 
 def test_a_dead_run_of_corpus_keeps_no_model_waiting(place: Workspace) -> None:
