@@ -51,6 +51,12 @@ def test_hits_come_in_order_and_say_different_things(workspace: Workspace) -> No
     assert hits[0].text == "yes"
 
 
+def test_the_same_question_on_another_picture_is_another_hit(workspace: Workspace) -> None:
+    question = "<image>What colour is shown?"
+    hits = search(workspace, "What colour is shown?", [picture(4)], top=1000)
+    assert len([hit for hit in hits if hit.text == question]) == 8
+
+
 def test_a_filter_narrows_the_search(workspace: Workspace) -> None:
     hits = search(workspace, "yes", top=5, where="language = 'vi' AND side = 'target'")
     assert {(hit.language, hit.side) for hit in hits} == {("vi", "target")}
