@@ -29,6 +29,8 @@ def misread(text: str, encoding: str = "cp1252") -> str:
         ),
         ("全角\u3000空格", "全角 空格"),
         ("một  hai", "một hai"),
+        (" một", "một"),
+        ("một ", "một"),
         ("một \nhai", "một\nhai"),
         ("một\n hai", "một\nhai"),
         ("\nmột", "một"),
