@@ -184,8 +184,8 @@ def training_set_nothing_vanishes(asked: Asked) -> Finding:
 
 
 def training_set_both_splits(asked: Asked) -> Finding:
-    """There are pairs to train on and pairs to evaluate on."""
-    return findings.both_splits(asked.place.training_set)
+    """There are pairs to train on, and pairs to evaluate on of which some can be ranked."""
+    return findings.both_splits(asked.place.training_set, asked.recipe.objective.positive_score)
 
 
 def training_set_largest_component(asked: Asked) -> Finding:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vipolyqwen_core.config import Recipe, SplitSettings
 from vipolyqwen_core.contract import Side, Split
-from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_stage
+from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # heavy
@@ -248,7 +248,7 @@ def training_set_findings(place: Workspace, settings: Recipe) -> dict[str, Findi
     folder = place.training_set
     return {
         "nothing_vanishes": sources_are_accounted_for(folder),
-        "both_splits": both_splits(folder),
+        "both_splits": both_splits(folder, settings.objective.positive_score),
         "largest_component": largest_component(folder, settings.split),
         "no_leak": no_leak(folder, settings.curation.min_linking_chars),
         "expectations": training_set_expectations(place),
@@ -262,14 +262,27 @@ def training_set_expectations(place: Workspace) -> Finding:
     return expectations_hold(judge_training_set(place))
 
 
-def both_splits(training_set: Path) -> Finding:
-    """There are pairs to train on and pairs to evaluate on."""
+def both_splits(training_set: Path, positive_score: float) -> Finding:
+    """There are pairs to train on, and pairs to evaluate on of which some can be ranked.
+
+    Evaluation would refuse the others as well, but after the training.
+    """
+    from vipolyqwen_core.evaluation.retrieval import build_pools, read_rows
+
     rows = {split.value: num_rows(training_set / f"{split.value}.arrow") for split in Split}
-    return Finding(
-        passed=all(rows.values()),
-        sentence=", ".join(f"{count:,} pairs in {split}" for split, count in rows.items()),
-        facts=rows,
-    )
+    sentence = ", ".join(f"{count:,} pairs in {split}" for split, count in rows.items())
+    if not all(rows.values()):
+        rejected = Counter(stage_summary(training_set).rejected).most_common()
+        rules = ", ".join(f"{count:,} {rule}" for rule, count in rejected)
+        sentence += f"; in the ledger: {rules or 'nothing'}. Add data, or change split.eval_share"
+        return Finding(passed=False, sentence=sentence, facts=rows)
+    if not build_pools(read_rows(read_arrow(training_set / "eval.arrow")), positive_score):
+        sentence += (
+            "; these make no pool of positives with two targets, so there is nothing to rank:"
+            " raise split.eval_share or add data"
+        )
+        return Finding(passed=False, sentence=sentence, facts=rows)
+    return Finding(passed=True, sentence=sentence, facts=rows)
 
 
 def negatives_are_wrong(place: Workspace, settings: Recipe) -> Finding:

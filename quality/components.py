@@ -87,6 +87,29 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     return pl.concat([*sides, pictures])
 
 
+def most_shared(rows: pl.LazyFrame, min_linking_chars: int) -> tuple[str, str, int] | None:
+    """What most rows have in common of all that links: its kind, its value and how many rows have it.
+
+    The kind is `picture`, `group_id` or `text`. Where near copies link rows in a chain, few have anything in
+    common. None: no row has anything that links.
+
+    Args:
+        rows: `row` and the columns of a pair, of one component
+    """
+    kinds = {
+        "picture": pl.concat(
+            rows.select("row", value=f"{side}_images").explode("value") for side in ("query", "target")
+        ),
+        "group_id": rows.select("row", value="group_id"),
+        "text": linking_sides(rows, min_linking_chars).select("row", value="text"),
+    }
+    links = pl.concat(table.with_columns(kind=pl.lit(kind)) for kind, table in kinds.items())
+    counts = links.drop_nulls("value").unique().group_by("kind", "value").len()
+    most = counts.sort("len", "kind", "value", descending=[True, False, False]).head(1)
+    found = most.collect(engine="streaming").rows()
+    return found[0] if found else None
+
+
 def near_sides(
     rows: pl.LazyFrame, min_linking_chars: int, threshold: float, seed: int, scratch: Path
 ) -> pl.DataFrame:

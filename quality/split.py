@@ -14,6 +14,7 @@ The hash orders the new components of a stratum, and the first of them that fill
 share holds in small strata too, and the outcome does not depend on the order of rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -259,12 +260,15 @@ def _remember(
     return pl.concat([table.select(*assignments.columns) for table in tables]).sort("sample_id")
 
 
-def check_components(rows: pl.DataFrame, names: pl.Series, settings: SplitSettings) -> dict[str, object]:
+def check_components(
+    rows: pl.DataFrame, names: pl.Series, settings: SplitSettings, cause: Callable[[pl.Series], str]
+) -> dict[str, object]:
     """Size and share of the largest component.
 
     Args:
-        rows: component, source and the others of `split_rows`
+        rows: row, component, source and the others of `split_rows`
         names: name of each component, by number
+        cause: what links rows of these numbers, as a sentence for a person
     Raises:
         ValueError: it is larger than `max_component_share` allows: the links are wrong
     """
@@ -281,8 +285,9 @@ def check_components(rows: pl.DataFrame, names: pl.Series, settings: SplitSettin
         sources = members["source"].value_counts(sort=True).rows()
         raise ValueError(
             f"the largest component of linked rows holds {size} of {rows.height} rows ({share:.1%}), allowed "
-            f"are {settings.max_component_share:.1%} (split.max_component_share): a picture, a text or a "
-            f"declared group is shared by too many rows. Its rows by source: "
+            f"are {settings.max_component_share:.1%} (split.max_component_share): {cause(members['row'])}. "
+            "Leave that out of the rows, or raise the limit if they do belong on one side of the split. "
+            "Its rows by source: "
             + ", ".join(f"{name} {count}" for name, count in sources)
             + f"; one of them: sample {component}"
         )

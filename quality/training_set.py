@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 
 from quality.accepted import accepted_folder, accepted_stage
 from quality.assignments import (
@@ -38,6 +39,7 @@ from quality.components import (
     earlier_links,
     link_keys,
     linking_hashes,
+    most_shared,
     name_components,
     near_sides,
     picture_key,
@@ -72,6 +74,7 @@ CONTENT = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet")
 """What makes a training set another one. Rows name their pictures by content, so the number of a version of
 an image store does not: curated again after a kill, a store has another with the same pictures."""
 TABLES = (*CONTENT, "images.json")
+SHOWN_CHARS = 80
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,12 @@ def _decide(
     names = name_components(facts["sample_id"], labels)
     facts = facts.with_columns(component=pl.Series(labels))
     logger.info("training set: %d rows in %d components", facts.height, len(names))
-    largest = check_components(facts.filter(~pl.col("dropped")), names, recipe.split)
+    largest = check_components(
+        facts.filter(~pl.col("dropped")),
+        names,
+        recipe.split,
+        lambda members: _what_links(rows, members, sources, recipe.curation),
+    )
     replaced = copies_of_rows(facts, copies, dropped)
     result = split_rows(facts, names, assignments, predecessors, replaced, recipe.split)
     assert result.rows["row"].equals(facts["row"]), "rows are out of order"
@@ -229,6 +237,33 @@ def _decide(
         "row", "component", "source", "task", "language", *result.rows.select("split", "rule")
     )
     return Decided(decided, names, result.assignments, {**counts, "largest_component": largest})
+
+
+def _what_links(
+    rows: pl.LazyFrame, members: pl.Series, sources: list[AcceptedSource], settings: CurationSettings
+) -> str:
+    """What most of the rows with these numbers have in common, for a person."""
+    linked = rows.filter(pl.col("row").is_in(members.cast(pl.Int64).implode()))
+    most = most_shared(linked, settings.min_linking_chars)
+    if most is None:
+        return "an earlier training set linked them"
+    kind, value, count = most
+    common = f"{count} of them share the {kind} {_shown(kind, value, sources)}"
+    chained = "the others are linked to these in chains, by near copies or other things in common"
+    return common if count == len(members) else f"{common}, {chained}"
+
+
+def _shown(kind: str, value: str, sources: list[AcceptedSource]) -> str:
+    """A text in quotes and not in full, a picture by the name it has in its source."""
+    if kind != "picture":
+        return repr(value if len(value) <= SHOWN_CHARS else value[:SHOWN_CHARS] + "…")
+    for source in sources:
+        if source.images is not None:
+            store = ImageStore(source.images["path"], source.images["version"]).table(["image_id", "origin"])
+            origins = store.filter(pc.field("image_id") == value)["origin"].to_pylist()
+            if origins and origins[0]:
+                return f"{origins[0]} of {source.name}"
+    return value
 
 
 def _facts(

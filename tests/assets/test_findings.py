@@ -143,6 +143,34 @@ def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None
     assert findings.largest_component(tmp_path, SplitSettings()).passed
 
 
+def sides(folder: Path, train: int, evaluation: list[float | None]) -> findings.Finding:
+    """A training set with so many training pairs, and evaluation pairs with these scores."""
+    pairs = pl.DataFrame({"score": evaluation}, schema={"score": pl.Float32}).with_columns(
+        task=pl.lit("text_pair"),
+        language=pl.lit("vi"),
+        component=pl.int_range(pl.len()).cast(pl.String),
+        query_hash=pl.int_range(pl.len()).cast(pl.UInt64),
+        target_hash=pl.int_range(pl.len()).cast(pl.UInt64) + 100,
+        positive_hash=pl.lit(0, dtype=pl.UInt64),
+    )
+    pairs.write_ipc(folder / "eval.arrow")
+    pl.DataFrame({"row": range(train)}).write_ipc(folder / "train.arrow")
+    facts: dict[str, Any] = {"pairs_in": 60, "pairs_out": 0, "rejected": {"off_limits": 60}}
+    StageSummary(stage="training_set", fingerprint="", data_version="", **facts).write(folder)
+    return findings.both_splits(folder, positive_score=0.5)
+
+
+def test_a_split_that_cannot_be_ranked_is_noticed_before_training(tmp_path: Path) -> None:
+    assert sides(tmp_path, 3, [None, 0.1]).passed
+    empty = sides(tmp_path, 0, [])
+    assert empty.forbids
+    assert "0 pairs in train, 0 pairs in eval; in the ledger: 60 off_limits" in empty.sentence
+    for evaluation in ([None], [0.1, 0.2, 0.3]):
+        nothing_to_rank = sides(tmp_path, 3, evaluation)
+        assert nothing_to_rank.forbids
+        assert "raise split.eval_share" in nothing_to_rank.sentence
+
+
 @pytest.mark.parametrize(
     ("metrics", "passed"),
     [

@@ -289,12 +289,16 @@ def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
 
 
 def test_a_component_of_too_many_rows_is_refused_with_its_sources() -> None:
-    with pytest.raises(ValueError, match=r"120 of 1019 rows .*max_component_share.*s 120"):
-        check_components(*corpus([0] * 120 + list(range(1, 900))), SplitSettings())
+    def cause(members: pl.Series) -> str:
+        assert members.to_list() == list(range(120))
+        return "they share a logo"
+
+    with pytest.raises(ValueError, match=r"120 of 1019 rows .*max_component_share.*share a logo.*s 120"):
+        check_components(*corpus([0] * 120 + list(range(1, 900))), SplitSettings(), cause)
     rows, names = corpus([0] * 40 + list(range(1, 900)))
-    found = check_components(rows, names, SplitSettings())
+    found = check_components(rows, names, SplitSettings(), cause)
     assert (found["component"], found["rows"]) == (f"{0:032x}", 40)
     assert (
-        check_components(*corpus([0] * 100), SplitSettings())["share"] == 1.0
+        check_components(*corpus([0] * 100), SplitSettings(), cause)["share"] == 1.0
     )  # small enough for any corpus
-    assert check_components(rows.head(0), names, SplitSettings())["rows"] == 0
+    assert check_components(rows.head(0), names, SplitSettings(), cause)["rows"] == 0

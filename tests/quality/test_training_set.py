@@ -354,3 +354,25 @@ def test_components_never_cross_the_split(workspace, write_source, build) -> Non
     pictures = table.explode("query_images").drop_nulls("query_images")
     assert pictures.group_by("query_images").agg(pl.col("split").n_unique())["split"].max() == 1
     assert CurationSettings().min_linking_chars == 32
+
+
+def test_what_links_too_many_rows_is_named(workspace, write_source, build, monkeypatch) -> None:
+    """A person has to find the logo, the group or the chain among thousands of rows."""
+    monkeypatch.setattr("quality.split.SMALL_COMPONENT", 5)
+    logos = [{**question(i, sentence(i)), "images": [f"{i}.png", "99.png"]} for i in range(6)]
+    logos.append(question(0, sentence(50)))
+    with pytest.raises(
+        ValueError, match=r"7 of 27 rows.* 6 of them share the picture 99\.png of logo, the others"
+    ):
+        build(write_source(logos + [instruction(i) for i in range(20)], "logo", pictures=[*range(6), 99]))
+    groups = [instruction(i, group_id="book") for i in range(6)] + [instruction(i) for i in range(6, 30)]
+    with pytest.raises(ValueError, match=r": 6 of them share the group_id 'book'\. Leave"):
+        build(write_source(groups, "groups"))
+    words = sentence(0, 50).split()
+    chain = [
+        {**instruction(i), "input": " ".join([*words[i:], *(f"x{n}" for n in range(i))])} for i in range(7)
+    ]
+    with pytest.raises(
+        ValueError, match=r"7 of 37 rows.*: 1 of them share the text .*in chains, by near copies"
+    ):
+        build(write_source(chain + [instruction(i) for i in range(10, 40)], "chain"))
