@@ -286,7 +286,7 @@ def check_components(
         raise ValueError(
             f"the largest component of linked rows holds {size} of {rows.height} rows ({share:.1%}), allowed "
             f"are {settings.max_component_share:.1%} (split.max_component_share): {cause(members['row'])}. "
-            "Leave that out of the rows, or raise the limit if they do belong on one side of the split. "
+            "Leave that or some rows out, or raise the limit if they do belong on one side of the split. "
             "Its rows by source: "
             + ", ".join(f"{name} {count}" for name, count in sources)
             + f"; one of them: sample {component}"

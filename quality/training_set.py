@@ -245,9 +245,11 @@ def _what_links(
     """What most of the rows with these numbers have in common, for a person."""
     linked = rows.filter(pl.col("row").is_in(members.cast(pl.Int64).implode()))
     most = most_shared(linked, settings.min_linking_chars)
-    if most is None:
+    if most is None:  # texts that are too short, and no group
         return "an earlier training set linked them"
     kind, value, count = most
+    if count == 1:
+        return "no two of them share a picture, a group_id or a text, they are near copies in a chain"
     common = f"{count} of them share the {kind} {_shown(kind, value, sources)}"
     chained = "the others are linked to these in chains, by near copies or other things in common"
     return common if count == len(members) else f"{common}, {chained}"
