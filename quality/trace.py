@@ -217,7 +217,11 @@ def _missing(stage: str, source: str, sample_id: str, goes_on: bool, workspace: 
     if goes_on:
         sentence = f"The source no longer has the pair. {EARLIER}"
     elif stage == "training_set":
-        sentence = "No training set was built since the pair was accepted."
+        built = read_stage(workspace.training_set)
+        if built is not None and source not in built.details["sources"]:
+            sentence = f"The training set was built without source {source}, as the manifest was then."
+        else:
+            sentence = "No training set was built since the pair was accepted."
     else:
         sentence = "The stage has not run since the pair arrived."
     if stage == "validated":

@@ -50,6 +50,24 @@ def test_the_way_of_a_pair_from_its_line_to_its_side_of_the_split(
     assert "line 1 of source corpus" in str(steps[-1])
 
 
+def test_a_source_that_left_the_manifest_is_told_from_one_that_waits(
+    workspace, write_source, tiny_backbone, tiny_processing, monkeypatch
+) -> None:
+    monkeypatch.setattr("quality.validate.judge", lambda suites, tables, docs: [])
+    renamed, now = (write_source([instruction(1), instruction(2)], name) for name in ("renamed", "now"))
+    for source in (renamed, now):
+        curate(source, CurationSettings(), workspace)
+        tag(source, tiny_processing, tiny_backbone, workspace)
+        validate(source, workspace)
+    place = "renamed/data.jsonl:1"
+    sentence = "No training set was built since the pair was accepted."
+    assert trace(place, workspace)[-1].sentence == sentence
+    build_training_set(Manifest(sources=(now,)), Recipe(name="t", backbone="tiny"), workspace)
+    last = trace(place, workspace)[-1]
+    assert (last.stage, last.outcome) == ("training_set", "missing")
+    assert "built without source renamed" in last.sentence
+
+
 def test_a_line_of_parallel_files_is_found_again(workspace, tmp_path) -> None:
     files = {"a.txt": ["một", "hai\u00a0 hai"], "b.txt": ["one", "two"], "scores.txt": ["1", "0.23"]}
     for name, lines in files.items():
