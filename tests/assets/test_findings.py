@@ -187,6 +187,9 @@ def test_vectors_that_are_all_alike_are_noticed(metrics: dict[str, float], passe
 def test_a_loss_that_does_not_fall_is_noticed() -> None:
     assert findings.loss_fell([{"loss": 2.0}, {"loss": 1.0}]).passed
     assert not findings.loss_fell([{"loss": 1.0}, {"loss": 2.0}]).passed
+    only = findings.loss_fell([{"loss": 1.0}])  # of a run with fewer steps than `log_steps`
+    assert only.passed
+    assert "training.log_steps" in only.sentence
 
 
 def mined(place: Workspace, negatives: list[list[int]]) -> findings.Finding:
