@@ -40,10 +40,12 @@ def start_accelerator(settings: TrainingSettings) -> Accelerator:
     if expected_mode is Distribution.FSDP2 and num_processes == settings.processes == 1:
         raise ValueError("one process shares the model with no other: set training.distribution to 'none'")
     if mode is not expected_mode or num_processes % settings.processes:
+        advice = "launch by `vipolyqwen train`, or as USAGE.md says"
+        if expected_mode is Distribution.FSDP2 and not torch.cuda.is_available():
+            advice = "fsdp2 needs GPUs, and torch sees none here; data_parallel needs none"
         raise ValueError(
             f"the settings ask for {settings.processes} processes with {settings.distribution.value}, but "
-            f"{num_processes} run with {mode.value if mode else accelerator.distributed_type}: launch by "
-            "`vipolyqwen train`, or as USAGE.md says"
+            f"{num_processes} run with {mode.value if mode else accelerator.distributed_type}: {advice}"
         )
     return accelerator
 

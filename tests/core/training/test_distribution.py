@@ -93,7 +93,7 @@ def test_two_ranks_train_four_continue_and_one_process_finishes(make_run):
     shared = make_run("shared", batches=STEP, training={"distribution": "data_parallel", "processes": 2})
     for outcomes, refusal in run_on_ranks(train_in_parts_and_ask_for_fsdp2, 2, shared, 3):
         assert outcomes == ["killed"]
-        assert "2 processes with fsdp2, but 2 run with data_parallel" in refusal
+        assert "2 processes with fsdp2, but 2 run with data_parallel: fsdp2 needs GPUs" in refusal
     assert run_on_ranks(train_in_parts, 4, shared, 3) == [["killed"]] * 4  # as two nodes: steps 3 to 5
     assert batches(shared) == batches(alone)[:5]
     assert tokens_per_pair(shared) == pytest.approx(tokens_per_pair(alone)[:5])
