@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from PIL import Image
 from tests.core.small_training_set import picture
 from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
-from vipolyqwen_core.contract import Task
-from vipolyqwen_core.processing.processor import Item
-from vipolyqwen_core.serving import inputs
+from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
+from vipolyqwen_core.serving import encoder, inputs
 from vipolyqwen_core.serving.encoder import batches_by_cost, shorten
+from vipolyqwen_core.serving.inputs import make_item
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,16 @@ def test_neighbours_order_and_batch_size_change_nothing(
         assert np.allclose(together[i], embedder.encode(texts[i], images=pictures[i]), atol=2e-6)
 
 
+def test_a_long_list_that_is_encoded_in_parts_keeps_its_order(
+    embedder: ViPolyQwenEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{number} " * (1 + number % 7) for number in range(40)]
+    whole = embedder.encode(texts)
+    monkeypatch.setattr(encoder, "WINDOW_TOKENS", 1)
+    monkeypatch.setitem(encoder.BATCH_TOKENS, "cpu", 24)
+    assert np.allclose(embedder.encode(texts), whole, atol=2e-6)
+
+
 def test_what_numpy_hands_out_of_an_array_is_one_item(embedder: ViPolyQwenEmbedder, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture(5).save(path)
@@ -72,8 +86,23 @@ def test_what_numpy_hands_out_of_an_array_is_one_item(embedder: ViPolyQwenEmbedd
 def test_pil_path_and_bytes_are_one_picture(embedder: ViPolyQwenEmbedder, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     picture(5).save(path)
-    vectors = embedder.encode(images=[picture(5), path, str(path), path.read_bytes(), Image.open(path)])
+    data = path.read_bytes()
+    forms = [picture(5), path, str(path), data, bytearray(data), memoryview(data), Image.open(path)]
+    vectors = embedder.encode(images=forms)
     assert np.allclose(vectors, vectors[0], atol=1e-6)
+    for form in forms:
+        assert np.allclose(embedder.encode("one", images=form), embedder.encode("one", picture(5)), atol=1e-6)
+
+
+def test_a_picture_of_too_many_pixels_is_refused(
+    embedder: ViPolyQwenEmbedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"
+    picture(5).save(path)
+    monkeypatch.setattr(inputs, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
+    for form in (path, path.read_bytes()):
+        with pytest.raises(ValueError, match=r"item 0: .*64 x 48 pixels, limit 3071"):
+            embedder.encode(images=form)
 
 
 def test_an_upright_copy_and_a_rotated_one_with_a_flag_are_one_picture(embedder: ViPolyQwenEmbedder) -> None:
@@ -117,6 +146,13 @@ def test_missing_placeholders_stand_in_front(embedder: ViPolyQwenEmbedder) -> No
     implicit = embedder.encode("what is it?", images=picture(1))
     assert np.array_equal(implicit, embedder.encode("<image>what is it?", images=picture(1)))
     assert not np.allclose(implicit, embedder.encode("what is it?<image>", images=picture(1)), atol=1e-4)
+
+
+def test_earlier_turns_are_normalised_and_the_first_of_a_user_shows_the_pictures() -> None:
+    turns = [Turn("assistant", "Hi"), Turn("user", "Tiê\u0301ng  Viê\u0323t"), Turn("assistant", "Yes")]
+    item = make_item("And now?", picture(1), history=turns)
+    assert [turn.text for turn in item.history] == ["Hi", "<image>Tiếng Việt", "Yes"]
+    assert item.text == "And now?"
 
 
 def test_a_placeholder_without_pictures_is_text(embedder: ViPolyQwenEmbedder) -> None:
@@ -181,7 +217,8 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": ["a", "b"], "prefix": ["ocr"]}, "2 items but 1 prefixes"),
         ({"text": "a", "prefix": 3}, "prefix must be a task or a list of tasks, not int"),
         ({"text": ["a"], "prefix": pd.DataFrame({"ocr": [1]})}, "prefix must be a task or a list of tasks"),
-        ({"text": ["a"], "prefix": [["ocr"]]}, r"item 0: unknown prefix \['ocr'\]"),
+        ({"text": ["a", "b"], "prefix": [None, ["ocr"]]}, r"item 1: unknown prefix \['ocr'\]"),
+        ({"text": "a", "dim": 0}, "dim must lie between 1 and 64, not 0"),
         ({"text": "a", "dim": 65}, "dim must lie between 1 and 64, not 65"),
         ({"text": "a", "dim": "16"}, "dim must lie between 1 and 64, not '16'"),
         ({"text": "a", "batch_size": 0}, "batch_size must be at least 1"),
@@ -208,6 +245,20 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         ViPolyQwenEmbedder.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="absent: neither a directory nor a model on the hub"):
         ViPolyQwenEmbedder.from_pretrained(tmp_path / "absent")
+
+
+def test_a_processor_that_the_model_was_not_trained_with_is_refused(
+    embedder: ViPolyQwenEmbedder, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    other = ViPolyQwenProcessor.from_backbone(tiny_backbone, replace(tiny_processing, max_tokens=99))
+    with pytest.raises(ValueError, match="max_tokens is 99, but the model was trained with 256"):
+        ViPolyQwenEmbedder(embedder.model, other)
+
+
+def test_another_precision_can_be_asked_for(tiny_model_dir: Path) -> None:
+    half = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir, dtype="bfloat16")
+    assert half.model.backbone.dtype == torch.bfloat16
+    assert half.encode("one").dtype == np.float32
 
 
 def test_a_bare_name_is_a_folder_that_is_not_there_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +380,8 @@ def test_batches_hold_every_item_once_within_their_budget(
     for batch in batches:
         assert len(batch) == 1 or sum(tokens[place] for place in batch) <= budget
         assert size is None or len(batch) <= size
+    for batch, following in pairwise(batches):  # none is left with room for the next item
+        assert len(batch) == size or sum(tokens[place] for place in [*batch, following[0]]) > budget
 
 
 @settings(max_examples=25, deadline=None)
