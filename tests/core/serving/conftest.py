@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import pytest
 
 from tests.core.small_training_set import some_pairs, write_training_set
@@ -66,3 +67,10 @@ def spoil_versions(table: Path) -> None:
 
 DAMAGES = (lose_rows, spoil_rows, spoil_versions)
 """What may happen to the files of a LanceDB table."""
+
+
+def rows_of(workspace: Workspace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        lancedb.connect(workspace.lancedb).open_table("embeddings").to_arrow().to_pylist()
+    )
+    return rows

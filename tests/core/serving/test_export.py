@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,28 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 from lancedb.table import LanceTable
 
-from tests.core.serving.conftest import DAMAGES, SETTINGS, run_export
+from tests.core.serving.conftest import DAMAGES, SETTINGS, rows_of, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs, write_training_set
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings
-from vipolyqwen_core.contract import EXPORT, Split
+from vipolyqwen_core.contract import EXPORT, Split, Turn
+from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving import export as export_module
 from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import current_model, read_current
-from vipolyqwen_core.serving.encoding_pool import EncodingPool
-from vipolyqwen_core.serving.export import _vector_index, export, export_schema
-from vipolyqwen_core.serving.exported_sides import ExportedSides
+from vipolyqwen_core.serving.export import _vector_index, export
 from vipolyqwen_core.serving.search import search
-from vipolyqwen_core.serving.table_update import Snapshot, add_rows, delete_rows, update_table
+from vipolyqwen_core.serving.table_update import add_rows
 from vipolyqwen_core.workspace import Workspace
-
-
-def rows_of(workspace: Workspace) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = (
-        lancedb.connect(workspace.lancedb).open_table("embeddings").to_arrow().to_pylist()
-    )
-    return rows
 
 
 def test_both_sides_of_every_pair_stand_in_table_and_parquet(workspace: Workspace) -> None:
@@ -64,10 +57,17 @@ def test_a_row_says_what_was_encoded_and_where_it_comes_from(workspace: Workspac
 
 def test_vectors_are_those_of_everyday_use(workspace: Workspace, tiny_model_dir: Path) -> None:
     embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
-    by_text = {row["text"]: row["embedding"] for row in rows_of(workspace)}
-    assert np.allclose(by_text["Say number 3"], embedder.encode("Say number 3"), atol=1e-6)
-    read = next(row for row in rows_of(workspace) if row["origin"] == "pictures/12.png")
-    assert np.allclose(read["embedding"], embedder.encode(read["text"], images=picture(12)), atol=1e-6)
+    rows = rows_of(workspace)
+    (dialogue,) = [row for row in rows if row["text"].startswith("user: ")]
+    history = (Turn("user", "Hello"), Turn("assistant", "Hi, how can I help?"))
+    told = embedder.encode_items([Item("Count to three", history=history)], 1024)
+    assert np.allclose(dialogue["embedding"], told[0], atol=2e-6)
+    rows.remove(dialogue)
+    shown = [
+        [picture(int(number)) for number in re.findall(r"pictures/(\d+)\.png", row["origin"])] for row in rows
+    ]
+    expected = embedder.encode([row["text"] for row in rows], images=shown)
+    assert np.allclose([row["embedding"] for row in rows], expected, atol=2e-6)
 
 
 def test_nothing_is_encoded_twice(workspace: Workspace, tiny_model_dir: Path) -> None:
@@ -83,29 +83,34 @@ def test_the_export_follows_the_corpus(tmp_path: Path, tiny_model_dir: Path) -> 
     pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(6)]
     run_export(workspace, tiny_model_dir, pairs=pairs)
     old = {(row["text"]): row["embedding"] for row in rows_of(workspace)}
-    changed = [replace(pairs[0], split=Split.TRAIN), *pairs[2:], SmallPair("new question", "answer 3")]
+    new = [
+        SmallPair("new question", "answer 3"),
+        SmallPair("new question", "new answer"),
+        SmallPair("newer question", "new answer"),
+    ]
+    changed = [replace(pairs[0], split=Split.TRAIN), *pairs[2:], *new]
     summary = run_export(workspace, tiny_model_dir, pairs=changed)
-    # one pair is gone, one is new; one changed its split, and the places of those behind it moved by a line
-    assert (summary.deleted, summary.encoded, summary.updated, summary.kept) == (2, 2, 10, 0)
+    # one pair is gone, three are new; one changed its split, and those behind it moved by a line
+    assert (summary.deleted, summary.encoded, summary.updated, summary.kept) == (2, 6, 10, 0)
     rows = {(row["text"], row["side"]): row for row in rows_of(workspace)}
     assert ("question 1", "query") not in rows
     assert rows["question 0", "query"]["split"] == "train"
     assert rows["question 2", "query"]["origin"] == "small.jsonl:2"
     assert rows["question 2", "query"]["embedding"] == old["question 2"]
-    assert summary.rows == len(rows_of(workspace)) == 12
-    assert pq.read_table(summary.parquet).num_rows == 12
+    found = rows_of(workspace)
+    expected = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir).encode([row["text"] for row in found])
+    assert np.allclose([row["embedding"] for row in found], expected, atol=2e-6)
+    assert summary.rows == len(found) == 16
+    assert pq.read_table(summary.parquet).num_rows == 16
 
 
-def test_a_row_whose_language_is_another_one_now_says_so_and_keeps_its_vector(
-    tmp_path: Path, tiny_model_dir: Path
-) -> None:
+def test_where_pairs_only_went_the_parquet_file_loses_them_too(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = Workspace(tmp_path)
     pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(3)]
     run_export(workspace, tiny_model_dir, pairs=pairs)
-    summary = run_export(workspace, tiny_model_dir, pairs=[replace(pairs[0], language="vi"), *pairs[1:]])
-    assert (summary.encoded, summary.updated, summary.kept) == (0, 2, 4)
-    languages = {row["text"]: row["language"] for row in rows_of(workspace)}
-    assert (languages["question 0"], languages["answer 0"], languages["question 1"]) == ("vi", "vi", "en")
+    summary = run_export(workspace, tiny_model_dir, pairs=pairs[:-1])
+    assert (summary.deleted, summary.encoded, summary.updated, summary.reused) == (2, 0, 0, False)
+    assert pq.read_table(summary.parquet).num_rows == 4
 
 
 def test_another_version_is_swapped_in_at_the_end(
@@ -281,49 +286,6 @@ def test_an_update_that_was_killed_behind_its_last_row_is_finished_by_the_next(
     written = os.stat(summary.parquet).st_mtime_ns
     run_export(workspace, tiny_model_dir, pairs=pairs[:-1])
     assert os.stat(summary.parquet).st_mtime_ns == written
-
-
-def test_rows_that_go_or_move_are_deleted_in_one_step(tmp_path: Path, tiny_model_dir: Path) -> None:
-    workspace = Workspace(tmp_path)
-    folder, schema = workspace.lancedb, export_schema(tiny_model_dir, "1")
-    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(56)]
-    write_training_set(workspace.training_set, pairs)
-    table = lancedb.connect(folder).create_table("embeddings", schema=schema)
-    rng = np.random.default_rng(0)
-    vectors: dict[tuple[str, str], np.ndarray] = {}
-    for block in ExportedSides(workspace.training_set).blocks():
-        filled = rng.normal(size=(block.rows.num_rows, 64)).astype(np.float32)
-        vectors |= zip(
-            zip(block.rows["sample_id"].to_pylist(), block.rows["side"].to_pylist(), strict=True),
-            filled,
-            strict=True,
-        )
-        add_rows(table, block.rows, filled)
-    before = table.version
-    write_training_set(workspace.training_set, pairs[28:])
-    update = update_table(
-        table, ExportedSides(workspace.training_set), EncodingPool(tiny_model_dir, SETTINGS)
-    )
-    assert (update.deleted, update.updated, update.encoded) == (56, 56, 0)
-    assert table.version - before == 8 + 1  # four blocks of two sides that moved; and all that had to go
-    rows = table.to_arrow()
-    assert rows.num_rows == 56
-    for row in rows.to_pylist():
-        assert np.array_equal(row["embedding"], vectors[row["sample_id"], row["side"]])
-
-
-def test_a_table_that_another_process_rewrote_meanwhile_is_not_touched(
-    tmp_path: Path, tiny_model_dir: Path
-) -> None:
-    workspace = Workspace(tmp_path)
-    run_export(workspace, tiny_model_dir, pairs=[SmallPair(f"question {i}", "yes") for i in range(6)])
-    table = lancedb.connect(workspace.lancedb).open_table("embeddings")
-    before = Snapshot(table)
-    lancedb.connect(workspace.lancedb).open_table("embeddings").delete("side = 'query'")
-    lancedb.connect(workspace.lancedb).open_table("embeddings").optimize()  # rows are packed anew
-    with pytest.raises(RuntimeError, match="rewritten by another process"):
-        delete_rows(table, before.row_ids[:3])
-    assert len(rows_of(workspace)) == 6
 
 
 def test_replaced_versions_of_the_table_go_when_nobody_can_need_them(
