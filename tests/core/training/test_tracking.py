@@ -3,7 +3,6 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.flops import FlopCounter, peak_flops
 from vipolyqwen_core.training.loading import LoadedChunk
 from vipolyqwen_core.training.meter import Meter, Throughput
-from vipolyqwen_core.training.optimizer import build_optimizer, learning_rate
+from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.tracking import (
     MetricsFile,
     Tracking,
@@ -193,16 +192,6 @@ def test_operations_are_two_a_weight_and_row_forward_and_twice_that_backward(tin
     attention = sum(n * n for n in packed_text.segments.lengths) * width / 2
     head = tiny_model.projection.weight.numel()
     assert counter.count(packed_text) == 6 * (linear * tokens + head * items) + 12 * attention
-
-
-def test_the_rate_warms_up_and_falls_to_zero(make_run):
-    settings = make_run(optimizer={"learning_rate": 1.0, "warmup_share": 0.1}).recipe.optimizer
-    rates = [learning_rate(step, 100, settings) for step in range(100)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10] == 1.0
-    assert all(one > other for one, other in pairwise(rates[10:]))
-    assert rates[-1] < 1e-3
-    assert learning_rate(0, 1, settings) == 1.0
 
 
 def test_norms_biases_and_the_pooling_context_do_not_decay(tiny_model, make_run):
