@@ -30,12 +30,14 @@ def overlap_links(rows: pl.LazyFrame, off_limits: Sequence[str]) -> pl.DataFrame
         return pl.DataFrame(schema=OVERLAP_SCHEMA)
     banned = pl.col("source").is_in(list(off_limits))
     own = _grams(rows.filter(banned))
+    if own.is_empty():
+        return own
     held = own["key"].unique().sort().to_numpy()
     return pl.concat([own, _grams(rows.filter(~banned), held)]).unique().sort("row", "key")
 
 
 def _grams(rows: pl.LazyFrame, held: NDArray[np.uint64] | None = None) -> pl.DataFrame:
-    """The 13-grams of rows, of the held ones where they are given."""
+    """The 13-grams of rows, of the held ones where they are given, one at least."""
     texts = rows.select("row", texts=pl.concat_list(comparable(whole_query()), comparable(pl.col("target"))))
     found = [pl.DataFrame(schema=OVERLAP_SCHEMA)]
     for batch in texts.collect_batches(chunk_size=BATCH_ROWS, engine="streaming"):
@@ -53,8 +55,8 @@ def _grams(rows: pl.LazyFrame, held: NDArray[np.uint64] | None = None) -> pl.Dat
         keys, starts = _rolling(words["word"].to_numpy(), words["text"].to_numpy())
         table = pl.DataFrame({"row": words["row"].to_numpy()[starts], "key": keys}, schema=OVERLAP_SCHEMA)
         if held is not None:
-            places = np.minimum(np.searchsorted(held, keys), max(len(held) - 1, 0))
-            table = table.filter(pl.Series(held[places] == keys if len(held) else np.zeros(len(keys), bool)))
+            places = np.minimum(np.searchsorted(held, keys), len(held) - 1)
+            table = table.filter(pl.Series(held[places] == keys))
         found.append(table.unique())
     return pl.concat(found)
 

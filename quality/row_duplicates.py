@@ -121,6 +121,6 @@ def explain_copies(dropped: pl.DataFrame, rows: pl.LazyFrame) -> pl.DataFrame:
         "row",
         "kept",
         pl.col("rule").cast(pl.String),
-        reason=pl.concat_str(sentences, place, similarity, scores.fill_null(""), pl.lit(".")),
+        reason=pl.concat_str(sentences, place, similarity, scores, pl.lit(".")),
         value="sample_id",
     ).sort("row")

@@ -65,6 +65,7 @@ TURNS = [{"role": "user", "text": LONG}, {"role": "assistant", "text": "ừ"}]
         ({"query_images": ["a"]}, {"target_images": ["b", "a"]}),
         ({"group_id": "g"}, {"group_id": "g"}),
         ({"query": LONG}, {"target": LONG.upper()}),
+        ({"target": LONG, "query_images": ["a"]}, {"target": LONG, "query_images": ["b"]}),
         ({"query": "và", "history": TURNS}, {"query": "và", "history": TURNS}),
     ],
 )
@@ -78,6 +79,7 @@ def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
         ({}, {}),
         ({"query": LONG[1:]}, {"query": LONG[1:]}),
         ({"query": LONG, "query_images": ["a"]}, {"query": LONG, "query_images": ["b"]}),
+        ({"target": LONG, "target_images": ["a"]}, {"target": LONG, "target_images": ["b"]}),
         ({"query": LONG}, {"query": LONG, "history": TURNS}),
         ({"group_id": "g"}, {"group_id": "g", "source": "other"}),
     ],

@@ -112,7 +112,10 @@ def test_every_text_of_a_row_must_be_near(tmp_path: Path) -> None:
     assert found.select("a", "b").rows() == [(0, 1)]
 
 
-def test_a_text_that_is_far_or_missing_parts_rows_however_near_the_long_ones_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("texts", [["query", "target"], ["target", "query"]])
+def test_a_text_that_is_far_or_missing_parts_rows_however_near_the_long_ones_are(
+    tmp_path: Path, texts: list[str]
+) -> None:
     long = sentences(1, seed=4)[0] * 3
     short = ["mười hai con giáp", "ba mươi sáu phố", None, "mười hai con giáp!"]
     rows = pl.LazyFrame(
@@ -123,8 +126,8 @@ def test_a_text_that_is_far_or_missing_parts_rows_however_near_the_long_ones_are
             "target": [long, long + "!", long + "?", long + "."],
         }
     )
-    found = near_pairs(rows, ["query", "target"], 0.85, 0, tmp_path / "bands")
-    assert found.select("a", "b").rows() == [(0, 3)]
+    found = near_pairs(rows, texts, 0.85, 0, tmp_path / "bands")
+    assert found.rows() == [(0, 3, pytest.approx(true_jaccard("mười hai con giáp", "mười hai con giáp!")))]
 
 
 def test_equal_texts_are_near_at_any_threshold(tmp_path: Path) -> None:

@@ -11,14 +11,20 @@ HISTORY = pl.List(pl.Struct({"role": pl.String, "text": pl.String}))
 
 
 def links(
-    texts: list[tuple[str, str]], off_limits: list[str], targets: dict[int, str] | None = None
+    texts: list[tuple[str, str]],
+    off_limits: list[str],
+    targets: dict[int, str] | None = None,
+    earlier: dict[int, str] | None = None,
 ) -> pl.DataFrame:
     rows = pl.LazyFrame(
         {
             "row": range(len(texts)),
             "source": [source for source, _ in texts],
             "query": [text for _, text in texts],
-            "history": [None] * len(texts),
+            "history": [
+                [{"role": "user", "text": turn}] if (turn := (earlier or {}).get(row)) else None
+                for row in range(len(texts))
+            ],
             "target": [(targets or {}).get(row, "ngắn") for row in range(len(texts))],
         },
         schema={
@@ -57,6 +63,12 @@ def test_case_and_punctuation_do_not_hide_a_run() -> None:
     assert linked(("bench", " ".join(words)), ("a", ", ".join(words).upper() + "!")) == {0, 1}
 
 
+def test_numbers_are_words() -> None:
+    bench = ("bench", " ".join(map(str, range(100, 113))))
+    assert linked(bench, ("a", "từ " + ", ".join(map(str, range(100, 113))))) == {0, 1}
+    assert linked(bench, ("a", "từ " + ", ".join(map(str, range(101, 114))))) == set()
+
+
 def test_runs_do_not_reach_from_one_text_into_the_next() -> None:
     words = [f"w{i}" for i in range(14)]
     assert linked(("bench", " ".join(words)), ("a", " ".join(words[:7])), ("b", " ".join(words[7:]))) == set()
@@ -67,6 +79,12 @@ def test_runs_do_not_reach_from_one_text_into_the_next() -> None:
 def test_a_run_in_a_target_links() -> None:
     words = " ".join(f"w{i}" for i in range(13))
     found = links([("bench", words), ("a", "câu hỏi")], ["bench"], targets={1: words})
+    assert set(found["row"]) == {0, 1}
+
+
+def test_a_run_in_an_earlier_turn_links() -> None:
+    words = " ".join(f"w{i}" for i in range(13))
+    found = links([("bench", words), ("a", "câu hỏi")], ["bench"], earlier={1: words})
     assert set(found["row"]) == {0, 1}
 
 

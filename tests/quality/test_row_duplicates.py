@@ -70,12 +70,16 @@ PLAIN = {
 }
 
 
-def copies(*changes: dict) -> dict[int, int]:
-    """Which of some rows, PLAIN but for a change each, is dropped for which."""
+def found(*changes: dict) -> pl.DataFrame:
+    """Which of some rows, PLAIN but for a change each, are dropped."""
     rows = [{**PLAIN, **change} for change in changes]
     with tempfile.TemporaryDirectory() as folder:
-        dropped = find_duplicates(table(rows).lazy(), SETTINGS, Path(folder) / "bands")
-    return dict(dropped.select("row", "kept").iter_rows())
+        return find_duplicates(table(rows).lazy(), SETTINGS, Path(folder) / "bands")
+
+
+def copies(*changes: dict) -> dict[int, int]:
+    """Which of these rows is dropped for which."""
+    return dict(found(*changes).select("row", "kept").iter_rows())
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,17 @@ def test_of_equally_labelled_copies_the_longer_stays_then_the_earlier() -> None:
 
 def test_an_exact_copy_names_the_near_one_that_stays_in_the_end() -> None:
     assert copies({}, {}, {"query": PLAIN["query"] + "!"}) == {0: 2, 1: 2}
+
+
+def test_the_reason_names_the_row_that_stays_and_how_near_it_is() -> None:
+    dropped = found({}, {}, {"query": PLAIN["query"] + "!", "score": 0.5})
+    exact, near = dropped.sort("rule")["reason"]
+    assert exact.endswith(" It is f, line 3 of source s.")
+    similarity = round(true_jaccard(PLAIN["query"], PLAIN["query"] + "!"), 3)
+    assert near.endswith(f" It is f, line 3 of source s, similarity {similarity}.")
+    assert set(dropped["value"]) == {
+        table([{**PLAIN, "query": PLAIN["query"] + "!", "score": 0.5}])["sample_id"][0]
+    }
 
 
 @pytest.mark.parametrize(
