@@ -1,5 +1,6 @@
 """Findings: what the blocking checks see in tables that are not as they should be."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from assets import findings
 from vipolyqwen_core.config import MiningSettings, SplitSettings
 from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.workspace import Workspace
 
 LONG = "a sentence that is long enough to link two rows"
@@ -42,9 +44,13 @@ def test_both_equations_hold_for_a_whole_source(tmp_path: Path) -> None:
     assert findings.curation_loses_nothing(curated(tmp_path)).passed
 
 
-@pytest.mark.parametrize("changes", [{"records": 11}, {"records_with_pairs": 7}, {"pairs_in": 10}])
-def test_a_record_or_pair_that_vanished_is_noticed(tmp_path: Path, changes: dict[str, int]) -> None:
-    assert not findings.curation_loses_nothing(curated(tmp_path, **changes)).passed
+@pytest.mark.parametrize("fact", ["records", "records_with_pairs", "pairs_in"])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_record_or_pair_that_vanished_or_came_of_nothing_is_noticed(
+    tmp_path: Path, fact: str, by: int
+) -> None:
+    counts = {"records": 10, "records_with_pairs": 8, "pairs_in": 9}
+    assert not findings.curation_loses_nothing(curated(tmp_path, **{fact: counts[fact] + by})).passed
 
 
 def test_tables_are_counted_and_summaries_are_not_believed(tmp_path: Path) -> None:
@@ -64,12 +70,74 @@ def test_a_source_without_pairs_says_which_rules_took_them(tmp_path: Path) -> No
     assert finding.sentence == "no pair is left; in the ledger: 9 empty_target, 2 broken_json"
 
 
-def test_a_stage_that_loses_a_pair_is_noticed(tmp_path: Path) -> None:
+def test_a_stage_that_loses_a_pair_or_has_one_twice_is_noticed(tmp_path: Path) -> None:
     before, after = pairs(tmp_path / "before.parquet", 5), pairs(tmp_path / "after.parquet", 4)
     ledger(tmp_path / "empty.parquet")
     ledger(tmp_path / "one.parquet", "tagged")
     assert not findings.stage_loses_nothing("tagged", before, after, tmp_path / "empty.parquet").passed
     assert findings.stage_loses_nothing("tagged", before, after, tmp_path / "one.parquet").passed
+    assert not findings.stage_loses_nothing("tagged", before, before, tmp_path / "one.parquet").passed
+
+
+def validated(folder: Path, accepted: bool, pairs_out: int, rejected: int) -> findings.Finding:
+    """The judgement of five tagged pairs; the accepted version itself holds four, and one in its ledger."""
+    version = folder / "v1"
+    version.mkdir(parents=True)
+    facts: dict[str, Any] = {"pairs_in": 5, "pairs_out": pairs_out, "rejected": {"too_long": rejected}}
+    facts["details"] = {"accepted": accepted}
+    StageSummary(stage="validated", fingerprint="", data_version="v1", **facts).write(folder)
+    if accepted:
+        pairs(version / "pairs.parquet", 4)
+        ledger(version / "ledger.parquet", "validated")
+    return findings.validation_loses_nothing(pairs(folder / "before.parquet", 5), folder)
+
+
+def test_a_version_is_counted_where_it_was_accepted_and_else_its_judgement(tmp_path: Path) -> None:
+    assert validated(tmp_path / "accepted", True, pairs_out=99, rejected=99).passed
+    assert validated(tmp_path / "refused", False, pairs_out=3, rejected=2).passed
+    assert not validated(tmp_path / "lossy", False, pairs_out=3, rejected=1).passed
+
+
+def test_only_a_critical_expectation_that_fails_forbids_training(tmp_path: Path) -> None:
+    def line(check: str, severity: str, success: bool) -> dict[str, Any]:
+        known = {"expectation": "between", "column": "score", "observed": 2}
+        return {"check": check, "severity": severity, "success": success, **known}
+
+    lines = [
+        line("sound", "critical", True),
+        line("warned", "critical", True),
+        line("warned", "warning", False),
+        line("broken", "warning", False),
+        line("broken", "critical", False),
+    ]
+    facts: dict[str, Any] = {"pairs_in": 1, "pairs_out": 1, "rejected": {}}
+    facts["details"] = {"expectations": lines}
+    StageSummary(stage="validated", fingerprint="", data_version="", **facts).write(tmp_path)
+    found = {check: findings.suite_holds(tmp_path, check) for check in ("sound", "warned", "broken")}
+    assert {check: finding.passed for check, finding in found.items()} == {
+        "sound": True, "warned": False, "broken": False,
+    }  # fmt: skip
+    assert {check for check, finding in found.items() if finding.forbids} == {"broken"}
+
+
+def accounted(folder: Path, rejected: list[str], pairs_in: dict[str, int]) -> findings.Finding:
+    """Two training pairs and an evaluation pair of letters, and a ledger with pairs of these sources."""
+    folder.mkdir()
+    for name, rows in (("train", 2), ("eval", 1)):
+        pl.DataFrame({"source": ["letters"] * rows}).write_ipc(folder / f"{name}.arrow")
+    pl.DataFrame({"source": rejected}).write_parquet(folder / "ledger.parquet")
+    sources = {"sources": {name: {"pairs_in": count} for name, count in pairs_in.items()}}
+    facts: dict[str, Any] = {"pairs_in": 4, "pairs_out": 3, "rejected": {}, "details": sources}
+    StageSummary(stage="training_set", fingerprint="", data_version="", **facts).write(folder)
+    return findings.sources_are_accounted_for(folder)
+
+
+def test_each_pair_of_a_source_is_in_the_split_or_in_the_ledger(tmp_path: Path) -> None:
+    assert accounted(tmp_path / "whole", ["letters"], {"letters": 4}).passed
+    for name, came in {"lost": {"letters": 5}, "twice": {"letters": 3}, "foreign": {}}.items():
+        finding = accounted(tmp_path / name, ["letters"], came)
+        assert not finding.passed
+        assert finding.sentence == f"letters: {came.get('letters', 0)} in, 4 found"
 
 
 def split(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> Path:
@@ -106,7 +174,7 @@ def test_clean_sides_share_nothing(tmp_path: Path) -> None:
         ({"component": "both"}, "components"),
         ({"query_images": ["picture"]}, "pictures"),
         ({"group_id": "page 3"}, "declared groups"),
-        ({"target": LONG}, "long texts"),
+        ({"target": LONG[:32]}, "long texts"),
     ],
 )
 def test_every_kind_of_leak_is_noticed(tmp_path: Path, shared: dict[str, Any], kind: str) -> None:
@@ -117,6 +185,12 @@ def test_every_kind_of_leak_is_noticed(tmp_path: Path, shared: dict[str, Any], k
 
 def test_a_leak_from_query_to_target_is_noticed(tmp_path: Path) -> None:
     assert not findings.no_leak(split(tmp_path, {"query": LONG}, {"target": LONG}), 32).passed
+
+
+def test_a_long_text_beside_a_picture_is_no_leak(tmp_path: Path) -> None:
+    """A prompt stands beside many pictures."""
+    rows = [{"query": LONG, "query_images": [name]} for name in ("one", "two")]
+    assert findings.no_leak(split(tmp_path, *rows), 32).passed
 
 
 def test_equal_groups_of_two_sources_are_different_groups(tmp_path: Path) -> None:
@@ -133,14 +207,15 @@ def test_the_same_question_after_other_turns_is_another_query(tmp_path: Path) ->
 
 
 def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None:
-    for name, rows in (("train", 190), ("eval", 10)):
-        pl.DataFrame({"component": ["one"] * rows}).write_ipc(tmp_path / f"{name}.arrow")
-    assert not findings.largest_component(tmp_path, SplitSettings()).passed
-    for name, rows in (("train", 190), ("eval", 10)):
-        pl.DataFrame({"component": [f"{name} {row}" for row in range(rows)]}).write_ipc(
-            tmp_path / f"{name}.arrow"
-        )
-    assert findings.largest_component(tmp_path, SplitSettings()).passed
+    def found(train: list[str], evaluation: list[str]) -> findings.Finding:
+        for name, components in (("train", train), ("eval", evaluation)):
+            pl.DataFrame({"component": components}).write_ipc(tmp_path / f"{name}.arrow")
+        return findings.largest_component(tmp_path, SplitSettings(max_component_share=0.5))
+
+    rest = [str(row) for row in range(199)]
+    assert not found(["one"] * 201, rest).passed
+    assert found(["one"] * 199, rest).passed
+    assert found(["one"] * 90, rest[:10]).passed  # of a small corpus it may hold nearly all
 
 
 def sides(folder: Path, train: int, evaluation: list[float | None]) -> findings.Finding:
@@ -165,6 +240,7 @@ def test_a_split_that_cannot_be_ranked_is_noticed_before_training(tmp_path: Path
     empty = sides(tmp_path, 0, [])
     assert empty.forbids
     assert "0 pairs in train, 0 pairs in eval; in the ledger: 60 off_limits" in empty.sentence
+    assert sides(tmp_path, 0, [None, 0.1]).forbids
     for evaluation in ([None], [0.1, 0.2, 0.3]):
         nothing_to_rank = sides(tmp_path, 3, evaluation)
         assert nothing_to_rank.forbids
@@ -175,6 +251,8 @@ def test_a_split_that_cannot_be_ranked_is_noticed_before_training(tmp_path: Path
     ("metrics", "passed"),
     [
         ({"collapse/deviation": 0.8, "collapse/effective_rank": 30.0}, True),
+        ({"collapse/deviation": 0.8}, False),
+        ({"collapse/deviation": 0.09, "collapse/effective_rank": 30.0}, False),
         ({"collapse/deviation": 0.01, "collapse/effective_rank": 30.0}, False),
         ({"collapse/deviation": 0.8, "collapse/effective_rank": 1.2}, False),
         ({}, False),
@@ -184,21 +262,44 @@ def test_vectors_that_are_all_alike_are_noticed(metrics: dict[str, float], passe
     assert findings.not_collapsed(metrics).passed is passed
 
 
+@pytest.mark.parametrize(
+    ("loss", "refused", "passed"), [(1.0, 5, True), (1.0, 6, False), (math.nan, 0, False), (None, 0, False)]
+)
+def test_a_loss_that_is_no_number_or_many_refused_steps_are_noticed(
+    loss: float | None, refused: int, passed: bool
+) -> None:
+    metrics = {} if loss is None else {"loss": loss}
+    result = TrainingResult(
+        steps=100,
+        pairs=800,
+        seconds=1.0,
+        pairs_per_second=800.0,
+        metrics=metrics,
+        refused_steps=refused,
+        exported_step=100,
+        mlflow_run_id="",
+    )
+    assert findings.losses_are_finite(result).passed is passed
+
+
 def test_a_loss_that_does_not_fall_is_noticed() -> None:
     assert findings.loss_fell([{"loss": 2.0}, {"loss": 1.0}]).passed
     assert not findings.loss_fell([{"loss": 1.0}, {"loss": 2.0}]).passed
+    assert not findings.loss_fell([{"loss": 1.0}, {"loss": 1.0}]).passed
+    wavering = [2.0, 1.9, *[1.5] * 16, 2.1, 1.0]  # of twenty lines, the first and the last two
+    assert findings.loss_fell([{"loss": loss} for loss in wavering]).facts == {"first": 1.95, "last": 1.55}
     only = findings.loss_fell([{"loss": 1.0}])  # of a run with fewer steps than `log_steps`
     assert only.passed
     assert "training.log_steps" in only.sentence
 
 
 def mined(place: Workspace, negatives: list[list[int]]) -> findings.Finding:
-    """Four training pairs, the last of another task, with hard negatives for each."""
+    """Five training pairs, the fourth of another task, with hard negatives for some."""
     pairs = {
-        "task": ["ocr", "ocr", "ocr", "instr"],
-        "query_hash": [1, 1, 3, 14],
-        "target_hash": [11, 12, 13, 14],
-        "positive_hash": [0, 5, 5, 0],
+        "task": ["ocr", "ocr", "ocr", "instr", "ocr"],
+        "query_hash": [1, 1, 3, 14, 7],
+        "target_hash": [11, 12, 13, 14, 15],
+        "positive_hash": [0, 5, 5, 0, 0],
     }
     place.training_set.mkdir(exist_ok=True)
     place.hard_negatives.mkdir(exist_ok=True)
@@ -227,7 +328,7 @@ def test_a_mined_negative_that_is_a_right_answer_is_noticed(
 
 
 def test_mined_negatives_that_are_wrong_answers_pass(tmp_path: Path) -> None:
-    finding = mined(Workspace(tmp_path), [[2], [], [0], []])
+    finding = mined(Workspace(tmp_path), [[2, 4], [], [0], []])
     assert finding.passed, finding.sentence
-    assert finding.facts["hard negatives"] == 2
+    assert finding.facts["hard negatives"] == 3
     assert findings.negatives_are_wrong(Workspace(tmp_path / "none"), demo()).passed

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.components import connect, copy_links, earlier_links, link_keys, name_components, near_sides
+from quality.components import (
+    connect,
+    copy_links,
+    earlier_links,
+    link_keys,
+    linking_hashes,
+    name_components,
+    near_sides,
+)
 from quality.id_numbers import ID_NUMBER
 from quality.intake import INTAKE_SCHEMA
 from quality.predecessors import SCHEMA
@@ -86,6 +94,16 @@ def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
 )
 def test_what_is_short_or_stands_beside_a_picture_or_in_another_source_does_not(one: dict, two: dict) -> None:
     assert not are_linked(one, two)
+
+
+def test_pictures_and_sides_that_link_by_themselves_have_hashes() -> None:
+    rows = pairs(
+        {"query": "và", "history": TURNS, "query_hash": 1, "target_hash": 2},
+        {"target": LONG, "query_hash": 3, "target_hash": 4},
+        {"query_images": ["0" * 15 + "9" + "a" * 16], "query_hash": 5, "target_hash": 6},
+        {"query": LONG[1:], "query_hash": 7, "target_hash": 8},
+    )
+    assert sorted(linking_hashes(rows, 32).collect().rows()) == [(0, 1), (1, 4), (2, 5), (2, 9)]
 
 
 def test_near_texts_are_the_same_key_on_whichever_sides_and_how_often_they_stand(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ def test_an_interval_is_expanded_by_the_components_that_matter() -> None:
     assert _expanded_tail(0.95, even) == pytest.approx(by_student)
     assert _expanded_tail(0.95, np.hstack([even, 4 * even])) == pytest.approx(by_student)
     assert _expanded_tail(0.95, uneven) < 1e-6
+    few_and_many = np.zeros(
+        (55, 2)
+    )  # a pool of 5 pictures weighs as much as one of 50 with 40 questions each
+    few_and_many[:5, 0], few_and_many[5:, 1] = 1, 40
+    freedom = (5 / 5**2 + 50 / 50**2) ** 2 / (5 / 5**4 + 50 / 50**4) - 1
+    expected = stats.norm.sf(np.sqrt((freedom + 1) / freedom) * stats.t.ppf(0.975, freedom))
+    assert _expanded_tail(0.95, few_and_many) == pytest.approx(expected)
 
 
 def test_pools_with_the_same_pictures_are_no_surer_than_one_of_them() -> None:

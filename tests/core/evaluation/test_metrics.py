@@ -31,7 +31,7 @@ def scores_of(similarity: list[list[float]], relevant: list[list[int]]) -> dict[
 def test_the_only_right_answer_on_rank_three_has_the_known_scores() -> None:
     scores = scores_of([[0.9, 0.8, 0.7, 0.1]], [[0, 0, 1, 0]])
     assert scores["recall@1"][0] == 0
-    assert scores["recall@5"][0] == 1
+    assert scores["recall@5"][0] == scores["recall@10"][0] == 1
     assert scores["mrr@10"][0] == pytest.approx(1 / 3)
     assert scores["ndcg@10"][0] == pytest.approx(1 / math.log2(4))
 
@@ -40,6 +40,11 @@ def test_ndcg_of_two_right_answers_counts_both() -> None:
     scores = scores_of([[0.9, 0.8, 0.7]], [[1, 0, 1]])
     assert scores["ndcg@10"][0] == pytest.approx((1 + 1 / 2) / (1 + 1 / math.log2(3)))
     assert scores["mrr@10"][0] == 1
+
+
+def test_ndcg_counts_a_right_answer_that_was_not_found() -> None:
+    scores = scores_of([[1 - i / 100 for i in range(12)]], [[1] + [0] * 10 + [1]])
+    assert scores["ndcg@10"][0] == pytest.approx(1 / (1 + 1 / math.log2(3)))
 
 
 def test_a_right_answer_beyond_rank_ten_scores_nothing() -> None:
@@ -52,6 +57,7 @@ def test_a_tie_counts_against_the_right_answer() -> None:
     for column in range(3):
         relevant = [[int(i == column) for i in range(3)]]
         assert scores_of([[0.5, 0.5, 0.5]], relevant)["mrr@10"][0] == pytest.approx(1 / 3)
+    assert scores_of([[0.5, 0.4999]], [[1, 0]])["mrr@10"][0] == 1  # no tie
 
 
 def test_a_collapsed_model_scores_below_chance_whatever_the_rounding() -> None:
@@ -131,6 +137,8 @@ def test_chance_equals_the_mean_over_random_orders() -> None:
 def test_correlation_is_one_for_a_monotone_relation_and_left_out_for_a_constant() -> None:
     predicted = np.array([0.1, 0.2, 0.9])
     assert correlation(predicted, np.array([0.0, 0.5, 0.6]))["spearman"] == pytest.approx(1)
+    both = correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 9.0]))
+    assert both == pytest.approx({"spearman": 1 - 6 * 2 / (4 * 15), "pearson": 11.5 / math.sqrt(5 * 38.75)})
     assert correlation(predicted, np.array([0.5, 0.5, 0.5])) == {}
     assert correlation(np.array([0.5, 0.5, 0.5]), predicted) == {}
     assert correlation(predicted[:2], np.array([0.0, 0.5])) == {}  # two are always on a line

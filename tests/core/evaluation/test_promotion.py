@@ -104,8 +104,9 @@ def test_each_condition_can_fail_alone(changed: PoolResult, expected: str) -> No
     assert expected in verdict.failures[0]
 
 
-def test_a_choice_is_not_asked_for_a_gain() -> None:
-    verdict = judge((pool(), pool(Task.VQA_MULTI, gain=NOTHING, recall=0.5, is_choice=True)), enough=True)
+def test_a_choice_is_not_asked_for_a_gain_nor_weighs_in_the_mean() -> None:
+    choice = pool(Task.VQA_MULTI, gain=NOTHING, recall=0.5, is_choice=True)
+    verdict = judge((pool(recall=0.11), choice), enough=True)
     assert verdict.learned
 
 
