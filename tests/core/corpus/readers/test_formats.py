@@ -183,6 +183,14 @@ class TestImageQa:
             (picture,), (picture,), (picture,), (picture,), (picture, "a.png"), (picture,),
         ]  # fmt: skip
 
+    def test_base64_that_was_cut_gives_the_bytes_that_are_whole(self, tmp_path: Path) -> None:
+        picture = file_of(Image.new("RGB", (40, 30), "red"))
+        digits = base64.b64encode(picture).decode()
+        rows = [{"image": digits[:end], "question": "q", "answer": "t"} for end in (80, 81, 82, 83)]
+        records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
+        assert [len(record.pairs[0].query_images[0]) for record in records] == [60, 60, 61, 62]
+        assert all(picture.startswith(record.pairs[0].query_images[0]) for record in records)
+
     @pytest.mark.parametrize(
         "path",
         ["UklGR.webp", "/9j/a.jpg", "R0lGOD" + "lh" * 40 + ".gif", "data:,x"],
@@ -271,6 +279,7 @@ class TestMessages:
     def test_both_spellings_give_the_same_pair(self, tmp_path: Path) -> None:
         answer = {"role": "assistant", "content": "t"}
         parts = [{"type": "image", "image": "a"}, {"type": "text", "text": "q"}]
+        url = {"type": "image_url", "image_url": {"url": "a"}}
         rows = [
             {"messages": [{"role": "user", "content": "<image>q"}, answer], "images": ["a"]},
             {
@@ -278,10 +287,24 @@ class TestMessages:
                 "image": "a",
             },
             {"messages": [{"role": "user", "content": parts}, answer]},
+            {"messages": [{"role": "user", "content": [url, parts[1]]}, answer]},
         ]
         records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
         pair = RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",))
-        assert [record.pairs for record in records] == [(pair,)] * 3
+        assert [record.pairs for record in records] == [(pair,)] * 4
+
+    def test_a_placeholder_in_the_last_answer_takes_no_picture(self, tmp_path: Path) -> None:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "t <image>"}]
+        (record,) = read(tmp_path, "a.jsonl", jsonl({"messages": turns, "images": ["a"]}), **self.KEYS)
+        assert record.pairs == (RawPair(Task.VQA_MULTI, "q", "t <image>", query_images=("a",)),)
+
+    def test_an_answer_without_a_question_leaves_the_others_where_each_is_a_pair(
+        self, tmp_path: Path
+    ) -> None:
+        turns = [{"role": "user", "content": "q"}, *({"role": "assistant", "content": t} for t in "tu")]
+        rows = jsonl({"messages": turns, "images": ["a"]})
+        (record,) = read(tmp_path, "a.jsonl", rows, "each", **self.KEYS)
+        assert record.pairs == (RawPair(Task.VQA_MULTI, "q", "t", query_images=("a",)),)
 
     @pytest.mark.parametrize("key", ["messages", "conversations", "chat"])
     @pytest.mark.parametrize("wrapped", [False, True])
