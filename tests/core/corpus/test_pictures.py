@@ -130,11 +130,14 @@ def test_nothing_but_the_picture_is_stored(data: bytes) -> None:
     assert image_id(reopened(stored.bytes)) == image_id(picture.image)
 
 
-def test_the_camera_decides_what_is_up() -> None:
+@pytest.mark.parametrize(
+    ("orientation", "seen"), [(6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)]
+)
+def test_the_camera_decides_what_is_up(orientation: int, seen: Image.Transpose) -> None:
     upright = Image.new("RGB", (40, 20), "red")
     upright.paste("blue", (0, 0, 10, 20))
-    turned = upright.transpose(Image.Transpose.ROTATE_90)  # as a sensor held sideways saw it
-    picture = decode_picture(file_of(turned, "PNG", exif=exif(ORIENTATION, 6)), LIMIT)
+    turned = upright.transpose(seen)  # as a sensor held sideways saw it
+    picture = decode_picture(file_of(turned, "PNG", exif=exif(ORIENTATION, orientation)), LIMIT)
     assert image_id(picture.image) == image_id(upright)
     assert picture.needs_reencoding
 
@@ -168,6 +171,8 @@ def test_an_opened_animation_is_the_frame_it_stands_at_and_stays_there(kind: str
 def test_deep_greys_keep_their_shades() -> None:
     deep = Image.fromarray(np.array([[0, 256, 32_768, 65_535]], dtype=np.uint16))
     assert [normalise_picture(deep).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+    shallow = Image.fromarray(np.array([[0, 128, 255]], dtype=np.int32))
+    assert [normalise_picture(shallow).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,10 @@ class TestStsTable:
         assert rules(records) == ["missing_field", "wrong_type", None]
         assert (records[2].pairs[0].query, records[2].pairs[0].target) == ("2.5", "1")
 
+    def test_declared_keys_come_along(self, tmp_path: Path) -> None:
+        (record,) = read(tmp_path, "a.csv", "query,target,group_id,positive_key\na,b,g,k\n", **self.KEYS)
+        assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", group_id="g", positive_key="k"),)
+
     def test_a_table_of_two_texts_has_no_scores(self, tmp_path: Path) -> None:
         (record,) = read(tmp_path, "a.csv", "query,target\na,b\n", **self.KEYS)
         assert record.pairs[0].score is None
@@ -293,6 +297,12 @@ class TestMessages:
         pair = RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",))
         assert [record.pairs for record in records] == [(pair,)] * 4
 
+    def test_a_system_turn_of_its_own_comes_first(self, tmp_path: Path) -> None:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "t"}]
+        rows = jsonl({"system": "s", "messages": turns, "images": ["a"]})
+        (record,) = read(tmp_path, "a.jsonl", rows, **self.KEYS)
+        assert record.pairs[0].history == (Turn("system", "s"),)
+
     def test_a_placeholder_in_the_last_answer_takes_no_picture(self, tmp_path: Path) -> None:
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "t <image>"}]
         (record,) = read(tmp_path, "a.jsonl", jsonl({"messages": turns, "images": ["a"]}), **self.KEYS)
@@ -388,6 +398,15 @@ class TestParallelLines:
         ]  # fmt: skip
         assert rules(records) == [None, None, None, "missing_line"]
         assert {record.file for record in records} == {"1.txt"}
+
+    def test_scores_are_scaled_and_a_line_that_only_they_lack_is_no_pair_without_score(
+        self, tmp_path: Path
+    ) -> None:
+        source = self.source(tmp_path, score_range=(0.0, 2.0))
+        (tmp_path / "2.txt").write_text("A\n\n\nC\nD\n")
+        records = list(read_source(source))
+        assert [pair.score for record in records for pair in record.pairs] == [0.5, 0.0, 0.5]
+        assert rules(records) == [None, None, None, "missing_line"]
 
     def test_one_file_may_be_two_sides_whatever_its_names(self, tmp_path: Path) -> None:
         source = self.source(tmp_path)
