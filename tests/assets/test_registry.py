@@ -100,6 +100,8 @@ def test_a_worse_version_leaves_the_champion_alone(client: mlflow.MlflowClient) 
     first, second = register(client, "demo-1", CHAMPION), register(client, "demo-2", CHALLENGER)
     assert champion(client).number == first
     assert version_with_alias(client, CHALLENGER).number == second
+    give_alias(client, first, CHAMPION)
+    assert version_with_alias(client, CHALLENGER).number == second
 
 
 def test_a_challenger_that_is_promoted_is_no_challenger_any_more(client: mlflow.MlflowClient) -> None:
@@ -119,8 +121,12 @@ def test_a_champion_whose_alias_was_taken_away_is_followed_by_no_other(client: m
     client.delete_model_version(REGISTERED_MODEL, str(second))
     with pytest.raises(dg.Failure, match=f"`vipolyqwen rollback {first}`"):
         champion(client)
+    register(client, "demo-4", CHAMPION)
     give_alias(client, first, CHAMPION)
     assert champion(client).number == first
+    client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)
+    with pytest.raises(dg.Failure, match=f"`vipolyqwen rollback {first}`"):  # the last one, not the newest
+        champion(client)
 
 
 def test_a_model_that_makes_no_unit_vectors_gets_no_alias(
