@@ -40,14 +40,14 @@ def test_a_rank_that_was_killed_is_told(run: TrainingRun) -> None:
 
 
 def training_set(place: Workspace, train: str, evaluation: str) -> None:
-    """One row on each side, which show these pictures."""
+    """A row that trains and two that evaluate, which show these pictures."""
     folder = place.training_set
-    details = {"sources": {"s": {"version": "1", "pairs_in": 2}}}
-    StageSummary("training_set", "", "1", pairs_in=2, pairs_out=2, rejected={}, details=details).write(folder)
+    details = {"sources": {"s": {"version": "1", "pairs_in": 3}}}
+    StageSummary("training_set", "", "1", pairs_in=3, pairs_out=3, rejected={}, details=details).write(folder)
     schema = polars_schema(TRAINING)
-    for split, picture in (("train", train), ("eval", evaluation)):
+    for split, picture, num_rows in (("train", train, 1), ("eval", evaluation, 2)):
         row: dict[str, object] = dict.fromkeys(schema.names())
-        row |= {"sample_id": split, "component": picture, "split": split, "source": "s", "language": "vi"}
+        row |= {"component": picture, "split": split, "source": "s", "language": "vi"}
         row |= {"task": "vqa_single", "prefix": "vqa_single", "query": "<image>q", "target": "t"}
         row |= {
             "query_images": [picture],
@@ -55,8 +55,12 @@ def training_set(place: Workspace, train: str, evaluation: str) -> None:
             "target_images": [],
             "target_image_rows": [],
         }
-        row |= {"query_hash": 1, "target_hash": 2, "query_tokens": 3, "target_tokens": 1}
-        pl.DataFrame([row], schema=schema).write_ipc(folder / f"{split}.arrow")
+        row |= {"query_tokens": 3, "target_tokens": 1, "positive_hash": 0}
+        rows = [
+            row | {"sample_id": f"{split} {number}", "query_hash": 1 + number, "target_hash": 11 + number}
+            for number in range(num_rows)
+        ]
+        pl.DataFrame(rows, schema=schema).write_ipc(folder / f"{split}.arrow")
     index = polars_schema(PLAN_INDEX)
     pl.DataFrame([dict.fromkeys(index.names())], schema=index).write_parquet(folder / "index.parquet")
     pl.DataFrame(schema={"source": pl.String}).write_parquet(folder / "ledger.parquet")
