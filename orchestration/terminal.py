@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -27,8 +27,7 @@ def undisturbed(log: Path) -> Iterator[Console]:
     `sys.stdout` would catch neither.
     """
     begin_anew(log)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     with os.fdopen(os.dup(saved_out), "w", encoding="utf-8", buffering=1) as terminal:
@@ -37,10 +36,19 @@ def undisturbed(log: Path) -> Iterator[Console]:
         try:
             yield Console(file=terminal)
         finally:
-            with suppress(OSError):  # the log may lie on a full disk
-                sys.stdout.flush()
-                sys.stderr.flush()
+            try:
+                _flush()
+            except OSError:  # the log lies on a full disk: what it does not take is not for the terminal
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 1)
+                    os.dup2(nowhere.fileno(), 2)
+                _flush()
             os.dup2(saved_out, 1)
             os.dup2(saved_err, 2)
             for descriptor in (saved_out, saved_err, file):
                 os.close(descriptor)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -36,6 +36,7 @@ main()
 def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run a command whose stage fails with a word."""
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it hides what waits in a buffer
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", FAILING, "--home", str(tmp_path), *arguments]
