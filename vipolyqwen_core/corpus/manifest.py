@@ -18,6 +18,7 @@
 A manifest that is wrong is refused with the file, the source, the key and what was expected.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from enum import StrEnum
@@ -156,10 +157,12 @@ class Manifest:
                 raise ValueError(f"expectations: {entry!r} is no YAML file and no package.module:function")
             if checks.count(name) > 1:
                 raise ValueError(f"expectations: two of them are called {name!r}")
-        names = [source.name for source in self.sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"sources: name {twice[0]!r} is used twice")
+        folders: dict[str, str] = {}  # of some disks, where upper and lower case are the same
+        for name in self.names:
+            if name in folders.values():
+                raise ValueError(f"sources: name {name!r} is used twice")
+            if (other := folders.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"sources: names {other!r} and {name!r} differ in case alone")
         return self
 
     def source(self, name: str) -> Source:
@@ -196,7 +199,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
     Raises:
         ValueError: names the file, the source, the key and what was expected
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise ValueError(f"manifest {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
@@ -256,8 +259,8 @@ def _anchor_suite(entry: Any, folder: Path) -> Any:
 
 
 def anchor_path(path: str, folder: Path) -> str:
-    """The path as it is where it is a URL or absolute, else below the folder."""
-    return path if "://" in path else str(folder / Path(path).expanduser())
+    """The path as it is where it is a URL or absolute, else below the folder; `~` is the user's own."""
+    return path if "://" in path else str(folder / os.path.expanduser(path))
 
 
 def _mistakes(error: ValidationError, sources: list[Any]) -> Iterator[str]:

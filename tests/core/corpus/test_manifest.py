@@ -45,6 +45,16 @@ def test_relative_paths_start_at_the_data_root_where_one_is_set(
     assert load_manifest(path, root=Path("/else")).source("receipts").image_root == "/else/receipts/images"
 
 
+def test_a_path_may_start_at_a_home_and_a_user_who_is_not_here_is_left_to_the_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/own")
+    text = GOOD.replace("[/data/a.csv", "[~/a.csv, ~no_such_user/a.csv")
+    assert load_manifest(write(tmp_path, text)).source("sts").paths == (
+        "/home/own/a.csv", str(tmp_path / "~no_such_user/a.csv"), "s3://b/b.csv",
+    )  # fmt: skip
+
+
 SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.csv]"
 
 
@@ -63,6 +73,7 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         (SOURCE + ", languages: [zh-CN]}", ["source 'a'", "languages: 'zh-CN' is no code"]),
         (SOURCE + ", score_range: [5, 0]}", ["source 'a'", "score_range"]),
         (SOURCE + "}\n  - {name: a, task: instr, format: alpaca, paths: [y]}", ["'a' is used twice"]),
+        (SOURCE + "}\n  - {name: A, task: instr, format: alpaca, paths: [y]}", ["'a' and 'A' differ"]),
         ("sources:\n  - {task: ocr, format: alpaca, paths: [x]}", ["source number 1", "'name'", "required"]),
         ("sources:\n  - {name: b, task: ocr, format: alpaca, paths: [x]}", ["source 'b'", "instr, not ocr"]),
         ("sources:\n  - {name: b, format: alpaca, paths: [x]}", ["source 'b'", "task is missing"]),
