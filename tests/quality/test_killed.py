@@ -1,5 +1,6 @@
 """A stage that is killed leaves nothing half: the next run gives what an undisturbed one gives."""
 
+import os
 import random
 import shutil
 import signal
@@ -39,10 +40,11 @@ def test_curation_that_was_killed_at_random_times_gives_the_same_tables(write_so
     summary = curate(source, CurationSettings(), whole)
     duration = time.monotonic() - began
     moments = random.Random(0)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what is killed leaves its scratch
     killed = 0
     while killed < 5:
         command = [sys.executable, "-c", PROGRAM, to_json(source), str(disturbed.home)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             time.sleep(moments.uniform(0, duration))

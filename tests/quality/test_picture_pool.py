@@ -193,7 +193,8 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     picture.write_bytes(file_of(scene(1)))
     root = Path(__file__).parents[2]
     command = [sys.executable, str(program), str(picture)]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    scratch = {"TMPDIR": str(tmp_path)}  # which a killed process leaves
+    environment = {**os.environ, "PYTHONPATH": str(root), **scratch}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "loaded\n"
