@@ -36,7 +36,7 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from quality.duplicates import whole_query
 from quality.language import LANGUAGES
 from quality.rules import answered
-from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import fingerprint
 
 CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
@@ -50,6 +50,10 @@ MIN_BALANCE_PAIRS = 50
 MAX_DRIFT = 0.25
 """How far a share may move between two accepted versions before somebody should look."""
 
+OPTIONAL = frozenset(
+    {"query_images", "history", "target_images", "score", "negatives", "group_id", "positive_key"}
+)
+"""Columns of a pair that may be null."""
 
 TABLES = {
     "pairs": "one narrow row for each validated pair",
@@ -102,12 +106,12 @@ def narrow_curated(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def narrow_pairs(rows: pl.LazyFrame, further: Mapping[str, pl.Expr] | None = None) -> pl.LazyFrame:
     """One narrow row for each tagged pair: that of the curated pair, and what tagging added."""
-    return rows.select(**_curated_columns(), **_tagged_columns(), **(further or {}))
+    return rows.select(**(_curated_columns() | _tagged_columns()), **(further or {}))
 
 
 def names_of_columns() -> tuple[str, ...]:
     """Columns of `pairs`."""
-    return (*_curated_columns(), *_tagged_columns())
+    return tuple(_curated_columns() | _tagged_columns())
 
 
 def _curated_columns() -> dict[str, pl.Expr]:
@@ -128,6 +132,7 @@ def _curated_columns() -> dict[str, pl.Expr]:
         "score": pl.col("score"),
         "score_of_equals": pl.when(_is_target()).then("score"),
         "answer_in_query": answered().fill_null(False),
+        "is_complete": _is_complete(PAIR),
     }
 
 
@@ -140,7 +145,14 @@ def _tagged_columns() -> dict[str, pl.Expr]:
         "query_patches": pl.col("query_patches"),
         "target_patches": pl.col("target_patches"),
         "has_hashes": (pl.col("query_hash") != 0) & (pl.col("target_hash") != 0),
+        "is_complete": _is_complete(TAGGED),
     }
+
+
+def _is_complete(columns: Sequence[Column]) -> pl.Expr:
+    """Whether all is there that a pair must have; expectations leave out nulls, and NaN with them."""
+    needed = [column.name for column in columns if column.name not in OPTIONAL]
+    return pl.all_horizontal(pl.col(needed).is_not_null()) & pl.col("score").is_not_nan().fill_null(True)
 
 
 def _has_content(side: str, pictures: pl.Expr) -> pl.Expr:
@@ -186,6 +198,7 @@ def _rows() -> list[Expectation]:
     """What holds for the rows of any stage."""
     return [
         ExpectTableRowCountToBeBetween(min_value=1, severity=CRITICAL),
+        true("is_complete", CRITICAL),
         ExpectColumnValuesToBeUnique(column="sample_id", severity=CRITICAL),
         ExpectColumnValuesToBeInSet(
             column="task", value_set=[task.value for task in Task], severity=CRITICAL
@@ -219,6 +232,7 @@ def tagged_suite() -> Suite:
         "tagged",
         [
             ExpectTableRowCountToBeBetween(min_value=1, severity=CRITICAL),
+            true("is_complete", CRITICAL),
             true("prefix_is_task", CRITICAL),
             true("has_hashes", CRITICAL),
             true("placeholders_match", WARNING, mostly=0.99),

@@ -65,6 +65,7 @@ def training_pairs_suite() -> Suite:
         "training_set",
         "training_pairs",
         [
+            true("is_complete", CRITICAL),
             ExpectColumnValuesToBeUnique(column="sample_id", severity=CRITICAL),
             ExpectColumnValuesToBeInSet(
                 column="split", value_set=[split.value for split in Split], severity=CRITICAL

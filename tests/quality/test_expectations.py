@@ -1,6 +1,7 @@
 """Suites: each defect that they are there for is found, with its severity; a sound table passes."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,23 @@ def test_a_sound_source_passes_at_each_stage(tagged) -> None:
     [
         ({"sample_id": pl.lit("one")}, ("curated", "validated"), "sample_id", "critical"),
         ({"language": pl.lit("fr")}, ("curated", "validated"), "language", "critical"),
+        ({"task": pl.lit("poem")}, ("curated", "validated"), "task", "critical"),
+        ({"language": pl.lit(None)}, ("curated", "tagged", "validated"), "is_complete", "critical"),
+        ({"score": pl.lit(math.nan)}, ("curated", "tagged", "validated"), "is_complete", "critical"),
+        ({"query_tokens": pl.lit(None)}, ("tagged", "validated"), "is_complete", "critical"),
+        ({"query": pl.lit(" ")}, ("curated", "validated"), "query_has_content", "critical"),
         ({"target": pl.lit(" ")}, ("curated", "validated"), "target_has_content", "critical"),
         ({"score": pl.lit(1.5, pl.Float32)}, ("curated", "validated"), "score", "critical"),
         ({"target": pl.col("query")}, ("curated", "validated"), "answer_in_query", "critical"),
         ({"query": pl.lit("x " * 20_000)}, ("curated",), "query_chars", "warning"),
+        ({"target": pl.lit("x " * 20_000)}, ("curated",), "target_chars", "warning"),
         ({"prefix": pl.lit("ocr")}, ("tagged", "validated"), "prefix_is_task", "critical"),
         ({"query_hash": pl.lit(0, pl.UInt64)}, ("tagged", "validated"), "has_hashes", "critical"),
         ({"query": pl.lit("no picture here")}, ("tagged",), "placeholders_match", "warning"),
         ({"query": pl.lit("no picture here")}, ("validated",), "placeholders_match", "critical"),
+        ({"query_tokens": pl.lit(0, pl.Int32)}, ("tagged",), "query_tokens", "warning"),
+        ({"query_tokens": pl.lit(0, pl.Int32)}, ("validated",), "query_tokens", "critical"),
+        ({"target_tokens": pl.lit(0, pl.Int32)}, ("tagged",), "target_tokens", "warning"),
         ({"target_tokens": pl.lit(0, pl.Int32)}, ("validated",), "target_tokens", "critical"),
         ({"query_images": pl.lit(None)}, ("task_vqa_single",), "query_pictures", "critical"),
         ({"target": pl.lit("x")}, ("task_instr",), "target_chars", "warning"),
@@ -220,6 +230,7 @@ def test_a_sound_training_set_passes(training: Workspace) -> None:
         ({"split": pl.lit("test")}, "split"),
         ({"query_image_rows": pl.lit(None, pl.List(pl.Int64))}, "pictures_are_placed"),
         ({"sample_id": pl.lit("one")}, "sample_id"),
+        ({"target_tokens": pl.lit(None, pl.Int32)}, "is_complete"),
         ({"more": pl.lit(1)}, "tables_have_schema"),
     ],
 )

@@ -1,8 +1,10 @@
 """Validation: critical failures block, warnings are recorded, an accepted version stays until the next."""
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -11,6 +13,8 @@ from quality.accepted import accepted_folder, accepted_stage
 from quality.curate import curate
 from quality.data_report import funnel, whole_ledger
 from quality.drift import total_variation
+from quality.expectations import Suite
+from quality.judge import judge
 from quality.ledger import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
@@ -77,7 +81,11 @@ def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, t
         for path in tables:
             path.write_bytes(path.read_bytes()[:100])
 
-    for lose in (cut, named.unlink, lambda: shutil.rmtree(workspace.images("corpus"))):
+    def cut_ledger() -> None:
+        path = workspace.validated("corpus") / before.data_version / "ledger.parquet"
+        path.write_bytes(path.read_bytes()[:100])
+
+    for lose in (cut, cut_ledger, named.unlink, lambda: shutil.rmtree(workspace.images("corpus"))):
         lose()
         after = through(source)
         assert after.details["accepted"]
@@ -93,8 +101,9 @@ def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, t
 
 
 def test_a_third_of_broken_rows_warns_and_goes_through(workspace, write_source, through) -> None:
-    records = [instruction(i) if i % 3 else "{broken" for i in range(1, 31)]
-    summary = through(write_source(records))
+    records = [instruction(i) for i in range(20)]
+    assert failures(through(write_source(records))) == set()
+    summary = through(write_source([*records, *["{broken"] * 10]))  # the same pairs
     assert summary.details["accepted"]
     assert failures(summary) == {("warning", "rejected_share")}
 
@@ -119,6 +128,7 @@ def test_a_source_without_pairs_is_blocked_and_the_accepted_version_stays(
     second = through(write_source([{**instruction(1), "output": ""}]))
     assert not second.details["accepted"]
     assert ("critical", "pairs") in failures(second)
+    assert failures(read_stage(workspace.validated("corpus"))) == failures(second)
     assert accepted_stage(workspace.validated("corpus")).data_version == first.data_version
     third = through(write_source([instruction(i) for i in range(7)]))
     assert third.details["accepted"]
@@ -126,16 +136,42 @@ def test_a_source_without_pairs_is_blocked_and_the_accepted_version_stays(
     assert versions == {first.data_version, third.data_version}
 
 
-def test_rows_that_a_stage_lost_block(workspace, write_source, through) -> None:
-    source = write_source([instruction(i) for i in range(6)])
+def test_what_a_stage_lost_or_spoilt_blocks(
+    workspace: Workspace, write_source, through, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge_facts(suites: list[Suite], tables: dict[str, pl.DataFrame], docs: Path) -> list[dict[str, Any]]:
+        return judge([suite for suite in suites if suite.table == "facts"], tables, None)
+
+    monkeypatch.setattr("quality.validate.judge", judge_facts)
+    source = write_source([question(i) for i in range(6)], pictures=range(6))
     through(source)
-    place = workspace.tagged("corpus")
-    stage = (place / "stage.json").read_text(encoding="utf-8")
-    lossy = stage.replace('"pairs_in": 6', '"pairs_in": 7').replace('"data_version": "', '"data_version": "x')
-    (place / "stage.json").write_text(lossy, encoding="utf-8")
-    summary = validate(source, workspace)
-    assert not summary.details["accepted"]
-    assert ("critical", "missing_tagged") in failures(summary)
+    curated, tagged = workspace.curated("corpus"), workspace.tagged("corpus")
+    more, strange = pl.lit(1).alias("more"), pl.lit(["f" * 32]).alias("query_images")
+    for column, folder, counted, spoil in (
+        ("missing_records", curated, "records", None),
+        ("missing_curated", curated, "pairs_in", None),
+        ("missing_tagged", tagged, "pairs_in", None),
+        ("missing_validated", tagged, "pairs_out", None),
+        ("curated_schema_is_right", curated, None, lambda rows: rows.with_columns(more)),
+        ("tagged_schema_is_right", tagged, None, lambda rows: rows.with_columns(more)),
+        ("is_sorted", tagged, None, lambda rows: rows.sort("line", descending=True)),
+        ("missing_pictures", tagged, None, lambda rows: rows.with_columns(strange)),
+    ):
+        stage, table = folder / "stage.json", folder / "pairs.parquet"
+        said, rows = stage.read_text(encoding="utf-8"), pl.read_parquet(table)
+        told = {**json.loads(said), "data_version": column}
+        if counted is not None:
+            told[counted] += 1
+        stage.write_text(json.dumps(told), encoding="utf-8")
+        if spoil is not None:
+            table.unlink()  # its content has another name in the accepted version
+            spoil(rows).write_parquet(table)
+        summary = validate(source, workspace)
+        assert not summary.details["accepted"]
+        assert ("critical", column) in failures(summary)
+        stage.write_text(said, encoding="utf-8")
+        rows.write_parquet(table)
+    assert validate(source, workspace).details["accepted"]
 
 
 def test_broken_rows_go_to_the_ledger(workspace, write_source, through) -> None:
@@ -166,6 +202,7 @@ def test_a_source_that_changed_its_language_warns(workspace, write_source, throu
     summary = through(write_source(english, languages=("vi",)))
     assert summary.details["accepted"]
     assert {("warning", "language_drift"), ("warning", "unexpected_language_share")} <= failures(summary)
+    assert failures(through(write_source(english, languages=("en",)))) == set()
 
 
 def test_a_source_that_was_not_tagged_is_refused(workspace, write_source) -> None:
