@@ -5,7 +5,7 @@ import io
 import polars as pl
 from PIL import Image, ImageDraw
 
-from quality.near_pictures import near_pictures, propose
+from quality.near_pictures import look_alike, near_pictures, propose
 from tests.stored_pictures import file_of
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 
@@ -71,6 +71,24 @@ def test_another_shape_is_not_even_proposed() -> None:
     image = scene("red")
     files = [file_of(image), file_of(image.resize((320, 120)))]
     assert propose(table(files)).is_empty()
+
+
+def test_hashes_propose_up_to_six_bits_and_a_fiftieth_of_the_shape() -> None:
+    def proposed(phash: str, width: int) -> bool:
+        hashes, widths = ["0" * 16, phash], [1000, width]
+        pair = {"picture": [0, 1], "phash": hashes, "width": widths, "height": [1000, 1000]}
+        return propose(pl.DataFrame(pair)).rows() == [(0, 1)]
+
+    assert [proposed(f"{bits:016x}", 1000) for bits in (0b111111, 0b1111111)] == [True, False]
+    assert [proposed("0" * 16, width) for width in (1020, 1021)] == [True, False]
+
+
+def test_thumbnails_differ_by_light_or_by_a_channel_alone() -> None:
+    def alike(*colour: int) -> bool:
+        return look_alike(*(Image.new("RGB", (64, 64), shade) for shade in ((100, 100, 100), colour)))
+
+    assert [alike(value, value, value) for value in (119, 121)] == [True, False]
+    assert [alike(100, 100, value) for value in (136, 137)] == [True, False]
 
 
 def test_no_pictures_give_no_pairs() -> None:

@@ -18,7 +18,7 @@ from quality.judge import judge
 from quality.ledger import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
-from quality.validate import validate
+from quality.validate import pictures_of, validate
 from tests.quality.conftest import instruction, question, sentence
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import TAGGED
@@ -151,6 +151,7 @@ def test_what_a_stage_lost_or_spoilt_blocks(
         ("missing_records", curated, "records", None),
         ("missing_curated", curated, "pairs_in", None),
         ("missing_tagged", tagged, "pairs_in", None),
+        ("missing_tagged", curated, "pairs_out", None),
         ("missing_validated", tagged, "pairs_out", None),
         ("curated_schema_is_right", curated, None, lambda rows: rows.with_columns(more)),
         ("tagged_schema_is_right", tagged, None, lambda rows: rows.with_columns(more)),
@@ -174,19 +175,33 @@ def test_what_a_stage_lost_or_spoilt_blocks(
     assert validate(source, workspace).details["accepted"]
 
 
+def test_pictures_of_both_sides_and_of_hard_negatives_must_be_stored() -> None:
+    schema = {name: dtype for name, dtype in polars_schema(TAGGED).items() if "images" in name}
+    negatives = [{"text": "", "images": ["c", "a"]}, {"text": "sai", "images": None}]
+    rows = pl.DataFrame(
+        {"query_images": [["a"], None], "target_images": [["b"], None], "negatives": [negatives, None]},
+        schema={**schema, "negatives": polars_schema(TAGGED)["negatives"]},
+    )
+    assert set(pictures_of(rows.lazy()).collect()["image_id"]) == {"a", "b", "c"}
+
+
 def test_broken_rows_go_to_the_ledger(workspace, write_source, through) -> None:
     source = write_source([question(i) for i in range(6)], pictures=range(6))
     through(source)
     table = pl.read_parquet(workspace.tagged("corpus") / "pairs.parquet")
     bare = pl.when(pl.col("line") == 2).then(pl.lit("Gì?")).otherwise("query")
-    table.with_columns(query=bare).write_parquet(workspace.tagged("corpus") / "pairs.parquet")
+    tokens = {
+        f"{side}_tokens": pl.when(pl.col("line") == line).then(0).otherwise(f"{side}_tokens").cast(pl.Int32)
+        for side, line in (("query", 3), ("target", 4))
+    }
+    table.with_columns(query=bare, **tokens).write_parquet(workspace.tagged("corpus") / "pairs.parquet")
     stage = workspace.tagged("corpus") / "stage.json"
     text = stage.read_text(encoding="utf-8")
     stage.write_text(text.replace('"data_version": "', '"data_version": "x'), encoding="utf-8")
     summary = validate(source, workspace)
     assert summary.details["accepted"]
-    assert summary.rejected == {"placeholder_mismatch": 1}
-    assert summary.pairs_out == 5
+    assert summary.rejected == {"nothing_to_encode": 2, "placeholder_mismatch": 1}
+    assert summary.pairs_out == 3
 
 
 def test_a_source_that_changed_its_language_warns(workspace, write_source, through) -> None:
