@@ -114,6 +114,10 @@ class ImageStore:
         column = self._dataset.take(distinct.tolist(), columns=["bytes"])["bytes"].to_pylist()
         return [column[place] for place in places]
 
+    def origin(self, row: int) -> str:
+        """Path below the image root of the picture at a row."""
+        return str(self._dataset.take([row], columns=["origin"])["origin"][0])
+
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all pictures, in the order of the rows."""
         return self._dataset.to_table(columns=list(columns), scan_in_order=True)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vipolyqwen_core.config import ProcessingSettings, TrainingRun
@@ -139,12 +140,13 @@ class ChunkLoader(Dataset[LoadedChunk]):
         rows = self.rows.take(request.rows)
         negatives = self.hard_negatives.of(request.rows, rows)
         keys = _keys_of(rows, negatives)
-        items = self._items(rows, negatives, request.epoch) or [Item()]
         try:
+            items = self._items(rows, negatives, request.epoch) or [Item()]
             encoded = self.processor.encode_batch(items)
         except ItemError as error:
-            sample = rows[_row_of_item(error.item, negatives)]["sample_id"]
-            raise ValueError(f"step {request.step}, sample {sample}: {error.reason}") from error
+            row, side = _place_of_item(error.item, negatives)
+            sample = rows[row]["sample_id"]
+            raise ValueError(f"step {request.step}, sample {sample}, {side}: {error.reason}") from error
         packed = pack(encoded, self.processor.layout, dummy_picture=request.needs_picture)
         return LoadedChunk(
             packed=packed,
@@ -160,9 +162,12 @@ class ChunkLoader(Dataset[LoadedChunk]):
     def _items(
         self, rows: list[dict[str, Any]], negatives: list[list[HardNegative]], epoch: int
     ) -> list[Item]:
-        """Queries, then targets, then hard negatives."""
-        shown = [key for of_row in map(_picture_keys, rows, negatives) for key in of_row]
-        pictures = self.pictures.read(shown)
+        """Queries, then targets, then hard negatives.
+
+        Raises:
+            ItemError: a picture cannot be read
+        """
+        pictures = self._read_pictures(_picture_keys(rows, negatives))
         dropped = drops_prefix(
             sample_keys([row["sample_id"] for row in rows]), self.prefix_dropout, self.seed, epoch
         )
@@ -181,6 +186,22 @@ class ChunkLoader(Dataset[LoadedChunk]):
             targets.append(side(row["source"], row["target"], row["target_image_rows"], of_target))
             wrong += [side(each.source, each.text, each.image_rows, of_target) for each in of_row]
         return queries + targets + wrong
+
+    def _read_pictures(self, shown: list[list[PictureKey]]) -> dict[PictureKey, Image.Image]:
+        """The pictures that items show; where one cannot be read, its item is looked for.
+
+        Raises:
+            ItemError: names the first item of such a picture
+        """
+        try:
+            return self.pictures.read([key for keys in shown for key in keys])
+        except ValueError:
+            for number, keys in enumerate(shown):
+                try:
+                    self.pictures.read(keys)
+                except ValueError as error:
+                    raise ItemError(number, "picture", str(error)) from error
+            raise
 
 
 def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
@@ -232,23 +253,25 @@ def _keys_of(rows: list[dict[str, Any]], negatives: list[list[HardNegative]]) ->
     )
 
 
-def _picture_keys(row: dict[str, Any], negatives: list[HardNegative]) -> Iterator[PictureKey]:
-    """Every picture of a row and of its hard negatives."""
-    for image_rows in (row["query_image_rows"], row["target_image_rows"]):
-        for image in image_rows or ():
-            yield row["source"], image
-    for negative in negatives:
-        for image in negative.image_rows:
-            yield negative.source, image
+def _picture_keys(rows: list[dict[str, Any]], negatives: list[list[HardNegative]]) -> list[list[PictureKey]]:
+    """The pictures of each item: of queries, then targets, then the negatives of each row."""
+    shown = [
+        [(row["source"], image) for image in row[f"{side}_image_rows"] or ()] for side in Side for row in rows
+    ]
+    wrong = [negative for of_row in negatives for negative in of_row]
+    return [*shown, *([(each.source, image) for image in each.image_rows] for each in wrong)]
 
 
-def _row_of_item(item: int, negatives: list[list[HardNegative]]) -> int:
-    """Which row an item belongs to: queries, targets, then the negatives of each row."""
+def _place_of_item(item: int, negatives: list[list[HardNegative]]) -> tuple[int, str]:
+    """Which row an item belongs to, and what it is there."""
     num_rows = len(negatives)
-    if item < 2 * num_rows:
-        return item % num_rows
-    owners = [number for number, of_row in enumerate(negatives) for _ in of_row]
-    return owners[item - 2 * num_rows]
+    places = [(row, side.value) for side in Side for row in range(num_rows)]
+    places += [
+        (row, f"hard negative {number}")
+        for row, of_row in enumerate(negatives)
+        for number in range(1, len(of_row) + 1)
+    ]
+    return places[item]
 
 
 def load_chunks(

@@ -156,8 +156,10 @@ class TrainingPictures:
             with Image.open(io.BytesIO(data)) as image:
                 return image.convert("RGB")  # the store holds pictures that this makes upright RGB
         except DECODING_ERRORS as error:
+            store = self._store(source)
             raise ValueError(
-                f"picture {row} of source {source!r} in {self._store(source).path} cannot be decoded: {error}"
+                f"picture {store.origin(row)!r} of source {source!r}, row {row} of {store.path}, cannot be "
+                f"decoded: {error}"
             ) from error
 
     @cached_property

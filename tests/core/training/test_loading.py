@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.core.training.conftest import NUM_PICTURES
 from tests.core.training.interrupted import Killed, KilledAfter
-from vipolyqwen_core.contract import MINED, Task
+from vipolyqwen_core.contract import IMAGE_STORE, MINED, Side, Task
 from vipolyqwen_core.corpus.hashing import side_hash
-from vipolyqwen_core.corpus.tables import arrow_schema, read_stage
+from vipolyqwen_core.corpus.image_store import ImageStore, write_images
+from vipolyqwen_core.corpus.tables import arrow_schema, read_arrow, read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
 from vipolyqwen_core.training.dry_run import describe
@@ -196,12 +198,43 @@ def test_data_that_were_replaced_before_a_worker_opens_them_are_refused(loader, 
         late[request(3)]
 
 
-def test_an_item_that_cannot_be_encoded_names_its_sample(loader):
-    training_set, backbone, processing, dropout, seed, *_ = loader.arguments
-    narrow = ChunkLoader(training_set, backbone, replace(processing, max_tokens=4), dropout, seed)
-    sample = loader.rows.take([3])[0]["sample_id"]
-    with pytest.raises(ValueError, match=f"step 0, sample {sample}"):
-        narrow[request(3)]
+@pytest.mark.parametrize(
+    ("row", "side"), [(3, "query"), (7, "target"), (1, "hard negative 2"), (7, "hard negative 3")]
+)
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (0, "1 pictures for 2 <image> placeholders"),
+        (99, r"pictures \[99\] of source 'shop' cannot be read"),
+        (NUM_PICTURES, r"picture 'cut.png' of source 'shop', row 12 of .*, cannot be decoded"),
+    ],
+)
+def test_a_side_that_cannot_be_encoded_is_named_with_its_sample(
+    loader, training_set, tmp_path, row, side, image, reason
+):
+    copy = shutil.copytree(training_set, tmp_path / "set")
+    table = read_arrow(copy / "train.arrow")
+    rows = table.to_pylist()
+    spoilt = rows[row]
+    for number, count in {1: 2, 3: 0, 7: 3}.items():
+        rows[number]["negatives"] = [{"text": f"wrong {place}", "images": []} for place in range(count)]
+        rows[number]["negative_image_rows"] = [[] for _ in range(count)]
+    if side in list(Side):
+        spoilt[side], spoilt[f"{side}_image_rows"] = "<image><image>", [image]
+    else:
+        place = int(side[-1]) - 1
+        spoilt["negatives"][place]["text"], spoilt["negative_image_rows"][place] = "<image><image>", [image]
+    with pa.ipc.new_file(tmp_path / "train.arrow", table.schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, table.schema))
+    (tmp_path / "train.arrow").replace(copy / "train.arrow")
+    stored = ImageStore(copy / "shop.lance").table([column.name for column in IMAGE_STORE]).to_pylist()
+    cut = {**stored[0], "bytes": stored[0]["bytes"][:60], "origin": "cut.png"}
+    version = write_images(copy / "shop.lance", [*stored, cut])
+    pinned = {"shop": {"path": "shop.lance", "version": version}}
+    (copy / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    _, *others, _ = loader.arguments
+    with pytest.raises(ValueError, match=f"^step 0, sample {spoilt['sample_id']}, {side}: {reason}"):
+        ChunkLoader(copy, *others)[request(1, 3, 7)]
 
 
 def test_pairs_that_were_measured_for_another_processing_or_backbone_are_not_trained_on(make_run):
