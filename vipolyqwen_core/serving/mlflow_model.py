@@ -94,7 +94,7 @@ def _pictures(number: int, row: Mapping[Any, Any]) -> list[bytes]:
     value = _given(row, "images")
     if value is None:
         return []
-    if not isinstance(value, (list, tuple, np.ndarray)):
+    if not (isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim)):
         raise ValueError(
             f"item {number}: images must be a list of base64 strings, not {type(value).__name__}"
         )
@@ -103,6 +103,10 @@ def _pictures(number: int, row: Mapping[Any, Any]) -> list[bytes]:
         if not isinstance(encoded, str):
             raise ValueError(
                 f"item {number}: image {place} must be a base64 string, not {type(encoded).__name__}"
+            )
+        if encoded.startswith("data:"):
+            raise ValueError(
+                f"item {number}: image {place} is a data URI: give its base64 alone, what follows the comma"
             )
         try:
             files.append(base64.b64decode("".join(encoded.split()), validate=True))  # the shell breaks lines

@@ -147,6 +147,8 @@ def test_a_table_without_any_known_column_is_refused(served: Any) -> None:
         ({"text": "a", "prefix": ["ocr"]}, "item 0: prefix must be a string, not list"),
         ({"text": "a", "images": encoded(1)}, "item 0: images must be a list of base64 strings, not str"),
         ({"text": "a", "images": [None]}, "item 0: image 0 must be a base64 string, not NoneType"),
+        ({"text": "a", "images": np.array(encoded(1))}, "item 0: images must be a list .*, not ndarray"),
+        ({"images": [encoded(1), f"data:image/png;base64,{encoded(1)}"]}, "item 0: image 1 is a data URI"),
         ({"text": None}, "item 0: neither text nor picture"),
         ({"text": "a", "prefix": "summary"}, "item 0: unknown prefix 'summary'"),
         ({"text": "a", "images": ["/etc/hostname"]}, "item 0: image 0 is not base64"),
