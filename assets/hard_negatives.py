@@ -1,17 +1,26 @@
 """hard_negatives: for each training pair, wrong targets that the last exported model finds near its query."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from assets.metadata import column_schema, reused, table
-from assets.resources import RecipeResource, WorkspaceResource
+from assets.registry import model_folder
+from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.contract import MINED
 from vipolyqwen_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vipolyqwen_core.serving.current_export import CurrentExport
 
 NUM_EXAMPLES = 8
 
 
 @dg.asset(deps=["training_set"], kinds={"pytorch", "arrow"}, pool="gpu")
-def hard_negatives(workspace: WorkspaceResource, recipe: RecipeResource) -> dg.MaterializeResult[None]:
+def hard_negatives(
+    workspace: WorkspaceResource, recipe: RecipeResource, mlflow: MlflowResource
+) -> dg.MaterializeResult[None]:
     """Mined hard negatives, where the recipe asks for any (`mining.negatives_per_pair`).
 
     The first model of a workspace trains without: there is none yet that could find them. What was mined
@@ -23,8 +32,11 @@ def hard_negatives(workspace: WorkspaceResource, recipe: RecipeResource) -> dg.M
             data_version=dg.DataVersion("none"),
             metadata={"summary": "the recipe mines none (mining.negatives_per_pair is 0)"},
         )
-    from vipolyqwen_core.mining.mine import mine
+    from vipolyqwen_core.mining.mine import mine, teacher_of
 
+    teacher = teacher_of(place)
+    if teacher is not None:
+        restore_model(teacher, place, mlflow)
     summary = mine(place, settings)
     details = summary.details
     return dg.MaterializeResult(
@@ -43,6 +55,18 @@ def hard_negatives(workspace: WorkspaceResource, recipe: RecipeResource) -> dg.M
             "folder": dg.MetadataValue.path(str(place.hard_negatives)),
         },
     )
+
+
+def restore_model(teacher: "CurrentExport", place: Workspace, mlflow: MlflowResource) -> None:
+    """Have the registry give the model of the exported table back, where that of a version is gone.
+
+    Raises:
+        ValueError: the registry cannot
+    """
+    folder = place.models / f"v{teacher.model_version}"
+    if Path(teacher.model) == folder and not (folder / "config.json").is_file():
+        mlflow.connect()
+        model_folder(place, int(teacher.model_version))
 
 
 def examples(place: Workspace) -> dg.MetadataValue[str]:

@@ -1,5 +1,6 @@
 """hard_negatives: what a person sees of the stage, with a model that finds some and without."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_examples_and_counts_are_shown(workspace: Workspace, tiny_model_dir: Pat
         assert target != wrong, line
         assert -1 <= float(similarity) < 1, line
         assert task in {"instr", "text_pair", "ocr", "vqa_single", "vqa_multi"}
+
+
+def test_the_model_of_the_table_comes_from_the_registry_where_it_is_gone(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(number: int, target: Path) -> None:
+        assert number == 7
+        shutil.copytree(tiny_model_dir, target)
+
+    monkeypatch.setattr("vipolyqwen_core.serving.mlflow_model.download_model_directory", download)
+    monkeypatch.setattr(MlflowResource, "connect", lambda _: None)
+    model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
+    export(workspace.training_set, model, "7", workspace, ExportSettings())
+    shutil.rmtree(model)
+    shown = materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
+    assert "by model version 7" in shown["summary"].value
 
 
 def test_a_first_model_trains_without(workspace: Workspace) -> None:
