@@ -239,5 +239,12 @@ def _write_parquet(table: Table, path: Path, metadata: dict[bytes, bytes]) -> No
 
 
 def _metadata(parquet: Path) -> dict[bytes, bytes]:
-    """What a Parquet file says of its model and its rows; nothing where it is absent."""
-    return dict(pq.read_schema(parquet).metadata or {}) if parquet.is_file() else {}
+    """What a Parquet file says of its model and its rows; nothing where it is absent.
+
+    Raises:
+        ValueError: it is damaged
+    """
+    if not parquet.is_file():
+        return {}
+    with open_parquet(parquet) as file:
+        return dict(file.schema_arrow.metadata or {})

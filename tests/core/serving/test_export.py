@@ -391,3 +391,18 @@ def test_a_damaged_table_is_named_and_made_anew_from_the_parquet_file(
         run_export(workspace, tiny_model_dir)
     shutil.rmtree(workspace.lancedb)
     assert (run_export(workspace, tiny_model_dir).encoded, len(rows_of(workspace))) == (0, rows)
+
+
+def test_a_cut_parquet_file_is_named_and_made_anew_from_the_table(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    first = run_export(workspace, tiny_model_dir)
+    os.truncate(first.parquet, 100)
+    with pytest.raises(ValueError, match=rf"{first.parquet} is damaged .*: delete it"):
+        run_export(workspace, tiny_model_dir)
+    first.parquet.unlink()
+    assert (run_export(workspace, tiny_model_dir).encoded, pq.read_metadata(first.parquet).num_rows) == (
+        0,
+        first.rows,
+    )
