@@ -68,6 +68,9 @@ COLUMNS_OF_FORMAT: dict[Format, frozenset[str]] = {
 """Keys that `columns` may map to a field of the file (`a.b` reaches into nested objects), a 0-based column
 number of a table without header, or, for parallel lines, a file."""
 
+STS_PLACES = {"query": 0, "target": 1, "score": 2}
+"""Columns of an STS table without header, where `columns` does not name them."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Source:
@@ -132,12 +135,30 @@ class Source:
             if key not in COLUMNS_OF_FORMAT[self.format]:
                 allowed = ", ".join(sorted(COLUMNS_OF_FORMAT[self.format])) or "no columns"
                 raise ValueError(f"columns.{key}: format {self.format.value} maps {allowed}")
+        if self.format is Format.STS_TABLE and not self.header:
+            self._distinct_places()
         for language in self.languages:
             if not re.fullmatch("[a-z]{2,3}|other", language):
                 raise ValueError(f"languages: {language!r} is no code as vi, en and zh are")
         if self.score_range[0] >= self.score_range[1]:
             raise ValueError(f"score_range {list(self.score_range)}: the first must be below the second")
         return self
+
+    def _distinct_places(self) -> None:
+        """Refuse a column that would be read twice: `columns` may name the one and not the other.
+
+        Raises:
+            ValueError: two of query, target and score are the same column
+        """
+        names: dict[str | int, str] = {}
+        for name, place in STS_PLACES.items():
+            column = self.columns.get(name, place)
+            if column in names:
+                raise ValueError(
+                    f"columns: {names[column]} and {name} are both column {column}; without a header query,"
+                    " target and score are columns 0, 1 and 2 where they are not named"
+                )
+            names[column] = name
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -68,6 +68,11 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         (SOURCE + ", weight: 0}", ["source 'a'", "'weight'", "greater than 0"]),
         (SOURCE + ", columns: {foo: 1}}", ["source 'a'", "columns.foo", "sts_table maps"]),
         (SOURCE + ", columns: {query: No}}", ["source 'a'", "'columns'", "query", "given false", "quotes"]),
+        (
+            SOURCE + ", header: false, columns: {query: 1}}",
+            ["source 'a'", "query and target are both column 1"],
+        ),
+        (SOURCE + ", header: false, columns: {query: 2, target: 3}}", ["query and score are both column 2"]),
         (SOURCE + ", query_text: Which}", ["source 'a'", "query_text", "sts_table has questions of its own"]),
         (SOURCE + ", languages: [VI]}", ["source 'a'", "languages: 'VI' is no code as vi"]),
         (SOURCE + ", languages: [zh-CN]}", ["source 'a'", "languages: 'zh-CN' is no code"]),

@@ -1,11 +1,13 @@
 """Files of a source, local or behind any fsspec URL, packed or not, and their lines whatever the encoding."""
 
+import bz2
 import codecs
 import io
+import lzma
 import os
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +34,12 @@ PIECE_BYTES = 1024 * 1024
 """A longer line may be read in pieces."""
 BYTE_ORDER_MARK = "\ufeff"
 HTTP = ("http://", "https://")
+Unpacker = bz2.BZ2Decompressor | lzma.LZMADecompressor
+UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
+    "bz2": bz2.BZ2Decompressor,
+    "xz": lzma.LZMADecompressor,
+    "lzma": lzma.LZMADecompressor,
+}
 _MAGIC = re.compile(r"[*?\[]")
 _TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
 _TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
@@ -184,11 +192,50 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
                     raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
                 with archive.open(members[0]) as stream:
                     yield stream
+        elif packing in UNPACKERS:
+            yield io.BufferedReader(UnpackedStreams(file, UNPACKERS[packing]))
         elif packing is not None:
             with compr[packing](file, mode="rb") as stream:
                 yield stream
         else:
             yield file
+
+
+class UnpackedStreams(io.RawIOBase):
+    """The content of a packed file of one stream, or of several as parallel packers write them.
+
+    The readers of `bz2` and `lzma` take a later stream that is broken for the end of the file.
+
+    Raises:
+        OSError, EOFError, lzma.LZMAError: when read: a stream is broken, or breaks off
+    """
+
+    def __init__(self, file: IO[bytes], new: Callable[[], Unpacker]) -> None:
+        self._file, self._new = file, new
+        self._unpacker: Unpacker | None = None
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, or a part of it; 0 at the end."""
+        data = b""
+        while not data:
+            packed = b""
+            if self._unpacker is None or self._unpacker.eof:
+                packed = self._unpacker.unused_data if self._unpacker else b""
+                packed = packed or self._file.read(PIECE_BYTES)
+                if not packed:
+                    return 0
+                self._unpacker = self._new()
+            elif self._unpacker.needs_input:
+                packed = self._file.read(PIECE_BYTES)
+                if not packed:
+                    raise EOFError("the packed file ends within a stream")
+            data = self._unpacker.decompress(packed, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:

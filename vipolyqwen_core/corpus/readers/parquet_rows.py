@@ -1,5 +1,6 @@
 """Rows of Parquet files; a value that Python cannot hold costs its row."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,15 +21,25 @@ a text that is no UTF-8, a struct with a name twice."""
 def parquet_rows(file: SourceFile) -> Iterator[Row]:
     rows: list[tuple[dict[Key, Any], RecordError | None]]
     with open_bytes(file.location) as stream:
+        if not stream.seekable():
+            raise OSError("a Parquet file that is packed once more is not read: unpack it")
         number = 0
-        for batch in pq.ParquetFile(stream).iter_batches(PARQUET_ROWS):
+        table = pq.ParquetFile(stream)
+        counts = Counter(table.schema_arrow.names)
+        ambiguous = [name for name, count in counts.items() if count > 1]
+        for batch in table.iter_batches(PARQUET_ROWS):
             try:
                 rows = [(fields, None) for fields in batch.to_pylist()]
             except UNCONVERTIBLE:
                 rows = [_converted(batch.slice(place, 1)) for place in range(batch.num_rows)]
             for fields, error in rows:
                 number += 1
+                fields |= {name: _ambiguous(name) for name in ambiguous}
                 yield Row(number, fields, error)
+
+
+def _ambiguous(name: str) -> RecordError:
+    return RecordError("ambiguous_column", f"several columns are called {name!r}", name)
 
 
 def _converted(row: pa.RecordBatch) -> tuple[dict[Key, Any], RecordError | None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.manifest import STS_PLACES, Source
 from vipolyqwen_core.corpus.readers.fields import declared, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, parse_score
 from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_up, required, text_of
@@ -16,14 +16,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 UNIT_RANGE = (0.0, 1.0)
 """The range of a manifest that names none."""
-PLACES = {"query": 0, "target": 1, "score": 2}
-"""Columns of a table without header."""
 
 
 def column_keys(source: Source, name: str) -> tuple[Key, ...]:
     """Where a column may stand."""
     if name not in source.columns and not source.header:
-        return (PLACES[name],)
+        return (STS_PLACES[name],)
     return keys_of(source, name, *ALIASES[name])
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers.files import decode_line, files_fingerprint, list_files, read_lines
+from vipolyqwen_core.corpus.readers.records import UNREADABLE
 
 VIETNAMESE = "Đường đến trường của em rất đẹp"
 
@@ -160,18 +161,28 @@ def zipped(*contents: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def in_two(pack: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Two streams, as parallel packers write them."""
+    return lambda data: pack(data[:5]) + pack(data[5:])
+
+
 def zstd(data: bytes) -> bytes:
-    """Two frames, as parallel packers write them."""
-    return b"".join(pa.compress(part, codec="zstd", asbytes=True) for part in (data[:5], data[5:]))
+    return bytes(pa.compress(data, codec="zstd", asbytes=True))
+
+
+PACKERS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".lzma": lzma.compress,
+    ".ZST": zstd,
+}
 
 
 @pytest.mark.parametrize(
     ("suffix", "packed"),
     [
-        (".gz", gzip.compress),
-        (".bz2", bz2.compress),
-        (".xz", lzma.compress),
-        (".ZST", zstd),
+        *((suffix, in_two(pack)) for suffix, pack in PACKERS.items()),
         (".zip", zipped),
         ("", bytes),
     ],
@@ -181,6 +192,18 @@ def test_packed_files_are_unpacked(tmp_path: Path, suffix: str, packed: object) 
     path.write_bytes(packed(b"\xef\xbb\xbfmot\r\nhai"))  # type: ignore[operator]
     assert [tuple(line) for line in read_lines(str(path))] == [(1, "mot"), (2, "hai")]
     assert list_files(source(path))[0].suffix == ".csv"
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("damage", ["cut", "broken"])
+def test_a_packed_file_of_which_a_later_stream_is_damaged_is_not_taken_for_whole(
+    tmp_path: Path, suffix: str, damage: str
+) -> None:
+    first, second = PACKERS[suffix](b"one\n"), PACKERS[suffix](b"two\n" * 100)
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(first + (second[:-1] if damage == "cut" else b"rubbish" + second))
+    with pytest.raises(UNREADABLE):
+        list(read_lines(str(path)))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

@@ -85,6 +85,16 @@ class TestStsTable:
         with pytest.raises(ValueError, match="column 'odd' holds a value of"):
             check_source(source)
 
+    def test_a_name_that_stands_twice_is_no_column_to_read(self, tmp_path: Path) -> None:
+        columns = [pa.array(values) for values in (["q"], ["t"], [1.0], ["x"], ["y"])]
+        for names, rule in (
+            ("query target score note note", None),
+            ("q target s query query", "ambiguous_column"),
+        ):
+            pq.write_table(pa.table(columns, names=names.split()), tmp_path / "x.parquet")
+            records = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
+            assert rules(records) == [rule]
+
     def test_what_is_not_a_number_is_no_text(self, tmp_path: Path) -> None:
         lines = (
             '{"query": NaN, "target": "b"}\n{"query": "a", "target": Infinity}\n{"query": 2.5, "target": 1}'

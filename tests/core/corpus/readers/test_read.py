@@ -44,6 +44,8 @@ def test_a_good_source_gives_its_files(tmp_path: Path) -> None:
         ("a.csv", "query,target,score\n", STS, "a.csv holds no records"),
         ("a.xlsx", "x", STS, r"suffix '.xlsx'; expected .csv"),
         ("a.parquet", "no parquet", STS, "a.parquet cannot be read"),
+        ("a.parquet.bz2", "x", STS, "packed once more is not read: unpack it"),
+        ("a.parquet.zst", "x", STS, "packed once more is not read: unpack it"),
         ("a.jsonl.gz", "no gzip", OWNER, "a.jsonl.gz cannot be read"),
         ("a.jsonl", "not\njson\n", OWNER, "none of the first 2 records .* as owner_jsonl; a.jsonl, line 1"),
         ("a.csv", TABLE, STS, "none of the first 1 records .* the record has no 'query' or 'sentence1'"),
