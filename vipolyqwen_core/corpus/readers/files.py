@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,11 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             if is_local:
                 path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
             infos = _find(fs, path)
+            if is_local and not infos:  # names that a Mac wrote are decomposed, and look the same
+                forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+                path, infos = next(
+                    ((form, some) for form in forms if (some := _find(fs, form))), (path, infos)
+                )
             of_files = {place: info for place, info in infos.items() if info["type"] != "directory"}
             version_of = file_version if read_unversioned else _told
             versions = {place: version_of(fs, place, info) for place, info in of_files.items()}

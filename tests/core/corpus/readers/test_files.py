@@ -10,6 +10,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import fsspec
 import pyarrow as pa
@@ -52,6 +53,18 @@ def test_a_file_that_is_spelled_in_several_ways_is_listed_once(tmp_path: Path) -
     spelled = [f"{tmp_path}/in/{path}" for path in paths]
     listed = list_files(source(*spelled, f"file://{tmp_path}/in/a.jsonl"))
     assert [(file.name, file.location) for file in listed] == [("a.jsonl", f"{tmp_path}/in/a.jsonl")]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are found in either form there")
+@pytest.mark.parametrize(("written", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("name", ["tệp.csv", "*.csv"])
+def test_names_are_found_in_either_form_of_unicode(
+    tmp_path: Path, written: Literal["NFC", "NFD"], asked: Literal["NFC", "NFD"], name: str
+) -> None:
+    write(tmp_path, unicodedata.normalize(written, "dữ liệu/tệp.csv"))
+    (file,) = list_files(source(tmp_path / unicodedata.normalize(asked, f"dữ liệu/{name}")))
+    assert file.name == unicodedata.normalize(written, "tệp.csv")
+    assert Path(file.location).is_file()
 
 
 @pytest.mark.parametrize("pattern", ["in/*/*.jsonl", "in/**/*.jsonl"])
