@@ -33,6 +33,22 @@ def test_quoted_cells_hold_line_breaks_and_a_stray_quote_costs_one_line(tmp_path
     assert [record.pairs[0].query for record in records[2:]] == ["e", ' g "h"', "jk"]
 
 
+def test_a_blank_line_is_no_record_and_a_carriage_return_costs_its_line(tmp_path: Path) -> None:
+    records = read(tmp_path, "a.csv", 'query,target\na,b\n \nan "x"\ry,c\n\nd,e\n', **KEYS)
+    assert [(record.line, *rules([record])) for record in records] == [
+        (2, None),
+        (4, "broken_csv"),
+        (6, None),
+    ]
+
+
+def test_a_quote_that_closes_far_below_is_a_stray_one(tmp_path: Path) -> None:
+    content = 'query,target,score\n"open,d,0\n' + "e,f,1\n" * 300 + 'g,h",0\n'
+    records = read(tmp_path, "a.csv", content, **KEYS)
+    assert [record.line for record in records] == list(range(2, 304))
+    assert rules(records) == ["missing_field", *[None] * 301]
+
+
 @pytest.mark.parametrize("start", ["query,target,score\n", ""])
 def test_a_line_that_breaks_off_before_its_score_is_no_positive(tmp_path: Path, start: str) -> None:
     records = read(tmp_path, "a.csv", f"{start}a,b,1\nc,d\ne\n", header=bool(start), **KEYS)

@@ -34,6 +34,9 @@ class TestStsTable:
             ("a.csv", "\ufeffsentence1;sentence2;score\r\na;b;3\r\n"),
             ("a.csv", "score,sentence2, sentence1\n3,b,a\n"),
             ("a.tsv", "text1\ttext2\tlabel\na\tb\t3,\n"),
+            ("a.tab", "text1\ttext2\tlabel\tnote, if any\na\tb\t3\t\n"),
+            ("a.txt", "text1\ttext2\tlabel\tnote, if any\na\tb\t3\t\n"),
+            ("a.csv", "\n \ntext1|text2|label\na|b|3\n"),
             ("a.jsonl", '{"query": "a", "target": "b", "score": "3,0"}'),
             ("a.json", '[{"s1": "a", "s2": "b", "similarity": 3}]'),
             ("a.json", '{"info": {"v": 1}, "data": [{"s1": "a", "s2": "b", "score": 3}]}'),
@@ -106,6 +109,11 @@ class TestStsTable:
     def test_declared_keys_come_along(self, tmp_path: Path) -> None:
         (record,) = read(tmp_path, "a.csv", "query,target,group_id,positive_key\na,b,g,k\n", **self.KEYS)
         assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", group_id="g", positive_key="k"),)
+
+    def test_a_place_in_a_list_that_is_too_short_is_a_missing_field(self, tmp_path: Path) -> None:
+        rows = jsonl({"query": "a", "texts": ["b"]}, {"query": "a", "texts": []})
+        records = read(tmp_path, "a.jsonl", rows, columns={"target": "texts.0"}, **self.KEYS)
+        assert rules(records) == [None, "missing_field"]
 
     def test_a_table_of_two_texts_has_no_scores(self, tmp_path: Path) -> None:
         (record,) = read(tmp_path, "a.csv", "query,target\na,b\n", **self.KEYS)
@@ -248,6 +256,10 @@ class TestImageQa:
         keys = {**self.KEYS, "columns": {"target": "meta.latex"}, "query_text": "Đọc"}
         (record,) = read(tmp_path, "a.jsonl", jsonl({"image": "a", "meta": {"latex": "x^2"}}), **keys)
         assert record.pairs == (RawPair(Task.VQA_SINGLE, "Đọc", "x^2", query_images=("a",)),)
+        keys["columns"] = {"target": "meta.latex", "query": "asked"}
+        row = {"image": "a", "asked": "q", "meta": {"latex": "x^2"}}
+        (record,) = read(tmp_path, "b.jsonl", jsonl(row), **keys)
+        assert record.pairs[0].query == "q"
 
     @pytest.mark.parametrize(
         ("answers", "targets"),

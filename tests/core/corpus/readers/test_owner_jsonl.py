@@ -96,9 +96,9 @@ def test_an_earlier_answer_does_not_see_later_pictures(tmp_path: Path, first: st
 def test_optional_fields(tmp_path: Path) -> None:
     row = {
         "data_type": "instruction", "input": "q", "output": "t", "group_id": 7, "key": {"of": "k"},
-        "negatives": ["a", {"text": "b", "images": ["x"]}, {"images": "y"}],
+        "wrong": ["a", {"text": "b", "images": ["x"]}, {"images": "y"}],
     }  # fmt: skip
-    (pair,) = pairs(tmp_path, row, columns={"positive_key": "key.of"})
+    (pair,) = pairs(tmp_path, row, columns={"positive_key": "key.of", "negatives": "wrong"})
     assert (pair.group_id, pair.positive_key) == ("7", "k")
     assert pair.negatives == (RawSide("a"), RawSide("b", ("x",)), RawSide("", ("y",)))
 
