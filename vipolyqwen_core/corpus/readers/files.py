@@ -230,8 +230,7 @@ class UnpackedStreams(io.RawIOBase):
         while not data:
             packed = b""
             if self._unpacker is None or self._unpacker.eof:
-                packed = self._unpacker.unused_data if self._unpacker else b""
-                packed = packed or self._file.read(PIECE_BYTES)
+                packed = self._start_of_stream()
                 if not packed:
                     return 0
                 self._unpacker = self._new()
@@ -242,6 +241,15 @@ class UnpackedStreams(io.RawIOBase):
             data = self._unpacker.decompress(packed, len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+    def _start_of_stream(self) -> bytes:
+        """The first bytes of the next stream; none at the end. Zeros may fill up the one before."""
+        if self._unpacker is None:
+            return self._file.read(PIECE_BYTES)
+        packed = self._unpacker.unused_data.lstrip(b"\0")
+        while not packed and (piece := self._file.read(PIECE_BYTES)):
+            packed = piece.lstrip(b"\0")
+        return packed
 
 
 def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:

@@ -17,7 +17,13 @@ import pyarrow as pa
 import pytest
 
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers.files import decode_line, files_fingerprint, list_files, read_lines
+from vipolyqwen_core.corpus.readers.files import (
+    PIECE_BYTES,
+    decode_line,
+    files_fingerprint,
+    list_files,
+    read_lines,
+)
 from vipolyqwen_core.corpus.readers.records import UNREADABLE
 
 VIETNAMESE = "Đường đến trường của em rất đẹp"
@@ -205,6 +211,13 @@ def test_packed_files_are_unpacked(tmp_path: Path, suffix: str, packed: object) 
     path.write_bytes(packed(b"\xef\xbb\xbfmot\r\nhai"))  # type: ignore[operator]
     assert [tuple(line) for line in read_lines(str(path))] == [(1, "mot"), (2, "hai")]
     assert list_files(source(path))[0].suffix == ".csv"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_zeros_that_fill_up_a_stream_are_no_damage(tmp_path: Path, suffix: str) -> None:
+    pack, path = PACKERS[suffix], tmp_path / f"a.txt{suffix}"
+    path.write_bytes(pack(b"one\n") + bytes(8) + pack(b"two\n") + bytes(3 * PIECE_BYTES))
+    assert [line.text for line in read_lines(str(path))] == ["one", "two"]
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
