@@ -261,17 +261,27 @@ def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:
 
 @contextmanager
 def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
-    """UTF-16 as text, where its mark says so; else bytes without the mark of UTF-8."""
+    """UTF-16 as text; else bytes, without the mark of UTF-8."""
     with open_bytes(location) as stream:
         buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
         start = buffered.peek(4)
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            newline = _line_break(start.decode("utf-16", "ignore"))
-            yield io.TextIOWrapper(buffered, encoding="utf-16", errors="replace", newline=newline)
+        if wide := _utf_16(start):
+            newline = _line_break(start.decode(wide, "ignore"))
+            yield io.TextIOWrapper(buffered, encoding=wide, errors="replace", newline=newline)
             return
         if start.startswith(codecs.BOM_UTF8):
             buffered.read(len(codecs.BOM_UTF8))
         yield buffered
+
+
+def _utf_16(start: bytes) -> str | None:
+    """The kind of UTF-16 that a file begins with: by its mark, or by zeros in every other byte."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    first, second = start[::2].count(0), start[1::2].count(0)
+    if max(first, second) * 4 <= len(start) or min(first, second) * 10 > max(first, second):
+        return None
+    return "utf-16-le" if second > first else "utf-16-be"
 
 
 def _line_break(start: str) -> str:
@@ -283,7 +293,7 @@ def _line_break(start: str) -> str:
 
 
 def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]:
-    """Lines of a text file, streaming: UTF-8 or UTF-16 by its mark, else each line by `decode_line`.
+    """Lines of a text file, streaming: UTF-16 by its mark or its zeros, else each line by `decode_line`.
 
     Files that were put together keep their marks within: none is a part of its line. Lines may end with a
     line feed, with a carriage return before it, or in the whole file with that alone.

@@ -239,6 +239,18 @@ def test_marks_at_the_start_decide_the_encoding(tmp_path: Path, encoding: str) -
     assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [VIETNAMESE, "hai"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_shows_by_its_zeros(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes(f"{VIETNAMESE}\r\nhai\n".encode(encoding))
+    assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [VIETNAMESE, "hai"]
+
+
+@pytest.mark.parametrize("zeros", [b"\0", bytes(2), bytes(4096)])
+def test_zeros_in_a_text_of_bytes_do_not_make_it_utf_16(tmp_path: Path, zeros: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one" + zeros + b"\ntwo\n")
+    assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [f"one{zeros.decode()}", "two"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_lines_may_end_with_a_carriage_return_alone(
