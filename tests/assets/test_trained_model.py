@@ -55,7 +55,8 @@ def training_set(place: Workspace, train: str, evaluation: str) -> None:
             "target_images": [],
             "target_image_rows": [],
         }
-        row |= {"query_tokens": 3, "target_tokens": 1, "positive_hash": 0}
+        row |= {"query_tokens": 3, "target_tokens": 1, "query_patches": 4, "target_patches": 0}
+        row |= {"positive_hash": 0, "file": "s.jsonl", "line": 1, "item": 0}
         rows = [
             row | {"sample_id": f"{split} {number}", "query_hash": 1 + number, "target_hash": 11 + number}
             for number in range(num_rows)
