@@ -68,6 +68,10 @@ COLUMNS_OF_FORMAT: dict[Format, frozenset[str]] = {
 """Keys that `columns` may map to a field of the file (`a.b` reaches into nested objects), a 0-based column
 number of a table without header, or, for parallel lines, a file."""
 
+NAMES_TAKEN = frozenset({"training_set", "hard_negatives"})
+"""Names of the factory's own results beside those of sources: in Data Docs, and among the data sets of a run
+in MLflow."""
+
 STS_PLACES = {"query": 0, "target": 1, "score": 2}
 """Columns of an STS table without header, where `columns` does not name them."""
 
@@ -106,6 +110,26 @@ class Source:
     """Read so many records of each file at most."""
     off_limits: bool = False
     """A benchmark: its rows never train, and rows linked to them do not either."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_taken(cls, name: str) -> str:
+        if name.lower() in NAMES_TAKEN:  # upper and lower case are the same on some disks
+            raise ValueError(
+                f"the factory has a {name.lower()} of its own, whose pages in Data Docs or data set in MLflow"
+                " would be mixed up with those of the source: choose another name"
+            )
+        return name
+
+    @field_validator("weight", "max_rows", "score_range", mode="before")
+    @classmethod
+    def _numbers(cls, given: Any) -> Any:
+        for number in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(number, bool):  # else it would be 1 or 0
+                raise ValueError(
+                    f"expected a number, given {str(number).lower()}; YAML reads yes, no, on and off so"
+                )
+        return given
 
     @field_validator("columns", mode="before")
     @classmethod

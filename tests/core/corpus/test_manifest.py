@@ -66,6 +66,11 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         ("sources: []", ["at least 1 item"]),
         (SOURCE + ", colums: {}}", ["source 'a'", "'colums'", "Unexpected keyword"]),
         (SOURCE + ", weight: 0}", ["source 'a'", "'weight'", "greater than 0"]),
+        (SOURCE + ", weight: yes}", ["source 'a'", "'weight'", "a number, given true; YAML reads yes"]),
+        (SOURCE + ", max_rows: on}", ["source 'a'", "'max_rows'", "a number, given true"]),
+        (SOURCE + ", score_range: [no, 5]}", ["source 'a'", "'score_range'", "a number, given false"]),
+        (SOURCE.replace("name: a", "name: Training_Set") + "}", ["'name'", "has a training_set of its own"]),
+        (SOURCE.replace("name: a", "name: hard_negatives") + "}", ["'name'", "choose another name"]),
         (SOURCE + ", columns: {foo: 1}}", ["source 'a'", "columns.foo", "sts_table maps"]),
         (SOURCE + ", columns: {query: No}}", ["source 'a'", "'columns'", "query", "given false", "quotes"]),
         (
