@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quality.accepted import judged_folder
 from vipolyqwen_core.config import Recipe, SplitSettings
 from vipolyqwen_core.contract import Side, Split
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
@@ -80,20 +81,9 @@ def stage_loses_nothing(stage: str, before: Path, pairs: Path, ledger: Path) -> 
 
 
 def validation_loses_nothing(before: Path, folder: Path) -> Finding:
-    """Tagged pairs = pairs out + pairs in the ledger, read from the accepted version where it is this one.
-
-    A version that was not accepted leaves no tables; then the judgement's own counts have to do.
-    """
-    summary = stage_summary(folder)
-    version = folder / summary.data_version
-    if summary.details["accepted"]:
-        return stage_loses_nothing("validated", before, version / "pairs.parquet", version / "ledger.parquet")
-    came, rejected = num_rows(before), sum(summary.rejected.values())
-    return Finding(
-        passed=came == summary.pairs_out + rejected,
-        sentence=f"{came:,} pairs in, {summary.pairs_out:,} out, {rejected:,} in the ledger (not accepted)",
-        facts={"pairs in": came, "pairs out": summary.pairs_out, "pairs in the ledger": rejected},
-    )
+    """Tagged pairs = pairs out + pairs in the ledger, read from the version that was judged last."""
+    version = judged_folder(folder, stage_summary(folder))
+    return stage_loses_nothing("validated", before, version / "pairs.parquet", version / "ledger.parquet")
 
 
 def expectations_hold(lines: Sequence[Mapping[str, Any]]) -> Finding:

@@ -15,6 +15,7 @@ def validated_corpus(
     context: dg.AssetExecutionContext, workspace: WorkspaceResource, manifest: ManifestResource
 ) -> dg.MaterializeResult[None]:
     """Pairs held against row rules and Great Expectations suites; accepted only if all critical ones pass."""
+    from quality.accepted import judged_folder
     from quality.own_suites import own_suites
     from quality.validate import validate
 
@@ -22,7 +23,7 @@ def validated_corpus(
     source = sources.source(context.partition_key)
     summary = validate(source, place, own_suites(sources))
     accepted = bool(summary.details["accepted"])
-    version = place.validated(source.name) / summary.data_version
+    version = judged_folder(place.validated(source.name), summary)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
         metadata={

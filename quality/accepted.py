@@ -23,6 +23,11 @@ def accepted_stage(folder: Path) -> StageSummary | None:
     return None if version is None else read_stage(version)
 
 
+def judged_folder(folder: Path, judgement: StageSummary) -> Path:
+    """The folder of the version that the last judgement of a source speaks of, accepted or not."""
+    return folder / (judgement.data_version if judgement.details["accepted"] else "candidate")
+
+
 def accepted_stages(source: str, workspace: Workspace) -> list[Path]:
     """Folders with the ledger and the summary of curation, tagging and validation of the accepted version.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import polars as pl
 
-from quality.accepted import accepted_folder, accepted_stage
+from quality.accepted import accepted_folder, accepted_stage, judged_folder
 from quality.drift import Profile, profile, unexpected_share
 from quality.expectations import (
     CRITICAL,
@@ -135,13 +135,12 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
 
 
 def _stands(summary: StageSummary, folder: Path) -> bool:
-    """Whether the accepted version that a judgement speaks of is there, and named, and its pictures too."""
-    version = folder / summary.data_version
+    """Whether the version that a judgement speaks of is there; if accepted, also named, with its pictures."""
+    version = judged_folder(folder, summary)
+    if not all(is_whole(version / f"{name}.parquet") for name in ("pairs", "ledger")):
+        return False
     return not summary.details["accepted"] or (
-        accepted_folder(folder) == version
-        and is_whole(version / "pairs.parquet")
-        and is_whole(version / "ledger.parquet")
-        and is_stored(summary.details["images"])
+        accepted_folder(folder) == version and is_stored(summary.details["images"])
     )
 
 

@@ -80,22 +80,21 @@ def test_a_stage_that_loses_a_pair_or_has_one_twice_is_noticed(tmp_path: Path) -
 
 
 def validated(folder: Path, accepted: bool, pairs_out: int, rejected: int) -> findings.Finding:
-    """The judgement of five tagged pairs; the accepted version itself holds four, and one in its ledger."""
-    version = folder / "v1"
+    """The judgement of five tagged pairs; the summary claims other counts than the tables hold."""
+    version = folder / ("v1" if accepted else "candidate")
     version.mkdir(parents=True)
-    facts: dict[str, Any] = {"pairs_in": 5, "pairs_out": pairs_out, "rejected": {"too_long": rejected}}
+    facts: dict[str, Any] = {"pairs_in": 5, "pairs_out": 99, "rejected": {"too_long": 99}}
     facts["details"] = {"accepted": accepted}
     StageSummary(stage="validated", fingerprint="", data_version="v1", **facts).write(folder)
-    if accepted:
-        pairs(version / "pairs.parquet", 4)
-        ledger(version / "ledger.parquet", "validated")
+    pairs(version / "pairs.parquet", pairs_out)
+    ledger(version / "ledger.parquet", *["validated"] * rejected)
     return findings.validation_loses_nothing(pairs(folder / "before.parquet", 5), folder)
 
 
-def test_a_version_is_counted_where_it_was_accepted_and_else_its_judgement(tmp_path: Path) -> None:
-    assert validated(tmp_path / "accepted", True, pairs_out=99, rejected=99).passed
-    assert validated(tmp_path / "refused", False, pairs_out=3, rejected=2).passed
-    assert not validated(tmp_path / "lossy", False, pairs_out=3, rejected=1).passed
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_version_is_counted_in_its_tables_accepted_or_not(tmp_path: Path, accepted: bool) -> None:
+    assert validated(tmp_path / "whole", accepted, pairs_out=3, rejected=2).passed
+    assert not validated(tmp_path / "lossy", accepted, pairs_out=3, rejected=1).passed
 
 
 def test_only_a_critical_expectation_that_fails_forbids_training(tmp_path: Path) -> None:

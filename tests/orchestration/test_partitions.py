@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_a_critical_suite_of_ones_own_stops_the_source_and_a_warning_does_not(fa
     stopped = factory.run("letters")
     assert not stopped.success
     assert set(failed_checks(stopped)) == {"validated_corpus.own_long"}
+
+    (event,) = stopped.asset_materializations_for_node("validated_corpus")
+    assert event.metadata["rejects by reason"].value == "nothing was rejected"
+    refused = Path(str(event.metadata["folder"].value))
+    assert pl.read_parquet(refused / "pairs.parquet").height == 6
+    shutil.rmtree(refused)
+    again = factory.run("letters")
+    assert not reused(again, "validated_corpus")
+    assert set(failed_checks(again)) == {"validated_corpus.own_long"}
 
 
 LAUNCH = """
