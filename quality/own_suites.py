@@ -48,6 +48,11 @@ def own_suites(manifest: Manifest) -> list[Suite]:
     """
     suites = []
     for entry in manifest.expectations:
+        if check_name(entry) in BUILT_IN:  # the check would report the built-in suite as well
+            raise ValueError(
+                f"expectations {entry}: a built-in suite is called {check_name(entry)!r}; give the "
+                f"{'function' if ':' in Path(entry).name else 'file'} another name"
+            )
         found = _of_function(entry) if ":" in Path(entry).name else [_of_file(Path(entry))]
         suites += [replace(suite, check=check_name(entry)) for suite in found]
     names = [suite.name for suite in suites]

@@ -177,6 +177,8 @@ def test_a_key_that_stands_twice_is_refused(write_source, tmp_path: Path) -> Non
     [
         ("nowhere.yaml", "nowhere.yaml: there is no such file"),
         ("no_such_module:f", "no_such_module:f cannot be imported"),
+        ("drift.yaml", "a built-in suite is called 'drift'; give the file another name"),
+        ("suites_of_test:balance", "a built-in suite is called 'balance'; give the function another name"),
         ("suites_of_test:absent", "module suites_of_test has no function absent"),
         ("suites_of_test:nothing", "returned NoneType; expected Suite"),
     ],
