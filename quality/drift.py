@@ -37,9 +37,7 @@ class Profile:
             "task_drift": total_variation(self.tasks, earlier.tasks),
             "length_ratio": self.mean_chars / earlier.mean_chars if earlier.mean_chars else 1.0,
             "length_drift": total_variation(self.lengths, earlier.lengths) if earlier.lengths else 0.0,
-            "score_drift": total_variation(self.scores, earlier.scores)
-            if earlier.scores and self.scores
-            else 0.0,
+            "score_drift": total_variation(self.scores, earlier.scores) if earlier.scores else 0.0,
         }
 
 

@@ -185,7 +185,7 @@ def test_small_and_lost_pictures_are_noticed() -> None:
 
 
 def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
-    def looks(rows: int, language: str, task: str, chars: int, score: float) -> pl.DataFrame:
+    def looks(rows: int, language: str, task: str, chars: int, score: float | None) -> pl.DataFrame:
         half = [chars] * rows
         return pl.DataFrame(
             {"language": [language] * rows, "task": [task] * rows, "query_chars": half, "target_chars": half,
@@ -205,6 +205,7 @@ def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
     assert found(looks(100, "vi", "ocr", 40, 0.9)) == {"task_drift"}
     assert found(looks(100, "vi", "instr", 400, 0.9)) == {"length_ratio", "length_drift"}
     assert found(looks(100, "vi", "instr", 40, 0.2)) == {"score_drift"}
+    assert found(looks(100, "vi", "instr", 40, None)) == {"score_drift"}
 
 
 @pytest.fixture(scope="module")
