@@ -7,10 +7,11 @@ costs a run of hours neither its end nor its time; what has not arrived waits, a
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate.tracking import MLflowTracker
 from pydantic import TypeAdapter
@@ -95,14 +96,20 @@ class MlflowMetrics:
 
 
 @contextmanager
-def mlflow_run(run: TrainingRun, artifacts: str | None) -> Iterator[MlflowMetrics]:
+def mlflow_run(
+    run: TrainingRun, artifacts: str | None, earlier: Iterable[Mapping[str, Any]] = ()
+) -> Iterator[MlflowMetrics]:
     """Where the metrics of a training go to; a resumed training continues its own run of MLflow.
 
     `artifacts` is the URI of their folder for an experiment that is new; None: a server knows its own.
+    `earlier` are the lines of `metrics.jsonl` so far, which a run of MLflow that is new lacks.
 
     The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
     start, so that also one that was killed before its first checkpoint is continued. A store that fails only
     at the end does not change how the block ends: on a full disk both fail, and the first is the one to read.
+
+    Raises:
+        ValueError: MLflow cannot begin or continue the run; says what helps
     """
     place = run.output / MLFLOW_RUN_FILE
     run_id = place.read_text(encoding="utf-8") if place.is_file() else None
@@ -113,7 +120,11 @@ def mlflow_run(run: TrainingRun, artifacts: str | None) -> Iterator[MlflowMetric
         run_name=run.run_name,
         tags=dict(run.tags),
     )
-    tracker.start()
+    try:
+        tracker.start()
+    except Exception as error:
+        raise ValueError(_refusal(error, place, run_id)) from error
+    is_new = run_id is None
     with _ended(tracker):
         if run_id is None:
             settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
@@ -122,10 +133,28 @@ def mlflow_run(run: TrainingRun, artifacts: str | None) -> Iterator[MlflowMetric
             with written_aside(place) as aside:
                 aside.write_text(run_id, encoding="utf-8")
         metrics = MlflowMetrics(tracker, run_id)
+        for line in earlier if is_new else ():
+            numbers = {name: value for name, value in line.items() if isinstance(value, float)}
+            metrics.log(numbers, line["step"])
         try:
             yield metrics
         finally:
             metrics.close()
+
+
+def _refusal(error: Exception, place: Path, run_id: str | None) -> str:
+    """Why a training does not start, for a person: its run, its experiment or the whole store may be gone."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    if run_id is None:
+        return (
+            f"MLflow cannot begin a run of experiment {EXPERIMENT} ({reason}): restore the experiment, if it "
+            "was deleted (`mlflow experiments restore`), or let MLFLOW_TRACKING_URI name another store"
+        )
+    return (
+        f"MLflow cannot continue its run {run_id} of this training ({reason}): restore it (`mlflow runs "
+        "restore`, `mlflow experiments restore`, or mlflow.db), let MLFLOW_TRACKING_URI name the store that "
+        f"has it, or remove {place}: training then goes on under a new run, which gets the metrics so far"
+    )
 
 
 @contextmanager

@@ -161,5 +161,5 @@ def tracking(run: TrainingRun, num_steps: int, first_step: int, is_main: bool) -
         if workspace.mlflow_uri == workspace.own_mlflow_uri:
             make_mlflow_database(workspace.mlflow_database)
         artifacts = None if is_served(workspace.mlflow_uri) else workspace.mlflow_artifacts.as_uri()
-        mlflow = stack.enter_context(mlflow_run(run, artifacts))
+        mlflow = stack.enter_context(mlflow_run(run, artifacts, read_metrics(metrics_file.path)))
         yield Tracking(num_steps, first_step, metrics_file, mlflow, bar, pipes)

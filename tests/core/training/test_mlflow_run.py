@@ -9,6 +9,8 @@ import mlflow
 import pytest
 from accelerate.tracking import MLflowTracker
 
+from tests.core.training.interrupted import Killed, KilledAfter
+from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.training import mlflow_run as mlflow_module
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_names
 from vipolyqwen_core.training.stopping import StopSignal
@@ -82,6 +84,40 @@ def test_a_run_whose_store_is_lost_trains_to_its_end(make_run, monkeypatch, capl
     assert result.steps == len(read_metrics(run.output / "metrics.jsonl")) == 3
     assert "MLflow lacks 3 of 3 lines" in caplog.text
     assert "MLflow could not end its run" in caplog.text
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_run_that_mlflow_has_lost_says_what_helps_and_goes_on_under_a_new_one(make_run, is_deleted):
+    run, client = make_run(), mlflow.MlflowClient()
+    with pytest.raises(Killed):
+        train(run, KilledAfter(3))
+    mlflow.end_run()
+    place = run.output / "mlflow_run_id"
+    lost = place.read_text()
+    if is_deleted:
+        client.delete_run(lost)
+    else:
+        place.write_text(lost := "0" * 32)
+    with pytest.raises(ValueError, match=rf"run {lost} .*restore it .*remove {place}"):
+        train(run, StopSignal())
+    place.unlink()
+    found = train(run, StopSignal()).mlflow_run_id
+    assert found != lost
+    told = [(line["step"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
+    assert len(told) == 6
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(found, "loss")] == told
+
+
+def test_a_training_whose_experiment_was_deleted_says_what_helps(make_run):
+    run, client = make_run(), mlflow.MlflowClient()
+    found = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.create_experiment(EXPERIMENT) if found is None else found.experiment_id
+    client.delete_experiment(experiment)
+    try:
+        with pytest.raises(ValueError, match=r"cannot begin a run of .*`mlflow experiments restore`"):
+            train(run, StopSignal())
+    finally:
+        client.restore_experiment(experiment)
 
 
 def test_names_are_those_that_mlflow_allows():

@@ -92,7 +92,7 @@ def test_a_training_alone_makes_the_store_of_its_workspace_and_names_the_place_o
     given, workspace = [], current_workspace()
     monkeypatch.setattr(tracking_module, "make_mlflow_database", given.append)
     monkeypatch.setattr(
-        tracking_module, "mlflow_run", lambda _, artifacts: given.append(artifacts) or nullcontext()
+        tracking_module, "mlflow_run", lambda _, artifacts, __: given.append(artifacts) or nullcontext()
     )
     own = mlflow_store(f"sqlite:///{workspace.mlflow_database}")
     with own, tracking(make_run(), num_steps=3, first_step=0, is_main=True):
