@@ -57,10 +57,11 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def replaced_versions(path: Path) -> list[int]:
-    """The versions before the newest; empty where there is no dataset."""
-    if not path.is_dir():
+    """The versions before the newest; empty where there is no dataset, or a first writer was killed."""
+    try:
+        dataset = lance.dataset(str(path))
+    except ValueError:
         return []
-    dataset = lance.dataset(str(path))
     versions = (int(entry["version"]) for entry in dataset.versions())
     return sorted(version for version in versions if version != dataset.version)
 

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from vipolyqwen_core.corpus import image_store
-from vipolyqwen_core.corpus.image_store import ImageStore, write_images
+from vipolyqwen_core.corpus.image_store import (
+    ImageStore,
+    is_stored,
+    remove_versions,
+    replaced_versions,
+    write_images,
+)
 
 
 def picture(number: int) -> dict[str, Any]:
@@ -40,8 +46,7 @@ def test_pictures_are_written_as_soon_as_they_are_many_or_large(
     monkeypatch.setattr(image_store, "ROWS_PER_BATCH", 40)
     monkeypatch.setattr(image_store, "BYTES_PER_BATCH", 7 * 500)
     sizes = [len(group) for group in image_store._groups(map(picture, range(1, 151)))]
-    assert max(sizes) <= 40
-    assert sizes[0] == 32  # 1 + 2 + ... + 32 = 528, the first sum above 500
+    assert sizes[:3] == [32, 13, 10]  # 1 + ... + 32 = 528, 33 + ... + 45 = 507, 46 + ... + 55 = 505
     assert sum(sizes) == 150
     many = [len(group) for group in image_store._groups([picture(1)] * 100)]
     assert many == [40, 40, 20]
@@ -69,6 +74,22 @@ def test_a_writer_that_fails_leaves_the_last_version(tmp_path: Path) -> None:
         write_images(path, failing())
     store = ImageStore(path)
     assert (store.version, len(store)) == (first, 1)
+
+
+def test_only_what_was_replaced_is_listed_and_a_first_writer_that_was_killed_is_no_hindrance(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s.lance"
+    assert replaced_versions(path) == []
+    (path / "data").mkdir(parents=True)
+    assert replaced_versions(path) == []
+    versions = [write_images(path, [picture(n)]) for n in (1, 2, 3)]
+    assert replaced_versions(path) == versions[:2]
+    remove_versions(path, versions[:1])
+    assert replaced_versions(path) == versions[1:2]
+    assert ImageStore(path, versions[1]).read([0]) == [b"picture" * 2]
+    assert [is_stored({"path": str(path), "version": version}) for version in versions] == [False, True, True]
+    assert is_stored(None)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
