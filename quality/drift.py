@@ -32,7 +32,7 @@ class Profile:
     def drift(self, earlier: "Profile") -> dict[str, float]:
         """Columns of the facts that compare with an earlier version."""
         return {
-            "pairs_ratio": self.pairs / earlier.pairs if earlier.pairs else 1.0,
+            "pairs_ratio": self.pairs / earlier.pairs,
             "language_drift": total_variation(self.languages, earlier.languages),
             "task_drift": total_variation(self.tasks, earlier.tasks),
             "length_ratio": self.mean_chars / earlier.mean_chars if earlier.mean_chars else 1.0,

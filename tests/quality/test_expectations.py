@@ -8,14 +8,20 @@ from typing import Any
 
 import polars as pl
 import pytest
-from great_expectations.expectations import ExpectColumnValuesToBeInSet
+from great_expectations.expectations import (
+    ExpectColumnMeanToBeBetween,
+    ExpectColumnValuesToBeInSet,
+    ExpectColumnValuesToNotBeNull,
+)
 
 from quality.curate import curate
-from quality.drift import profile
+from quality.drift import Profile, profile
 from quality.expectations import (
+    WARNING,
     Suite,
     balance_of_tasks,
     balance_suite,
+    between,
     curated_suite,
     drift_suite,
     narrow_curated,
@@ -206,6 +212,54 @@ def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
     assert found(looks(100, "vi", "instr", 400, 0.9)) == {"length_ratio", "length_drift"}
     assert found(looks(100, "vi", "instr", 40, 0.2)) == {"score_drift"}
     assert found(looks(100, "vi", "instr", 40, None)) == {"score_drift"}
+
+
+def test_a_profile_counts_shares_of_what_is_there_and_both_sides() -> None:
+    rows = pl.DataFrame(
+        {"language": ["vi", "vi", "vi", "en"], "task": ["text_pair"] * 4, "query_chars": [0, 1, 3, 2],
+         "target_chars": [0, 2, 4, 2], "score": [None, 0.0, 0.95, 1.0]}
+    )  # fmt: skip
+    found = profile(rows)
+    assert found == Profile(
+        pairs=4,
+        languages={"vi": 0.75, "en": 0.25},
+        tasks={"text_pair": 1.0},
+        mean_chars=3.5,
+        mean_score=pytest.approx(0.65),
+        lengths={"0": 0.25, "2": 0.5, "3": 0.25},
+        scores={"0": pytest.approx(1 / 3), "9": pytest.approx(2 / 3)},
+    )
+    first = Profile(pairs=2, languages=found.languages, tasks=found.tasks)  # it told of nothing else then
+    assert found.drift(first) == {
+        "pairs_ratio": 2.0, "length_ratio": 1.0,
+        "language_drift": 0.0, "task_drift": 0.0, "length_drift": 0.0, "score_drift": 0.0,
+    }  # fmt: skip
+
+
+def test_what_was_seen_is_said_in_words_and_a_metric_that_raised_has_failed() -> None:
+    table = pl.DataFrame({"score": [0.5, None, 3.0], "text": ["a", "b", "c"]})
+    expected = [
+        between("score", 0.0, 1.0, WARNING),
+        between("text", 0.0, 1.0, WARNING),
+        ExpectColumnMeanToBeBetween(column="score", max_value=1.0, severity=WARNING),
+        ExpectColumnValuesToNotBeNull(column="text"),
+    ]
+    lines = {
+        (line["expectation"], line["column"]): (line["success"], line["observed"])
+        for line in judge(
+            [Suite("seen", "pairs", expected), Suite("absent", "rows", expected)], {"pairs": table}, None
+        )
+    }
+    raised = lines.pop(("expect_column_values_to_be_between", "text"))
+    assert lines == {
+        ("expect_column_values_to_be_between", "score"): (
+            False, "1 of 2 unexpected: 3; expected at least 0 and at most 1",
+        ),
+        ("expect_column_mean_to_be_between", "score"): (False, "1.75; expected at most 1"),
+        ("expect_column_values_to_not_be_null", "text"): (True, "0 of 3 unexpected"),
+    }  # fmt: skip
+    assert not raised[0]
+    assert raised[1].startswith("the metric raised: ")
 
 
 @pytest.fixture(scope="module")
