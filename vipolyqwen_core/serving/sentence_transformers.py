@@ -134,10 +134,8 @@ def _item(given: Any, prompt: str | None) -> Item:
 def _text_and_pictures(given: Any) -> tuple[str | None, list[Any]]:
     if isinstance(given, dict):
         unknown = sorted(set(given) - {"text", "image"}, key=str)
-        if unknown or not given:
-            raise ValueError(
-                f"expected the keys text and image, not {', '.join(map(str, unknown)) or 'none'}"
-            )
+        if unknown:
+            raise ValueError(f"expected the keys text and image, not {', '.join(map(str, unknown))}")
         pictures = given.get("image")
         if pictures is None:
             return given.get("text"), []
@@ -211,6 +209,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise ValueError(f"an array of {array.ndim} dimensions is no picture: expected 3")
     if array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
+    if not 1 <= array.shape[2] <= 4:
+        raise ValueError(f"an array of shape {list(array.shape)} is no picture: expected 1, 3 or 4 channels")
     floats = np.issubdtype(array.dtype, np.floating)
     if not floats and not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"an array of {array.dtype} is no picture: expected uint8 or floats in [0, 1]")

@@ -4,6 +4,7 @@ import base64
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from transformers import AutoModel, AutoProcessor
 
 from tests.core.small_training_set import picture
 from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.processing.packing import pack
-from vipolyqwen_core.processing.processor import Item
+from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.serving.model_directory import complete_model_directory
+from vipolyqwen_core.serving.sentence_transformers import ViPolyQwenModule, _from_array
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def test_text_one_picture_three_pictures_and_both_give_the_same_vectors(
         "một câu",
         picture(1),
         {"image": three},
-        {"text": "which is red? <image>", "image": three},
+        {"text": "which is red? <image>", "image": tuple(three)},
     ]
     ours = [
         embedder.encode("một câu"),
@@ -86,6 +89,9 @@ def test_a_prompt_name_is_a_prefix(model: SentenceTransformer, embedder: ViPolyQ
     assert np.allclose(model.encode("total?", prompt="Say: "), embedder.encode("Say: total?"), atol=1e-6)
     assert np.allclose(model.encode_query("total?"), embedder.encode("total?"), atol=1e-6)
     message = {"role": "user", "content": "total?"}
+    assert np.allclose(
+        model.encode(message, prompt_name="ocr"), embedder.encode("total?", prefix="ocr"), atol=1e-6
+    )
     assert np.allclose(model.encode(message, prompt="Say: "), embedder.encode("Say: total?"), atol=1e-6)
 
 
@@ -95,11 +101,19 @@ def test_forms_of_a_picture_are_one_picture(model: SentenceTransformer, tmp_path
     array = np.asarray(picture(4))
     uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     tensor = torch.from_numpy(array.copy())
-    floats = [array.transpose(2, 0, 1) / 255.0, (tensor / 255.0).bfloat16()]
+    floats = [array.transpose(2, 0, 1) / 255.0, (tensor / 255.0).bfloat16().requires_grad_()]
     forms: list[Any] = [picture(4), str(path), uri, array, array.astype(np.int64), tensor, floats[0]]
     assert model.encode([floats[1]]).shape == (1, 64)
     vectors = np.stack([model.encode([form])[0] for form in forms])
     assert np.allclose(vectors, vectors[0], atol=1e-6)
+
+
+def test_an_array_is_the_picture_that_it_shows() -> None:
+    low = np.arange(4 * 9 * 3, dtype=np.uint8).reshape(4, 9, 3)  # its height could be a number of channels
+    for array, shown in ((low, low), (low.transpose(2, 0, 1), low), (low[:, :, :1], low[:, :, 0])):
+        assert np.array_equal(np.asarray(_from_array(array)), shown)
+    floats = np.array([-0.005, 0.6 / 255, 1.005]).reshape(1, 1, 3)
+    assert np.asarray(_from_array(floats)).tolist() == [[[0, 1, 255]]]
 
 
 def test_a_message_is_its_text_and_pictures(model: SentenceTransformer, embedder: ViPolyQwenEmbedder) -> None:
@@ -123,11 +137,13 @@ def test_earlier_messages_are_the_history(model: SentenceTransformer) -> None:
     ("given", "message"),
     [
         (("a", "b"), "a pair of inputs has no one vector"),
+        ({}, "neither text nor picture"),
         ({"video": "x.mp4"}, "expected the keys text and image, not video"),
         ("https://example.org/a.png", "not fetched from the network"),
         ("data:image/png;base64,!!", "data URI that is not base64"),
         (np.zeros(4), "1 dimensions is no picture"),
-        (np.full((8, 8, 3), 300, np.uint16), "uint16 from 300 to 300 is no picture"),
+        (np.zeros((8, 9, 7)), r"shape \[8, 9, 7\] is no picture"),
+        (np.full((8, 8, 3), 256, np.uint16), "uint16 from 256 to 256 is no picture"),
         (np.full((8, 8, 3), 200, np.float32), "float32 from 200.0 to 200.0 is no picture"),
         (np.full((8, 8, 3), np.nan), "float64 from nan to nan is no picture"),
         (np.ones((8, 8, 3), bool), "an array of bool is no picture"),
@@ -154,6 +170,18 @@ def test_it_says_what_it_is(model: SentenceTransformer) -> None:
     model.max_seq_length = 256
     with pytest.raises(ValueError, match="max_seq_length 128: the model was trained with 256"):
         model.max_seq_length = 128
+
+
+def test_the_precision_may_be_chosen_but_not_the_processor(
+    model: SentenceTransformer, directory: Path, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    half = SentenceTransformer(
+        str(directory), trust_remote_code=True, device="cpu", model_kwargs={"dtype": "bfloat16"}
+    )
+    assert half[0].model.backbone.dtype == torch.bfloat16
+    other = ViPolyQwenProcessor.from_backbone(tiny_backbone, replace(tiny_processing, max_tokens=99))
+    with pytest.raises(ValueError, match="max_tokens is 99, but the model was trained with 256"):
+        ViPolyQwenModule(model[0].model, other)
 
 
 def test_saved_by_sentence_transformers_it_is_the_same_model(
