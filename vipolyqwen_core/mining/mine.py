@@ -113,7 +113,7 @@ class Mined:
 
     Shapes:
         negatives: [R, n] rows of `train.arrow`, nearest first; -1: none
-        similarities: [R, n]
+        similarities: [R, n]; nothing where there is no negative
         own: [R] similarity of the pair's own target, NaN where it asks nothing
     """
 
@@ -170,7 +170,7 @@ def find_negatives(pairs: Pairs, vectors: PairVectors, settings: MiningSettings)
             first = np.argsort(~wrong, axis=1, kind="stable")[:, : settings.negatives_per_pair]
             chosen = np.take_along_axis(wrong, first, axis=1)
             mined.negatives[anchors] = np.where(chosen, np.take_along_axis(rows, first, axis=1), -1)
-            mined.similarities[anchors] = np.where(chosen, np.take_along_axis(values, first, axis=1), 0)
+            mined.similarities[anchors] = np.take_along_axis(values, first, axis=1)
             mined.own[anchors] = own
     return mined
 

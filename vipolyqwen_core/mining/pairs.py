@@ -88,7 +88,7 @@ class KnownAnswers:
         """
         query, positive = self.pairs.query[anchors, None], self.pairs.positive[anchors, None]
         target = self.pairs.target[rows]
-        keyed = (positive != NO_KEY) & is_among(_joint(positive, target), self._of_key)
+        keyed = is_among(_joint(positive, target), self._of_key)
         answered = is_among(_joint(query, target), self._of_query)
         return np.asarray(keyed | answered | (target == query))
 

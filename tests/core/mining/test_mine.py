@@ -14,9 +14,10 @@ from vipolyqwen_core.config import MiningSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import MINED, Split, Task
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
 from vipolyqwen_core.mining.mine import Mined, find_negatives, mine, write_mined
-from vipolyqwen_core.mining.pairs import Pairs
+from vipolyqwen_core.mining.pairs import Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import PairVectors
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.serving.current_export import read_current
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import SIZES
 from vipolyqwen_core.training.identity import identified_run, mining_fingerprint
@@ -66,7 +67,8 @@ def right_answers(pairs: Pairs, anchor: int) -> set[int]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_nearest_wrong_targets_of_the_task_are_found(seed: int) -> None:
+def test_the_nearest_wrong_targets_of_the_task_are_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vipolyqwen_core.mining.mine.QUERIES_AT_ONCE", 7)
     pairs, vectors = random_pairs(60, seed)
     mined = find_negatives(pairs, vectors, MiningSettings(negatives_per_pair=COUNT, max_similarity_share=0.9))
     whole = vectors.query[vectors.query_rows].astype(np.float64) @ vectors.target[vectors.target_rows].T
@@ -77,6 +79,7 @@ def test_the_nearest_wrong_targets_of_the_task_are_found(seed: int) -> None:
             assert not len(rows)
             continue
         right, limit = right_answers(pairs, anchor), whole[anchor, anchor]
+        assert mined.own[anchor] == pytest.approx(limit, abs=1e-4)
         limit -= 0.1 * abs(limit)
         wrong = {
             int(pairs.target[row]): whole[anchor, row]
@@ -115,7 +118,10 @@ def test_many_answers_of_one_key_or_query_do_not_crowd_out_what_is_wrong(by_key:
     assert mined.negatives[0].tolist() == [answers, answers + 1]
 
 
-def test_sizes_are_those_of_the_negatives_that_were_found(tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_negatives_that_were_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vipolyqwen_core.mining.mine.WRITTEN_ROWS", 2)
     pairs, _ = random_pairs(3, 0)
     pairs = replace(pairs, sizes={"tokens": np.array([1, 20, 300]), "patches": np.array([4, 0, 8]),
                                   "images": np.array([1, 0, 1])})  # fmt: skip
@@ -206,6 +212,9 @@ def test_without_an_export_nothing_is_mined_and_training_goes_without(
     assert run.hard_negatives is None
     assert run.run_name == plain.run_name
     assert mine(workspace, recipe).reused
+    assert summary.details["pairs_that_ask"] == 28
+    strict = replace(recipe, objective=replace(recipe.objective, positive_score=0.75))
+    assert mine(workspace, strict).details["pairs_that_ask"] == 26
 
 
 def test_the_first_export_is_mined_with_where_nothing_was_mined_before(
@@ -292,12 +301,27 @@ def test_a_chunk_holds_the_targets_that_were_mined(
     assert len(chunk.packed.pictures.grid) == pictures
 
 
-def test_the_summary_tells_who_found_how_many(workspace: Workspace, mined: StageSummary) -> None:
+def test_what_is_written_tells_who_found_how_many_of_what_size(
+    workspace: Workspace, mined: StageSummary
+) -> None:
+    assert {path.name for path in workspace.hard_negatives.iterdir()} == {"mined.arrow", "stage.json"}
     told = read_stage(workspace.hard_negatives)
     assert told is not None
+    assert told.details["teacher_digest"] == read_current(workspace).model_digest
     assert told.pairs_in == told.pairs_out == 32
-    counts = [len(row["negatives"]) for row in mined_rows(workspace)]
+    rows = mined_rows(workspace)
+    counts = [len(row["negatives"]) for row in rows]
+    train = pa.ipc.open_file(workspace.training_set / "train.arrow").read_all().to_pylist()
+    keys = read_pairs(workspace.training_set, 0.5).positive
+    assert keys.tolist() == [row["positive_hash"] for row in train]
+    for row in rows:
+        wrong = [train[number] for number in row["negatives"]]
+        assert row["tokens"] == sum(each["target_tokens"] for each in wrong)
+        assert row["patches"] == sum(each["target_patches"] for each in wrong)
+        assert row["images"] == sum(len(each["target_image_rows"]) for each in wrong)
     assert told.details["negatives"] == sum(counts)
     assert told.details["pairs_with_negatives"] == sum(map(bool, counts))
     assert told.details["pairs_that_ask"] == 28
+    mean = np.mean([value for row in rows for value in row["similarities"]])
+    assert told.details["mean_similarity_of_negatives"] == pytest.approx(mean, abs=1e-4)
     assert told.details["mean_similarity_of_negatives"] < told.details["mean_similarity_of_targets"]
