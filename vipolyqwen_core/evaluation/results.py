@@ -213,7 +213,7 @@ def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
             f"[{gain.low:+.3f}, {gain.high:+.3f}]"
         )
         (facts if gain.low > 0 else failures).append(sentence)
-        if pool.has_pictures and SWAPPED in pool.scores:
+        if pool.has_pictures:
             swapped = pool.scores[SWAPPED][PRIMARY]
             sentence = f"{pool.name}: {PRIMARY} is {swapped:.3f} when pictures are swapped"
             halved = swapped <= SWAP_FALL * pool.scores[TRAINED][PRIMARY]

@@ -104,6 +104,19 @@ def test_each_condition_can_fail_alone(changed: PoolResult, expected: str) -> No
     assert expected in verdict.failures[0]
 
 
+@pytest.mark.parametrize(
+    ("at_the_limit", "beyond"),
+    [
+        (pool(gain=Interval(0.2, 0.001, 0.3)), pool(gain=Interval(0.2, 0.0, 0.3))),
+        (pool(swapped=0.3), pool(swapped=0.301)),
+        (pool(recall=0.1), pool(recall=0.099)),
+    ],
+)
+def test_a_condition_holds_up_to_its_limit(at_the_limit: PoolResult, beyond: PoolResult) -> None:
+    assert judge((at_the_limit,), enough=True).learned
+    assert not judge((beyond,), enough=True).learned
+
+
 def test_a_choice_is_not_asked_for_a_gain_nor_weighs_in_the_mean() -> None:
     choice = pool(Task.VQA_MULTI, gain=NOTHING, recall=0.5, is_choice=True)
     verdict = judge((pool(recall=0.11), choice), enough=True)
@@ -138,6 +151,8 @@ def test_a_task_that_falls_too_far_keeps_the_champion() -> None:
     assert not decision.promoted
     assert "instr: mrr@10 falls from 0.5000 to 0.4000" in decision.reasons[-1]
     assert decide(fallen, RegistrySettings(max_task_loss=0.11)).promoted
+    as_far_as_it_may = evaluation(pool(trained=0.25, champion=0.5), over_champion=GAIN)
+    assert decide(as_far_as_it_may, RegistrySettings(max_task_loss=0.25)).promoted
 
 
 def test_a_task_is_judged_over_its_languages_together() -> None:
@@ -156,7 +171,8 @@ def test_the_accuracy_of_a_choice_may_not_fall_either() -> None:
 @pytest.mark.parametrize("is_choice", [False, True])
 def test_a_task_with_only_small_pools_does_not_fall_unseen(is_choice: bool) -> None:
     worse = pool(Task.VQA_MULTI, trained=0.6, recall=0.6, champion=0.8, is_choice=is_choice)
-    small = replace(worse, is_large=False, counts=False, num_pairs=40)
+    unsure = Interval(-0.2, -0.3, 0.0)
+    small = replace(worse, is_large=False, counts=False, num_pairs=40, gain_over_champion=unsure)
     decision = decide(evaluation(pool(champion=0.3), small, over_champion=GAIN), RegistrySettings())
     assert not decision.promoted
     assert "vqa_multi" in decision.reasons[-1]
