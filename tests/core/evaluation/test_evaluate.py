@@ -1,19 +1,31 @@
 """The whole evaluation on a small training set, with an untrained model that stands in for a trained one."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.core.small_training_set import SmallPair, some_pairs, write_training_set
-from vipolyqwen_core.config import EvaluationSettings, ModelSettings, ProcessingSettings, Recipe, TrainingRun
+from vipolyqwen_core.config import (
+    EvaluationSettings,
+    ModelSettings,
+    Precision,
+    ProcessingSettings,
+    Recipe,
+    TrainingRun,
+)
 from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.evaluation import results
+from vipolyqwen_core.evaluation.baselines import untrained_embedder
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
 from vipolyqwen_core.evaluation.evaluate import evaluate
+from vipolyqwen_core.evaluation.gallery import build_gallery
+from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation
 from vipolyqwen_core.evaluation.results import Evaluation, read_evaluation
 from vipolyqwen_core.evaluation.retrieval import build_pools, rank_pool
@@ -76,6 +88,15 @@ def encoded(run: TrainingRun, tiny_model_dir: Path) -> tuple[EvaluationPairs, Pa
     return pairs, vectors
 
 
+def test_the_untrained_model_is_that_of_the_run_before_its_first_step(run: TrainingRun) -> None:
+    training = replace(run.recipe.training, seed=1, precision=Precision.BFLOAT16)
+    changed = replace(run, recipe=replace(run.recipe, training=training))
+    untrained = untrained_embedder(changed).model
+    first = ViPolyQwenModel.from_backbone(run.backbone, run.recipe.model, run.recipe.processing, seed=1)
+    assert torch.equal(untrained.projection.weight, first.projection.weight)
+    assert untrained.backbone.dtype == torch.bfloat16
+
+
 def test_every_pool_has_every_system(evaluated: tuple[Evaluation, Path]) -> None:
     evaluation, _ = evaluated
     assert [pool.name for pool in evaluation.pools] == [
@@ -90,6 +111,38 @@ def test_every_pool_has_every_system(evaluated: tuple[Evaluation, Path]) -> None
         expected = set(results.SYSTEMS) - (set() if pool.has_pictures else {results.SWAPPED})
         assert set(pool.scores) == expected
         assert all(0 <= value <= 1 for scores in pool.scores.values() for value in scores.values())
+
+
+def test_the_gallery_shows_the_hits_of_its_queries_and_no_more(
+    encoded: tuple[EvaluationPairs, PairVectors], tiny_model_dir: Path
+) -> None:
+    pairs, vectors = encoded
+    embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    judged = []
+    for pool in build_pools(pairs.rows, 0.5):
+        ranking = rank_pool(pool, vectors.query, vectors.target)
+        ranking.nearest[:, 2:] = -1 if pool.task is Task.OCR else ranking.nearest[:, 2:]
+        judged.append(JudgedPool(pool, {results.TRAINED: ranking}, has_pictures=False))
+    shown = build_gallery(judged, pairs, vectors, embedder, num_queries=3, seed=0)
+    names = Counter(query.pool for query in shown)
+    assert names == {"text_pair/en": 3, "instr/en": 2, "instr/vi": 1, "ocr/en": 3,
+                     "vqa_single/en": 3, "vqa_multi/en": 3}  # fmt: skip
+    table = pairs.table.to_pylist()
+    for query in shown:
+        of_pool = [n for n, row in enumerate(table) if f"{row['task']}/{row['language']}" == query.pool]
+        cosines = [hit.cosine for hit in query.hits]
+        assert cosines == sorted(cosines, reverse=True)
+        assert [hit.rank for hit in query.hits] == list(range(1, len(cosines) + 1))
+        assert len(cosines) == (2 if query.pool in ("ocr/en", "vqa_multi/en") else 3)
+        asking = [n for n in of_pool if pairs.texts(np.array([n]), Side.QUERY)[0] == query.query.text]
+        right = {table[n]["target"] for n in asking}
+        if len(asking) == 1:  # else its picture decides
+            assert [hit.is_right for hit in query.hits] == [hit.side.text in right for hit in query.hits]
+            assert query.right.text in right
+            targets = [next(n for n in of_pool if table[n]["target"] == hit.side.text) for hit in query.hits]
+            assert np.allclose(vectors.target[targets] @ vectors.query[asking[0]], cosines, atol=1e-6)
+        if any(hit.is_right for hit in query.hits):
+            assert query.rank_of_right == 1 + [hit.is_right for hit in query.hits].index(True)
 
 
 def test_a_model_gains_nothing_over_itself(evaluated: tuple[Evaluation, Path]) -> None:

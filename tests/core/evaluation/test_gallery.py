@@ -36,15 +36,17 @@ def test_weights_lie_on_the_tokens_of_each_picture(tiny_model_dir: Path) -> None
     assert heat_maps(embedder, Item("no picture")) == []
 
 
-def test_words_are_letters_and_digits_and_single_characters_of_chinese() -> None:
+def test_words_are_letters_and_digits_and_single_characters_of_east_asian_scripts() -> None:
     assert words("Tổng tiền: 12.500 đ!") == ["tổng", "tiền", "12", "500", "đ"]
     assert words("总额是20元") == ["总", "额", "是", "20", "元"]
+    assert words("のカ총액") == ["の", "カ", "총", "액"]
 
 
 def test_bm25_does_not_take_a_placeholder_for_the_word_image() -> None:
     targets = ["a red bus", "the image shows a cat", "an image"]
     with_picture, without = Bm25(targets).similarity(["<image>which bus?<image>", "which bus?"])
     assert with_picture.tolist() == without.tolist()
+    assert words("left<image>right") == ["left", "right"]
 
 
 def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
@@ -52,6 +54,8 @@ def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
     assert scores[0].argmax() == 1
     assert scores[0, 1] > scores[0, 0] > 0
     assert not scores[1:].any()
+    (mixed,) = Bm25(["", "the cat"]).similarity(["cat"])  # the target of a picture alone has no words
+    assert mixed[0] == 0 < mixed[1]
 
 
 @pytest.mark.parametrize("targets", [["", ""], ["!", "?"]])
