@@ -15,7 +15,7 @@ from vipolyqwen_core.contract import MINED, Split, Task
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
 from vipolyqwen_core.mining.mine import Mined, find_negatives, mine, write_mined
 from vipolyqwen_core.mining.pairs import Pairs, read_pairs
-from vipolyqwen_core.mining.vectors import PairVectors
+from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.current_export import read_current
 from vipolyqwen_core.serving.export import export
@@ -225,6 +225,15 @@ def test_the_first_export_is_mined_with_where_nothing_was_mined_before(
     summary = mine(workspace, recipe)
     assert not summary.reused
     assert summary.details["teacher"] == "1"
+
+
+def test_an_export_of_fewer_pairs_is_refused(
+    workspace: Workspace, recipe: Recipe, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    few = write_training_set(tmp_path / "few", training_pairs()[:6])
+    exported = export(few, tiny_model_dir, "1", workspace, recipe.export)
+    with pytest.raises(ValueError, match=r"embeddings.parquet lacks [1-9]\d* sides of the training set"):
+        read_vectors(exported.parquet, read_pairs(workspace.training_set, 0.5), tmp_path)
 
 
 def test_what_was_mined_stands_until_data_or_settings_change(
