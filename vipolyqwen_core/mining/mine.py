@@ -38,7 +38,12 @@ from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
 from vipolyqwen_core.objectives.pairs import NO_KEY
-from vipolyqwen_core.serving.current_export import CurrentExport, current_model, read_current
+from vipolyqwen_core.serving.current_export import (
+    CURRENT_FILE,
+    CurrentExport,
+    current_model,
+    read_current,
+)
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint
@@ -58,7 +63,7 @@ def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
     """Mine hard negatives for the workspace's training set with the model of its last export.
 
     Raises:
-        ValueError: the recipe asks for none, or there is no training set
+        ValueError: the recipe asks for none, there is no training set, or the exported table is gone
     """
     started = time.monotonic()
     if not recipe.mining.negatives_per_pair:
@@ -69,7 +74,10 @@ def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
     folder, mark = workspace.hard_negatives, mining_fingerprint(recipe, stage.data_version)
     teacher = teacher_of(workspace)
     earlier = unchanged_stage(folder, mark, (MINED_TABLE,))
-    if earlier is not None and (earlier.details["teacher"] or teacher is None):
+    stands = earlier is not None and bool(earlier.details["teacher"])
+    if teacher is None and not stands:
+        refuse_lost_table(workspace)
+    if earlier is not None and (stands or teacher is None):
         logger.info("hard negatives: unchanged")
         return earlier
     pairs = read_pairs(workspace.training_set, recipe.objective.positive_score)
@@ -104,7 +112,21 @@ def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
 
 def teacher_of(workspace: Workspace) -> CurrentExport | None:
     """The export whose model finds the negatives; None: nothing was exported yet."""
-    return read_current(workspace) if (workspace.exports / "current.json").is_file() else None
+    return read_current(workspace) if (workspace.exports / CURRENT_FILE).is_file() else None
+
+
+def refuse_lost_table(workspace: Workspace) -> None:
+    """Nothing, where no table was ever in use: training without hard negatives would be silently worse.
+
+    Raises:
+        ValueError: one was, and is gone
+    """
+    if (workspace.exports / CURRENT_FILE).is_symlink():
+        raise ValueError(
+            f"the exported table, {workspace.lancedb}, is gone, and no model can find hard negatives without "
+            "it: materialise embedding_export, or run `vipolyqwen export` with the champion's model and "
+            "version first, which takes the vectors that its Parquet file holds"
+        )
 
 
 @dataclass(frozen=True, eq=False)

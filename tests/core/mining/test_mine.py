@@ -1,6 +1,7 @@
 """Mining: near wrong targets of other pairs, never a right answer that is known; training uses them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,19 @@ def test_what_was_mined_stands_until_data_or_settings_change(
     assert not fewer.reused
     assert fewer.details["teacher"] == "4"
     assert max(len(row["negatives"]) for row in mined_rows(workspace)) == 1
+
+
+def test_mining_for_other_data_is_refused_where_the_exported_table_is_gone(
+    workspace: Workspace, mined: StageSummary, recipe: Recipe, tiny_model_dir: Path
+) -> None:
+    shutil.rmtree(workspace.lancedb)
+    assert mine(workspace, recipe).reused
+    write_training_set(workspace.training_set, training_pairs()[:12])
+    with pytest.raises(ValueError, match=r"exported table, .*lancedb, is gone.* run `vipolyqwen export`"):
+        mine(workspace, recipe)
+    assert read_stage(workspace.hard_negatives) == mined
+    export(workspace.training_set, tiny_model_dir, "3", workspace, recipe.export)
+    assert mine(workspace, recipe).details["teacher"] == "3"
 
 
 def test_a_run_with_mined_negatives_is_a_run_of_its_own(
