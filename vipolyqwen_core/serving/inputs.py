@@ -52,12 +52,27 @@ def make_item(
     """
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, not {type(text).__name__}")
-    images = tuple(read_picture(picture) for picture in listed(pictures))
+    images = _read_pictures(listed(pictures))
     if text is None and not images:
         raise ValueError("neither text nor picture")
     turns = [Turn(turn.role, normalise_text(turn.text)) for turn in history]
     repaired, earlier = repair_dialogue(normalise_text(text or ""), len(images), turns)
     return Item(text=repaired, images=images, history=earlier or (), prefix=prefix)
+
+
+def _read_pictures(pictures: Sequence[Picture]) -> tuple[Image.Image, ...]:
+    """The pictures of one item.
+
+    Raises:
+        ValueError: one cannot be read; says which of several
+    """
+    images = []
+    for place, picture in enumerate(pictures):
+        try:
+            images.append(read_picture(picture))
+        except ValueError as error:
+            raise ValueError(f"image {place}: {error}" if len(pictures) > 1 else str(error)) from error
+    return tuple(images)
 
 
 def read_picture(picture: Picture) -> Image.Image:

@@ -202,6 +202,8 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": "<image><image>", "images": picture(1)}, "item 0: 2 placeholders"),
         ({"images": [picture(1), b"no picture"]}, "item 1: 10 bytes of no known picture format"),
         ({"images": [picture(1), "absent.png"]}, "item 1: picture 'absent.png' cannot be read: No such"),
+        ({"images": [[picture(1), b"none"]]}, "item 0: image 1: 4 bytes of no known picture format"),
+        ({"text": "a", "images": ["absent.png", picture(1)]}, "item 0: image 0: picture 'absent.png' cannot"),
         ({"images": ["https://example.org/a.png?key=1"]}, "item 0: .* is not fetched from a URL$"),
         ({"images": ["data:image/png;base64,AAAA"]}, "item 0: .* is not fetched from a URL$"),
         ({"images": ["A" * 9999]}, "item 0: picture 'A{200}' cannot be read: File name too long$"),
