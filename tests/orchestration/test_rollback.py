@@ -1,6 +1,7 @@
 """Rolling back: the alias at once, whatever else goes on or is broken; the table when the GPU is free."""
 
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,9 +94,12 @@ def test_the_table_follows_and_a_failed_export_leaves_the_alias(
     with pytest.raises(FactoryError, match="export_champion: the disk is full"):
         run_rollback(workspace, "demo", 2, Console(quiet=True))
     assert (champion_number(), exported) == (2, [1, 2])
+    shutil.rmtree(workspace.models / "v1")
+    with pytest.raises(FactoryError, match="roll_back: "):  # the registry has not got it either
+        run_rollback(workspace, "demo", 1, Console(quiet=True))
     with pytest.raises(FactoryError, match="has no version 9"):
         run_rollback(workspace, "demo", 9, Console(quiet=True))
-    assert champion_number() == 2
+    assert (champion_number(), exported) == (2, [1, 2])
 
 
 def test_nobody_moves_an_alias_while_a_version_is_judged() -> None:
