@@ -102,7 +102,8 @@ def mlflow_run(
     """Where the metrics of a training go to; a resumed training continues its own run of MLflow.
 
     `artifacts` is the URI of their folder for an experiment that is new; None: a server knows its own.
-    `earlier` are the lines of `metrics.jsonl` so far, which a run of MLflow that is new lacks.
+    `earlier` are the lines of `metrics.jsonl` so far. Those that MLflow lacks are sent: all where its run is
+    new, some where a process was killed while they waited.
 
     The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
     start, so that also one that was killed before its first checkpoint is continued. A store that fails only
@@ -124,7 +125,7 @@ def mlflow_run(
         tracker.start()
     except Exception as error:
         raise ValueError(_refusal(error, place, run_id)) from error
-    is_new = run_id is None
+    reached = tracker.tracker.data.metrics.get("pairs", -1.0)
     with _ended(tracker):
         if run_id is None:
             settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
@@ -133,9 +134,10 @@ def mlflow_run(
             with written_aside(place) as aside:
                 aside.write_text(run_id, encoding="utf-8")
         metrics = MlflowMetrics(tracker, run_id)
-        for line in earlier if is_new else ():
-            numbers = {name: value for name, value in line.items() if isinstance(value, float)}
-            metrics.log(numbers, line["step"])
+        for line in earlier:
+            if line["pairs"] > reached:
+                numbers = {name: value for name, value in line.items() if isinstance(value, float)}
+                metrics.log(numbers, line["step"])
         try:
             yield metrics
         finally:

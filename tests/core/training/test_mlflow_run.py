@@ -10,6 +10,7 @@ import pytest
 from accelerate.tracking import MLflowTracker
 
 from tests.core.training.interrupted import Killed, KilledAfter
+from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.training import mlflow_run as mlflow_module
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_names
@@ -86,6 +87,33 @@ def test_a_run_whose_store_is_lost_trains_to_its_end(make_run, monkeypatch, capl
     assert "MLflow could not end its run" in caplog.text
 
 
+def test_lines_that_waited_when_a_training_was_killed_arrive_with_the_next_process(make_run, monkeypatch):
+    sent = MLflowTracker.log
+
+    def refuse_from_the_second(
+        tracker: MLflowTracker, values: dict[str, float], step: int, **given: Any
+    ) -> None:
+        if step > 1:
+            raise ConnectionError("nobody listens")
+        sent(tracker, values, step=step, **given)
+
+    run = make_run(training={"save_steps": 1})
+    with monkeypatch.context() as lost:
+        lost.setattr(MLflowTracker, "log", refuse_from_the_second)
+        with pytest.raises(Killed):
+            train(run, KilledAfter(4))
+    mlflow.end_run()
+    train(run, StopSignal())
+    told = [(line["step"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
+    assert losses_in_mlflow(run) == told
+    assert len(told) == 6
+
+
+def losses_in_mlflow(run: TrainingRun) -> list[tuple[int, float]]:
+    history = mlflow.MlflowClient().get_metric_history((run.output / "mlflow_run_id").read_text(), "loss")
+    return [(metric.step, metric.value) for metric in history]
+
+
 @pytest.mark.parametrize("is_deleted", [True, False])
 def test_a_run_that_mlflow_has_lost_says_what_helps_and_goes_on_under_a_new_one(make_run, is_deleted):
     run, client = make_run(), mlflow.MlflowClient()
@@ -105,7 +133,7 @@ def test_a_run_that_mlflow_has_lost_says_what_helps_and_goes_on_under_a_new_one(
     assert found != lost
     told = [(line["step"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
     assert len(told) == 6
-    assert [(metric.step, metric.value) for metric in client.get_metric_history(found, "loss")] == told
+    assert losses_in_mlflow(run) == told
 
 
 def test_a_training_whose_experiment_was_deleted_says_what_helps(make_run):
