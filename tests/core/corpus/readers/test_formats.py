@@ -2,9 +2,7 @@
 
 import base64
 import json
-import struct
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +15,7 @@ from tests.core.corpus.readers.reading import read, rules
 from tests.stored_pictures import file_of
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import RawPair, check_source, read_source
+from vipolyqwen_core.corpus.readers import RawPair, read_source
 
 
 def jsonl(*rows: Any) -> str:
@@ -46,57 +44,6 @@ class TestStsTable:
     def test_each_table_gives_the_pair_scaled(self, tmp_path: Path, name: str, content: str) -> None:
         (record,) = read(tmp_path, name, content, score_range=(1.0, 5.0), **self.KEYS)
         assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", score=0.5),)
-
-    def test_parquet_streams_by_row(self, tmp_path: Path) -> None:
-        table = pa.table({"a": [f"q{i}" for i in range(600)], "b": ["t"] * 600, "c": [0.5] * 599 + [None]})
-        pq.write_table(table, tmp_path / "x.parquet")
-        columns = {"query": "a", "target": "b", "score": "c"}
-        data = (tmp_path / "x.parquet").read_bytes()
-        records = read(tmp_path, "a.parquet", data, columns=columns, **self.KEYS)
-        assert [record.line for record in records] == list(range(1, 601))
-        assert records[598].pairs == (RawPair(Task.TEXT_PAIR, "q598", "t", score=0.5),)
-        assert rules(records[599:]) == ["missing_field"]
-
-    def test_a_value_that_python_cannot_hold_costs_its_row(self, tmp_path: Path) -> None:
-        """A time beyond the year 9999, or bytes that are no UTF-8; in a column that nobody needs, too."""
-        ends = pa.py_buffer(struct.pack("<4i", 0, 1, 2, 3))
-        table = pa.table(
-            {
-                "query": ["p", "q", "r"],
-                "target": pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"a\xffb")),
-                "score": [Decimal("0.25"), Decimal("0.50"), Decimal("0.75")],
-                "made": pa.array([0, 1, 2**61], pa.timestamp("us")),
-            }
-        )
-        pq.write_table(table, tmp_path / "x.parquet")
-        first, *others = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
-        assert first.pairs == (RawPair(Task.TEXT_PAIR, "p", "a", score=0.25),)
-        assert rules(others) == ["wrong_type", "wrong_type"]
-
-    @pytest.mark.parametrize(
-        "column",
-        [
-            pa.array([0], pa.timestamp("us", tz="Mars/Base")),
-            pa.array([2**62], pa.duration("s")),
-            pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
-        ],
-        ids=["zone", "duration", "struct"],
-    )
-    def test_a_column_that_python_cannot_hold_is_named(self, tmp_path: Path, column: pa.Array) -> None:
-        pq.write_table(pa.table({"query": ["q"], "target": ["t"], "odd": column}), tmp_path / "x.parquet")
-        source = Source(name="s", paths=(str(tmp_path / "x.parquet"),), **self.KEYS)
-        with pytest.raises(ValueError, match="column 'odd' holds a value of"):
-            check_source(source)
-
-    def test_a_name_that_stands_twice_is_no_column_to_read(self, tmp_path: Path) -> None:
-        columns = [pa.array(values) for values in (["q"], ["t"], [1.0], ["x"], ["y"])]
-        for names, rule in (
-            ("query target score note note", None),
-            ("q target s query query", "ambiguous_column"),
-        ):
-            pq.write_table(pa.table(columns, names=names.split()), tmp_path / "x.parquet")
-            records = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
-            assert rules(records) == [rule]
 
     def test_what_is_not_a_number_is_no_text(self, tmp_path: Path) -> None:
         lines = (
