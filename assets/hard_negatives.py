@@ -32,12 +32,9 @@ def hard_negatives(
             data_version=dg.DataVersion("none"),
             metadata={"summary": "the recipe mines none (mining.negatives_per_pair is 0)"},
         )
-    from vipolyqwen_core.mining.mine import mine, teacher_of
+    from vipolyqwen_core.mining.mine import mine
 
-    teacher = teacher_of(place)
-    if teacher is not None:
-        restore_model(teacher, place, mlflow)
-    summary = mine(place, settings)
+    summary = mine(place, settings, lambda exported: exported_model(exported, place, mlflow))
     details = summary.details
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
@@ -57,16 +54,16 @@ def hard_negatives(
     )
 
 
-def restore_model(teacher: "CurrentExport", place: Workspace, mlflow: MlflowResource) -> None:
-    """Have the registry give the model of the exported table back, where that of a version is gone.
+def exported_model(exported: "CurrentExport", place: Workspace, mlflow: MlflowResource) -> Path:
+    """Directory of the model of the exported table; where that of a version is gone, the registry's own.
 
     Raises:
-        ValueError: the registry cannot
+        ValueError: it is neither here nor in the registry
     """
-    folder = place.models / f"v{teacher.model_version}"
-    if Path(teacher.model) == folder and not (folder / "config.json").is_file():
-        mlflow.connect()
-        model_folder(place, int(teacher.model_version))
+    if Path(exported.model) != place.models / f"v{exported.model_version}":
+        return exported.model_directory()
+    mlflow.connect()
+    return model_folder(place, int(exported.model_version))
 
 
 def examples(place: Workspace) -> dg.MetadataValue[str]:

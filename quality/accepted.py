@@ -4,9 +4,13 @@ validated/<source>/accepted.json    {"version": ...}, the name of a folder besid
 """
 
 from pathlib import Path
+from typing import Final
 
 from vipolyqwen_core.corpus.tables import StageSummary, read_json, read_stage
 from vipolyqwen_core.workspace import Workspace
+
+CANDIDATE: Final = "candidate"
+"""Folder of a version until it is accepted; one that was refused stays there."""
 
 
 def accepted_folder(folder: Path) -> Path | None:
@@ -25,7 +29,7 @@ def accepted_stage(folder: Path) -> StageSummary | None:
 
 def judged_folder(folder: Path, judgement: StageSummary) -> Path:
     """The folder of the version that the last judgement of a source speaks of, accepted or not."""
-    return folder / (judgement.data_version if judgement.details["accepted"] else "candidate")
+    return folder / (judgement.data_version if judgement.details["accepted"] else CANDIDATE)
 
 
 def accepted_stages(source: str, workspace: Workspace) -> list[Path]:

@@ -145,7 +145,7 @@ def _tagged_columns() -> dict[str, pl.Expr]:
         "query_patches": pl.col("query_patches"),
         "target_patches": pl.col("target_patches"),
         "has_hashes": (pl.col("query_hash") != 0) & (pl.col("target_hash") != 0),
-        "is_complete": _is_complete(TAGGED),
+        "is_complete": _is_complete(TAGGED),  # in place of the curated columns alone
     }
 
 

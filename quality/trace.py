@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from quality.accepted import accepted_folder
+from quality.accepted import CANDIDATE, accepted_folder
 from quality.curate import SOURCE_FILE
 from quality.intake import normalised_texts
 from quality.ledger import READ_STAGE
@@ -225,7 +225,7 @@ def _missing(stage: str, source: str, sample_id: str, goes_on: bool, workspace: 
     else:
         sentence = "The stage has not run since the pair arrived."
     if stage == "validated":
-        refused = workspace.validated(source) / "candidate"
+        refused = workspace.validated(source) / CANDIDATE
         if any(_find(refused / f"{name}.parquet", sample_id).height for name in ("pairs", "ledger")):
             sentence = "The version of the source that has the pair was not accepted."
     return Step(stage, "missing", sentence)

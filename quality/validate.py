@@ -22,7 +22,7 @@ from typing import Any
 
 import polars as pl
 
-from quality.accepted import accepted_folder, accepted_stage, judged_folder
+from quality.accepted import CANDIDATE, accepted_folder, accepted_stage, judged_folder
 from quality.drift import Profile, profile, unexpected_share
 from quality.expectations import (
     CRITICAL,
@@ -94,7 +94,7 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
         logger.info("%s: unchanged, %s", source.name, _verdict(summary))
         return summary
     docs = workspace.data_docs / source.name / STAGE
-    with written_aside(folder / "candidate") as aside:
+    with written_aside(folder / CANDIDATE) as aside:
         aside.mkdir(parents=True)
         kept, rejected = _apply_rules(workspace.tagged(source.name) / "pairs.parquet", aside)
         summary = StageSummary(
@@ -272,7 +272,7 @@ def _accept(folder: Path, version: str) -> None:
     """Make the candidate the accepted version, and remove all others but the one before."""
     earlier = accepted_folder(folder)
     with written_aside(folder / version) as aside:
-        (folder / "candidate").rename(aside)
+        (folder / CANDIDATE).rename(aside)
     with written_aside(folder / "accepted.json") as named:
         named.write_text(json.dumps({"version": version}), encoding="utf-8")
     for other in folder.iterdir():

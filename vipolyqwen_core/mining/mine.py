@@ -16,6 +16,7 @@ pair's own. A scored pair below `positive_score` asks nothing, as in the losses.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,12 +39,7 @@ from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
 from vipolyqwen_core.objectives.pairs import NO_KEY
-from vipolyqwen_core.serving.current_export import (
-    CURRENT_FILE,
-    CurrentExport,
-    current_model,
-    read_current,
-)
+from vipolyqwen_core.serving.current_export import CURRENT_FILE, CurrentExport, read_current
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint
@@ -59,8 +55,14 @@ SPARE: Final = 16
 WRITTEN_ROWS: Final = 65_536
 
 
-def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
+def mine(
+    workspace: Workspace,
+    recipe: Recipe,
+    find_model: Callable[[CurrentExport], Path] = CurrentExport.model_directory,
+) -> StageSummary:
     """Mine hard negatives for the workspace's training set with the model of its last export.
+
+    `find_model` gives the directory of that model; it is called only where something is mined.
 
     Raises:
         ValueError: the recipe asks for none, there is no training set, or the exported table is gone
@@ -85,7 +87,7 @@ def mine(workspace: Workspace, recipe: Recipe) -> StageSummary:
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
         if teacher is not None:
-            model = current_model(workspace)
+            model = find_model(teacher)
             exported = export(workspace.training_set, model, teacher.model_version, workspace, recipe.export)
             vectors = read_vectors(exported.parquet, pairs, aside)
             mined = find_negatives(pairs, vectors, recipe.mining)
