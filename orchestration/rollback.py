@@ -26,10 +26,15 @@ def roll_back(
     """Move the alias, at once: also while a model trains, and nothing of a manifest or recipe is read.
 
     Raises:
-        ValueError: no such version, or its model directory is gone
+        ValueError: no such version, its registration was stopped half way, or its model directory is gone
     """
     client, place = mlflow.connect(), workspace.open()
     before, target = version_with_alias(client, CHAMPION), numbered_version(client, config.version)
+    if target.run_name is not None and not target.is_settled:
+        raise ValueError(
+            f"version {target.number} was never judged: its registration was stopped before its end; "
+            "materialise registered_model, which goes on with it"
+        )
     model_folder(place, target.number)
     give_alias(client, target.number, CHAMPION)
     context.log.info(f"champion: version {before.number if before else 'none'} -> {target.number}")

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from assets.registered_model import registered_model
-from assets.registry import champion, give_alias
+from assets.registry import RUN_TAG, champion, give_alias
 from orchestration import pools
 from orchestration import rollback as rollback_module
 from orchestration.factory import FactoryError, run_rollback
@@ -100,6 +100,17 @@ def test_the_table_follows_and_a_failed_export_leaves_the_alias(
     with pytest.raises(FactoryError, match="has no version 9"):
         run_rollback(workspace, "demo", 9, Console(quiet=True))
     assert (champion_number(), exported) == (2, [1, 2])
+
+
+def test_a_version_that_was_never_judged_is_not_gone_to(workspace: Workspace) -> None:
+    mlflow.MlflowClient().set_model_version_tag(REGISTERED_MODEL, "1", RUN_TAG, "demo-1")
+    with pytest.raises(FactoryError, match=r"version 1 was never judged: .* materialise registered_model"):
+        run_rollback(workspace, "demo", 1, Console(quiet=True))
+    assert champion_number() == 2
+
+
+def test_a_rollback_waits_for_no_other_run_and_is_never_repeated_by_itself() -> None:
+    assert rollback_module.rollback.tags == {"dagster/priority": "10", "dagster/max_retries": "0"}
 
 
 def test_nobody_moves_an_alias_while_a_version_is_judged() -> None:
