@@ -127,12 +127,15 @@ def export(
 
 
 def _put_in_use(current: CurrentExport, staging: Path | None, workspace: Workspace) -> None:
-    """Write which export this is beside its table, and swap both in where the table was made aside."""
+    """Write which export this is beside its table, and swap both in where the table was made aside.
+
+    The link comes first: killed in between, a workspace must not pass for one that never exported.
+    """
     current.write(staging or workspace.lancedb, workspace)
+    link_current(workspace)
     if staging is not None:
         with written_aside(workspace.lancedb) as aside:
             os.replace(staging, aside)
-    link_current(workspace)
 
 
 def export_schema(model: Path, model_version: str) -> pa.Schema:

@@ -177,6 +177,20 @@ def test_wherever_a_swap_is_killed_search_encodes_with_the_model_of_the_table(
             break
 
 
+def test_wherever_a_first_export_is_killed_its_table_is_known_or_not_there(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in itertools.count():
+        workspace = Workspace(tmp_path / str(number))
+        write_training_set(workspace.training_set, [SmallPair("question", "answer")])
+        killed = killed_at_rename(number, monkeypatch, workspace, tiny_model_dir)
+        if workspace.lancedb.is_dir():
+            assert read_current(workspace).model_version == "2", number
+        if not killed:
+            assert number > 2
+            break
+
+
 def test_a_table_of_another_model_than_the_one_that_is_named_is_not_searched(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
