@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from vipolyqwen_core.training.launch import (
     launch_command,
 )
 from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE, guarded
+from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.tracking import read_metrics
 
 
@@ -175,6 +177,36 @@ def test_a_cancelled_dagster_run_saves_and_leaves_no_process(make_run, tmp_path)
     assert not processes_of(run)
     assert list((run.output / "checkpoints").glob("step_*"))
     assert not (run.output / "errors").exists()
+
+
+@pytest.mark.slow
+def test_a_stop_on_one_of_two_machines_saves_and_the_same_lines_go_on(make_run):
+    """By USAGE.md's line for several machines; both are this one."""
+    run = make_run(training={"distribution": "data_parallel", "epochs": 20, "save_steps": 10**6})
+    config = write_run(run)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        line = guarded(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu")
+        line += ["--num_machines", "2", "--num_processes", "2"]
+        line += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+        line += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        module = ["-m", "vipolyqwen_core.training", "--config", str(config)]
+        return [subprocess.Popen([*line, "--machine_rank", str(number), *module]) for number in range(2)]
+
+    first, second = start()
+    while not read_metrics(run.output / "metrics.jsonl") and first.poll() is None:
+        time.sleep(0.1)
+    second.terminate()
+    assert 0 not in [machine.wait(timeout=300) for machine in (first, second)]
+    (saved,) = (run.output / "checkpoints").glob("step_*")
+    assert not (run.output / "errors").exists()
+    assert [machine.wait(timeout=300) for machine in start()] == [0, 0]
+    steps = [line["step"] for line in read_metrics(run.output / "metrics.jsonl")]
+    assert steps == list(range(1, 61))
+    assert 0 < int(saved.name.removeprefix("step_")) < 60
+    assert (run.output / "model" / "config.json").is_file()
 
 
 def processes_of(run: TrainingRun) -> list[int]:
