@@ -16,8 +16,9 @@ from orchestration.ablation import pooling_ablation
 from orchestration.executor import signed_executor
 from orchestration.jobs import CORPUS_ASSETS, MODEL_ASSETS, corpus_job, model_job
 from orchestration.partitions import source_partitions
+from orchestration.pruning import prune
 from orchestration.rollback import rollback
-from orchestration.schedules import weekly_corpus, weekly_model
+from orchestration.schedules import weekly_corpus, weekly_model, weekly_prune
 from orchestration.sensors import accepted_data, changed_sources
 from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import (
@@ -51,8 +52,12 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
             if isinstance(asset, dg.AssetsDefinition)
         ],
         asset_checks=[*source_checks(partitions, manifest.own_checks()), *model_checks()],
-        jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation],
-        schedules=[weekly_corpus(partitions, time_zone), weekly_model(time_zone)],
+        jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation, prune],
+        schedules=[
+            weekly_corpus(partitions, time_zone),
+            weekly_model(time_zone),
+            weekly_prune(time_zone),
+        ],
         sensors=[changed_sources(partitions), accepted_data(partitions)],
         executor=signed_executor,
         resources={

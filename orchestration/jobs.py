@@ -1,6 +1,6 @@
 """The jobs `corpus`, for one source, and `model`, for what comes of all of them.
 
-`rollback` (to an earlier version) and `pooling_ablation` have a module each.
+`rollback` (to an earlier version), `pooling_ablation` and `prune` have a module each.
 
 Materialising everything for one partition would train after one source; hence two jobs.
 """

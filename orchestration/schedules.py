@@ -7,6 +7,7 @@ import dagster as dg
 from assets.resources import ManifestResource
 from orchestration.sensors import RELOAD, unknown_sources
 
+PRUNE_CRON = "0 21 * * 6"
 CURATE_CRON = "0 22 * * 6"
 TRAIN_CRON = "0 2 * * 0"
 
@@ -43,4 +44,15 @@ def weekly_model(time_zone: str) -> dg.ScheduleDefinition:
         execution_timezone=time_zone,
         name="weekly_model",
         description=weekly_model.__doc__,
+    )
+
+
+def weekly_prune(time_zone: str) -> dg.ScheduleDefinition:
+    """Every Saturday evening, before the next retraining, what the earlier ones left behind is deleted."""
+    return dg.ScheduleDefinition(
+        job_name="prune",
+        cron_schedule=PRUNE_CRON,
+        execution_timezone=time_zone,
+        name="weekly_prune",
+        description=weekly_prune.__doc__,
     )

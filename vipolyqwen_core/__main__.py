@@ -330,6 +330,30 @@ def export(
     output.print(f"Table:   {summary.table}", soft_wrap=True, markup=False)
 
 
+@app.command()
+def prune(yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False) -> None:
+    """Delete what retraining leaves behind: checkpoints of finished runs, vectors of earlier versions."""
+    from rich.filesize import decimal
+
+    from vipolyqwen_core import pruning
+
+    workspace = current_workspace()
+    found = pruning.leftovers(workspace)
+    for leftover in found:
+        told = f"{leftover.path}: {decimal(leftover.num_bytes)}, {leftover.what}"
+        output.print(told, highlight=False, soft_wrap=True, markup=False)
+    for kept in pruning.unfinished(workspace):
+        told = f"kept: {kept.path}: {decimal(kept.num_bytes)}, {kept.what}"
+        output.print(told, highlight=False, soft_wrap=True, markup=False)
+    if not found:
+        output.print("Nothing is left over.")
+        return
+    size = decimal(sum(leftover.num_bytes for leftover in found))
+    if yes or typer.confirm(f"Delete {size}?"):
+        pruning.prune(found)
+        output.print(f"{size} were deleted.", highlight=False)
+
+
 def refuse_unwritable(file: Path) -> None:
     """Say before minutes of encoding that its result has no place; leaves nothing behind.
 

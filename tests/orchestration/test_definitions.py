@@ -46,7 +46,8 @@ def graph(definitions: dg.Definitions) -> dict[str, object]:
     jobs = {
         job.name: sorted(job.graph.node_dict)
         for job in (
-            definitions.resolve_job_def(name) for name in ("corpus", "model", "rollback", "pooling_ablation")
+            definitions.resolve_job_def(name)
+            for name in ("corpus", "model", "rollback", "pooling_ablation", "prune")
         )
     }
     return {"assets": assets, "checks": checks, "jobs": jobs}
@@ -93,7 +94,9 @@ def test_a_wrong_manifest_is_refused_when_definitions_load(tmp_path: Path) -> No
 
 
 def test_nothing_runs_by_itself_until_it_is_turned_on(definitions: dg.Definitions) -> None:
-    schedules = [definitions.resolve_schedule_def(name) for name in ("weekly_corpus", "weekly_model")]
+    schedules = [
+        definitions.resolve_schedule_def(name) for name in ("weekly_corpus", "weekly_model", "weekly_prune")
+    ]
     sensors = [definitions.resolve_sensor_def(name) for name in ("changed_sources", "accepted_data")]
     assert {schedule.default_status for schedule in schedules} == {dg.DefaultScheduleStatus.STOPPED}
     assert {sensor.default_status for sensor in sensors} == {dg.DefaultSensorStatus.STOPPED}
@@ -104,7 +107,7 @@ def test_schedules_have_the_time_zone_of_the_environment(
 ) -> None:
     def zones() -> set[str | None]:
         built = build_definitions(Workspace(tmp_path), None, "demo")
-        names = ("weekly_corpus", "weekly_model")
+        names = ("weekly_corpus", "weekly_model", "weekly_prune")
         return {built.resolve_schedule_def(name).execution_timezone for name in names}
 
     monkeypatch.delenv("VIPOLYQWEN_TIME_ZONE", raising=False)

@@ -34,10 +34,10 @@ def test_sources_are_those_of_the_manifest_as_it_is_and_that_the_jobs_know(tmp_p
 def test_the_model_is_trained_once_a_week_after_the_night_of_the_corpus(tmp_path: Path) -> None:
     loaded = build_definitions(Workspace(tmp_path), None, "demo")
     wednesday, weekend = datetime(2025, 12, 31, tzinfo=UTC).timestamp(), []
-    for name in ("weekly_corpus", "weekly_model"):
+    for name in ("weekly_prune", "weekly_corpus", "weekly_model"):
         schedule = loaded.resolve_schedule_def(name)
         ticks = schedule_execution_time_iterator(wednesday, schedule.cron_schedule, "UTC")
         first, second = next(ticks), next(ticks)
         assert second - first == timedelta(weeks=1)
         weekend.append((schedule.job_name, f"{first:%a %H}"))
-    assert weekend == [("corpus", "Sat 22"), ("model", "Sun 02")]
+    assert weekend == [("prune", "Sat 21"), ("corpus", "Sat 22"), ("model", "Sun 02")]

@@ -27,7 +27,7 @@ from lancedb.table import Table
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
-from vipolyqwen_core.serving.current_export import CurrentExport, link_current
+from vipolyqwen_core.serving.current_export import STAGING, CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import PARTITION_ROWS, TABLE
@@ -36,8 +36,6 @@ from vipolyqwen_core.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-STAGING: Final = "staging"
-"""Folder of a table that is still being made, below the folder of its version."""
 KEPT_VERSIONS: Final = timedelta(days=7)
 """How long the table as it was before an update in place can still be read: an open handle stays with its
 version. Files of an older one are removed by the next export that changes something. Not so where another

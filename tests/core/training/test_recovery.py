@@ -14,6 +14,7 @@ from torch import nn
 from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.pruning import leftovers, prune
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, missing_parts
 from vipolyqwen_core.training.export import export_model
@@ -22,6 +23,7 @@ from vipolyqwen_core.training.setup import Training
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import train
+from vipolyqwen_core.workspace import Workspace
 
 MakeRun = Callable[..., TrainingRun]
 
@@ -164,3 +166,13 @@ def test_a_picture_that_is_gone_is_named_and_the_run_goes_on_once_it_is_back(
     (tmp_path / "elsewhere").rename(pictures)
     train(run, StopSignal())
     assert losses(run) == losses(whole)
+
+
+def test_a_pruned_run_is_as_finished_as_before(make_run: MakeRun, tmp_path: Path):
+    workspace = Workspace(tmp_path / "home")
+    run = make_run("home/runs/short", training={"epochs": 1})
+    result = train(run, StopSignal())
+    prune(leftovers(workspace))
+    assert not (run.output / "checkpoints").exists()
+    assert train(run, StopSignal()) == result
+    assert (run.output / "model" / "config.json").is_file()

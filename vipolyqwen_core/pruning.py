@@ -1,0 +1,99 @@
+"""Pruning: what each retraining leaves behind and nothing reads again.
+
+A finished run is never resumed, so its checkpoints serve nobody: its model lies beside them. Vectors of model
+versions before the one in use only spare a rollback the encoding. Models, results, reports and the registry
+stay, and so does what an interrupted run needs to go on.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vipolyqwen_core.serving.current_export import CURRENT_FILE, STAGING, read_current
+from vipolyqwen_core.training.result import MODEL_FOLDER, RESULT_FILE
+from vipolyqwen_core.workspace import Workspace
+
+EARLIER_EXPORTS: Final = 1
+"""Versions beside the one in use whose vectors stay: the newest, to which a rollback most likely goes."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder of the workspace."""
+
+    path: Path
+    what: str
+    num_bytes: int
+    """Of its files; without what a file system adds."""
+
+
+def leftovers(workspace: Workspace) -> list[Leftover]:
+    """What nothing reads again.
+
+    Raises:
+        ValueError: what names the export in use is damaged
+    """
+    return [
+        *(
+            _leftover(run / "checkpoints", "checkpoints of a finished run")
+            for run in _runs_with_checkpoints(workspace)
+            if _is_finished(run)
+        ),
+        *(_leftover(path, "vectors of an earlier version") for path in _earlier_vectors(workspace)),
+    ]
+
+
+def unfinished(workspace: Workspace) -> list[Leftover]:
+    """Checkpoints that a run can go on from: only a person knows whether anybody will resume it."""
+    return [
+        _leftover(run / "checkpoints", "of a run that has not finished: delete it if nobody will resume it")
+        for run in _runs_with_checkpoints(workspace)
+        if not _is_finished(run)
+    ]
+
+
+def prune(found: Sequence[Leftover]) -> None:
+    """Delete what was found.
+
+    Raises:
+        OSError: the file system refuses
+    """
+    for leftover in found:
+        if leftover.path.is_dir():
+            shutil.rmtree(leftover.path)
+        else:
+            leftover.path.unlink(missing_ok=True)
+
+
+def _runs_with_checkpoints(workspace: Workspace) -> Iterator[Path]:
+    return (place.parent for place in sorted(workspace.runs.glob("*/checkpoints")) if place.is_dir())
+
+
+def _is_finished(run: Path) -> bool:
+    return (run / RESULT_FILE).is_file() and (run / MODEL_FOLDER / "config.json").is_file()
+
+
+def _earlier_vectors(workspace: Workspace) -> list[Path]:
+    """Parquet files of versions that are neither in use nor the newest beside it.
+
+    Versions whose table is being made are no earlier ones. They are looked for first: between the two looks
+    one may become the version in use, never the other way round.
+    """
+    settled = [
+        path
+        for path in workspace.exports.glob("*/embeddings.parquet")
+        if not (path.parent / STAGING).exists()
+    ]
+    if not (workspace.exports / CURRENT_FILE).is_file():
+        return []  # the table is gone, and any of them may be what it is made anew from
+    in_use = Path(read_current(workspace).parquet).resolve()
+    earlier = [path for path in settled if path.resolve() != in_use]
+    earlier.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return earlier[EARLIER_EXPORTS:]
+
+
+def _leftover(path: Path, what: str) -> Leftover:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return Leftover(path, what, sum(file.stat().st_size for file in files))
