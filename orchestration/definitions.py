@@ -14,6 +14,7 @@ from assets.checks import model_checks, source_checks
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from orchestration.ablation import pooling_ablation
 from orchestration.executor import signed_executor
+from orchestration.failed_runs import failed_runs
 from orchestration.jobs import CORPUS_ASSETS, MODEL_ASSETS, corpus_job, model_job
 from orchestration.partitions import source_partitions
 from orchestration.pruning import prune
@@ -24,6 +25,7 @@ from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import (
     Workspace,
     current_workspace,
+    failure_command,
     manifest_setting,
     recipe_setting,
     time_zone_setting,
@@ -58,7 +60,7 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
             weekly_model(time_zone),
             weekly_prune(time_zone),
         ],
-        sensors=[changed_sources(partitions), accepted_data(partitions)],
+        sensors=[changed_sources(partitions), accepted_data(partitions), failed_runs(failure_command())],
         executor=signed_executor,
         resources={
             **model_resources(workspace, recipe),

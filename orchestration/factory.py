@@ -3,7 +3,7 @@
 The runs go to the workspace's own Dagster instance, so that the UI shows them like any others.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from assets.metadata import was_reused
 from assets.resources import ManifestResource, MlflowResource
 from assets.training_set import UNDER_WAY, in_words, training_set_runs
 from orchestration.definitions import build_definitions, model_resources
+from orchestration.explanation import explain_failure, failed_checks
 from orchestration.instance import PARTITION_TAG, open_instance
 from orchestration.jobs import ASSET_KEYS
 from orchestration.patience import patient_logger
@@ -104,7 +105,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             run_ids.append(result.run_id)
             refuse_failure(result, source)
             stages += _outcomes(result, source)
-            warnings += _failed_checks(result.all_events, source, dg.AssetCheckSeverity.WARN)
+            warnings += failed_checks(result.all_events, source, dg.AssetCheckSeverity.WARN)
     return FactoryOutcome(tuple(stages), tuple(run_ids), tuple(warnings))
 
 
@@ -215,49 +216,6 @@ def _is_interruption(event: dg.DagsterEvent) -> bool:
     while error is not None and error.cls_name != dg.DagsterExecutionInterruptedError.__name__:
         error = error.cause
     return error is not None
-
-
-def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> str:
-    """One sentence: which stage failed and why; for blocking checks, what they found."""
-    if blocked := _failed_checks(events, source, dg.AssetCheckSeverity.ERROR):
-        return "; ".join(blocked)
-    for event in events:
-        if event.is_step_failure:
-            place = f"{event.step_key} of source {source}" if source else event.step_key
-            return f"{place}: {_root_cause(event)}"
-    return "; ".join(event.message or "" for event in events if event.is_run_failure) or "the run failed"
-
-
-def _root_cause(event: dg.DagsterEvent) -> str:
-    """What the stage itself said at the end, on one line; not the library's error that it explains."""
-    data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return " ".join(data.user_failure_data.description.split())
-    error = data.error
-    if error is None:
-        return event.message or "failed without a message"
-    while error.cause is not None and str(error.cls_name).startswith("Dagster"):
-        error = error.cause  # Dagster wraps what a step raises
-    message = " ".join(error.message.split())
-    for mistake in ("ValueError", "FileNotFoundError"):
-        message = message.removeprefix(f"{mistake}: ")
-    return message
-
-
-def _failed_checks(
-    events: Sequence[dg.DagsterEvent], source: str | None, severity: dg.AssetCheckSeverity
-) -> list[str]:
-    """A sentence for each asset check that failed with that severity."""
-    sentences = []
-    for event in events:
-        if event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            continue
-        check = event.asset_check_evaluation_data
-        if not check.passed and check.severity == severity:
-            asset = check.asset_key.to_user_string()
-            place = f"{asset} of source {source}" if source else asset
-            sentences.append(f"{place}: check {check.check_name}: {check.description or 'failed'}")
-    return sentences
 
 
 def _outcomes(result: dg.ExecuteInProcessResult, source: str | None) -> Iterator[StageOutcome]:

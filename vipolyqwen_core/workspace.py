@@ -7,6 +7,7 @@ VIPOLYQWEN_RECIPE    name of the recipe; default `demo`
 MLFLOW_TRACKING_URI  default: SQLite in the workspace
 DAGSTER_HOME         default: a folder in the workspace
 VIPOLYQWEN_TIME_ZONE that of the schedules, `Asia/Ho_Chi_Minh`; default UTC
+VIPOLYQWEN_ON_FAILURE command that is told of failed runs; default: none
 """
 
 import os
@@ -214,6 +215,11 @@ def time_zone_setting() -> str:
         raise ValueError(
             f"VIPOLYQWEN_TIME_ZONE: expected a name like Asia/Ho_Chi_Minh, got {name!r}"
         ) from error
+
+
+def failure_command() -> str | None:
+    """Shell command that is told of failed runs; None: nobody asked to be told."""
+    return os.environ.get("VIPOLYQWEN_ON_FAILURE") or None
 
 
 def process_rank() -> int:

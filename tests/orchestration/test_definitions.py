@@ -14,6 +14,8 @@ from orchestration.jobs import ASSET_KEYS
 from vipolyqwen_core.workspace import Workspace
 
 SNAPSHOT = Path(__file__).with_name("asset_graph.json")
+SCHEDULES = ("weekly_prune", "weekly_corpus", "weekly_model")
+SENSORS = ("changed_sources", "accepted_data", "failed_runs")
 
 
 def manifest(folder: Path, *names: str) -> str:
@@ -97,7 +99,7 @@ def test_nothing_runs_by_itself_until_it_is_turned_on(definitions: dg.Definition
     schedules = [
         definitions.resolve_schedule_def(name) for name in ("weekly_corpus", "weekly_model", "weekly_prune")
     ]
-    sensors = [definitions.resolve_sensor_def(name) for name in ("changed_sources", "accepted_data")]
+    sensors = [definitions.resolve_sensor_def(name) for name in SENSORS]
     assert {schedule.default_status for schedule in schedules} == {dg.DefaultScheduleStatus.STOPPED}
     assert {sensor.default_status for sensor in sensors} == {dg.DefaultSensorStatus.STOPPED}
 
@@ -107,8 +109,7 @@ def test_schedules_have_the_time_zone_of_the_environment(
 ) -> None:
     def zones() -> set[str | None]:
         built = build_definitions(Workspace(tmp_path), None, "demo")
-        names = ("weekly_corpus", "weekly_model", "weekly_prune")
-        return {built.resolve_schedule_def(name).execution_timezone for name in names}
+        return {built.resolve_schedule_def(name).execution_timezone for name in SCHEDULES}
 
     monkeypatch.delenv("VIPOLYQWEN_TIME_ZONE", raising=False)
     assert zones() == {"UTC"}

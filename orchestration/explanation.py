@@ -1,0 +1,48 @@
+"""Why a run failed, in one sentence for a person."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+
+def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> str:
+    """One sentence: which stage failed and why; for blocking checks, what they found."""
+    if blocked := failed_checks(events, source, dg.AssetCheckSeverity.ERROR):
+        return "; ".join(blocked)
+    for event in events:
+        if event.is_step_failure:
+            place = f"{event.step_key} of source {source}" if source else event.step_key
+            return f"{place}: {_root_cause(event)}"
+    return "; ".join(event.message or "" for event in events if event.is_run_failure) or "the run failed"
+
+
+def _root_cause(event: dg.DagsterEvent) -> str:
+    """What the stage itself said at the end, on one line; not the library's error that it explains."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return " ".join(data.user_failure_data.description.split())
+    error = data.error
+    if error is None:
+        return event.message or "failed without a message"
+    while error.cause is not None and str(error.cls_name).startswith("Dagster"):
+        error = error.cause  # Dagster wraps what a step raises
+    message = " ".join(error.message.split())
+    for mistake in ("ValueError", "FileNotFoundError"):
+        message = message.removeprefix(f"{mistake}: ")
+    return message
+
+
+def failed_checks(
+    events: Sequence[dg.DagsterEvent], source: str | None, severity: dg.AssetCheckSeverity
+) -> list[str]:
+    """A sentence for each asset check that failed with that severity."""
+    sentences = []
+    for event in events:
+        if event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            continue
+        check = event.asset_check_evaluation_data
+        if not check.passed and check.severity == severity:
+            asset = check.asset_key.to_user_string()
+            place = f"{asset} of source {source}" if source else asset
+            sentences.append(f"{place}: check {check.check_name}: {check.description or 'failed'}")
+    return sentences
