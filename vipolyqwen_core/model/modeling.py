@@ -97,7 +97,11 @@ class ViPolyQwenModel(PreTrainedModel):
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
         family_of(backbone)  # or refused, before its weights are read
         pretrained = load_whole(
-            AutoModel.from_pretrained, backbone, dtype=dtype, attn_implementation=SEGMENTS
+            AutoModel.from_pretrained,
+            backbone,
+            surplus_allowed=True,
+            dtype=dtype,
+            attn_implementation=SEGMENTS,
         )
         _add_prefix_rows(pretrained, sorted(processor.prompt.prefixes.values()))
         pretrained.config.name_or_path = Path(backbone).name  # no path of this machine in a model directory
@@ -117,7 +121,7 @@ class ViPolyQwenModel(PreTrainedModel):
 
         Raises:
             ValueError: a setting differs from that of the saved model, such as `pooling`, or a weight is
-                missing, damaged or of another shape
+                missing, damaged, of another shape, or one that config.json has no place for
             OSError: there is no such model
         """
         where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "subfolder") if key in kwargs}

@@ -43,14 +43,36 @@ def cut(file: Path, num_bytes: int) -> None:
             lambda weights: [weights.pop(name) for name in sorted(weights) if "layers.0" in name],
             r"layers\.0\.\S+ is missing, \S+ is missing, \S+ is missing and \d+ more$",
         ),
+        (
+            lambda weights: weights.update({"lm_head.weight": torch.zeros(2)}),
+            "lm_head.weight has no place in the model$",
+        ),
     ],
 )
-def test_weights_that_are_missing_or_of_another_shape_are_named(how, said, tiny_model_dir, tmp_path):
+def test_weights_that_are_not_those_of_the_model_are_named(how, said, tiny_model_dir, tmp_path):
     model = copy_of(tiny_model_dir, tmp_path)
     change(model, how)
     for load in (ViPolyQwenEmbedder.from_pretrained, AutoModel.from_pretrained):
         with pytest.raises(ValueError, match=rf"{model}: its weights are not those .*{said}"):
             load(model)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "surplus"),
+    [
+        ('"pooling": "attention"', '"pooling": "mean"', r"pooling\.context"),
+        ('"depth": 3', '"depth": 2', r"backbone\.visual\.blocks\.2\.\S+"),
+    ],
+)
+def test_a_configuration_that_leaves_out_what_was_trained_is_refused(
+    old, new, surplus, tiny_model_dir, tmp_path
+):
+    model = copy_of(tiny_model_dir, tmp_path)
+    text = (model / "config.json").read_text(encoding="utf-8")
+    assert old in text
+    (model / "config.json").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{model}: its weights are not .*: {surplus} has no place"):
+        ViPolyQwenEmbedder.from_pretrained(model)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +116,13 @@ def test_a_backbone_that_lacks_a_weight_does_not_train(tiny_backbone, tmp_path):
     change(backbone, lambda weights: weights.pop(next(key for key in weights if key.endswith(name[6:]))))
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj\.weight is missing$"):
         ViPolyQwenModel.from_backbone(backbone, ModelSettings(), ProcessingSettings())
+
+
+def test_the_head_of_a_backbone_is_left_out(tiny_backbone, tmp_path):
+    backbone = copy_of(tiny_backbone, tmp_path)
+    change(backbone, lambda weights: weights.update({"lm_head.weight": torch.zeros(2, 2)}))
+    model = ViPolyQwenModel.from_backbone(backbone, ModelSettings(), ProcessingSettings())
+    assert not any("lm_head" in name for name in model.state_dict())
 
 
 def test_what_was_loaded_can_be_asked_for(tiny_model_dir):
