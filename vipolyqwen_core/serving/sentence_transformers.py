@@ -7,7 +7,7 @@
 sentence-transformers asks for the flag for every module that is not its own. Texts, pictures (PIL, a path, a
 data URI, an array), dicts of both and messages come in; they are treated as by `ViPolyQwenEmbedder`.
 A prompt that is a prefix (`<ocr>`) becomes that prefix; any other prompt is text in front of the text, of the
-last message where messages are given.
+last message where messages are given; it is the text of pictures that have none.
 """
 
 import base64
@@ -126,8 +126,8 @@ def _item(given: Any, prompt: str | None) -> Item:
     if is_message_dict(given) or (isinstance(given, list) and given and is_message_dict(given[0])):
         return _dialogue([given] if isinstance(given, dict) else given, prefix, spelled)
     text, pictures = _text_and_pictures(given)
-    if isinstance(text, str):
-        text = spelled + text
+    if isinstance(text, str) or (text is None and pictures and spelled):
+        text = spelled + (text or "")
     return make_item(text, [_picture(picture) for picture in pictures], prefix)
 
 

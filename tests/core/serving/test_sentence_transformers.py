@@ -4,6 +4,7 @@ import base64
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,20 @@ def test_a_prompt_name_is_a_prefix(model: SentenceTransformer, embedder: ViPolyQ
         model.encode(message, prompt_name="ocr"), embedder.encode("total?", prefix="ocr"), atol=1e-6
     )
     assert np.allclose(model.encode(message, prompt="Say: "), embedder.encode("Say: total?"), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [lambda given: given, lambda given: {"text": None, "image": [given]}])
+def test_a_prompt_is_the_text_of_a_picture_that_has_none(
+    form: Callable[[Any], Any], model: SentenceTransformer, embedder: ViPolyQwenEmbedder
+) -> None:
+    given = form(picture(1))
+    told = embedder.encode("Say:", images=picture(1))
+    assert np.allclose(model.encode([given], prompt="Say: ")[0], told, atol=1e-6)
+    alone = embedder.encode(images=picture(1))
+    assert np.allclose(model.encode([given])[0], alone, atol=1e-6)
+    assert not np.allclose(told, alone, atol=1e-4)
+    with pytest.raises(ValueError, match="neither text nor picture"):
+        model[0].preprocess([{}], prompt="Say: ")
 
 
 def test_forms_of_a_picture_are_one_picture(model: SentenceTransformer, tmp_path: Path) -> None:
