@@ -110,10 +110,11 @@ class ChunkLoader(Dataset[LoadedChunk]):
         _, backbone, processing, *_ = self.arguments
         return ViPolyQwenProcessor.from_backbone(backbone, processing)
 
-    def _open(self) -> None:
+    def open(self) -> None:
         """Open the files here, and only then look whether they are those that the plan was made for.
 
-        A worker opens them minutes after the plan was read; afterwards they stay what they were.
+        The first chunk does it. A worker opens them minutes after the plan was read; afterwards they stay
+        what they were.
 
         Raises:
             ValueError: they were replaced meanwhile
@@ -136,7 +137,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
         """
         started = time.perf_counter()
         if not self._is_open:
-            self._open()
+            self.open()
         rows = self.rows.take(request.rows)
         negatives = self.hard_negatives.of(request.rows, rows)
         keys = _keys_of(rows, negatives)

@@ -31,18 +31,13 @@ class QuickEvaluation:
         """Choose the sample: the same pairs whatever their order in the table.
 
         Raises:
-            ValueError: there are no evaluation pairs
+            ValueError: there are no evaluation pairs, or the training set was replaced just now
         """
         recipe = run.recipe
         self.engine = engine
         self.objective = recipe.objective
         self.batches = recipe.batches
         self.matryoshka_dims = recipe.model.matryoshka_dims
-        path = run.training_set / EVALUATION_ROWS
-        self.index = read_evaluation_index(path)
-        if not len(self.index):
-            raise ValueError(f"eval_steps is set, but {path} holds no pairs")
-        self.rows: IntArray = np.sort(np.argsort(mix(self.index.keys), kind="stable")[:MAX_PAIRS])
         self.loader = ChunkLoader(
             run.training_set,
             str(run.backbone),
@@ -51,6 +46,12 @@ class QuickEvaluation:
             seed=recipe.training.seed,
             table=EVALUATION_ROWS,
         )
+        path = run.training_set / EVALUATION_ROWS
+        self.index = read_evaluation_index(path)
+        if not len(self.index):
+            raise ValueError(f"eval_steps is set, but {path} holds no pairs")
+        self.rows: IntArray = np.sort(np.argsort(mix(self.index.keys), kind="stable")[:MAX_PAIRS])
+        self.loader.open()  # at the first evaluation, hours later, the next training set may lie there
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -19,13 +20,16 @@ from safetensors.torch import load_file
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.objectives.routing import TERMS
+from vipolyqwen_core.objectives.pairs import split_vectors
+from vipolyqwen_core.objectives.routing import TERMS, compute_losses
 from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.engine import Engine
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 from vipolyqwen_core.training.parent import EXIT_CODE
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
@@ -143,6 +147,33 @@ def test_quick_evaluations_take_the_same_pairs_whatever_their_order(
     one, other = (QuickEvaluation(each, engine) for each in (run, moved))
     assert len(one.rows) == 5
     assert set(one.index.keys[one.rows]) == set(other.index.keys[other.rows])
+
+
+def test_a_quick_evaluation_is_the_loss_of_evaluation_pairs_whatever_is_built_meanwhile(
+    make_run, training_set, tmp_path
+):
+    run = replace(
+        make_run(model={"matryoshka_dims": (16,)}, batches={"prefix_dropout": 1.0}),
+        training_set=shutil.copytree(training_set, tmp_path / "set"),
+    )
+    engine = prepare(run).engine
+    loader = ChunkLoader(
+        training_set, run.backbone, run.recipe.processing, prefix_dropout=0.0, seed=0, table="eval.arrow"
+    )
+    rows = np.arange(len(loader.rows))
+    everything = loader[ChunkRequest(0, 0, rows, needs_picture=False)]
+    with torch.no_grad():
+        pairs = split_vectors(engine.embed(everything), everything.keys)
+    expected = compute_losses(
+        pairs, pairs, run.recipe.objective, num_step_pairs=len(rows), matryoshka_dims=(16,)
+    )
+    evaluation = QuickEvaluation(run, engine)
+    stage = read_stage(run.training_set)
+    (run.training_set / "eval.arrow").unlink()
+    replace(stage, data_version="data2").write(run.training_set)
+    assert evaluation.metrics()["eval/loss"] == pytest.approx(float(expected.total), rel=1e-5)
+    with pytest.raises(ValueError, match=r"eval\.arrow does not exist: build the training set first"):
+        QuickEvaluation(run, engine)
 
 
 def test_a_run_that_is_resumed_without_quick_evaluations_exports_its_last_step(make_run, monkeypatch):
