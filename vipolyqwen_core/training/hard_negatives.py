@@ -52,15 +52,12 @@ def mined_sizes(folder: Path) -> tuple[npt.NDArray[np.int32], ...]:
 
 
 class HardNegatives:
-    """The hard negatives of rows of `train.arrow`. Travels to other processes as its paths."""
+    """The hard negatives of rows of `train.arrow`."""
 
     def __init__(self, rows: TrainingRows, mined: Path | None) -> None:
         """Of rows that declare some, and of a folder of mined ones; none: nothing was mined."""
-        self.rows, self.mined = rows, mined
+        self.rows = rows
         self._mined = None if mined is None else TrainingRows(mined / MINED_TABLE, ("negatives",))
-
-    def __reduce__(self) -> tuple[type["HardNegatives"], tuple[TrainingRows, Path | None]]:
-        return HardNegatives, (self.rows, self.mined)
 
     def of(self, numbers: npt.NDArray[np.int64], rows: Sequence[dict[str, Any]]) -> list[list[HardNegative]]:
         """For each row, by its number and its content: the declared ones, then the mined ones.
