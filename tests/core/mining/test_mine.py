@@ -276,6 +276,8 @@ def test_a_run_with_mined_negatives_is_a_run_of_its_own(
     other = replace(recipe, mining=replace(recipe.mining, negatives_per_pair=1))
     with pytest.raises(ValueError, match="are those of other data or settings"):
         identified_run(workspace, other, tiny_backbone, {})
+    mine(workspace, other)
+    assert identified_run(workspace, other, tiny_backbone, {}).run_name not in (run.run_name, plain.run_name)
 
 
 def test_settings_that_find_other_negatives_have_another_fingerprint(recipe: Recipe) -> None:

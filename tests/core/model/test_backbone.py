@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.config import ExportSettings, Recipe
+from vipolyqwen_core.config import ExportSettings, Recipe, TrainingSettings
 from vipolyqwen_core.contract import BACKBONE_FILES
 from vipolyqwen_core.model.backbone import check_backbone, resolve_backbone
 from vipolyqwen_core.workspace import Workspace
@@ -50,17 +51,25 @@ def test_anything_else_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, tiny_backbone: Path) -> None:
     copy, workspace = tmp_path / "copy", Workspace(tmp_path)
     shutil.copytree(tiny_backbone, copy)
-    recipe = Recipe(name="own", backbone=str(copy), export=ExportSettings(compile_layers=True))
-    check_backbone(recipe, workspace)
+    recipe = Recipe(name="own", backbone=str(copy))
+    compiling = (
+        replace(recipe, export=ExportSettings(compile_layers=True)),
+        replace(recipe, training=TrainingSettings(compile_layers=True)),
+    )
+    for each in (recipe, *compiling):
+        check_backbone(each, workspace)
     weights = copy / "model.safetensors"
     weights.rename(tmp_path / weights.name)
     with pytest.raises(ValueError, match=r"copy has no weights: no \*.safetensors lies there"):
         check_backbone(recipe, workspace)
+    (tmp_path / weights.name).rename(weights)
     config = copy / "config.json"
     known = json.loads(config.read_text())
     config.write_text(json.dumps(known | {"model_type": "qwen3_vl"}))
-    with pytest.raises(ValueError, match="copy is a 'qwen3_vl', whose layers `compile_layers` does not know"):
-        check_backbone(recipe, workspace)
+    check_backbone(recipe, workspace)
+    for each in compiling:
+        with pytest.raises(ValueError, match="is a 'qwen3_vl', whose layers `compile_layers` does not know"):
+            check_backbone(each, workspace)
     config.write_text(json.dumps(known | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="copy is a 'llama'; expected one of qwen2_vl"):
         check_backbone(recipe, workspace)

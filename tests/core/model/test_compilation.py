@@ -89,3 +89,10 @@ def test_compiled_layers_keep_the_products_of_their_widening(tiny_backbone, tiny
 def test_layers_of_another_backbone_are_refused_instead_of_left_as_they_are():
     with pytest.raises(ValueError, match="compile_layers knows the layers of Qwen2-VL only"):
         compile_layers(torch.nn.Linear(2, 2))
+
+
+def test_a_sliding_window_is_refused(tiny_model_dir):
+    model = ViPolyQwenModel.from_pretrained(tiny_model_dir)
+    model.backbone.language_model.layers[-1].self_attn.sliding_window = 8
+    with pytest.raises(ValueError, match="the backbone's sliding window is not supported"):
+        compile_layers(model)

@@ -42,7 +42,10 @@ def half_dir(
     [
         ({"pooling": "last"}, "pooling 'last': the model was trained with 'mean'"),
         ({"embedding_dim": 32}, "embedding_dim 32: the model was trained with 64"),
+        ({"pooling_heads": 2}, "pooling_heads 2: the model was trained with 8"),
+        ({"matryoshka_dims": [32]}, r"matryoshka_dims \[32\]: the model was trained with \[\]"),
         ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean .* the model was trained with"),
+        ({"image_std": (0.5, 0.5, 0.5)}, "image_std .* the model was trained with"),
         ({"contract": {}}, "contract {}: the model was trained with"),
     ],
 )

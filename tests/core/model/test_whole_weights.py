@@ -118,6 +118,14 @@ def test_a_backbone_that_lacks_a_weight_does_not_train(tiny_backbone, tmp_path):
         ViPolyQwenModel.from_backbone(backbone, ModelSettings(), ProcessingSettings())
 
 
+def test_pickled_weights_are_never_opened(tiny_model_dir, tmp_path):
+    model = copy_of(tiny_model_dir, tmp_path)
+    torch.save(load_file(model / WEIGHTS), model / "pytorch_model.bin")
+    (model / WEIGHTS).unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        ViPolyQwenEmbedder.from_pretrained(model)
+
+
 def test_the_head_of_a_backbone_is_left_out(tiny_backbone, tmp_path):
     backbone = copy_of(tiny_backbone, tmp_path)
     change(backbone, lambda weights: weights.update({"lm_head.weight": torch.zeros(2, 2)}))

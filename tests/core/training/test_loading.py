@@ -16,7 +16,7 @@ import torch
 
 from tests.core.training.conftest import NUM_PICTURES
 from tests.core.training.interrupted import Killed, KilledAfter
-from vipolyqwen_core.contract import IMAGE_STORE, MINED, Side, Task
+from vipolyqwen_core.contract import IMAGE_STORE, MINED, TRAINING, Side, Task
 from vipolyqwen_core.corpus.hashing import side_hash
 from vipolyqwen_core.corpus.image_store import ImageStore, write_images
 from vipolyqwen_core.corpus.tables import arrow_schema, read_arrow, read_stage
@@ -70,6 +70,24 @@ def test_a_chunk_holds_queries_then_targets_then_hard_negatives(loader):
     negative = loader.rows.take([2])[0]["negatives"][1]
     assert chunk.keys.negative_hash[1].item() % 2**64 == side_hash(negative["text"])
     assert chunk.keys.score.isnan().tolist() == [False, True, True, True, True]
+
+
+def test_a_hard_negative_of_a_row_shows_its_pictures_and_is_known_by_them(loader, training_set, tmp_path):
+    copy = shutil.copytree(training_set, tmp_path / "set")
+    rows = pa.ipc.open_file(training_set / "train.arrow").read_all().to_pylist()
+    image, number = rows[3]["query_images"][0], rows[3]["query_image_rows"][0]
+    rows[2] |= {"negatives": [{"text": "<image>not", "images": [image]}], "negative_image_rows": [[number]]}
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(TRAINING))
+    with pa.ipc.new_file(copy / "train.arrow", table.schema) as writer:
+        writer.write_table(table)
+    _, *others = loader.arguments
+    chunk = ChunkLoader(copy, *others)[request(2, 3)]
+    assert chunk.keys.negative_hash.tolist()[0] % 2**64 == side_hash("<image>not", [image])
+    pictures = chunk.packed.pictures
+    assert pictures is not None
+    shown = pictures.patches.split(pictures.segments.lengths)
+    assert len(shown) == len(rows[2]["query_images"]) + len(rows[3]["query_images"]) + 1
+    assert torch.equal(shown[-1], shown[len(rows[2]["query_images"])])
 
 
 def test_a_chunk_knows_the_pairs_and_hard_negatives_of_every_rank(loader):
