@@ -345,6 +345,11 @@ def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, ca
         train(make_run(training={"max_steps": 1}, optimizer={"learning_rate": 0.1}), StopSignal())
 
 
+def test_a_run_that_is_named_after_other_data_does_not_train(make_run):
+    with pytest.raises(ValueError, match="is one of version older of the training set"):
+        train(replace(make_run(), tags={"data_version": "older"}), StopSignal())
+
+
 def test_steps_that_are_not_finite_are_refused_counted_and_end_the_run(make_run, caplog):
     run = make_run(
         training={"epochs": 6, "save_steps": 1, "keep_checkpoints": 20},
