@@ -68,9 +68,12 @@ COLUMNS_OF_FORMAT: dict[Format, frozenset[str]] = {
 """Keys that `columns` may map to a field of the file (`a.b` reaches into nested objects), a 0-based column
 number of a table without header, or, for parallel lines, a file."""
 
-NAMES_TAKEN = frozenset({"training_set", "hard_negatives"})
-"""Names of the factory's own results beside those of sources: in Data Docs, and among the data sets of a run
-in MLflow."""
+NAMES_TAKEN = {
+    "training_set": "pages in Data Docs",
+    "hard_negatives": "data set in MLflow",
+    "all": "row in reports, that of all sources together",
+}
+"""Names of the factory's own results beside those of sources, and where they stand."""
 
 STS_PLACES = {"query": 0, "target": 1, "score": 2}
 """Columns of an STS table without header, where `columns` does not name them."""
@@ -116,8 +119,8 @@ class Source:
     def _not_taken(cls, name: str) -> str:
         if name.lower() in NAMES_TAKEN:  # upper and lower case are the same on some disks
             raise ValueError(
-                f"the factory has a {name.lower()} of its own, whose pages in Data Docs or data set in MLflow"
-                " would be mixed up with those of the source: choose another name"
+                f"the factory calls something of its own {name.lower()} ({NAMES_TAKEN[name.lower()]}), which"
+                " would be mixed up with the source's: choose another name"
             )
         return name
 

@@ -69,8 +69,9 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         (SOURCE + ", weight: yes}", ["source 'a'", "'weight'", "a number, given true; YAML reads yes"]),
         (SOURCE + ", max_rows: on}", ["source 'a'", "'max_rows'", "a number, given true"]),
         (SOURCE + ", score_range: [no, 5]}", ["source 'a'", "'score_range'", "a number, given false"]),
-        (SOURCE.replace("name: a", "name: Training_Set") + "}", ["'name'", "has a training_set of its own"]),
+        (SOURCE.replace("name: a", "name: Training_Set") + "}", ["'name'", "of its own training_set (pages"]),
         (SOURCE.replace("name: a", "name: hard_negatives") + "}", ["'name'", "choose another name"]),
+        (SOURCE.replace("name: a", "name: All") + "}", ["'name'", "of its own all (row in reports"]),
         (SOURCE + ", columns: {foo: 1}}", ["source 'a'", "columns.foo", "sts_table maps"]),
         (SOURCE + ", columns: {query: No}}", ["source 'a'", "'columns'", "query", "given false", "quotes"]),
         (
