@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from vipolyqwen_core.corpus.file_version import file_version
+from vipolyqwen_core.corpus.manifest import unfilled
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_no_answer, why
 from vipolyqwen_core.corpus.text import writable
@@ -50,7 +51,7 @@ class ImageRoot:
         self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
         self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
         if not self._is_folder():
-            raise ValueError(f"image root {root} is no folder and no ZIP archive")
+            raise ValueError(f"image root {root} is no folder and no ZIP archive{unfilled(root)}")
 
     def locate(self, path: str) -> str:
         """The path below the root, with slashes and without `.` or inner `..`.

@@ -311,6 +311,11 @@ def anchor_path(path: str, folder: Path) -> str:
     return path if "://" in path else str(folder / os.path.expanduser(path))
 
 
+def unfilled(path: str) -> str:
+    """What to add where a path leads nowhere: that no variable in it was filled in, as a shell does."""
+    return "; `$` is a plain character: write the path out, or begin it with ~" if "$" in path else ""
+
+
 def _mistakes(error: ValidationError, sources: list[Any]) -> Iterator[str]:
     """One sentence for each mistake, with the name of the source where it has one."""
     mistakes = error.errors()

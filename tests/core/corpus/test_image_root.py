@@ -153,6 +153,8 @@ def test_names_with_backslashes_are_found(tmp_path: Path) -> None:
 def test_a_missing_root_is_refused_and_none_refuses_paths(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is no folder"):
         ImageRoot(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"no ZIP archive; `.` is a plain character"):
+        ImageRoot("$PICTURES/scans")
     with pytest.raises(PictureError) as refused:
         ImageRoot(None).read("a.png")
     assert refused.value.rule == "no_image_root"

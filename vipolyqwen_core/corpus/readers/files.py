@@ -25,7 +25,7 @@ from fsspec.utils import infer_compression
 
 from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
-from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
 from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, why
 from vipolyqwen_core.corpus.text import compose
@@ -114,7 +114,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
         if not of_files:
             what = "no file matches" if _MAGIC.search(path) else "there is no file"
-            raise ValueError(f"source {source.name!r}: {what} {pattern}")
+            raise ValueError(f"source {source.name!r}: {what} {pattern}{unfilled(pattern)}")
         before, after = ("", "") if is_local else _around(path, pattern, fs)
         above = f"{after.removeprefix('::')}/" if after else before  # an archive is a folder
         roots.append(_fixed_folder(above + path))

@@ -113,6 +113,7 @@ def test_names_that_are_no_utf_8_stay_apart(tmp_path: Path) -> None:
     [
         ("x.jsonl", "there is no file .*x.jsonl"),
         ("*.csv", "no file matches .*csv"),
+        ("$DATA/x.jsonl", "there is no file .*x.jsonl; `.` is a plain character"),
         ("folder", "folder is a folder"),
         ("nonsense://a", "cannot be opened"),
     ],
