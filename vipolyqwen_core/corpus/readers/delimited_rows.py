@@ -1,5 +1,6 @@
 """Rows of CSV and TSV files: cells under the names of the header, and under their numbers."""
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -10,6 +11,9 @@ from vipolyqwen_core.corpus.readers.files import SourceFile, read_lines
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Row
 
+TOLD_DELIMITER = re.compile(r'"?sep=(.)"?,*', re.IGNORECASE)
+"""A first line that Excel takes for what stands between the cells, and for no row."""
+
 
 def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     """Rows of as many cells as the header, or the first line where there is none: missing ones are null.
@@ -17,10 +21,13 @@ def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     Without that a line that breaks off before its score would be a pair without one, which is a positive.
     """
     lines = read_lines(file.location, source.languages)
-    first = next((line for line in lines if line.text.strip()), None)
+    given = (line for line in lines if line.text.strip())
+    first = next(given, None)
+    told = TOLD_DELIMITER.fullmatch(first.text) if first else None
+    first = next(given, None) if told else first
     if first is None:
         return
-    delimiter = _delimiter(file.suffix, first.text)
+    delimiter = told[1] if told else _delimiter(file.suffix, first.text)
     names: list[str] | None = None
     width: int | None = None
     for number, cells in cells_of(chain([first], lines), delimiter):

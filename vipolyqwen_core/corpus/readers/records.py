@@ -113,10 +113,8 @@ def parse_score(value: object, score_range: tuple[float, float]) -> float:
     number = value
     if isinstance(value, str):
         text = value.strip().rstrip(",;").strip()
-        if text.count(",") == 1 and "." not in text:
-            text = text.replace(",", ".")
         try:
-            number = float(text)
+            number = float(text.replace(",", "."))
         except ValueError:
             raise RecordError("score_not_a_number", "the score is not a number", value) from None
     if isinstance(number, bool) or not isinstance(number, (int, float, Decimal)) or not _is_finite(number):

@@ -27,10 +27,15 @@ MISSING = object()
 
 
 def look_up(fields: Mapping[Key, Any], key: Key) -> Any:
-    """The value at a key; `a.b.0` reaches into objects and lists; `MISSING` where there is none."""
+    """The value at a key; `a.b.0` reaches into objects and lists; `MISSING` where there is none.
+
+    A number that is no place of a column is the name of one, as pandas writes them.
+    """
     if key in fields:
         return fields[key]
-    if not isinstance(key, str) or "." not in key:
+    if isinstance(key, int):
+        return fields.get(str(key), MISSING)
+    if "." not in key:
         return MISSING
     value: Any = fields
     for part in key.split("."):

@@ -23,6 +23,17 @@ def test_a_table_without_header_goes_by_number(tmp_path: Path) -> None:
     assert (first.pairs[0].query, first.pairs[0].score) == ("b", 1.0)
 
 
+@pytest.mark.parametrize("told", ["sep=;", "SEP=;", '"sep=;"'])
+@pytest.mark.parametrize("start", ["query;target;score\n", ""])
+def test_the_line_that_tells_excel_the_delimiter_is_neither_header_nor_row(
+    tmp_path: Path, told: str, start: str
+) -> None:
+    content = f"{told}\r\n{start}a, b;c;1\n"
+    (record,) = read(tmp_path, "a.csv", content, header=bool(start), **KEYS)
+    assert record.line == 2 + bool(start)
+    assert [(pair.query, pair.target, pair.score) for pair in record.pairs] == [("a, b", "c", 1.0)]
+
+
 def test_quoted_cells_hold_line_breaks_and_a_stray_quote_costs_one_line(tmp_path: Path) -> None:
     content = 'query,target,score\n"a\nb",c,1\n"open,d,0\ne,f,1\n g "h",i,0.5\n"j"k,l,0\n'
     records = read(tmp_path, "a.csv", content, **KEYS)

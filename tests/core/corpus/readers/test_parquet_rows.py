@@ -12,7 +12,7 @@ import pytest
 from tests.core.corpus.readers.reading import read, rules
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import RawPair, check_source
+from vipolyqwen_core.corpus.readers import RawPair, check_source, read_source
 
 KEYS: dict[str, Any] = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
 
@@ -26,6 +26,14 @@ def test_parquet_streams_by_row(tmp_path: Path) -> None:
     assert [record.line for record in records] == list(range(1, 601))
     assert records[598].pairs == (RawPair(Task.TEXT_PAIR, "q598", "t", score=0.5),)
     assert rules(records[599:]) == ["missing_field"]
+
+
+def test_a_number_is_the_name_of_a_column_where_pandas_gave_it_that(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"1": ["t"], "0": ["q"]}), tmp_path / "x.parquet")
+    source = Source(name="s", paths=(str(tmp_path / "x.parquet"),), columns={"query": 0, "target": 1}, **KEYS)
+    assert check_source(source)
+    (record,) = read_source(source)
+    assert record.pairs == (RawPair(Task.TEXT_PAIR, "q", "t"),)
 
 
 def test_a_value_that_python_cannot_hold_costs_its_row(tmp_path: Path) -> None:
