@@ -54,8 +54,8 @@ RULES: dict[str, str] = {
     "target_too_short": "The target's text is shorter than curation.min_chars, and it has no picture.",
     "query_too_long": "The query's text is longer than curation.max_chars.",
     "target_too_long": "The target's text is longer than curation.max_chars.",
-    "undecoded_query": "A tenth of the query is U+FFFD, or `?` within words: letters were lost.",
-    "undecoded_target": "A tenth of the target is U+FFFD, or `?` within words: letters were lost.",
+    "undecoded_query": "A tenth of the query is U+FFFD or `?` within words, or half `?`: letters are lost.",
+    "undecoded_target": "A tenth of the target is U+FFFD or `?` within words, or half `?`: letters are lost.",
     "repetitive_query": "One repeated line, phrase, word or character fills the query.",
     "repetitive_target": "One repeated line, phrase, word or character fills the target.",
     "score_out_of_range": "The score is not a number in [0, 1].",
@@ -102,6 +102,10 @@ MIN_UNDECODED = 3
 """Fewer are a slip."""
 UNDECODED_SHARE = 0.1
 """Of all characters: of a Vietnamese text whose letters with marks are lost, a fifth is."""
+MIN_LOST_WORDS = 5
+"""Characters of words that are `?` all through; fewer may be meant: `???`."""
+LOST_WORDS = r"(?s)^\P{L}*$|(?:^|\s)\p{P}*\?\?.*\s\p{P}*\?\?"
+"""No letter at all, or two words that begin with `??`: in `What?????` the question marks follow a word."""
 MIN_REPETITION_CHARS = 100
 MAX_PERIOD = 8
 OPTION = r"^\(?((?:\p{L}+ ){0,3})\(?[A-H1-9][.:)]\s"
@@ -145,8 +149,14 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
 
 
 def _undecoded(text: pl.Expr) -> pl.Expr:
-    lost = text.str.count_matches(UNDECODED)
-    return (lost >= MIN_UNDECODED) & (lost >= UNDECODED_SHARE * text.str.len_chars())
+    """Whether letters with marks are lost, or all letters of a writing that is not Latin."""
+    chars, lost, marks = (
+        text.str.len_chars(),
+        text.str.count_matches(UNDECODED),
+        text.str.count_matches(r"\?"),
+    )
+    no_words = (marks >= MIN_LOST_WORDS) & (2 * marks >= chars) & text.str.contains(LOST_WORDS)
+    return (lost >= MIN_UNDECODED) & (lost >= UNDECODED_SHARE * chars) | no_words
 
 
 def _limit(settings: CurationSettings, name: str) -> pl.Expr:
