@@ -17,6 +17,7 @@ A function, `package.module:function`, takes nothing and returns a `Suite` or a 
 """
 
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -38,6 +39,8 @@ BUILT_IN = frozenset(
     {"validated", "balance", "stages", "pictures", "drift", *(f"task_{t.value}" for t in Task)}
 )
 KEYS = ("name", "table", "task", "sources", "columns", "expectations")
+NAME = r"[^\s./\\][^/\\\n]{0,79}"
+"""A name of a suite that its page in Data Docs, a file, can bear."""
 
 
 def own_suites(manifest: Manifest) -> list[Suite]:
@@ -59,6 +62,11 @@ def own_suites(manifest: Manifest) -> list[Suite]:
     for suite in suites:
         if names.count(suite.name) > 1 or suite.name in BUILT_IN:
             raise ValueError(f"expectations: suite {suite.name!r} needs a name that no other suite has")
+        if not re.fullmatch(NAME, suite.name):
+            raise ValueError(
+                f"expectations: suite {suite.name!r:.100} needs a name that its page in Data Docs can bear:"
+                " up to 80 characters, no slash or backslash, and neither a dot nor a space to begin with"
+            )
         strange = sorted(suite.sources - set(manifest.names))
         if strange:
             raise ValueError(

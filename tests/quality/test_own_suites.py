@@ -142,6 +142,7 @@ def test_a_suite_may_be_for_other_sources(
         ({"table": "balance"}, "key 'columns': only table pairs takes further columns"),
         ({"columns": {"score": "1"}}, "key 'columns': table pairs has 'score' already"),
         ({"name": "drift"}, "suite 'drift' needs a name that no other suite has"),
+        *(({"name": name}, "Data Docs can bear") for name in ("a/b", "a\\b", ".a", "", "ế" * 81)),
         ({"expectations": "all is well"}, "a mapping with a list `expectations`"),
         ({"expectations": ["all is well"]}, "expectation 1: expected a mapping with the key `expectation`"),
         ({"expectations": [{"expectation": "ExpectMiracles"}]}, "Great Expectations has no 'ExpectMiracles'"),
