@@ -181,10 +181,18 @@ def suites_state(manifest: Manifest) -> str:
     """Changes with the suites of one's own; empty where there are none."""
     if not manifest.expectations:
         return ""
-    files = [Path(entry) for entry in manifest.expectations]
-    return "-" + digest(
-        *manifest.expectations, *(file.read_text("utf-8") for file in files if file.is_file())
-    )
+    return "-" + digest(*manifest.expectations, *map(_content, manifest.expectations))
+
+
+def _content(entry: str) -> str:
+    """The content of a suite's file, whatever it is; none of a function, and of a file that cannot be read.
+
+    The run that is asked for says what is wrong with it.
+    """
+    try:
+        return Path(entry).read_bytes().decode("latin-1")
+    except OSError:
+        return ""
 
 
 def digest(*texts: str) -> str:

@@ -128,6 +128,9 @@ def test_suites_of_ones_own_that_change_ask_for_a_judgement(place: Workspace) ->
     manifest.write_text(manifest.read_text().replace("mine.yaml", "mine.yaml, 'my_suites:chats'"))
     third = tick(place, "changed_sources", instance, second.cursor)
     assert [request.partition_key for request in third.run_requests] == ["letters", "receipts"]
+    (folder / "mine.yaml").write_text("name: kh\u00e1c\nexpectations: []\n", encoding="latin-1")
+    fourth = tick(place, "changed_sources", instance, third.cursor)  # whose runs say that it is no UTF-8
+    assert [request.partition_key for request in fourth.run_requests] == ["letters", "receipts"]
 
 
 def test_the_model_waits_until_every_source_is_accepted(place: Workspace) -> None:
