@@ -28,6 +28,8 @@ class Profile:
     """Share of the pairs by characters of both sides, in powers of two."""
     scores: dict[str, float] = field(default_factory=dict)
     """Share of the scored pairs by tenths of the score."""
+    scored_share: float | None = None
+    """Share of the pairs that have a score; versions that were accepted before it was kept have none."""
 
     def drift(self, earlier: "Profile") -> dict[str, float]:
         """Columns of the facts that compare with an earlier version."""
@@ -38,6 +40,9 @@ class Profile:
             "length_ratio": self.mean_chars / earlier.mean_chars if earlier.mean_chars else 1.0,
             "length_drift": total_variation(self.lengths, earlier.lengths) if earlier.lengths else 0.0,
             "score_drift": total_variation(self.scores, earlier.scores) if earlier.scores else 0.0,
+            "scored_drift": 0.0
+            if self.scored_share is None or earlier.scored_share is None
+            else abs(self.scored_share - earlier.scored_share),
         }
 
 
@@ -61,6 +66,7 @@ def profile(narrow: pl.DataFrame) -> Profile:
         mean_score=None if mean_score is None else float(mean_score),
         lengths=shares((chars + 1).log(2).floor().cast(pl.Int8)),
         scores=shares(score_bin),
+        scored_share=narrow["score"].count() / max(narrow.height, 1),
     )
 
 

@@ -339,6 +339,7 @@ def drift_suite() -> Suite:
             between("task_drift", None, MAX_DRIFT, WARNING),
             between("length_drift", None, MAX_DRIFT, WARNING),
             between("score_drift", None, MAX_DRIFT, WARNING),
+            between("scored_drift", None, MAX_DRIFT, WARNING),
         ],
     )
 

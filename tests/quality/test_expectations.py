@@ -191,11 +191,13 @@ def test_small_and_lost_pictures_are_noticed() -> None:
 
 
 def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
-    def looks(rows: int, language: str, task: str, chars: int, score: float | None) -> pl.DataFrame:
-        half = [chars] * rows
+    def looks(
+        rows: int, language: str, task: str, chars: int, score: float | None, scored: float = 1.0
+    ) -> pl.DataFrame:
+        half, with_score = [chars] * rows, round(scored * rows)
         return pl.DataFrame(
             {"language": [language] * rows, "task": [task] * rows, "query_chars": half, "target_chars": half,
-             "score": [score] * rows}
+             "score": [score] * with_score + [None] * (rows - with_score)}
         )  # fmt: skip
 
     def found(now: pl.DataFrame) -> set[str]:
@@ -211,7 +213,9 @@ def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
     assert found(looks(100, "vi", "ocr", 40, 0.9)) == {"task_drift"}
     assert found(looks(100, "vi", "instr", 400, 0.9)) == {"length_ratio", "length_drift"}
     assert found(looks(100, "vi", "instr", 40, 0.2)) == {"score_drift"}
-    assert found(looks(100, "vi", "instr", 40, None)) == {"score_drift"}
+    assert found(looks(100, "vi", "instr", 40, None)) == {"score_drift", "scored_drift"}
+    assert found(looks(100, "vi", "instr", 40, 0.9, scored=0.6)) == {"scored_drift"}
+    assert found(looks(100, "vi", "instr", 40, 0.9, scored=0.8)) == set()
 
 
 def test_a_profile_counts_shares_of_what_is_there_and_both_sides() -> None:
@@ -228,11 +232,13 @@ def test_a_profile_counts_shares_of_what_is_there_and_both_sides() -> None:
         mean_score=pytest.approx(0.65),
         lengths={"0": 0.25, "2": 0.5, "3": 0.25},
         scores={"0": pytest.approx(1 / 3), "9": pytest.approx(2 / 3)},
+        scored_share=0.75,
     )
     first = Profile(pairs=2, languages=found.languages, tasks=found.tasks)  # it told of nothing else then
     assert found.drift(first) == {
         "pairs_ratio": 2.0, "length_ratio": 1.0,
         "language_drift": 0.0, "task_drift": 0.0, "length_drift": 0.0, "score_drift": 0.0,
+        "scored_drift": 0.0,
     }  # fmt: skip
 
 
