@@ -23,6 +23,8 @@ _NEXT_OBJECT_OR_LIST = re.compile(rf"\[\s*(?=\{{)|{_NEXT_OBJECT.pattern}")
 _LOOK_BACK = 100
 """A mark of the next object may stand across the end of what is in memory."""
 _LONGEST_LITERAL = len("-Infinity") + 1
+_CUT_OF_NUMBER = len("e-")
+"""What may stand behind a sound number at the end of what is in memory, and yet be a part of it."""
 
 
 class Element(NamedTuple):
@@ -79,11 +81,11 @@ class JsonWindow:
                 if self._may_be_cut(error) and self._read_on():
                     continue
                 raise
-            if end == len(self._text) and self._text[end - 1] not in '}]"':  # a number may go on
-                if self._read_on():
-                    continue
-                end = len(self._text)
-            self._place = end
+            num_left, num_chars = len(self._text) - end, end - self._place
+            may_go_on = num_left <= _CUT_OF_NUMBER and self._text[end - 1] not in '}]"'
+            if may_go_on and self._read_on():
+                continue
+            self._place = num_chars if may_go_on else end
             return value
 
     def begins_list_of_objects(self) -> bool:

@@ -36,9 +36,9 @@ def test_elements_are_those_of_the_whole_wherever_it_is_cut(
 ) -> None:
     text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
     window = JsonWindow(pieces(text, size))
-    assert window.peek() == "["
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_elements, "MIN_CHARS", 1)
+        assert window.peek() == "["
         assert [element.value for element in elements_of_array(window)] == values
 
 
@@ -189,3 +189,16 @@ def test_every_list_of_an_object_is_read_after_a_broken_element(tmp_path: Path, 
     (tmp_path / "a.json").write_text(text)
     queries = [record.pairs[0].query for record in read(tmp_path / "a.json") if record.pairs]
     assert queries == ["i0", "i2", "i3", "i4", "i5"]
+    (tmp_path / "a.json").write_text(f'{{"train": [{parts[0]}, {parts[2]}, {parts[3]}], "n": oops}}')
+    assert [record.rejection is None for record in read(tmp_path / "a.json")] == [True] * 3 + [False]
+
+
+def test_of_several_lists_of_records_none_is_taken_for_the_only_one(tmp_path: Path) -> None:
+    record, strange = {"instruction": "a", "output": "b"}, {"note": 1}
+    for lists, rules in (
+        ({"train": [record], "dev": [record]}, ["missing_field"]),
+        ({"data": [strange, record], "more": [strange]}, ["missing_field", None]),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(lists))
+        found = [record.rejection and record.rejection.rule for record in read(tmp_path / "a.json")]
+        assert found == rules
