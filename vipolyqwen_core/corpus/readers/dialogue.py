@@ -30,12 +30,13 @@ def turns_of(
     A content is a text, or parts as `{type: text, text}` and `{type: image, image}`.
 
     Raises:
-        RecordError: no list of messages, an unknown role, a content that is none
+        RecordError: no list of messages, an unknown role, a content that is none, a picture at the end
     """
     if not isinstance(messages, list) or not messages:
         raise RecordError("broken_dialogue", "the messages are no list, or an empty one", messages)
     turns: list[Turn] = []
     images: list[RawImage] = []
+    inside: list[RawImage] = []
     for message in messages:
         if not isinstance(message, Mapping):
             raise RecordError("broken_dialogue", "a message is no object", message)
@@ -45,6 +46,10 @@ def turns_of(
         text, inside = _content_of(_first(message, content))
         turns.append(Turn(ROLES[name.strip().lower()], text))
         images.extend(inside)
+    if (
+        inside and turns[-1].role == "assistant"
+    ):  # pictures are dealt to questions: the answer would be in one
+        raise RecordError("picture_in_answer", "the answer at the end holds a picture", inside)
     return turns, images
 
 

@@ -252,6 +252,11 @@ def test_zeros_in_a_text_of_bytes_do_not_make_it_utf_16(tmp_path: Path, zeros: b
     assert [line.text for line in read_lines(str(tmp_path / "a.txt"))] == [f"one{zeros.decode()}", "two"]
 
 
+def test_a_line_break_that_is_cut_is_no_carriage_return_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a" * (io.DEFAULT_BUFFER_SIZE - 1) + b"\r\nb\r\n")
+    assert [line.text[-1:] for line in read_lines(str(tmp_path / "a.txt"))] == ["a", "b"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_lines_may_end_with_a_carriage_return_alone(

@@ -277,6 +277,21 @@ class TestMessages:
         (record,) = read(tmp_path, "a.jsonl", jsonl({"messages": turns, "images": ["a"]}), **self.KEYS)
         assert record.pairs == (RawPair(Task.VQA_MULTI, "q", "t <image>", query_images=("a",)),)
 
+    def test_a_picture_within_the_last_answer_is_none_of_the_question(self, tmp_path: Path) -> None:
+        def turn(role: str, picture: str) -> dict[str, Any]:
+            return {
+                "role": role,
+                "content": [{"type": "text", "text": "t"}, {"type": "image", "image": picture}],
+            }
+
+        shown = [turn("user", "a"), turn("assistant", "b")]
+        rows = jsonl(
+            {"messages": shown}, {"messages": [*shown, turn("user", "c"), {"role": "bot", "content": "u"}]}
+        )
+        first, second = read(tmp_path, "a.jsonl", rows, **self.KEYS)
+        assert rules([first]) == ["picture_in_answer"]
+        assert second.pairs[0].query_images == ("a", "b", "c")
+
     def test_an_answer_without_a_question_leaves_the_others_where_each_is_a_pair(
         self, tmp_path: Path
     ) -> None:
@@ -367,6 +382,7 @@ class TestParallelLines:
         ]  # fmt: skip
         assert rules(records) == [None, None, None, "missing_line"]
         assert {record.file for record in records} == {"1.txt"}
+        assert list(read_source(self.source(tmp_path, max_rows=2))) == records[:2]
 
     def test_scores_are_scaled_and_a_line_that_only_they_lack_is_no_pair_without_score(
         self, tmp_path: Path
@@ -395,12 +411,25 @@ class TestParallelLines:
 def test_scores_are_read_as_files_spell_them(tmp_path: Path) -> None:
     rows = [
         ("a", "b", spelled)
-        for spelled in ("1,", " 4.5 ", "2,5", "5;", "0", "-1", "5.1", "", "true", "1,2,3", "inf")
+        for spelled in (
+            "1,",
+            " 4.5 ",
+            "2,5",
+            "5;",
+            "5.000001",
+            "-1e-6",
+            "-1",
+            "5.01",
+            "",
+            "true",
+            "1,2,3",
+            "inf",
+        )
     ]
     content = "\n".join("\t".join(row) for row in rows)
     keys = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR, "header": False, "score_range": (0.0, 5.0)}
     records = read(tmp_path, "a.tsv", content, **keys)
     assert [record.pairs[0].score if record.pairs else rules([record])[0] for record in records] == [
-        pytest.approx(0.2), pytest.approx(0.9), pytest.approx(0.5), 1.0, 0.0,
+        pytest.approx(0.2), pytest.approx(0.9), pytest.approx(0.5), 1.0, 1.0, 0.0,
         *["score_out_of_range"] * 2, *["score_not_a_number"] * 4,
     ]  # fmt: skip
