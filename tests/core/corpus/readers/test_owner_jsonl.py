@@ -119,6 +119,10 @@ def test_optional_fields(tmp_path: Path) -> None:
         ({"input": [{"role": "tool", "content": "a"}]}, "unknown_role"),
         ({"input": [{"role": "user"}]}, "wrong_type"),
         ({"input": [{"role": "system", "content": "a"}]}, "no_question"),
+        (
+            {"input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "other than b"}]},
+            "no_question",
+        ),
         ({"negatives": [3]}, "wrong_type"),
         ({"group_id": [1, 2]}, "wrong_type"),
         ({"data_type": "ocr"}, "no_images"),
