@@ -46,9 +46,8 @@ def turns_of(
         text, inside = _content_of(_first(message, content))
         turns.append(Turn(ROLES[name.strip().lower()], text))
         images.extend(inside)
-    if (
-        inside and turns[-1].role == "assistant"
-    ):  # pictures are dealt to questions: the answer would be in one
+    if inside and turns[-1].role == "assistant":
+        # pictures are dealt to questions: a question would hold what it asks for
         raise RecordError("picture_in_answer", "the answer at the end holds a picture", inside)
     return turns, images
 
