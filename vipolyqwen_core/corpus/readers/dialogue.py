@@ -7,7 +7,7 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
-from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, look_up, text_of
+from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, look_up, optional, text_of
 from vipolyqwen_core.corpus.text import normalise_text
 
 ROLES = {
@@ -27,7 +27,8 @@ def turns_of(
 ) -> tuple[list[Turn], list[RawImage]]:
     """The turns of a list of messages, and the pictures that stand inside their contents.
 
-    A content is a text, or parts as `{type: text, text}` and `{type: image, image}`.
+    A content is a text, or parts as `{type: text, text}` and `{type: image, image}`; other names of a picture
+    are `image_url`, `path` and `url`. Without one, the record names the picture elsewhere.
 
     Raises:
         RecordError: no list of messages, an unknown role, a content that is none, a picture at the end
@@ -110,7 +111,7 @@ def _content_of(content: Any) -> tuple[str, list[RawImage]]:
             texts.append(text_of(part.get("text"), "a part of a message"))
         elif kind in ("image", "image_url"):
             texts.append(IMAGE_PLACEHOLDER)
-            images.extend(images_of(part.get(kind, part.get("image"))))
+            images.extend(images_of(optional(part, (kind, "image", "path", "url"))))
         else:
             raise RecordError("unknown_part", f"a part of a message is of type {kind!r}", part)
     return "".join(texts), images

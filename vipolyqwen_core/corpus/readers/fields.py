@@ -36,11 +36,15 @@ def images_of(value: Any) -> tuple[RawImage, ...]:
     """
     if value is None or value == "":
         return ()
+    return tuple(_image_of(entry) for entry in _entries(value))
+
+
+def _entries(value: Any) -> list[Any]:
+    """A list as it is, or as a cell of a table spells it in JSON; else a list of the one value."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):  # a file name may begin with a bracket
+        with suppress(ValueError, RecursionError):  # a text or the name of a file may begin with a bracket
             value = json.loads(value)
-    entries = value if isinstance(value, list) else [value]
-    return tuple(_image_of(entry) for entry in entries)
+    return value if isinstance(value, list) else [value]
 
 
 def _image_of(entry: Any) -> RawImage:
@@ -87,14 +91,17 @@ def _alternative(entry: Any) -> Any:
 
 
 def negatives_of(value: Any) -> tuple[RawSide, ...]:
-    """Hard negatives: a text, `{text, images}`, or a list of these.
+    """Hard negatives: a text, `{text, images}`, a list of these, or one in JSON. `[1]` is a text.
 
     Raises:
         RecordError: anything else
     """
     if value is None or value == "":
         return ()
-    return tuple(_negative_of(entry) for entry in (value if isinstance(value, list) else [value]))
+    entries = _entries(value)
+    if isinstance(value, str) and not all(isinstance(entry, (str, Mapping)) for entry in entries):
+        entries = [value]
+    return tuple(_negative_of(entry) for entry in entries)
 
 
 def _negative_of(entry: Any) -> RawSide:

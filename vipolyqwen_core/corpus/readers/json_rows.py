@@ -79,7 +79,7 @@ def _list_of_records(whole: dict[Key, Any], needs: Needs) -> list[Any] | None:
         of_records = [value for value in lists.values() if _holds_records(value, needs)]
         if len(of_records) == 1:
             return of_records[0]
-        if not of_records and is_record(whole, needs):
+        if is_record(whole, needs):
             return None
     return next(iter(lists.values())) if len(lists) == 1 else None
 

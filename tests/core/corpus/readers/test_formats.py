@@ -15,7 +15,7 @@ from tests.core.corpus.readers.reading import read, rules
 from tests.stored_pictures import file_of
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import RawPair, read_source
+from vipolyqwen_core.corpus.readers import RawPair, RawSide, read_source
 
 
 def jsonl(*rows: Any) -> str:
@@ -39,11 +39,13 @@ class TestStsTable:
             ("a.json", '[{"s1": "a", "s2": "b", "similarity": 3}]'),
             ("a.json", '{"info": {"v": 1}, "data": [{"s1": "a", "s2": "b", "score": 3}]}'),
             ("a.json", '{"s1": "a", "s2": "b", "score": 3}\n'),
+            ("a.json", '{"s1": "a", "s2": "b", "score": 3}\n{"s1": "a", "s2": "b", "score": 3}\n'),
         ],
     )
     def test_each_table_gives_the_pair_scaled(self, tmp_path: Path, name: str, content: str) -> None:
-        (record,) = read(tmp_path, name, content, score_range=(1.0, 5.0), **self.KEYS)
-        assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", score=0.5),)
+        records = read(tmp_path, name, content, score_range=(1.0, 5.0), **self.KEYS)
+        pair = RawPair(Task.TEXT_PAIR, "a", "b", score=0.5)
+        assert [record.pairs for record in records] == [(pair,)] * max(1, content.count('"s1"'))
 
     def test_what_is_not_a_number_is_no_text(self, tmp_path: Path) -> None:
         lines = (
@@ -56,6 +58,20 @@ class TestStsTable:
     def test_declared_keys_come_along(self, tmp_path: Path) -> None:
         (record,) = read(tmp_path, "a.csv", "query,target,group_id,positive_key\na,b,g,k\n", **self.KEYS)
         assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", group_id="g", positive_key="k"),)
+
+    @pytest.mark.parametrize(
+        ("cell", "texts"),
+        [
+            ("c", ["c"]),
+            ('["c", {"text": "d"}]', ["c", "d"]),
+            ("[c] d", ["[c] d"]),
+            ("[1]", ["[1]"]),
+            ("", []),
+        ],
+    )
+    def test_a_cell_may_spell_several_negatives(self, tmp_path: Path, cell: str, texts: list[str]) -> None:
+        (record,) = read(tmp_path, "a.tsv", f"query\ttarget\tnegatives\na\tb\t{cell}\n", **self.KEYS)
+        assert record.pairs[0].negatives == tuple(RawSide(text) for text in texts)
 
     def test_a_place_in_a_list_that_is_too_short_is_a_missing_field(self, tmp_path: Path) -> None:
         rows = jsonl({"query": "a", "texts": ["b"]}, {"query": "a", "texts": []})
@@ -95,6 +111,11 @@ class TestAlpaca:
             ("dịch\nmột", "one"), ("kể", "chuyện"), ("đếm", "3"),
         ]  # fmt: skip
         assert [record.line for record in records] == [1, 2, 3]
+
+    def test_of_several_lists_of_records_none_is_chosen(self, tmp_path: Path) -> None:
+        rows = [{"instruction": "i", "output": "o"}]
+        (record,) = read(tmp_path, "a.json", json.dumps({"train": rows, "test": rows}), **self.KEYS)
+        assert rules([record]) == ["missing_field"]
 
     def test_history_and_system_come_before(self, tmp_path: Path) -> None:
         row = {"system": "s", "history": [["a", "b"]], "instruction": "c", "output": "d"}
@@ -253,6 +274,7 @@ class TestMessages:
         answer = {"role": "assistant", "content": "t"}
         parts = [{"type": "image", "image": "a"}, {"type": "text", "text": "q"}]
         url = {"type": "image_url", "image_url": {"url": "a"}}
+        path = {"type": "image", "image": None, "path": "a"}  # a table has all keys in all parts
         rows = [
             {"messages": [{"role": "user", "content": "<image>q"}, answer], "images": ["a"]},
             {
@@ -261,10 +283,12 @@ class TestMessages:
             },
             {"messages": [{"role": "user", "content": parts}, answer]},
             {"messages": [{"role": "user", "content": [url, parts[1]]}, answer]},
+            {"messages": [{"role": "user", "content": [path, parts[1]]}, answer]},
+            {"messages": [{"role": "user", "content": [{"type": "image"}, parts[1]]}, answer], "images": "a"},
         ]
         records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
         pair = RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",))
-        assert [record.pairs for record in records] == [(pair,)] * 4
+        assert [record.pairs for record in records] == [(pair,)] * 6
 
     def test_a_system_turn_of_its_own_comes_first(self, tmp_path: Path) -> None:
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "t"}]

@@ -81,7 +81,9 @@ def test_a_broken_element_costs_only_itself_in_an_object_too(
     parts = [json.dumps({"instruction": f"i{n}", "output": "o"}, indent=indent) for n in range(6)]
     parts[3] = parts[3].replace('"o"', '"o" "p"')
     text = start + ",\n".join(parts) + ("]" if start == "[" else "]}")
-    for content, good in ((text, "i0 i1 i2 i4 i5"), (text[:-9], "i0 i1 i2 i4")):  # whole, and cut
+    whole = "i0 i1 i2 i4 i5"
+    spread = text.replace("]", "\n]")  # its last element is a line of its own, as in JSON Lines
+    for content, good in ((text, whole), (spread, whole), (text[:-9], "i0 i1 i2 i4")):  # the last one is cut
         (tmp_path / "a.json").write_text(content)
         records = list(read(tmp_path / "a.json"))
         assert " ".join(record.pairs[0].query for record in records if record.pairs) == good
