@@ -25,6 +25,9 @@ def root(tmp_path: Path) -> ImageRoot:
     (folder / unicodedata.normalize("NFD", "ảnh.png")).write_bytes(b"nfd")
     (tmp_path / "secret.png").write_bytes(b"secret")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "images_of_others").mkdir()
+    (tmp_path / "images_of_others" / "secret.png").write_bytes(b"secret")
+    (folder / "others").symlink_to(tmp_path / "images_of_others")
     (folder / "inner.png").symlink_to(folder / "a" / "x.png")
     return ImageRoot(str(folder))
 
@@ -62,6 +65,7 @@ def test_a_located_path_is_the_same_for_every_spelling(root: ImageRoot) -> None:
         ("https://host/x.png", "path_leaves_root"),
         ("file:///etc/passwd", "path_leaves_root"),
         ("link.png", "path_leaves_root"),
+        ("others/secret.png", "path_leaves_root"),
         ("a/y.png", "missing_image"),
         ("", "missing_image"),
         ("  ", "missing_image"),
