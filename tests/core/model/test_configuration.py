@@ -114,6 +114,7 @@ def test_a_model_is_loaded_in_the_precision_it_was_saved_in(
     assert json.loads((half_dir / "config.json").read_text(encoding="utf-8"))["precision"] == "bfloat16"
     with caplog.at_level(logging.WARNING, "vipolyqwen_core"):
         for load in (AutoModel.from_pretrained, ViPolyQwenModel.from_pretrained):
+            assert load(half_dir, dtype="auto").backbone.dtype == torch.bfloat16
             model = load(half_dir)
             assert model.backbone.dtype == torch.bfloat16
             assert model.projection.weight.dtype == torch.float32
@@ -127,6 +128,8 @@ def test_another_precision_is_done_with_a_warning(
 ) -> None:
     embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir, dtype="bfloat16")
     assert embedder.model.backbone.dtype == torch.bfloat16
+    older = AutoModel.from_pretrained(tiny_model_dir, torch_dtype=torch.float16)  # spelled as before
+    assert older.backbone.dtype == torch.float16
     assert "is loaded in bfloat16 but was saved in float32" in caplog.text
     vector = embedder.encode("một câu")
     assert vector @ ViPolyQwenEmbedder.from_pretrained(tiny_model_dir).encode("một câu") > 0.99

@@ -77,12 +77,16 @@ def test_a_prefix_changes_the_vector(model: ViPolyQwenModel, processor: ViPolyQw
 
 
 @pytest.mark.parametrize("pooling", [Pooling.ATTENTION, Pooling.MULTI_HEAD_ATTENTION])
-def test_pooling_weights_sum_to_one_by_item(
+def test_pooling_weights_are_the_mean_of_the_heads_and_sum_to_one_by_item(
     pooling: Pooling, tiny_backbone: Path, tiny_processing: ProcessingSettings, encoded: list[EncodedItem]
 ) -> None:
     batch = pack(encoded)
-    weights = build(tiny_backbone, tiny_processing, pooling).pooling_weights(batch)
+    model = build(tiny_backbone, tiny_processing, pooling)
+    weights = model.pooling_weights(batch)
     assert weights.shape == (batch.num_tokens,)
+    with torch.no_grad():
+        heads = model.pooling.weights(model.hidden_states(batch), batch.segment_ids, batch.num_items)
+    torch.testing.assert_close(weights, sum(heads.unbind(1)) / heads.shape[1])
     sums = torch.zeros(batch.num_items).index_add(0, batch.segment_ids, weights)
     torch.testing.assert_close(sums, torch.ones(batch.num_items))
 

@@ -95,6 +95,18 @@ def test_shards_take_the_place_of_one_file(tiny_model_dir, tmp_path):
         assert torch.equal(AutoModel.from_pretrained(place).projection.bias, model.projection.bias)
 
 
+def test_a_variant_lies_beside_the_weights_that_are_there(tiny_model_dir, tmp_path):
+    place = copy_of(tiny_model_dir, tmp_path)
+    model = AutoModel.from_pretrained(place)
+    with torch.no_grad():
+        model.projection.bias += 1
+    model.save_pretrained(place, variant="other")
+    assert torch.equal(
+        AutoModel.from_pretrained(place, variant="other").projection.bias, model.projection.bias
+    )
+    assert not torch.equal(AutoModel.from_pretrained(place).projection.bias, model.projection.bias)
+
+
 @pytest.mark.parametrize("max_shard_size", ["1GB", "1MB"])
 def test_weights_are_as_readable_as_their_configuration(tiny_model_dir, tmp_path, max_shard_size):
     AutoModel.from_pretrained(tiny_model_dir).save_pretrained(tmp_path, max_shard_size=max_shard_size)

@@ -102,6 +102,20 @@ def test_a_backbone_is_known_by_what_it_holds(
     assert run_name(workspace, training_set, moved) != name
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "merges.txt"])
+def test_one_byte_of_a_small_file_makes_another_backbone(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path, file: str
+) -> None:
+    changed = shutil.copytree(tiny_backbone, tmp_path / tiny_backbone.name) / file
+    content = bytearray(changed.read_bytes() if changed.is_file() else b"#version: 0.2\n")
+    names = set()
+    for last in b"\n ":
+        content[-1] = last
+        changed.write_bytes(content)
+        names.add(run_name(workspace, training_set, changed.parent))
+    assert len(names) == 2
+
+
 def test_a_hub_id_is_known_by_its_whole_name(workspace: Workspace, training_set: Path) -> None:
     names = {run_name(workspace, training_set, owner + "/Qwen2-VL-2B") for owner in ("Qwen", "someone")}
     assert len(names) == 2
