@@ -1,5 +1,6 @@
 """Reads one file that a test writes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,3 +16,8 @@ def read(folder: Path, name: str, content: str | bytes, turns: str = "last", **k
 
 def rules(records: list[Record]) -> list[str | None]:
     return [record.rejection and record.rejection.rule for record in records]
+
+
+def jsonl(*rows: Any) -> str:
+    """Objects as lines of JSON."""
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
