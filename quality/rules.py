@@ -151,11 +151,8 @@ def row_rules(settings: CurationSettings) -> list[RowRule]:
 
 def _undecoded(text: pl.Expr) -> pl.Expr:
     """Whether letters with marks are lost, or all letters of a writing that is not Latin."""
-    chars, lost, marks = (
-        text.str.len_chars(),
-        text.str.count_matches(UNDECODED),
-        text.str.count_matches(r"\?"),
-    )
+    chars = text.str.len_chars()
+    lost, marks = text.str.count_matches(UNDECODED), text.str.count_matches(r"\?")
     no_words = (marks >= MIN_LOST_WORDS) & (2 * marks >= chars) & text.str.contains(LOST_WORDS)
     return (lost >= MIN_UNDECODED) & (lost >= UNDECODED_SHARE * chars) | no_words
 
