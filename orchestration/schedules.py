@@ -38,21 +38,19 @@ def weekly_corpus(sources: dg.PartitionsDefinition[str], time_zone: str) -> dg.S
 
 def weekly_model(time_zone: str) -> dg.ScheduleDefinition:
     """Every Sunday morning, retraining; where neither data nor recipe has changed, the last run is reused."""
-    return dg.ScheduleDefinition(
-        job_name="model",
-        cron_schedule=TRAIN_CRON,
-        execution_timezone=time_zone,
-        name="weekly_model",
-        description=weekly_model.__doc__,
-    )
+    return _weekly("model", TRAIN_CRON, time_zone, weekly_model.__doc__)
 
 
 def weekly_prune(time_zone: str) -> dg.ScheduleDefinition:
     """Every Saturday evening, before the next retraining, what the earlier ones left behind is deleted."""
+    return _weekly("prune", PRUNE_CRON, time_zone, weekly_prune.__doc__)
+
+
+def _weekly(job: str, cron: str, time_zone: str, description: str | None) -> dg.ScheduleDefinition:
     return dg.ScheduleDefinition(
-        job_name="prune",
-        cron_schedule=PRUNE_CRON,
+        job_name=job,
+        cron_schedule=cron,
         execution_timezone=time_zone,
-        name="weekly_prune",
-        description=weekly_prune.__doc__,
+        name=f"weekly_{job}",
+        description=description,
     )

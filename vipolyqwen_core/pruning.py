@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vipolyqwen_core.serving.current_export import CURRENT_FILE, STAGING, read_current
-from vipolyqwen_core.training.result import MODEL_FOLDER, RESULT_FILE
+from vipolyqwen_core.serving.current_export import CURRENT_FILE, STAGING, VECTORS_FILE, read_current
+from vipolyqwen_core.training.result import CHECKPOINTS_FOLDER, MODEL_FOLDER, RESULT_FILE
 from vipolyqwen_core.workspace import Workspace
 
 EARLIER_EXPORTS: Final = 1
@@ -37,7 +37,7 @@ def leftovers(workspace: Workspace) -> list[Leftover]:
     """
     return [
         *(
-            _leftover(run / "checkpoints", "checkpoints of a finished run")
+            _leftover(run / CHECKPOINTS_FOLDER, "checkpoints of a finished run")
             for run in _runs_with_checkpoints(workspace)
             if _is_finished(run)
         ),
@@ -48,7 +48,9 @@ def leftovers(workspace: Workspace) -> list[Leftover]:
 def unfinished(workspace: Workspace) -> list[Leftover]:
     """Checkpoints that a run can go on from: only a person knows whether anybody will resume it."""
     return [
-        _leftover(run / "checkpoints", "of a run that has not finished: delete it if nobody will resume it")
+        _leftover(
+            run / CHECKPOINTS_FOLDER, "of a run that has not finished: delete it if nobody will resume it"
+        )
         for run in _runs_with_checkpoints(workspace)
         if not _is_finished(run)
     ]
@@ -68,7 +70,9 @@ def prune(found: Sequence[Leftover]) -> None:
 
 
 def _runs_with_checkpoints(workspace: Workspace) -> Iterator[Path]:
-    return (place.parent for place in sorted(workspace.runs.glob("*/checkpoints")) if place.is_dir())
+    return (
+        place.parent for place in sorted(workspace.runs.glob(f"*/{CHECKPOINTS_FOLDER}")) if place.is_dir()
+    )
 
 
 def _is_finished(run: Path) -> bool:
@@ -82,9 +86,7 @@ def _earlier_vectors(workspace: Workspace) -> list[Path]:
     one may become the version in use, never the other way round.
     """
     settled = [
-        path
-        for path in workspace.exports.glob("*/embeddings.parquet")
-        if not (path.parent / STAGING).exists()
+        path for path in workspace.exports.glob(f"*/{VECTORS_FILE}") if not (path.parent / STAGING).exists()
     ]
     if not (workspace.exports / CURRENT_FILE).is_file():
         return []  # the table is gone, and any of them may be what it is made anew from

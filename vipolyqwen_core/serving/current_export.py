@@ -14,6 +14,8 @@ from vipolyqwen_core.corpus.tables import read_json, written_aside
 from vipolyqwen_core.workspace import Workspace
 
 CURRENT_FILE: Final = "current.json"
+VECTORS_FILE: Final = "embeddings.parquet"
+"""Vectors of a version, in its folder."""
 STAGING: Final = "staging"
 """Folder of a table that is still being made, below the folder of its version."""
 

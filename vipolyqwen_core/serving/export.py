@@ -27,7 +27,7 @@ from lancedb.table import Table
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
-from vipolyqwen_core.serving.current_export import STAGING, CurrentExport, link_current
+from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.search import PARTITION_ROWS, TABLE
@@ -89,7 +89,7 @@ def export(
         raise ValueError(f"model version {model_version!r} cannot name a folder: give a number or a word")
     schema = export_schema(model, model_version)
     folder = workspace.exports / model_version
-    parquet = folder / "embeddings.parquet"
+    parquet = folder / VECTORS_FILE
     staging: Path | None = None
     table = _matching_table(workspace.lancedb, schema)
     if table is None:

@@ -10,6 +10,7 @@ from vipolyqwen_core.corpus.tables import read_json, written_aside
 
 RESULT_FILE = "result.json"
 MODEL_FOLDER = "model"
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vipolyqwen_core.training.loading import refuse_other_lengths
 from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.plan import PlanIndex, TrainingPlan, plan_training, read_plan_index
 from vipolyqwen_core.training.ranks import together
+from vipolyqwen_core.training.result import CHECKPOINTS_FOLDER
 from vipolyqwen_core.training.rows import TrainingPictures
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def prepare(run: TrainingRun) -> Training:
         autocast=autocast_type(settings),
         seed=settings.seed,
     )
-    checkpoints = Checkpoints(run.output / "checkpoints", settings.keep_checkpoints, trajectory(run))
+    checkpoints = Checkpoints(run.output / CHECKPOINTS_FOLDER, settings.keep_checkpoints, trajectory(run))
     return Training(run, accelerator, plan, model, optimizer, engine, counter, checkpoints)
 
 
