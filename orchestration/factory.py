@@ -81,13 +81,13 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
         ValueError: the manifest or the recipe is wrong, the backbone lacks something, a source cannot be
             read at all, or MLflow's server does not answer
     """
-    from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers
-
     settings = load_recipe(recipe)
+    names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
+    from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers: seconds
+
     check_backbone(settings, workspace)
     MlflowResource.of(workspace).refuse_silence()  # hours before the first stage that needs it
     definitions = build_definitions(workspace, sources, recipe)
-    names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
     stages: list[StageOutcome] = []
     run_ids: list[str] = []

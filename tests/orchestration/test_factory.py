@@ -72,9 +72,10 @@ def test_a_backbone_without_weights_is_refused_before_any_work(tmp_path: Path, t
     shutil.copytree(tiny_backbone, backbone, ignore=shutil.ignore_patterns("*.safetensors"))
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"name": "bare", "backbone": str(backbone)}), encoding="utf-8")
+    workspace = Workspace(tmp_path / "home")
     with pytest.raises(ValueError, match="has no weights"):
-        run_factory(Workspace(tmp_path / "home"), None, str(recipe), Console(quiet=True))
-    assert not (tmp_path / "home").exists()
+        run_factory(workspace, None, str(recipe), Console(quiet=True))
+    assert list(workspace.home.iterdir()) == [workspace.demo_corpus]
 
 
 def test_a_source_that_another_run_curates_is_left_to_it() -> None:
