@@ -68,18 +68,19 @@ def answers_of(value: Any, what: str) -> tuple[str, ...]:
     """The answers to one question: a text, or a list of alternatives, the most frequent first and each once.
 
     An alternative is a text or an object with `answer` or `text`, as VQA corpora have them; SQuAD's
-    `{text: [...]}` is understood, too. Blank ones count only where there is no other.
+    `{text: [...]}` is understood, too. Blank ones count only where there is no other, nulls never.
 
     Raises:
-        RecordError: anything else, an empty list too
+        RecordError: anything else, a list without any too
     """
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
         value = value["text"]
     if not isinstance(value, list):
         return (text_of(value, what),)
-    texts = Counter(text_of(_alternative(entry), what) for entry in value)
+    alternatives = [found for entry in value if (found := _alternative(entry)) is not None]
+    texts = Counter(text_of(alternative, what) for alternative in alternatives)
     if not texts:
-        raise RecordError("missing_field", f"{what} is an empty list", value)
+        raise RecordError("missing_field", f"{what} is a list without any", value)
     ordered = [text for text, _ in texts.most_common()]
     return tuple(text for text in ordered if text.strip()) or (ordered[0],)
 

@@ -233,6 +233,7 @@ class TestImageQa:
             ({"text": ["x", "y"], "answer_start": [1, 2]}, ["x", "y"]),
             ([3, 4.5], ["3", "4.5"]),
             ([" "], [" "]),
+            ([None, "a", {"answer": None}], ["a"]),
         ],
     )
     def test_alternative_answers_are_a_pair_each(
@@ -244,7 +245,7 @@ class TestImageQa:
         assert {(pair.query, pair.query_images) for pair in record.pairs} == {("q", ("a.png",))}
 
     @pytest.mark.parametrize(
-        ("answers", "rule"), [([], "missing_field"), ([None], "wrong_type"), ({}, "wrong_type")]
+        ("answers", "rule"), [([], "missing_field"), ([None], "missing_field"), ({}, "wrong_type")]
     )
     def test_alternatives_that_are_none_are_rejected(self, tmp_path: Path, answers: Any, rule: str) -> None:
         row = {"image": "a.png", "question": "q", "answer": answers}
