@@ -269,7 +269,8 @@ class TrainingSettings:
     save_steps: Positive = 200
     """Steps between two checkpoints: what a killed machine costs."""
     eval_steps: Positive | None = None
-    """Steps between two quick evaluations, which choose the best checkpoint; None: the last one is used."""
+    """Steps between two quick evaluations, which choose the best checkpoint; None: the last one is used. A
+    run that has finished stays as it is."""
     keep_checkpoints: Positive = 3
     """Newest checkpoints that are kept, besides the best."""
 

@@ -9,7 +9,8 @@ from vipolyqwen_core.corpus.demo import demo_texts
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.model.compilation import COMPILED_FAMILY
-from vipolyqwen_core.model.modeling import family_of
+from vipolyqwen_core.model.modeling import known_backbone
+from vipolyqwen_core.model.pooling import POOLINGS
 from vipolyqwen_core.model.tiny import VERSION, build_tiny_backbone
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
@@ -50,14 +51,17 @@ def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
 
     Raises:
         ValueError: it is not there, the hub does not answer, its tokenizer is not Qwen2-VL's, its family is
-            another, or not one whose layers are to be compiled, or it is a directory without weights
+            another, or not one whose layers are to be compiled, it has a sliding window, `pooling_heads` does
+            not divide its hidden size, or it is a directory without weights
         OSError: its config.json cannot be read
     """
     if recipe.backbone == TINY:
         return
     backbone = resolve_backbone(recipe.backbone, workspace)
     ViPolyQwenProcessor.from_backbone(backbone, recipe.processing)
-    family = family_of(backbone)
+    config = known_backbone(backbone)
+    POOLINGS[recipe.model.pooling](config.get_text_config().hidden_size, recipe.model.pooling_heads)
+    family = config.model_type
     if (recipe.training.compile_layers or recipe.export.compile_layers) and family != COMPILED_FAMILY:
         raise ValueError(f"backbone {backbone} is a {family!r}, whose layers `compile_layers` does not know")
     if isinstance(backbone, Path) and not any(backbone.glob("*.safetensors")):

@@ -66,10 +66,12 @@ class ViPolyQwenConfig(PreTrainedConfig):
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """`precision` as torch names it."""
-        dtype = getattr(torch, self.precision)
-        assert isinstance(dtype, torch.dtype), self.precision
-        return dtype
+        """`precision` as torch names it.
+
+        Raises:
+            ValueError: torch knows no such precision
+        """
+        return dtype_of(self.precision, "precision of config.json")
 
     def check_unchanged(self, given: Mapping[str, Any]) -> None:
         """Refuse settings that differ from those of this saved model.
@@ -93,6 +95,18 @@ class ViPolyQwenConfig(PreTrainedConfig):
                 raise ValueError(
                     f"the processor's {key} is {given!r}, but the model was trained with {expected!r}"
                 )
+
+
+def dtype_of(value: torch.dtype | str, setting: str) -> torch.dtype:
+    """A type that torch knows, by itself or by its name.
+
+    Raises:
+        ValueError: no such type of floating point numbers; names the setting
+    """
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise ValueError(f"{setting} {value!r}: expected float32, bfloat16 or float16")
+    return dtype
 
 
 def _comparable(value: Any) -> Any:

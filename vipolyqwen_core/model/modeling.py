@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
 from vipolyqwen_core.model.attention import SEGMENTS
-from vipolyqwen_core.model.configuration import ViPolyQwenConfig
+from vipolyqwen_core.model.configuration import ViPolyQwenConfig, dtype_of
 from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
 from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
 from vipolyqwen_core.model.vision import (
@@ -34,16 +34,19 @@ from vipolyqwen_core.processing.processor import HUB_ARGUMENTS, ViPolyQwenProces
 logger = logging.getLogger(__name__)
 
 
-def family_of(backbone: str | Path) -> str:
-    """The family of a backbone, a directory or a hub id: one that the model is made for.
+def known_backbone(backbone: str | Path) -> PreTrainedConfig:
+    """The configuration of a backbone, a directory or a hub id: one that the model is made for.
 
     Raises:
-        ValueError: it is none of `BACKBONE_TYPES`
+        ValueError: it is none of `BACKBONE_TYPES`, or attends within a sliding window
     """
-    kind = AutoConfig.from_pretrained(backbone).model_type
+    config: PreTrainedConfig = AutoConfig.from_pretrained(backbone)
+    kind = config.model_type
     if kind not in BACKBONE_TYPES:
         raise ValueError(f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}")
-    return str(kind)
+    if "sliding_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
+        raise ValueError(f"backbone {backbone}: its sliding window is not supported; see use_sliding_window")
+    return config
 
 
 class ViPolyQwenModel(PreTrainedModel):
@@ -91,11 +94,11 @@ class ViPolyQwenModel(PreTrainedModel):
         The seed decides the projection, the one random part.
 
         Raises:
-            ValueError: it is none of `BACKBONE_TYPES`, lacks weights, or `pooling_heads` does not divide the
-                hidden size
+            ValueError: it is none of `BACKBONE_TYPES`, has a sliding window, lacks weights, or
+                `pooling_heads` does not divide the hidden size
         """
         processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
-        family_of(backbone)  # or refused, before its weights are read
+        known_backbone(backbone)  # or refused, before its weights are read
         pretrained = load_whole(
             AutoModel.from_pretrained,
             backbone,
@@ -127,9 +130,11 @@ class ViPolyQwenModel(PreTrainedModel):
         where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "subfolder") if key in kwargs}
         saved = ViPolyQwenConfig.from_pretrained(pretrained_model_name_or_path, **where)
         config = kwargs.get("config")
+        if isinstance(config, (str, os.PathLike)):  # a place, as transformers takes it too
+            config = ViPolyQwenConfig.from_pretrained(config, **where)
         saved.check_unchanged({**(config.to_dict() if config is not None else {}), **kwargs})
         asked = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
-        dtype = saved.saved_dtype if asked in (None, "auto") else _dtype_of(asked)
+        dtype = saved.saved_dtype if asked in (None, "auto") else dtype_of(asked, "dtype")
         if dtype != saved.saved_dtype:
             logger.warning(
                 "%s is loaded in %s but was saved in %s: its vectors differ a little from those of training",
@@ -242,18 +247,6 @@ def _behind_layers(pictures: Pictures, seen: VisualTokens) -> dict[str, Any]:
         "visual_pos_masks": pictures.tokens,  # for `add_visual`: no mask
         "deepstack_visual_embeds": [rows[:num_tokens] for rows in seen.deepstack],
     }
-
-
-def _dtype_of(value: torch.dtype | str) -> torch.dtype:
-    """A type that torch knows, by itself or by its name.
-
-    Raises:
-        ValueError: no such type of floating point numbers
-    """
-    dtype = getattr(torch, value, None) if isinstance(value, str) else value
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
-        raise ValueError(f"dtype {value!r}: expected float32, bfloat16 or float16")
-    return dtype
 
 
 def _add_prefix_rows(backbone: Any, prefix_ids: list[int]) -> None:

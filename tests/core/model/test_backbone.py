@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.config import ExportSettings, Recipe, TrainingSettings
+from vipolyqwen_core.config import ExportSettings, ModelSettings, Pooling, Recipe, TrainingSettings
 from vipolyqwen_core.contract import BACKBONE_FILES
 from vipolyqwen_core.model.backbone import check_backbone, resolve_backbone
 from vipolyqwen_core.workspace import Workspace
@@ -70,9 +70,30 @@ def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, ti
     for each in compiling:
         with pytest.raises(ValueError, match="is a 'qwen3_vl', whose layers `compile_layers` does not know"):
             check_backbone(each, workspace)
+    sliding = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    text = {key: value for key, value in known["text_config"].items() if key != "layer_types"}
+    config.write_text(json.dumps(known | {"text_config": text | sliding}))
+    with pytest.raises(ValueError, match="copy: its sliding window is not supported"):
+        check_backbone(recipe, workspace)
     config.write_text(json.dumps(known | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="copy is a 'llama'; expected one of qwen2_vl"):
         check_backbone(recipe, workspace)
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
         check_backbone(recipe, workspace)
+
+
+def test_heads_of_the_pooling_that_do_not_divide_the_hidden_size_are_refused_by_a_look(
+    tmp_path: Path, tiny_backbone: Path
+) -> None:
+    eight, seven = (
+        Recipe(
+            name="own",
+            backbone=str(tiny_backbone),
+            model=ModelSettings(pooling=Pooling.MULTI_HEAD_ATTENTION, pooling_heads=heads),
+        )
+        for heads in (8, 7)
+    )
+    check_backbone(eight, Workspace(tmp_path))
+    with pytest.raises(ValueError, match="pooling_heads 7 does not divide the hidden size"):
+        check_backbone(seven, Workspace(tmp_path))

@@ -57,6 +57,21 @@ def test_another_setting_of_the_model_is_refused(
             load(half_dir, **changed)
 
 
+def test_a_configuration_may_be_given_as_its_place(half_dir: Path, tiny_model_dir: Path) -> None:
+    for place in (half_dir, str(half_dir / "config.json")):
+        assert ViPolyQwenModel.from_pretrained(half_dir, config=place).config.pooling == "mean"
+        with pytest.raises(ValueError, match="pooling 'mean': the model was trained with 'attention'"):
+            ViPolyQwenModel.from_pretrained(tiny_model_dir, config=place)
+
+
+def test_a_precision_in_the_saved_configuration_that_is_none_is_named(half_dir: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(half_dir, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"precision": "fp16"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"precision of config\.json 'fp16': expected float32, bfloat16"):
+        ViPolyQwenModel.from_pretrained(copy)
+
+
 def test_the_same_settings_may_be_said_again(half_dir: Path) -> None:
     assert AutoModel.from_pretrained(half_dir, pooling="mean").config.pooling == "mean"
     assert AutoProcessor.from_pretrained(half_dir, max_tokens=256).settings.max_tokens == 256
