@@ -64,7 +64,7 @@ def refused_fsdp2(run: TrainingRun) -> str:
 
 
 def train_in_parts_and_ask_for_fsdp2(run: TrainingRun, *parts: int | None) -> tuple[list[str], str]:
-    """Both of the above; a spawn takes seconds."""
+    """Both of the above; to begin takes seconds."""
     return train_in_parts(run, *parts), refused_fsdp2(run)
 
 
