@@ -32,7 +32,7 @@ RULES: dict[str, str] = {
     "broken_dialogue": "The messages are no list of objects with a role and a content.",
     "unknown_role": "The role of a message is none of system, user and assistant, by any usual name.",
     "unknown_part": "A part of a message is neither text nor picture.",
-    "picture_in_answer": "The answer at the end of a dialogue holds a picture, as only questions may.",
+    "picture_in_answer": "The last answer of a dialogue holds a picture, as only questions may.",
     "no_question": "The answer of a dialogue does not follow a turn of the user.",
     "no_answer": "The dialogue has no answer of the assistant.",
     # curated: pictures

@@ -31,13 +31,13 @@ def turns_of(
     are `image_url`, `path` and `url`. Without one, the record names the picture elsewhere.
 
     Raises:
-        RecordError: no list of messages, an unknown role, a content that is none, a picture at the end
+        RecordError: no list of messages, an unknown role, no content, a picture in the last answer
     """
     if not isinstance(messages, list) or not messages:
         raise RecordError("broken_dialogue", "the messages are no list, or an empty one", messages)
     turns: list[Turn] = []
     images: list[RawImage] = []
-    inside: list[RawImage] = []
+    in_last_answer: list[RawImage] = []
     for message in messages:
         if not isinstance(message, Mapping):
             raise RecordError("broken_dialogue", "a message is no object", message)
@@ -47,9 +47,10 @@ def turns_of(
         text, inside = _content_of(_first(message, content))
         turns.append(Turn(ROLES[name.strip().lower()], text))
         images.extend(inside)
-    if inside and turns[-1].role == "assistant":
-        # pictures are dealt to questions: a question would hold what it asks for
-        raise RecordError("picture_in_answer", "the answer at the end holds a picture", inside)
+        if turns[-1].role == "assistant":
+            in_last_answer = inside
+    if in_last_answer:  # pictures are dealt to questions: a question would hold what it asks for
+        raise RecordError("picture_in_answer", "the last answer holds a picture", in_last_answer)
     return turns, images
 
 

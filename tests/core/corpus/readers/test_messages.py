@@ -54,12 +54,16 @@ class TestMessages:
             }
 
         shown = [turn("user", "a"), turn("assistant", "b")]
+        thanks = {"role": "user", "content": "cảm ơn"}
         rows = jsonl(
-            {"messages": shown}, {"messages": [*shown, turn("user", "c"), {"role": "bot", "content": "u"}]}
+            {"messages": shown},
+            {"messages": [*shown, thanks]},
+            {"messages": [*shown, turn("user", "c")]},
+            {"messages": [*shown, turn("user", "c"), {"role": "bot", "content": "u"}]},
         )
-        first, second = read(tmp_path, "a.jsonl", rows, **self.KEYS)
-        assert rules([first]) == ["picture_in_answer"]
-        assert second.pairs[0].query_images == ("a", "b", "c")
+        *refused, answered = read(tmp_path, "a.jsonl", rows, **self.KEYS)
+        assert rules(refused) == ["picture_in_answer"] * 3
+        assert answered.pairs[0].query_images == ("a", "b", "c")
 
     def test_an_answer_without_a_question_leaves_the_others_where_each_is_a_pair(
         self, tmp_path: Path
