@@ -192,8 +192,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _from_deep_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+    if image.has_transparency_data:  # also of a palette: `quantize` leaves no word of it in `info`
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -202,7 +202,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """16-bit greys by their high byte; 32-bit and float values from their lowest to their highest.
 
-    Pillow's own conversion cuts every grey above 255 to white.
+    Pillow's own conversion cuts every grey above 255 to white. The grey that stands for glass becomes white.
     """
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
@@ -212,12 +212,14 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
         grey = values if high <= 255 and image.mode == "I" else values // 256
     else:
         grey = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+    if isinstance(glass := image.info.get("transparency"), int):
+        grey = np.where(values == glass, 255.0, grey)
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def _opens_as(image: Image.Image, upright: Image.Image) -> bool:
     """Whether a plain `convert("RGB")` of the opened file gives the normalised picture."""
-    if image.mode not in _PLAIN_MODES or "transparency" in image.info or image.size != upright.size:
+    if image.mode not in _PLAIN_MODES or image.has_transparency_data or image.size != upright.size:
         return False
     try:
         return int(image.getexif().get(0x0112, 1)) == 1

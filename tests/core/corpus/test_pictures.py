@@ -150,6 +150,35 @@ def test_alpha_lies_over_white() -> None:
     assert picture.getpixel((1, 0)) == (127, 127, 127)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA", "P"])
+def test_alpha_lies_over_white_in_every_mode_that_has_it(mode: str) -> None:
+    glass = Image.new("RGBA", (2, 1), (120, 120, 120, 0))
+    glass.putpixel((1, 0), (0, 0, 0, 255))
+    given = glass.quantize(2) if mode == "P" else glass
+    for step in {"La": ("LA", "La"), "P": ()}.get(mode, (mode,)):
+        given = given.convert(step)
+    assert (given.mode, given.info) == (mode, {})
+    picture = normalise_picture(given)
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "glass"), [("1", 255), ("L", 90), ("P", 1), ("RGB", (9, 90, 200)), ("I;16", 700)]
+)
+def test_the_one_colour_that_a_file_declares_as_glass_becomes_white(
+    mode: str, glass: int | tuple[int, int, int]
+) -> None:
+    image = Image.new(mode, (2, 1), glass)
+    image.putpixel((1, 0), 0)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 90, 90, 90])
+    data = file_of(image, "PNG", transparency=glass)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.mode == mode
+    picture = decode_picture(data, LIMIT).image
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
+
+
 def test_the_bytes_of_an_animation_are_its_first_frame() -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     data = file_of(first, "GIF", save_all=True, append_images=[second])
