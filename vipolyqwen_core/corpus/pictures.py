@@ -183,10 +183,14 @@ def store_picture(data: bytes, picture: DecodedPicture) -> StoredPicture:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        turned = image.getexif().get(0x0112, 1) in range(2, 9)
-        return ImageOps.exif_transpose(image) if turned else image
+        return ImageOps.exif_transpose(image) if _is_turned(image) else image
     except DECODING_ERRORS:  # a broken EXIF block says nothing about the pixels
         return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the camera says so: 1 is upright, and 0, which many programs write, says nothing."""
+    return image.getexif().get(0x0112, 1) in range(2, 9)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -211,7 +215,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     if image.mode != "F" and low >= 0 and high <= 65_535:
         grey = values if high <= 255 and image.mode == "I" else values // 256
     else:
-        grey = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+        grey = (values - low) / ((high - low) or 1.0) * 255.0
     if isinstance(glass := image.info.get("transparency"), int):
         grey = np.where(values == glass, 255.0, grey)
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -222,7 +226,7 @@ def _opens_as(image: Image.Image, upright: Image.Image) -> bool:
     if image.mode not in _PLAIN_MODES or image.has_transparency_data or image.size != upright.size:
         return False
     try:
-        return int(image.getexif().get(0x0112, 1)) == 1
+        return not _is_turned(image)
     except DECODING_ERRORS:
         return False  # PNG keeps the pixels and drops the block that cannot be read
 

@@ -40,6 +40,15 @@ def reopened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
+def adobe_rgb(image: Image.Image) -> bytes:
+    """A JPEG whose Adobe segment alone says that it holds RGB: the names of the channels do not."""
+    data = file_of(image, "JPEG", keep_rgb=True)
+    for names in (b"R\x11\0G\x11\0B\x11\0", b"R\0G\0B\0"):
+        assert data.count(names) == 1
+        data = data.replace(names, names.translate(bytes.maketrans(b"RGB", b"\1\2\3")))
+    return data
+
+
 ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 KINDS = {
     "jpeg": file_of(noise(), "JPEG"),
@@ -47,9 +56,12 @@ KINDS = {
     "jpeg_described": file_of(noise(), "JPEG", exif=exif(DESCRIPTION, "at home"), comment=b"secret"),
     "jpeg_grey": file_of(noise().convert("L"), "JPEG"),
     "jpeg_cmyk": file_of(noise().convert("CMYK"), "JPEG"),
+    "jpeg_rgb": adobe_rgb(noise()),
+    "jpeg_turned_by_0": file_of(noise(), "JPEG", exif=exif(ORIENTATION, 0)),
     "mpo": file_of(noise(), "MPO", save_all=True, append_images=[noise()]),
     "png": file_of(noise(), "PNG"),
     "png_described": file_of(noise(), "PNG", exif=exif(DESCRIPTION, "at home")),
+    "png_broken_exif": file_of(noise(), "PNG", exif=b"Exif\0\0no tags at all"),
     "png_alpha": file_of(noise().convert("RGBA"), "PNG"),
     "png_grey_alpha": file_of(noise().convert("LA"), "PNG"),
     "png_palette": file_of(noise().quantize(8), "PNG"),
@@ -90,6 +102,8 @@ def test_only_changed_pixels_and_foreign_metadata_cost_a_new_encoding() -> None:
         "jpeg",
         "jpeg_described",
         "jpeg_grey",
+        "jpeg_rgb",
+        "jpeg_turned_by_0",
         "mpo",
         "png",
         "png_palette",
@@ -131,11 +145,20 @@ def test_nothing_but_the_picture_is_stored(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("orientation", "seen"), [(6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)]
+    ("orientation", "seen"),
+    [
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
 )
 def test_the_camera_decides_what_is_up(orientation: int, seen: Image.Transpose) -> None:
     upright = Image.new("RGB", (40, 20), "red")
-    upright.paste("blue", (0, 0, 10, 20))
+    upright.paste("blue", (0, 0, 10, 5))
     turned = upright.transpose(seen)  # as a sensor held sideways saw it
     picture = decode_picture(file_of(turned, "PNG", exif=exif(ORIENTATION, orientation)), LIMIT)
     assert image_id(picture.image) == image_id(upright)
@@ -200,8 +223,25 @@ def test_an_opened_animation_is_the_frame_it_stands_at_and_stays_there(kind: str
 def test_deep_greys_keep_their_shades() -> None:
     deep = Image.fromarray(np.array([[0, 256, 32_768, 65_535]], dtype=np.uint16))
     assert [normalise_picture(deep).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
-    shallow = Image.fromarray(np.array([[0, 128, 255]], dtype=np.int32))
-    assert [normalise_picture(shallow).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    dark = Image.fromarray(np.array([[0, 255]], dtype=np.uint16))
+    assert [normalise_picture(dark).getpixel((x, 0))[0] for x in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "shades"),
+    [
+        ([0, 128, 255], np.int32, [0, 128, 255]),
+        ([0, 32_768, 65_535], np.int32, [0, 128, 255]),
+        ([-100, 0, 100], np.int32, [0, 127, 255]),
+        ([0, 100_000, 200_000], np.int32, [0, 127, 255]),
+        ([-1.0, 0.0, 1.0], np.float32, [0, 127, 255]),
+        ([0.25, 0.25, 0.25], np.float32, [0, 0, 0]),
+        ([np.nan, np.inf, 1.0], np.float32, [0, 0, 255]),
+    ],
+)
+def test_other_numbers_become_shades_between_their_ends(values: list, dtype: type, shades: list) -> None:
+    picture = normalise_picture(Image.fromarray(np.array([values], dtype=dtype)))
+    assert [picture.getpixel((x, 0))[0] for x in range(3)] == shades
 
 
 @pytest.mark.parametrize(
@@ -243,6 +283,12 @@ def test_what_cannot_be_used_is_refused_with_its_rule(data: bytes, rule: str) ->
     assert str(refused.value)
     copy = pickle.loads(pickle.dumps(refused.value))
     assert (copy.rule, str(copy)) == (rule, str(refused.value))
+
+
+def test_a_picture_may_have_as_many_pixels_as_the_limit_says() -> None:
+    assert decode_picture(PNG, 600).image.size == (30, 20)
+    with pytest.raises(PictureError, match="30 x 20 pixels, limit 599"):
+        decode_picture(PNG, 599)
 
 
 def test_a_wrong_suffix_does_not_matter_and_the_true_format_is_named() -> None:

@@ -111,6 +111,7 @@ def test_what_is_written_aside_replaces_the_old_only_at_the_end(tmp_path: Path, 
         raise RuntimeError
     assert read() == "old"
     (tmp_path / ".target.1234.partial").write_text("left by a killed process")
+    (tmp_path / ".target.4194305-0.ab.partial").write_text("by one of a system that does not tell its start")
     with written_aside(target) as aside:
         write(aside, "new")
         assert read() == "old"
@@ -199,6 +200,8 @@ def test_a_stage_is_reused_only_with_an_equal_fingerprint(tmp_path: Path) -> Non
     assert reused is not None
     assert reused.reused
     assert reused.data_version == "d1"
+    reused.write(tmp_path)
+    assert read_stage(tmp_path) == summary
 
 
 def test_a_parquet_file_that_is_read_in_batches_is_not_kept(tmp_path: Path) -> None:

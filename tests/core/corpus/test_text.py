@@ -37,6 +37,10 @@ def misread(text: str, encoding: str = "cp1252") -> str:
         ("một\n", "một"),
         ("một\n\nhai ", "một\n\nhai"),
         ("một\ufffchai", "mộthai"),
+        ("một\x0bhai\x0cba\x1cbốn\x1dnăm\x1esáu\u2029bảy", "một\nhai\nba\nbốn\nnăm\nsáu\nbảy"),
+        ("\u200ea\u200f\u202ab\u202e\u2060\u206fc\ufff9d\ufffb", "abcd"),
+        ("a\u1680b\u2000c\u200ad\u202fe\u205ff", "a b c d e f"),
+        ("&#128512; &#0128512;", "😀 😀"),
         ("\x93một\x94", "“một”"),  # Windows-1252 read as Latin-1
         ("\ufeffđầu\u200b tệp\u00ad\x00\x07", "đầu tệp"),
         ("a &lt; b &amp;&amp; c &#44; d&nbsp;e &#x1F600;", "a < b && c , d e 😀"),
@@ -76,10 +80,12 @@ def test_marks_that_a_mac_garbled_are_read_back() -> None:
         normalise_text("Italy‚Äôs ‚Äėunity talks‚Äô ‚Äď live ‚Ä¶ 東京")
         == "Italy’s ‘unity talks’ – live … 東京"
     )
+    assert normalise_text(misread("cà phê “sữa đá”…", "mac_latin2")) == "cà phê “sữa đá”…"
 
 
 def test_an_icelandic_letter_in_vietnamese_text_is_vietnamese() -> None:
     assert normalise_text("Ðây là một câu ở Ðà Nẵng") == "Đây là một câu ở Đà Nẵng"
+    assert normalise_text("Ðường ði Ðà Nẵng") == "Đường đi Đà Nẵng"
     assert normalise_text("Ðað er á Þingvöllum") == "Ðað er á Þingvöllum"
 
 
