@@ -23,13 +23,22 @@ ROLES = {
 
 
 def turns_of(
-    messages: Any, role: Sequence[Key] = ("role", "from"), content: Sequence[Key] = ("content", "value")
+    messages: Any,
+    role: Sequence[Key] = ("role", "from"),
+    content: Sequence[Key] = ("content", "value"),
+    *,
+    has_answer: bool = True,
 ) -> tuple[list[Turn], list[RawImage]]:
     """The turns of a list of messages, and the pictures that stand inside their contents.
 
     A content is a text, or parts as `{type: text, text}` and `{type: image, image}`; other names of a picture
     are `image_url`, `path` and `url`. Without one, the record names the picture elsewhere.
 
+    Args:
+        messages: as the file has them
+        role: where a message names who speaks
+        content: where a message has what is said
+        has_answer: whether the last answer stands in the messages, rather than behind them
     Raises:
         RecordError: no list of messages, an unknown role, no content, a picture in the last answer
     """
@@ -49,7 +58,8 @@ def turns_of(
         images.extend(inside)
         if turns[-1].role == "assistant":
             in_last_answer = inside
-    if in_last_answer:  # pictures are dealt to questions: a question would hold what it asks for
+    if in_last_answer and (has_answer or turns[-1].role == "assistant"):
+        # pictures are dealt to questions: a question would hold what it asks for
         raise RecordError("picture_in_answer", "the last answer holds a picture", in_last_answer)
     return turns, images
 

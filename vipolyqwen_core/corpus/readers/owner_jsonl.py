@@ -104,8 +104,8 @@ def _dialogue(
     dialogue_turns: str,
 ) -> list[RawPair]:
     """Pairs of messages and the answer to them; messages that hold the answer already are cut before it."""
-    turns, inside = turns_of(messages)
     answer = optional(fields, TARGET_KEYS[task])
+    turns, inside = turns_of(messages, has_answer=answer is None)
     if answer is not None:
         target = text_of(answer, "the answer")
         if turns[-1].role == "assistant" and turns[-1].text.strip() == target.strip():

@@ -37,6 +37,16 @@ def test_scored_pairs_under_each_name(tmp_path: Path, keys: tuple[str, str]) -> 
     assert pairs(tmp_path, row) == (RawPair(Task.TEXT_PAIR, "a", "b", score=0.25),)
 
 
+def test_an_earlier_answer_may_hold_a_picture_but_not_the_one_before_the_target(tmp_path: Path) -> None:
+    shown = {"role": "assistant", "content": [{"type": "image", "image": "b"}]}
+    turns = [{"role": "user", "content": "vẽ mèo"}, shown]
+    row = {"data_type": "vqa_multi", "images": ["a"], "input": turns, "output": "đây"}
+    assert rule_of(tmp_path, row) == "picture_in_answer"
+    (pair,) = pairs(tmp_path, {**row, "input": [*turns, {"role": "user", "content": "màu gì?"}]})
+    assert pair.query_images == ("a", "b")
+    assert pair.history == (Turn("user", "vẽ mèo"), Turn("assistant", "<image>"))
+
+
 @pytest.mark.parametrize("kind", ["ocr", "ocq", "OCR "])
 def test_ocr_under_each_name(tmp_path: Path, kind: str) -> None:
     row = {"data_type": kind, "images": ["x\\1.png"], "question": "gì?", "answer": "chữ"}
