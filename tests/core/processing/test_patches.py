@@ -31,6 +31,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 @example(200, 1, 1, 1500)  # the longest strip
 @example(122, 104, 1, 15)  # rounded, it is as large as it may be
 @example(122, 104, 16, 1)  # and as small
+@example(70, 182, 1, 1500)  # halves are rounded to what is even
 @given(SIDES, SIDES, st.integers(1, 64), st.integers(1, 1500))
 def test_sizes_are_those_of_transformers(width: int, height: int, least: int, more: int) -> None:
     min_pixels, max_pixels = least * 784, (least + more) * 784
@@ -83,3 +84,5 @@ def test_layout_reads_only_its_own_keys() -> None:
     assert layout.patch_size == 16
     assert layout.image_mean == (0.5, 0.5, 0.5)
     assert layout.merge_size == 2
+    theirs = Qwen2VLImageProcessorPil()
+    assert {name: getattr(theirs, name) for name in asdict(LAYOUT)} == asdict(LAYOUT)

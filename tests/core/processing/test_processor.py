@@ -134,7 +134,11 @@ def test_image_starts_point_at_the_visual_tokens(processor: ViPolyQwenProcessor)
         (Item("<image>", (Image.new("RGB", (1000, 2)),)), "picture_size", "1000 x 2"),
         (Item("<image>", (Image.new("RGB", (0, 5)),)), "picture_size", "empty"),
         (Item("<image>" * 20, (RED,) * 60), "placeholders", "60 pictures"),
-        (Item("<image>" * 60, (RED,) * 60), "pictures_too_long", "max_tokens is 256"),
+        (
+            Item("<image>" * 60, (RED,) * 60),
+            "pictures_too_long",
+            "alone take 481 tokens; max_tokens is 256",
+        ),
         (Item("lone \ud800"), "not_unicode", "surrogates not allowed"),
     ],
 )
@@ -159,6 +163,9 @@ def test_truncation_cuts_text_only_and_from_its_end(short: ViPolyQwenProcessor) 
     assert encoded.input_ids.tolist() == [frame.prefixes[Task.OCR], *text[:14], *picture, frame.im_end]
     assert encoded.truncated_tokens == 2 * len(text) + 8 + 2 - 24
     assert encoded.image_starts == (16,)
+    measured = short.measure([f"{long}<image>{long}", "a"], [[RED.size], []], prefixes=[Task.OCR, None])
+    assert measured.tokens.tolist() == [24, short.encode(Item("a")).num_tokens]
+    assert measured.truncated_tokens.tolist() == [encoded.truncated_tokens, 0]
 
 
 def test_truncation_takes_the_earliest_turn_first(tiny_backbone: Path) -> None:

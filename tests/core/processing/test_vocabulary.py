@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from vipolyqwen_core.contract import PREFIX_TOKENS, Task
-from vipolyqwen_core.processing.vocabulary import QWEN2_VL_SPECIAL_TOKENS, Vocabulary, read_vocabulary
+from vipolyqwen_core.processing.vocabulary import (
+    QWEN2_VL_SPECIAL_TOKENS,
+    Vocabulary,
+    decoder_entry,
+    read_vocabulary,
+)
 
 SPELLINGS = (*QWEN2_VL_SPECIAL_TOKENS, *PREFIX_TOKENS.values())
 SENTENCES = (
@@ -75,6 +80,24 @@ def test_windows_line_ends_in_merges_change_nothing(
         assert spoiled.text_tokenizer.encode(text).ids == real.text_tokenizer.encode(text).ids
 
 
+def test_a_merge_may_begin_as_a_comment_does_and_added_tokens_keep_their_ids(tmp_path: Path) -> None:
+    vocabulary = {"a": 0, "#": 1, "##": 2, "#a": 3, "aa": 4}
+    merges = "#version: 0.2\n# #\n# a\na a\n"
+    added = {
+        str(number): decoder_entry(token)
+        for number, token in enumerate(QWEN2_VL_SPECIAL_TOKENS, len(vocabulary))
+    }
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text(merges)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": dict(sorted(added.items()))})  # 10 before 5
+    )
+    small = read_vocabulary(tmp_path)
+    assert small.text_tokenizer.encode("##aa").tokens == ["##", "aa"]
+    assert small.text_tokenizer.encode("#a").tokens == ["#a"]
+    assert [small.special_ids[token] for token in SPELLINGS] == list(range(5, 5 + len(SPELLINGS)))
+
+
 def test_saved_tokenizer_loads_in_transformers(tiny: Vocabulary, tmp_path: Path) -> None:
     tiny.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -85,10 +108,19 @@ def test_saved_tokenizer_loads_in_transformers(tiny: Vocabulary, tmp_path: Path)
     again = read_vocabulary(tmp_path)
     assert again.special_ids == tiny.special_ids
     assert again.tokenizer.to_str() == tiny.tokenizer.to_str()
+    assert again.tokenizer_config == tiny.tokenizer_config
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no tokenizer in"):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b'{"a": ', "{}".encode("utf-16"), b"\xef\xbb\xbf{}"])
+def test_a_damaged_file_of_a_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vocab.json").write_bytes(content)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match=r"vocab\.json is damaged .*; copy the model anew"):
         read_vocabulary(tmp_path)
 
 
