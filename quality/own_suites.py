@@ -20,6 +20,7 @@ import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from inspect import isabstract
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def _of_file(path: Path) -> Suite:
         raise ValueError(f"expectations {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("expectations"), list):
         raise ValueError(f"expectations {path}: expected a mapping with a list `expectations`")
-    name = str(content.get("name", path.stem))
+    name = str(path.stem if (given := content.get("name")) is None else given)
     where = f"expectations {path}, suite {name!r}"
     for key in content:
         if key not in KEYS:
@@ -135,9 +136,9 @@ def _expectation(said: Any, where: str) -> Expectation:
         raise ValueError(f"{where}: expected a mapping with the key `expectation`, given {said!r:.80}")
     name = said["expectation"]
     kind = getattr(classes, _camel(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, Expectation)):
+    if not (isinstance(kind, type) and issubclass(kind, Expectation)) or isabstract(kind):
         raise ValueError(f"{where}, key 'expectation': Great Expectations has no {name!r}")
-    arguments = {key: value for key, value in said.items() if key != "expectation"}
+    arguments = {str(key): value for key, value in said.items() if key != "expectation"}
     try:
         return kind(**{"severity": CRITICAL, **arguments})
     except ValidationError as error:

@@ -135,6 +135,7 @@ def test_a_suite_may_be_for_other_sources(
         ({"table": "rows"}, "key 'table': expected one of pairs, balance"),
         ({"task": "song"}, "key 'task': expected one of text_pair"),
         ({"sources": ["nowhere"]}, "key 'sources': the manifest has no source 'nowhere'"),
+        ({"name": None, "sources": ["x"]}, "suite 'my_suite', key 'sources'"),
         ({"sources": "corpus"}, "key 'sources': expected a list of names"),
         ({"columns": {"x": "LENGTH(nothing) > 3"}}, "key 'columns', x: .*nothing"),
         ({"columns": {"x": "not sql ("}}, "key 'columns', x: "),
@@ -145,7 +146,14 @@ def test_a_suite_may_be_for_other_sources(
         *(({"name": name}, "Data Docs can bear") for name in ("a/b", "a\\b", ".a", "", "ế" * 81)),
         ({"expectations": "all is well"}, "a mapping with a list `expectations`"),
         ({"expectations": ["all is well"]}, "expectation 1: expected a mapping with the key `expectation`"),
-        ({"expectations": [{"expectation": "ExpectMiracles"}]}, "Great Expectations has no 'ExpectMiracles'"),
+        *(
+            ({"expectations": [{"expectation": name}]}, f"Great Expectations has no '{name}'")
+            for name in ("ExpectMiracles", "Expectation")
+        ),
+        (  # what YAML reads of `on: score`
+            {"expectations": [{"expectation": "ExpectColumnValuesToNotBeNull", True: "score"}]},
+            "key 'True': extra fields not permitted",
+        ),
         (
             {"expectations": [{"expectation": "ExpectColumnValuesToNotBeNull", "colum": "score"}]},
             "expectation 1 .ExpectColumnValuesToNotBeNull., .*key 'colum': extra fields not permitted",
