@@ -23,7 +23,7 @@ from quality.predecessors import SCHEMA
 from tests.quality.conftest import sentence
 
 PLACED = ("row", "earlier")
-LONG = "m" * 32
+LONG = "ế" * 32  # characters count, not bytes
 keys = st.integers(0, 12)
 NUM_ROWS = 15
 

@@ -18,7 +18,7 @@ from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
-from vipolyqwen_core.corpus.tagging import preview, tag
+from vipolyqwen_core.corpus.tagging import preview, tag, tag_rows
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
 
@@ -121,6 +121,7 @@ def test_placeholders_stand_where_pictures_belong(
     assert tagged[5]["query"] == "thẻ <image> là gì?"
     assert [side["text"] for side in tagged[5]["negatives"]] == ["sai rồi", "<image>hình", "<image>ảnh"]
     assert tagged[6]["target"] == "<image>hai <image>"
+    assert tagged[6]["negatives"] is None
     assert {line: row["prefix"] for line, row in tagged.items()} == {
         line: PAIRS[line - 1]["task"] for line in tagged
     }
@@ -172,6 +173,25 @@ def test_what_has_not_changed_is_reused(
     layout = moved / "preprocessor_config.json"
     layout.write_text(json.dumps({**json.loads(layout.read_text()), "image_mean": [0.5, 0.5, 0.5]}))
     assert not tag(SOURCE, other, moved, workspace).reused
+    tokenizer = moved / "tokenizer.json"
+    spelled = json.loads(tokenizer.read_text(encoding="utf-8"))
+    spelled["model"]["merges"].pop()
+    tokenizer.write_text(json.dumps(spelled), encoding="utf-8")
+    assert not tag(SOURCE, other, moved, workspace).reused
+    (workspace.tagged("s") / "ledger.parquet").unlink()
+    assert not tag(SOURCE, other, moved, workspace).reused
+
+
+def test_the_ledger_shows_the_first_side_that_cannot_be_tagged(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+    row = pair(1, Task.INSTR, "chào", "hẹp", target_images=[NARROW], negatives=[
+        {"text": "sai", "images": [NARROW]}
+    ])  # fmt: skip
+    tagged, (refused,), num_cut = tag_rows([row], {NARROW: (900, 1)}, processor)
+    assert (tagged, num_cut) == ([], 0)
+    assert (refused["rule"], refused["value"]) == ("picture_size", "<image>hẹp")
 
 
 def test_batches_change_nothing(
@@ -211,13 +231,17 @@ def test_a_preview_shows_pairs_as_they_would_be_tagged_and_writes_nothing(
         '{"data_type": "ocr", "images": ["gone.png"], "question": "q", "answer": "t"}\n'
         "broken\n"
         '{"data_type": "ocr", "images": ["red.png"], "question": "q  &amp;", "answer": "t"}\n'
-        '{"data_type": "instruction", "input": "i", "output": "o"}\n'
+        '{"data_type": "instruction", "input": [{"role": "system", "content": "s  &amp;"},'
+        ' {"role": "user", "content": "i"}], "output": "o"}\n'
     )
     path = str(tmp_path / "a.jsonl")
     source = Source(name="s", format=Format.OWNER_JSONL, paths=(path,), image_root=str(tmp_path))
     before = sorted(tmp_path.iterdir())
     first, second = preview(source, CurationSettings(), tiny_processing, tiny_backbone)
     assert preview(source, CurationSettings(), tiny_processing, tiny_backbone, num_pairs=1) == [first]
+    assert second["history"] == [{"role": "system", "text": "s &"}]
+    small = CurationSettings(max_image_pixels=100)
+    assert preview(source, small, tiny_processing, tiny_backbone) == [second]
     assert (first["line"], first["query"], first["query_images"]) == (3, "<image>q &", [RED])
     assert (first["prefix"], second["prefix"]) == ("ocr", "instr")
     assert first["query_patches"] > 0 == second["query_patches"]

@@ -301,9 +301,48 @@ class TestParallelLines:
         columns = {"query": "2.txt", "target": 0}
         (first, *_) = read_source(self.source(tmp_path, columns=columns))
         assert first.pairs == (RawPair(Task.TEXT_PAIR, "A", "a"),)
-        for wrong in ({"query": "3.txt", "target": 0}, {"query": 9, "target": 0}, {"query": 0}):
+        columns |= {"score": "labels.txt"}
+        (first, *_) = read_source(self.source(tmp_path, columns=columns))
+        assert first.pairs == (RawPair(Task.TEXT_PAIR, "A", "a", score=1.0),)
+        (tmp_path / "11.txt").write_text("e\n")
+        source = self.source(tmp_path, columns={"query": "1.txt", "target": 0})
+        (first, *_) = read_source(replace(source, paths=(str(tmp_path / "11.txt"), source.paths[0])))
+        assert first.pairs == (RawPair(Task.TEXT_PAIR, "a", "e"),)
+        for wrong in (
+            {"query": "3.txt", "target": 0},
+            {"query": 9, "target": 0},
+            {"query": -1, "target": 0},
+            {"query": 0},
+        ):
             with pytest.raises(ValueError, match=r"source 's': columns\."):
                 next(read_source(self.source(tmp_path, columns=wrong)))
+
+    def test_equal_names_in_folders_are_told_apart_and_each_file_has_its_encoding(
+        self, tmp_path: Path
+    ) -> None:
+        for folder, data in (
+            ("vi", "một\r\n \r\nhai\r\n".encode("utf-8-sig")),
+            ("zh", "收据的总额\n\t\n".encode("gb18030")),
+        ):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "a.txt").write_bytes(data)
+        paths = tuple(str(tmp_path / folder / "a.txt") for folder in ("vi", "zh"))
+        keys = {"format": Format.PARALLEL_LINES, "task": Task.TEXT_PAIR, "languages": ("vi", "zh")}
+        pair, lacking = read_source(Source(name="s", paths=paths, **keys))
+        assert (pair.file, pair.pairs) == ("vi/a.txt", (RawPair(Task.TEXT_PAIR, "một", "收据的总额"),))
+        assert lacking.rejection is not None
+        assert (lacking.line, lacking.rejection.rule, lacking.rejection.value) == (3, "missing_line", "hai")
+        columns = {"query": "zh/a.txt", "target": "vi/a.txt"}
+        swapped, lacking = read_source(Source(name="s", paths=paths, columns=columns, **keys))
+        assert swapped.pairs == (RawPair(Task.TEXT_PAIR, "收据的总额", "một"),)
+        assert lacking.rejection is not None
+        assert lacking.rejection.value == "hai"
+        for wrong, message in (
+            ((str(tmp_path / "*" / "a.txt"), paths[0]), "names 2 files; parallel lines need one"),
+            ((*paths, *paths), "need 2 or 3 paths, not 4"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                next(read_source(Source(name="s", paths=wrong, **keys)))
 
 
 def test_scores_are_read_as_files_spell_them(tmp_path: Path) -> None:

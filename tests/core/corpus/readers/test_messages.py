@@ -20,6 +20,7 @@ class TestMessages:
         parts = [{"type": "image", "image": "a"}, {"type": "text", "text": "q"}]
         url = {"type": "image_url", "image_url": {"url": "a"}}
         path = {"type": "image", "image": None, "path": "a"}  # a table has all keys in all parts
+        bare = {"type": "image", "url": "a"}
         rows = [
             {"messages": [{"role": "user", "content": "<image>q"}, answer], "images": ["a"]},
             {
@@ -29,11 +30,12 @@ class TestMessages:
             {"messages": [{"role": "user", "content": parts}, answer]},
             {"messages": [{"role": "user", "content": [url, parts[1]]}, answer]},
             {"messages": [{"role": "user", "content": [path, parts[1]]}, answer]},
+            {"messages": [{"role": "user", "content": [bare, parts[1]]}, answer]},
             {"messages": [{"role": "user", "content": [{"type": "image"}, parts[1]]}, answer], "images": "a"},
         ]
         records = read(tmp_path, "a.jsonl", jsonl(*rows), **self.KEYS)
         pair = RawPair(Task.VQA_MULTI, "<image>q", "t", query_images=("a",))
-        assert [record.pairs for record in records] == [(pair,)] * 6
+        assert [record.pairs for record in records] == [(pair,)] * 7
 
     def test_a_system_turn_of_its_own_comes_first(self, tmp_path: Path) -> None:
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "t"}]
@@ -64,6 +66,23 @@ class TestMessages:
         *refused, answered = read(tmp_path, "a.jsonl", rows, **self.KEYS)
         assert rules(refused) == ["picture_in_answer"] * 3
         assert answered.pairs[0].query_images == ("a", "b", "c")
+        *_, each = read(tmp_path, "a.jsonl", rows, "each", **self.KEYS)
+        assert [pair.query_images for pair in each.pairs] == [("a",), ("a", "b", "c")]
+
+    def test_placeholders_beyond_the_pictures_take_none_from_earlier_questions(self, tmp_path: Path) -> None:
+        turns = [
+            {"role": role, "content": text}
+            for role, text in (("user", "<image><image>q"), ("bot", "t"), ("user", "<image>r"), ("bot", "u"))
+        ]
+        row = jsonl({"messages": turns, "images": ["a", "b"]})
+        (record,) = read(tmp_path, "a.jsonl", row, "each", **self.KEYS)
+        assert [pair.query_images for pair in record.pairs] == [("a", "b")] * 2
+
+    def test_only_tasks_without_pictures_do_without_them(self, tmp_path: Path) -> None:
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "t"}]
+        for task, rule in ((Task.VQA_SINGLE, "no_images"), (Task.INSTR, None)):
+            keys = {**self.KEYS, "task": task}
+            assert rules(read(tmp_path, "a.jsonl", jsonl({"messages": turns}), **keys)) == [rule]
 
     def test_an_answer_without_a_question_leaves_the_others_where_each_is_a_pair(
         self, tmp_path: Path
