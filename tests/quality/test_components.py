@@ -14,6 +14,7 @@ from quality.components import (
     earlier_links,
     link_keys,
     linking_hashes,
+    most_shared,
     name_components,
     near_sides,
 )
@@ -104,6 +105,15 @@ def test_pictures_and_sides_that_link_by_themselves_have_hashes() -> None:
         {"query": LONG[1:], "query_hash": 7, "target_hash": 8},
     )
     assert sorted(linking_hashes(rows, 32).collect().rows()) == [(0, 1), (1, 4), (2, 5), (2, 9)]
+
+
+def test_what_most_rows_have_in_common_counts_rows_and_equal_counts_go_by_the_alphabet() -> None:
+    both = {"query_images": ["a"], "target_images": ["a"]}
+    rows = [{**both, "group_id": "g"}, {**both, "group_id": "h"}, {"group_id": "h"}, {"group_id": "h"}]
+    assert most_shared(pairs(*rows), 32) == ("group_id", "h", 3)
+    assert most_shared(pairs(*rows[:3]), 32) == ("group_id", "h", 2)
+    assert most_shared(pairs({"target": LONG}, {"query": LONG}, {}), 32) == ("text", LONG, 2)
+    assert most_shared(pairs({"query": LONG[1:]}), 32) is None
 
 
 def test_near_texts_are_the_same_key_on_whichever_sides_and_how_often_they_stand(tmp_path: Path) -> None:

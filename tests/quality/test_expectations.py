@@ -24,6 +24,7 @@ from quality.expectations import (
     between,
     curated_suite,
     drift_suite,
+    facts_suite,
     narrow_curated,
     narrow_pairs,
     pairs_suite,
@@ -34,7 +35,7 @@ from quality.expectations import (
 from quality.judge import judge
 from quality.stage_expectations import judge_curated, judge_tagged
 from quality.training_set import build_training_set
-from quality.training_set_expectations import judge_training_set
+from quality.training_set_expectations import judge_training_set, training_facts, training_facts_suite
 from quality.validate import validate
 from tests.quality.conftest import instruction, question, scene
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
@@ -218,6 +219,52 @@ def test_every_kind_of_drift_is_noticed_and_a_steady_source_is_not() -> None:
     assert found(looks(100, "vi", "instr", 40, 0.9, scored=0.8)) == set()
 
 
+LIMITS: dict[str, tuple[float | None, float | None]] = {
+    "rejected_share": (None, 0.2), "duplicate_share": (None, 0.2), "other_share": (None, 0.3),
+    "unexpected_language_share": (None, 0.2), "pairs_ratio": (0.5, 10), "length_ratio": (1 / 1.5, 1.5),
+    "language_drift": (None, 0.25), "task_drift": (None, 0.25), "length_drift": (None, 0.25),
+    "score_drift": (None, 0.25), "scored_drift": (None, 0.25), "top_target_share": (None, 0.6),
+    "positive_share": (0.05, 0.95), "score_deviation": (0.02, None), "largest_source_share": (None, 0.95),
+    "eval_share": (None, 0.5), "tasks_without_evaluation": (0, 0), "split_distance_of_task": (None, 0.25),
+    "split_distance_of_language": (None, 0.25), "split_distance_of_source": (None, 0.25),
+}  # fmt: skip
+
+
+def test_shares_at_their_limits_pass_and_those_beyond_warn() -> None:
+    suites = (facts_suite(languages_declared=True), drift_suite(), balance_suite(), training_facts_suite(200))
+    limited = [one for suite in suites for one in suite.expectations if one.column in LIMITS]
+    assert {one.column for one in limited} == set(LIMITS)
+    table = pl.DataFrame(
+        {
+            name: [value for end, step in zip(ends, (-0.001, 0.001), strict=True) if end is not None
+                   for value in (end, end + step)] + ([None] * 2 if None in ends else [])
+            for name, ends in LIMITS.items()
+        },
+        strict=False,
+    )  # fmt: skip
+    lines = judge([Suite("limits", "facts", limited)], {"facts": table}, None)
+    assert {line["severity"] for line in lines} == {"warning"}
+    for line in lines:
+        num_ends = sum(end is not None for end in LIMITS[line["column"]])
+        assert line["observed"].startswith(f"{num_ends} of {2 * num_ends} unexpected"), line
+    assert {one.column for one in training_facts_suite(199).expectations}.isdisjoint(LIMITS)
+
+
+def test_what_is_told_of_a_training_set_is_counted_on_its_side(tmp_path: Path) -> None:
+    kinds = {"a": ("a", "vi", "instr"), "b": ("b", "other", "ocr")}
+    for split, sources in (("train", "aaabbb"), ("eval", "aa")):
+        rows = [kinds[source] for source in sources]
+        frame = pl.DataFrame(rows, schema=["source", "language", "task"], orient="row")
+        frame.write_ipc(tmp_path / f"{split}.arrow")
+    pl.DataFrame({"row": range(5)}).write_parquet(tmp_path / "index.parquet")
+    assert training_facts(tmp_path) == {
+        "tables_have_schema": False, "index_has_schema": False, "index_rows_off": -1, "num_sources": 2,
+        "largest_source_share": 0.625, "other_share": 0.375, "eval_share": 0.25,
+        "tasks_without_evaluation": 1, "split_distance_of_task": 0.5, "split_distance_of_language": 0.5,
+        "split_distance_of_source": 0.5,
+    }  # fmt: skip
+
+
 def test_a_profile_counts_shares_of_what_is_there_and_both_sides() -> None:
     rows = pl.DataFrame(
         {"language": ["vi", "vi", "vi", "en"], "task": ["text_pair"] * 4, "query_chars": [0, 1, 3, 2],
@@ -290,6 +337,7 @@ def test_a_sound_training_set_passes(training: Workspace) -> None:
         ({"component": pl.lit(None, pl.String)}, "component"),
         ({"split": pl.lit("test")}, "split"),
         ({"query_image_rows": pl.lit(None, pl.List(pl.Int64))}, "pictures_are_placed"),
+        ({"target_image_rows": pl.lit([3], pl.List(pl.Int64))}, "pictures_are_placed"),
         ({"sample_id": pl.lit("one")}, "sample_id"),
         ({"target_tokens": pl.lit(None, pl.Int32)}, "is_complete"),
         ({"more": pl.lit(1)}, "tables_have_schema"),
