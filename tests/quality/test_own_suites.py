@@ -39,6 +39,10 @@ def many_rows():
 
 def nothing():
     return None
+
+
+def elsewhere():
+    return Suite("far", "rows", [])
 """
 
 
@@ -75,12 +79,16 @@ def test_a_column_of_one_name_means_one_thing_in_a_source(write_source, tmp_path
     def suites(sql: str, **changes: object) -> Manifest:
         sources = [write_source([]), write_source([], name="other")]
         files = [write_suite(tmp_path, sources=["corpus"]).rename(tmp_path / "a.yaml")]
+        between = write_suite(tmp_path, columns={}, expectations=[], name="between")
+        files.append(between.rename(tmp_path / "between.yaml"))
         changes = {"columns": {"ends_well": sql}, "name": "second", **changes}
         files.append(write_suite(tmp_path, **changes).rename(tmp_path / "b.yaml"))
         return Manifest(sources=tuple(sources), expectations=tuple(map(str, files)))
 
-    assert len(own_suites(suites("target LIKE '%.'"))) == 2
-    assert len(own_suites(suites("target LIKE '%!'", sources=["other"]))) == 2
+    assert len(own_suites(suites("target LIKE '%.'"))) == 3
+    assert len(own_suites(suites("target LIKE '%!'", sources=["other"]))) == 3
+    with pytest.raises(ValueError, match="suite 'a' needs a name that no other suite has"):
+        own_suites(suites("target LIKE '%.'", name="a"))
     with pytest.raises(ValueError, match="suite 'second', key 'columns': suite 'a' has another 'ends_well'"):
         own_suites(suites("target LIKE '%!'"))
 
@@ -190,6 +198,7 @@ def test_a_key_that_stands_twice_is_refused(write_source, tmp_path: Path) -> Non
         ("suites_of_test:balance", "a built-in suite is called 'balance'; give the function another name"),
         ("suites_of_test:absent", "module suites_of_test has no function absent"),
         ("suites_of_test:nothing", "returned NoneType; expected Suite"),
+        ("suites_of_test:elsewhere", "suite 'far': table 'rows' is none of pairs, balance"),
     ],
 )
 def test_an_entry_that_leads_nowhere_is_named(write_source, entry: str, message: str) -> None:
