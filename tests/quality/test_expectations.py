@@ -161,8 +161,8 @@ def test_answers_that_are_all_alike_and_scores_of_one_kind_are_noticed() -> None
 
     assert found(rows(list(range(100)), [i / 100 for i in range(100)])) == set()
     assert found(rows([1] * 70 + list(range(30)), [None] * 100)) == {"top_target_share"}
-    assert found(rows(list(range(100)), [1.0] * 100)) == {"positive_share", "score_deviation"}
-    assert balance_of_tasks(rows([1] * 40, [1.0] * 40)).collect().is_empty()
+    assert found(rows(list(range(50)), [0.5] * 50)) == {"positive_share", "score_deviation"}
+    assert balance_of_tasks(rows([1] * 49, [1.0] * 49)).collect().is_empty()
 
 
 def test_texts_of_a_corpus_are_no_html_in_the_pages(tmp_path: Path) -> None:
@@ -290,11 +290,12 @@ def test_a_profile_counts_shares_of_what_is_there_and_both_sides() -> None:
 
 
 def test_what_was_seen_is_said_in_words_and_a_metric_that_raised_has_failed() -> None:
-    table = pl.DataFrame({"score": [0.5, None, 3.0], "text": ["a", "b", "c"]})
+    table = pl.DataFrame({"score": [0.5, None, 3.0], "text": ["a", "b", "c"], "turns": [1, 2, 3]})
     expected = [
         between("score", 0.0, 1.0, WARNING),
         between("text", 0.0, 1.0, WARNING),
         ExpectColumnMeanToBeBetween(column="score", max_value=1.0, severity=WARNING),
+        ExpectColumnMeanToBeBetween(column="turns", max_value=2.0, severity=WARNING),
         ExpectColumnValuesToNotBeNull(column="text"),
     ]
     lines = {
@@ -309,6 +310,7 @@ def test_what_was_seen_is_said_in_words_and_a_metric_that_raised_has_failed() ->
             False, "1 of 2 unexpected: 3; expected at least 0 and at most 1",
         ),
         ("expect_column_mean_to_be_between", "score"): (False, "1.75; expected at most 1"),
+        ("expect_column_mean_to_be_between", "turns"): (True, "2"),
         ("expect_column_values_to_not_be_null", "text"): (True, "0 of 3 unexpected"),
     }  # fmt: skip
     assert not raised[0]
