@@ -5,8 +5,10 @@ rank and every resumed run computes the same plan from the same numbers, so noth
 ever stored or sent. Steps do not depend on the number of ranks; chunks do.
 
 Uses: a row whose source weighs w is used floor(w) times an epoch, and once more with probability
-w - floor(w), decided by a hash. Steps: all of an epoch are equally large to within one pair (one group with
-sub-batches) and never larger than `pairs_per_step`: no short last step weighs its few pairs more than others.
+w - floor(w), decided by a hash. Steps: all of an epoch are equally large to within one pair and never larger
+than `pairs_per_step`: no short last step weighs its few pairs more than others. Homogeneous steps are so
+within a task: a task of few pairs has one short step. Sub-batches: steps have equally many groups to within
+one, and the groups of a task equally many pairs.
 """
 
 from collections.abc import Iterator, Mapping

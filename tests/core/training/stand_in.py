@@ -1,6 +1,7 @@
 """A model of a few weights in float64, so that ranks and chunks can be compared to 1e-9."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from vipolyqwen_core.training.plan import Chunk, plan_chunks, read_plan_index
 
 VOCABULARY = 4096
 WIDTH = 6
+OBJECTIVE = ObjectiveSettings(temperature=0.3)
 
 
 class StandIn(nn.Module):
@@ -48,11 +50,15 @@ def step_of(
     chunk_pairs: int,
     planned_ranks: int | None = None,
     num_held: int | None = None,
+    objective: ObjectiveSettings = OBJECTIVE,
+    prefix_dropout: float = 0.0,
+    mined: Path | None = None,
+    **options: Any,
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss of one step over all ranks, and the weights after a step of plain gradient descent at rate 1.
 
     With `planned_ranks` a single process replays the chunks of so many ranks: the same groups of candidates.
-    With `num_held` the chunks after the first so many come twice.
+    With `num_held` the chunks after the first so many come twice. Other options are the engine's.
     """
     training_set, backbone, processing = data
     accelerator = Accelerator(cpu=True)
@@ -63,17 +69,18 @@ def step_of(
         model,
         optimizer.optimizer,
         vision_parameters=list(accelerator.unwrap_model(model).visual.parameters()),
-        objective=ObjectiveSettings(temperature=0.3),
+        objective=objective,
         negatives=negatives,
         max_grad_norm=1e9,
+        **options,
     )
-    index = read_plan_index(training_set / "index.parquet")
+    index = read_plan_index(training_set / "index.parquet", mined)
     ranks = planned_ranks or accelerator.num_processes
     settings = BatchSettings(pairs_per_step=64, chunk_pairs=chunk_pairs)
     chunks = plan_chunks(index, np.array(rows), settings, ranks)
     if planned_ranks is not None:
         chunks = [Chunk((np.concatenate(chunk.rows),), chunk.has_pictures) for chunk in chunks]
-    loader = ChunkLoader(training_set, backbone, processing, prefix_dropout=0.0, seed=0)
+    loader = ChunkLoader(training_set, backbone, processing, prefix_dropout, seed=0, mined=mined)
     loaded = [
         loader[
             ChunkRequest(

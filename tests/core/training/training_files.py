@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task, Turn
-from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import key_hash, sample_id, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
@@ -24,7 +24,7 @@ SOURCE = "shop"
 
 @dataclass(frozen=True)
 class WrittenPair:
-    """A pair; the pictures of its query are named by their place."""
+    """A pair; the pictures of its sides are named by their place."""
 
     task: Task
     query: str
@@ -34,6 +34,8 @@ class WrittenPair:
     history: tuple[Turn, ...] = ()
     negatives: tuple[str, ...] = ()
     score: float | None = None
+    target_pictures: tuple[int, ...] = ()
+    positive_key: str | None = None
 
 
 def write_training_files(
@@ -88,11 +90,12 @@ def _row(
     asked = processor.measure([pair.query], [sizes], [pair.history], [pair.task])
     answers = [pair.target, *pair.negatives]
     prefix = pair.task if pair.task is Task.TEXT_PAIR else None
-    told = processor.measure(answers, prefixes=[prefix] * len(answers))
-    images = [ids[place] for place in pair.pictures]
+    shown = [[pictures[place].size for place in pair.target_pictures], *([] for _ in pair.negatives)]
+    told = processor.measure(answers, shown, prefixes=[prefix] * len(answers))
+    images, target_images = ([ids[place] for place in of] for of in (pair.pictures, pair.target_pictures))
     return {
         "sample_id": sample_id(
-            pair.task, pair.query, pair.target, images, (), list(pair.history), pair.score
+            pair.task, pair.query, pair.target, images, target_images, list(pair.history), pair.score
         ),
         "source": SOURCE,
         "task": pair.task.value,
@@ -101,24 +104,25 @@ def _row(
         "query_images": images,
         "history": [turn._asdict() for turn in pair.history] or None,
         "target": pair.target,
-        "target_images": [],
+        "target_images": target_images,
         "score": pair.score,
+        "positive_key": pair.positive_key,
         "negatives": [{"text": text, "images": []} for text in pair.negatives] or None,
         "file": "rows.jsonl",
         "line": number + 1,
         "item": 0,
         "prefix": pair.task.value,
         "query_hash": side_hash(pair.query, images, list(pair.history)),
-        "target_hash": side_hash(pair.target),
-        "positive_hash": 0,
+        "target_hash": side_hash(pair.target, target_images),
+        "positive_hash": key_hash(pair.positive_key),
         "query_tokens": int(asked.tokens[0]),
         "target_tokens": int(told.tokens.sum()),
         "query_patches": int(asked.patches[0]),
-        "target_patches": 0,
+        "target_patches": int(told.patches.sum()),
         "split": split,
         "component": f"{split}{number}",
         "query_image_rows": list(pair.pictures),
-        "target_image_rows": [],
+        "target_image_rows": list(pair.target_pictures),
         "negative_image_rows": [[] for _ in pair.negatives] or None,
     }
 
