@@ -5,7 +5,7 @@ from typing import Any
 
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.fields import declared, images_of
+from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, look_up, optional, text_of
 from vipolyqwen_core.corpus.text import normalise_text
@@ -79,8 +79,11 @@ def dialogue_pairs(
     whose target it is.
 
     Raises:
-        RecordError: no answer follows a question, or `fields` declares something in a wrong form
+        RecordError: no answer follows a question, the task needs pictures and there are none, or `fields`
+            declares something in a wrong form
     """
+    if task in IMAGE_TASKS and not images:
+        raise RecordError("no_images", f"a dialogue of {task} has no images", list(fields))
     answers = [
         place
         for place, turn in enumerate(turns)

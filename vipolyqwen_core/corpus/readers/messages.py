@@ -6,8 +6,8 @@ from typing import Any
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
-from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, images_of, keys_of
-from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
+from vipolyqwen_core.corpus.readers.fields import images_of, keys_of
+from vipolyqwen_core.corpus.readers.records import RawPair
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required
 
 
@@ -32,6 +32,4 @@ def message_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str
     if system := optional_text(fields, ("system",), "the system turn"):
         turns.insert(0, Turn("system", system))
     images = (*images_of(optional(fields, keys_of(source, "images", "image"))), *inside)
-    if source.task in IMAGE_TASKS and not images:
-        raise RecordError("no_images", f"a dialogue of {source.task} has no images", list(fields))
     return dialogue_pairs(source.task, turns, images, fields, source, dialogue_turns)

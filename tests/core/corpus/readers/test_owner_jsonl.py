@@ -103,6 +103,14 @@ def test_an_earlier_answer_does_not_see_later_pictures(tmp_path: Path, first: st
     assert last.query_images == ("a", "b")
 
 
+def test_pictures_may_stand_in_the_messages_alone(tmp_path: Path) -> None:
+    content = [{"type": "image", "image": "a"}, {"type": "text", "text": "gì?"}]
+    row = {"data_type": "vqa_single", "input": [{"role": "user", "content": content}], "output": "mèo"}
+    assert pairs(tmp_path, row) == (RawPair(Task.VQA_SINGLE, "<image>gì?", "mèo", query_images=("a",)),)
+    bare = {**row, "input": [{"role": "user", "content": "gì?"}]}
+    assert rule_of(tmp_path, bare) == "no_images"
+
+
 def test_optional_fields(tmp_path: Path) -> None:
     row = {
         "data_type": "instruction", "input": "q", "output": "t", "group_id": 7, "key": {"of": "k"},
