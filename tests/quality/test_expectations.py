@@ -162,6 +162,7 @@ def test_answers_that_are_all_alike_and_scores_of_one_kind_are_noticed() -> None
     assert found(rows(list(range(100)), [i / 100 for i in range(100)])) == set()
     assert found(rows([1] * 70 + list(range(30)), [None] * 100)) == {"top_target_share"}
     assert found(rows(list(range(50)), [0.5] * 50)) == {"positive_share", "score_deviation"}
+    assert found(rows(list(range(50)), [0.5, 0.4] * 25)) == set()
     assert balance_of_tasks(rows([1] * 49, [1.0] * 49)).collect().is_empty()
 
 

@@ -33,7 +33,7 @@ from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
-from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, may_pass
+from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_no_answer, may_pass
 from vipolyqwen_core.workspace import Workspace
 
 QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
@@ -212,7 +212,9 @@ def answered(status: int) -> Exception:
     ("cause", "again"),
     [
         (answered(503), True),
+        (answered(500), True),
         (answered(429), True),
+        (answered(408), True),
         (answered(403), False),
         (ConnectionResetError(), True),
         (TimeoutError(), True),
@@ -224,6 +226,22 @@ def answered(status: int) -> Exception:
 )
 def test_only_what_may_pass_is_tried_again(cause: Exception | None, again: bool) -> None:
     assert may_pass(failed(cause)) is again
+
+
+@pytest.mark.parametrize(
+    ("protocol", "status", "failed"),
+    [
+        ("http", 404, False),
+        ("http", 410, False),
+        ("http", 403, True),
+        ("http", 503, True),
+        ("memory", 403, False),
+    ],
+)
+def test_a_server_lacks_a_file_only_where_it_says_so(protocol: str, status: int, failed: bool) -> None:
+    error = answered(status)
+    assert isinstance(error, FileNotFoundError)
+    assert is_no_answer(fsspec.filesystem(protocol), error) is failed
 
 
 class Moody(BaseHTTPRequestHandler):
@@ -321,13 +339,14 @@ def test_a_storage_that_gives_up_midway_ends_the_reading(
         list(records)
 
 
-def test_a_file_that_is_cut_while_it_is_read_does_not_end_there() -> None:
+@pytest.mark.parametrize("kept", [10, 2_500])  # all of the next part is gone, or its end
+def test_a_file_that_is_cut_while_it_is_read_does_not_end_there(kept: int) -> None:
     memory = fsspec.filesystem("memory")
     lines = [json.dumps(row) + "\n" for row in rows_of_texts(4_000)]  # more than one part
     memory.pipe_file("/cut_midway/a.jsonl", "".join(lines).encode())
     records = read_source(texts_at("memory://cut_midway/a.jsonl"))
     assert next(records).pairs
-    memory.pipe_file("/cut_midway/a.jsonl", "".join(lines[:10]).encode())
+    memory.pipe_file("/cut_midway/a.jsonl", "".join(lines[:kept]).encode())
     with pytest.raises(ValueError, match=r"behind line \d+ of a\.jsonl: .* is shorter than it was"):
         list(records)
 
