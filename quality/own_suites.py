@@ -40,6 +40,8 @@ BUILT_IN = frozenset(
     {"validated", "balance", "stages", "pictures", "drift", *(f"task_{t.value}" for t in Task)}
 )
 KEYS = ("name", "table", "task", "sources", "columns", "expectations")
+COLUMN_ARGUMENTS = ("column", "column_A", "column_B", "column_list")
+"""Arguments by which Great Expectations' expectations name the columns that they look at."""
 NAME = r"[^\s./\\][^/\\\n]{0,79}"
 """A name of a suite that its page in Data Docs, a file, can bear."""
 
@@ -179,12 +181,21 @@ def _check_columns(suite: Suite) -> None:
             raise ValueError(f"suite {suite.name!r}, key 'columns': table pairs has {name!r} already")
     known = (*names_of_columns(), *suite.columns)
     for expectation in suite.expectations:
-        column = getattr(expectation, "column", None)
-        if column is not None and column not in known:
-            raise ValueError(
-                f"suite {suite.name!r}, {type(expectation).__name__}, key 'column': table pairs has no"
-                f" {column!r}; it has {_listed(known)}"
-            )
+        for key, column in _columns_of(expectation):
+            if column not in known:
+                raise ValueError(
+                    f"suite {suite.name!r}, {type(expectation).__name__}, key {key!r}: table pairs has no"
+                    f" {column!r}; it has {_listed(known)}"
+                )
+
+
+def _columns_of(expectation: Expectation) -> Iterator[tuple[str, str]]:
+    """The columns that an expectation looks at, each with the argument that names it."""
+    for key in COLUMN_ARGUMENTS:
+        said = getattr(expectation, key, None)
+        for column in said if isinstance(said, (list, tuple)) else (said,):
+            if isinstance(column, str):
+                yield key, column
 
 
 def _check_together(one: Suite, other: Suite) -> None:

@@ -27,6 +27,8 @@ SUITE = {
         },
     ],
 }
+PAIR_EQUAL = "ExpectColumnPairValuesToBeEqual"
+COMPOUND_UNIQUE = "ExpectCompoundColumnsToBeUnique"
 FUNCTIONS = """
 from great_expectations.expectations import ExpectTableRowCountToBeBetween
 
@@ -169,6 +171,14 @@ def test_a_suite_may_be_for_other_sources(
         (
             {"expectations": [{"expectation": "ExpectColumnValuesToNotBeNull", "column": "scores"}]},
             "key 'column': table pairs has no 'scores'; it has sample_id, task",
+        ),
+        (
+            {"expectations": [{"expectation": PAIR_EQUAL, "column_A": "score", "column_B": "scores"}]},
+            "key 'column_B': table pairs has no 'scores'",
+        ),
+        (
+            {"expectations": [{"expectation": COMPOUND_UNIQUE, "column_list": ["sample_id", "scores"]}]},
+            "key 'column_list': table pairs has no 'scores'",
         ),
     ],
 )
