@@ -147,12 +147,15 @@ def _write_docs(context: Any, folder: Path) -> None:
 
 def _list_without_internet(folder: Path) -> None:
     """Let the first page name the others where jQuery, which makes its table, could not be loaded."""
-    pages = sorted(folder.glob("validations/**/*.html"))
+    pages = [page.relative_to(folder) for page in sorted(folder.glob("validations/**/*.html"))]
     links = "".join(
-        f'<li><a href="{quote(page.relative_to(folder).as_posix())}">'
-        f"{escape(page.relative_to(folder).parts[1])}</a></li>"
-        for page in pages
+        f'<li><a href="{quote(page.as_posix())}">{escape(_suite_of(page))}</a></li>' for page in pages
     )
     index = folder / "index.html"
     body, _, rest = index.read_text(encoding="utf-8").rpartition("</body>")
     index.write_text(f"{body}{PLAIN_LIST.format(links=links)}</body>{rest}", encoding="utf-8")
+
+
+def _suite_of(page: Path) -> str:
+    """`validations/SUITE/RUN/TIME/BATCH.html`, where a dot of the suite's name begins another folder."""
+    return ".".join(page.parts[1:-3])
