@@ -94,12 +94,12 @@ def _observed(result: ExpectationValidationResult) -> str:
     seen = result.result
     if "observed_value" in seen:
         return _short(seen["observed_value"]) + _bounds(result)
+    given = seen.get("element_count", 0) - seen.get("missing_count", 0)
     if seen.get("unexpected_count"):
         sample = ", ".join(_short(value)[:40] for value in seen.get("partial_unexpected_list", [])[:3])
-        given = seen["element_count"] - seen.get("missing_count", 0)
         count = f"{seen['unexpected_count']:,} of {given:,} unexpected"
         return f"{count}: {sample}{_bounds(result)}"
-    return f"0 of {seen.get('element_count', 0)} unexpected"
+    return f"0 of {given:,} unexpected"
 
 
 def _short(value: Any) -> str:

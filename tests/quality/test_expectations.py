@@ -291,9 +291,12 @@ def test_a_profile_counts_shares_of_what_is_there_and_both_sides() -> None:
 
 
 def test_what_was_seen_is_said_in_words_and_a_metric_that_raised_has_failed() -> None:
-    table = pl.DataFrame({"score": [0.5, None, 3.0], "text": ["a", "b", "c"], "turns": [1, 2, 3]})
+    table = pl.DataFrame(
+        {"score": [0.5, None, 3.0], "text": ["a", "b", "c"], "turns": [1, 2, 3], "few": [None, None, 1]}
+    )
     expected = [
         between("score", 0.0, 1.0, WARNING),
+        between("few", 0.0, 1.0, WARNING),
         between("text", 0.0, 1.0, WARNING),
         ExpectColumnMeanToBeBetween(column="score", max_value=1.0, severity=WARNING),
         ExpectColumnMeanToBeBetween(column="turns", max_value=2.0, severity=WARNING),
@@ -310,6 +313,7 @@ def test_what_was_seen_is_said_in_words_and_a_metric_that_raised_has_failed() ->
         ("expect_column_values_to_be_between", "score"): (
             False, "1 of 2 unexpected: 3; expected at least 0 and at most 1",
         ),
+        ("expect_column_values_to_be_between", "few"): (True, "0 of 1 unexpected"),
         ("expect_column_mean_to_be_between", "score"): (False, "1.75; expected at most 1"),
         ("expect_column_mean_to_be_between", "turns"): (True, "2"),
         ("expect_column_values_to_not_be_null", "text"): (True, "0 of 3 unexpected"),
