@@ -60,7 +60,8 @@ def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
     backbone = resolve_backbone(recipe.backbone, workspace)
     ViPolyQwenProcessor.from_backbone(backbone, recipe.processing)
     config = known_backbone(backbone)
-    POOLINGS[recipe.model.pooling](config.get_text_config().hidden_size, recipe.model.pooling_heads)
+    hidden_size = config.get_text_config().hidden_size
+    POOLINGS[recipe.model.pooling](hidden_size, recipe.model.pooling_heads)  # or refused
     family = config.model_type
     if (recipe.training.compile_layers or recipe.export.compile_layers) and family != COMPILED_FAMILY:
         raise ValueError(f"backbone {backbone} is a {family!r}, whose layers `compile_layers` does not know")

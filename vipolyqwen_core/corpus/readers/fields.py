@@ -71,7 +71,7 @@ def answers_of(value: Any, what: str) -> tuple[str, ...]:
     `{text: [...]}` is understood, too. Blank ones count only where there is no other, nulls never.
 
     Raises:
-        RecordError: anything else, a list without any too
+        RecordError: anything else, a list that holds none too
     """
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
         value = value["text"]
@@ -80,7 +80,7 @@ def answers_of(value: Any, what: str) -> tuple[str, ...]:
     alternatives = [found for entry in value if (found := _alternative(entry)) is not None]
     texts = Counter(text_of(alternative, what) for alternative in alternatives)
     if not texts:
-        raise RecordError("missing_field", f"{what} is a list without any", value)
+        raise RecordError("missing_field", f"{what} is a list that holds none", value)
     ordered = [text for text, _ in texts.most_common()]
     return tuple(text for text in ordered if text.strip()) or (ordered[0],)
 

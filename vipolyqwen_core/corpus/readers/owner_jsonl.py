@@ -59,9 +59,9 @@ def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) 
     """
     task = _task_of(fields, source)
     images = images_of(optional(fields, ("images", "image")))
-    question = optional(fields, QUERY_KEYS[task])
-    if isinstance(question, list) and task is not Task.TEXT_PAIR:
-        return _dialogue(task, question, images, fields, source, dialogue_turns)
+    messages = optional(fields, QUERY_KEYS[task])
+    if isinstance(messages, list) and task is not Task.TEXT_PAIR:
+        return _dialogue(task, messages, images, fields, source, dialogue_turns)
     if task in IMAGE_TASKS and not images:
         raise RecordError("no_images", f"a sample of {task} has no images", optional(fields, ("images",)))
     question = required(fields, QUERY_KEYS[task])
