@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 """Formats that are opened, whatever a file is called. PostScript, PDF and the like run programs: never."""
@@ -190,7 +190,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _is_turned(image: Image.Image) -> bool:
     """Whether the camera says so: 1 is upright, and 0, which many programs write, says nothing."""
-    return image.getexif().get(0x0112, 1) in range(2, 9)
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
