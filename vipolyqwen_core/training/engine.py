@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vipolyqwen_core.config import Negatives, ObjectiveSettings
 from vipolyqwen_core.contract import Task
@@ -89,6 +90,18 @@ class Engine:
         self.max_grad_norm = max_grad_norm
         self.autocast = autocast
         self.seed = seed
+
+    def settle_buckets(self, chunk: LoadedChunk) -> None:
+        """Let data parallel put gradients into the buckets that it keeps, before the first step.
+
+        It fills them anew after the first exchange, in the order in which gradients came, and the place in a
+        bucket decides in which order the ranks' parts are added up. A run that is resumed must round like one
+        that never stopped. `chunk`: any with a picture, the same whenever the run starts. Nothing is learned.
+        """
+        assert isinstance(self.model, DistributedDataParallel), type(self.model)
+        self.model.train()
+        self._backward(self._embed(chunk, 0, 0).sum())
+        self.optimizer.zero_grad(set_to_none=True)
 
     def step(
         self,

@@ -3,9 +3,11 @@
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.compilation import compile_layers
@@ -16,7 +18,12 @@ from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, 
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.flops import FlopCounter
 from vipolyqwen_core.training.identity import refuse_other_data, trajectory
-from vipolyqwen_core.training.loading import refuse_other_lengths
+from vipolyqwen_core.training.loading import (
+    ChunkLoader,
+    ChunkRequest,
+    LoadedChunk,
+    refuse_other_lengths,
+)
 from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.plan import PlanIndex, TrainingPlan, plan_training, read_plan_index
 from vipolyqwen_core.training.ranks import together
@@ -89,8 +96,17 @@ def prepare(run: TrainingRun) -> Training:
         autocast=autocast_type(settings),
         seed=settings.seed,
     )
+    if isinstance(model, DistributedDataParallel):
+        engine.settle_buckets(_first_pair(run))
     checkpoints = Checkpoints(run.output / CHECKPOINTS_FOLDER, settings.keep_checkpoints, trajectory(run))
     return Training(run, accelerator, plan, model, optimizer, engine, counter, checkpoints)
+
+
+def _first_pair(run: TrainingRun) -> LoadedChunk:
+    """A chunk with the first row of the training set, and with a picture."""
+    recipe = run.recipe
+    loader = ChunkLoader(run.training_set, run.backbone, recipe.processing, 0.0, recipe.training.seed)
+    return loader[ChunkRequest(step=0, epoch=0, rows=np.array([0]), needs_picture=True)]
 
 
 def _warn_of_unused_weights(run: TrainingRun, index: PlanIndex) -> None:

@@ -102,6 +102,18 @@ def test_two_ranks_train_four_continue_and_one_process_finishes(make_run):
     assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
 
 
+def train_at_once_and_in_parts(whole: TrainingRun, killed: TrainingRun) -> list[list[str]]:
+    return [train_in_parts(whole, None), train_in_parts(killed, 3, None)]
+
+
+def test_three_ranks_that_are_killed_continue_to_the_bit(make_run):
+    settings = {"distribution": "data_parallel", "processes": 3}
+    whole, killed = (make_run(name, training=settings) for name in ("whole", "killed"))
+    outcomes = [["done"], ["killed", "done"]]
+    assert run_on_ranks(train_at_once_and_in_parts, 3, whole, killed) == [outcomes] * 3
+    assert losses(killed) == losses(whole)
+
+
 def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
     alone = make_run("alone", batches=STEP)
     train(alone, StopSignal())
