@@ -20,9 +20,23 @@ def follow_move(database: Path, experiment: str, artifacts: Path) -> None:
 
     MLflow would read and write them there: where nothing is any more, or in the workspace of a copy's origin.
     A place that somebody chose for the experiment, such as a bucket, stays.
+
+    Raises:
+        ValueError: the database is damaged, as after a power cut, or cannot be used for another reason
     """
     if not database.is_file():
         return
+    try:
+        _follow_move(database, experiment, artifacts)
+    except sqlite3.DatabaseError as error:
+        reason = f"MLflow's database {database} cannot be used ({error})"
+        if not isinstance(error, sqlite3.OperationalError):  # as where the disk is full
+            reason += ": restore it from a backup"
+        raise ValueError(reason) from error
+
+
+def _follow_move(database: Path, experiment: str, artifacts: Path) -> None:
+    """The same, where the database is there and whole."""
     with closing(sqlite3.connect(database)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if not tables.issuperset(table for table, _ in PLACES):

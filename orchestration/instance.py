@@ -1,9 +1,12 @@
 """Dagster's instance and its settings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import yaml
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from assets.training_set import TRAINING_SET_TAG
 from vipolyqwen_core.corpus.tables import written_aside
@@ -39,13 +42,29 @@ SETTINGS = {
 }
 
 
-def open_instance(workspace: Workspace) -> dg.DagsterInstance:
+@contextmanager
+def open_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
     """The instance of the workspace; its `dagster.yaml` is written where there is none.
 
     A file that is there is somebody's own and stays as it is.
+
+    Raises:
+        ValueError: one of its databases is damaged, as after a power cut, or cannot be used for another
+            reason; Dagster opens some of them late, and names none
     """
-    write_settings(workspace.dagster_home)
-    return dg.DagsterInstance.from_config(str(workspace.dagster_home))
+    home = workspace.dagster_home
+    write_settings(home)
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            yield instance
+    except DatabaseError as error:
+        reason = f"a database of Dagster in {home} cannot be used ({error.orig})"
+        if not isinstance(error, OperationalError):  # as where the disk is full, or another process writes
+            reason += (
+                ": restore the folder from a backup, or move it away, and the next command makes a new one, "
+                "without the history of runs, which no stage needs, and with schedules and sensors off"
+            )
+        raise ValueError(reason) from error
 
 
 def lacking(instance: dg.DagsterInstance) -> list[str]:

@@ -58,6 +58,17 @@ def test_a_command_says_before_any_work_that_the_server_is_silent(
     assert list(place.home.iterdir()) == [place.demo_corpus]  # which stands for a manifest, and is read first
 
 
+def test_a_damaged_database_of_the_workspace_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = Workspace(tmp_path)
+    place.mlflow_database.write_bytes(b"cut off" * 1000)
+    told = rf"{place.mlflow_database} cannot be used \(file is not a database\): restore"
+    with pytest.raises(ValueError, match=told):
+        MlflowResource.of(place).prepare_own()
+
+
 def test_a_stage_says_so_after_mlflow_has_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with mlflow_store(SILENT), pytest.raises(ValueError, match=f"MLflow does not answer at {SILENT}"):

@@ -47,6 +47,19 @@ def test_a_full_disk_leaves_no_half_of_a_dagster_yaml(
     assert not (workspace.dagster_home / "dagster.yaml").exists()
 
 
+@pytest.mark.parametrize("name", ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"])
+def test_a_damaged_database_is_told_with_the_folder(workspace: Workspace, name: str) -> None:
+    @dg.job
+    def corpus() -> None: ...
+
+    with open_instance(workspace):
+        pass
+    (workspace.dagster_home / name).write_bytes(b"cut off" * 1000)
+    told = rf"Dagster in {workspace.dagster_home} cannot be used \(file is not a database\): restore"
+    with pytest.raises(ValueError, match=told), open_instance(workspace) as instance:
+        corpus.execute_in_process(instance=instance)
+
+
 def test_what_a_dagster_yaml_of_an_older_version_lacks_is_named(workspace: Workspace) -> None:
     with open_instance(workspace) as instance:
         assert lacking(instance) == []
