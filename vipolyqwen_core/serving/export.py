@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +29,7 @@ from lancedb.table import Table
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
+from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
@@ -41,6 +44,8 @@ KEPT_VERSIONS: Final = timedelta(days=7)
 version. Files of an older one are removed by the next export that changes something. Not so where another
 model version, a new champion or a rollback, is swapped in: a second copy of the vectors doubles the disk."""
 PARQUET_ROWS: Final = 16_384
+LOCK_FILE: Final = ".lock"
+"""Among the folders of versions, none of which begins with a dot."""
 CONTENT: Final = b"content"
 """Key of the Parquet file's metadata for the digest of the rows that it holds."""
 
@@ -81,8 +86,8 @@ def export(
     """Bring the exported table up to date with a training set under a model version.
 
     Raises:
-        ValueError: there is no training set, no model, the version cannot name a folder, or the table is
-            damaged
+        ValueError: there is no training set, no model, the version cannot name a folder, the table is
+            damaged, or another process exports; names it
     """
     started = time.monotonic()
     if not re.fullmatch(r"\w[\w.+-]*", model_version) or model_version == workspace.lancedb.name:
@@ -90,23 +95,24 @@ def export(
     schema = export_schema(model, model_version)
     folder = workspace.exports / model_version
     parquet = folder / VECTORS_FILE
-    staging: Path | None = None
-    table = _matching_table(workspace.lancedb, schema)
-    if table is None:
-        staging = folder / STAGING
-        table = _staged_table(staging, parquet, schema)
-    with EncodingPool(model, settings) as pool:
-        update = update_table(table, ExportedSides(training_set), pool)
-    metadata = {**schema.metadata, CONTENT: update.content}
-    is_stale = _metadata(parquet) != metadata  # also where the update before this one was killed too soon
-    if update.changed or is_stale or not _is_indexed(table, "text"):
-        _index(table, settings)
-    if is_stale:
-        _write_parquet(table, parquet, metadata)
-    rows, indexed = table.count_rows(), _is_indexed(table, "embedding")
-    digest = schema.metadata[b"model_digest"].decode()
-    current = CurrentExport(model_version, str(model.resolve()), digest, rows, str(parquet))
-    _put_in_use(current, staging, workspace)
+    with _alone(workspace.exports):
+        staging: Path | None = None
+        table = _matching_table(workspace.lancedb, schema)
+        if table is None:
+            staging = folder / STAGING
+            table = _staged_table(staging, parquet, schema)
+        with EncodingPool(model, settings) as pool:
+            update = update_table(table, ExportedSides(training_set), pool)
+        metadata = {**schema.metadata, CONTENT: update.content}
+        is_stale = _metadata(parquet) != metadata  # also where the update before this one was killed too soon
+        if update.changed or is_stale or not _is_indexed(table, "text"):
+            _index(table, settings)
+        if is_stale:
+            _write_parquet(table, parquet, metadata)
+        rows, indexed = table.count_rows(), _is_indexed(table, "embedding")
+        digest = schema.metadata[b"model_digest"].decode()
+        current = CurrentExport(model_version, str(model.resolve()), digest, rows, str(parquet))
+        _put_in_use(current, staging, workspace)
     summary = ExportSummary(
         model_version=model_version,
         rows=rows,
@@ -122,6 +128,20 @@ def export(
     )
     logger.info("exported %s", summary)
     return summary
+
+
+@contextmanager
+def _alone(exports: Path) -> Iterator[None]:
+    """One export at a time: two would both add a row that is missing, and neither delete the other's.
+
+    Raises:
+        ValueError: another process is at it; names it
+    """
+    exports.mkdir(parents=True, exist_ok=True)
+    with (exports / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        if (holder := file_lock(file)) is not None:
+            raise ValueError(f"process {holder} exports into {exports}: wait for it, or stop it")
+        yield
 
 
 def _put_in_use(current: CurrentExport, staging: Path | None, workspace: Workspace) -> None:

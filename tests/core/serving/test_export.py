@@ -22,12 +22,13 @@ from tests.core.small_training_set import SmallPair, picture, some_pairs, write_
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT, Split, Turn
+from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving import export as export_module
 from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import current_model, read_current
-from vipolyqwen_core.serving.export import _vector_index, export
+from vipolyqwen_core.serving.export import LOCK_FILE, _vector_index, export
 from vipolyqwen_core.serving.search import search
 from vipolyqwen_core.serving.table_update import add_rows
 from vipolyqwen_core.workspace import Workspace
@@ -384,6 +385,15 @@ def test_vectors_of_any_dimension_are_indexed(tmp_path: Path, dim: int, kind: st
     assert table.index_stats(index.name).index_type == kind
     (found,) = table.search(vectors[7]).distance_type("cosine").refine_factor(10).limit(1).to_list()
     assert found["embedding"] == pytest.approx(vectors[7].tolist())
+
+
+def test_an_export_beside_another_is_refused(workspace: Workspace, tiny_model_dir: Path) -> None:
+    with (workspace.exports / LOCK_FILE).open("a+", encoding="utf-8") as other:
+        assert file_lock(other) is None
+        with pytest.raises(ValueError, match=f"process {os.getpid()} exports into {workspace.exports}: wait"):
+            export(workspace.training_set, tiny_model_dir, "2", workspace, SETTINGS)
+        assert not (workspace.exports / "2").exists()
+    assert export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS).reused
 
 
 def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
