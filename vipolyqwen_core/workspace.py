@@ -11,6 +11,7 @@ VIPOLYQWEN_ON_FAILURE command that is told of failed runs; default: none
 """
 
 import os
+import re
 import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ MLFLOW_OF_TRAINING = {
 quarter of a minute, not four minutes: metrics are sent again later, and a run that was told to stop cannot
 wait that long."""
 
+MISREAD = re.compile(r"[*?\[$]|%[0-9A-Fa-f]{2}")
+"""What libraries do not take literally in a path."""
 DEFAULT_MLFLOW_PORT = 5000
 MLFLOW_PORT_FILE = "mlflow_port"
 
@@ -50,16 +53,17 @@ class Workspace:
 
     Raises:
         ValueError: the path holds a sign that Polars takes for a pattern: tables would be those of other
-            folders, or none
+            folders, or none. Or one that Great Expectations takes for a variable, or SQLAlchemy for another
+            sign, spelled as in a URL: both would look elsewhere
     """
 
     home: Path
 
     def __post_init__(self) -> None:
-        if any(sign in str(self.home) for sign in "*?["):
+        if MISREAD.search(str(self.home)):
             raise ValueError(
-                f"workspace {self.home}: its path must not hold any of * ? [; choose another folder with "
-                "--home or VIPOLYQWEN_HOME"
+                f"workspace {self.home}: its path must not hold any of * ? [ $, nor % before two hex digits; "
+                "choose another folder with --home or VIPOLYQWEN_HOME"
             )
 
     @property

@@ -35,11 +35,11 @@ def test_variables_that_are_set_take_over_and_dagster_gets_an_absolute_path(
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
 
 
-@pytest.mark.parametrize("name", ["runs [old]", "home*", "what?"])
-def test_a_folder_that_would_be_read_as_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["runs [old]", "home*", "what?", "my%20models", "$HOME"])
+def test_a_folder_whose_name_libraries_do_not_take_literally_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="must not hold"):
         Workspace(tmp_path / name)
-    assert Workspace(tmp_path / "nhà mới (1)").training_set.name == "training_set"
+    assert Workspace(tmp_path / "nhà mới (1) 50%").training_set.name == "training_set"
 
 
 def test_only_a_server_says_where_artifacts_lie() -> None:
