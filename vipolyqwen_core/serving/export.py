@@ -104,8 +104,9 @@ def export(
         with EncodingPool(model, settings) as pool:
             update = update_table(table, ExportedSides(training_set), pool)
         metadata = {**schema.metadata, CONTENT: update.content}
-        is_stale = _metadata(parquet) != metadata  # also where the update before this one was killed too soon
-        if update.changed or is_stale or not _is_indexed(table, "text"):
+        # also where the update before this one was killed too soon
+        is_stale = update.changed or _metadata(parquet) != metadata
+        if is_stale or not _is_indexed(table, "text"):
             _index(table, settings)
         if is_stale:
             _write_parquet(table, parquet, metadata)

@@ -38,7 +38,7 @@ class TableUpdate:
     updated: int
     """Rows that kept their vector but changed their split or their place."""
     deleted: int
-    """Rows of pairs that are gone, and what a killed update had left behind."""
+    """Rows of pairs that are gone, rows that stood there again, and what a killed update had left behind."""
     content: bytes
     """Digest of the rows that the table holds now."""
 
@@ -84,7 +84,7 @@ def update_table(table: Table, sides: ExportedSides, pool: EncodingPool) -> Tabl
     while in_flight:
         encoded += _add_encoded(table, in_flight.popleft(), encoded)
     wanted = np.sort(np.concatenate(identities or [np.empty(0, dtype=np.uint64)]))
-    stale = before.row_ids[~is_among(before.identities, wanted)]
+    stale = before.stale(wanted)
     delete_rows(table, stale)
     content = hashlib.blake2b(wanted.tobytes(), digest_size=16).hexdigest().encode()
     return TableUpdate(encoded, updated, deleted=len(stale) - updated, content=content)
@@ -134,6 +134,12 @@ class Snapshot:
     def knows(self, keys: Hashes) -> np.ndarray:
         """Which rows have a vector in the table, though their split or place may be another."""
         return is_among(keys, self._sorted_keys)
+
+    def stale(self, wanted: Hashes) -> np.ndarray:
+        """Ids of the rows that are not among these sorted identities, and of any that stands there again."""
+        kept = np.zeros(len(self.identities), dtype=bool)
+        kept[np.unique(self.identities, return_index=True)[1]] = True
+        return self.row_ids[~(kept & is_among(self.identities, wanted))]
 
     def vectors(self, keys: Hashes) -> Vectors:
         """Vectors of rows that it knows."""

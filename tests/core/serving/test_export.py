@@ -29,7 +29,7 @@ from vipolyqwen_core.serving import search as search_module
 from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.export import LOCK_FILE, _vector_index, export
-from vipolyqwen_core.serving.search import search
+from vipolyqwen_core.serving.search import open_export, search
 from vipolyqwen_core.serving.table_update import add_rows
 from vipolyqwen_core.workspace import Workspace
 
@@ -112,6 +112,21 @@ def test_where_pairs_only_went_the_parquet_file_loses_them_too(tmp_path: Path, t
     summary = run_export(workspace, tiny_model_dir, pairs=pairs[:-1])
     assert (summary.deleted, summary.encoded, summary.updated, summary.reused) == (2, 0, 0, False)
     assert pq.read_table(summary.parquet).num_rows == 4
+
+
+def test_rows_that_stand_there_again_go_from_table_and_parquet(
+    workspace: Workspace, tiny_model_dir: Path
+) -> None:
+    before = rows_of(workspace)
+    parquet = workspace.exports / "1" / "embeddings.parquet"
+    _, table = open_export(workspace)
+    table.add(table.to_arrow().slice(0, 5))
+    stored = pq.read_table(parquet)
+    pq.write_table(pa.concat_tables([stored, stored.slice(0, 5)]), parquet)
+    summary = export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS)
+    assert (summary.encoded, summary.updated, summary.deleted, summary.rows) == (0, 0, 5, len(before))
+    assert rows_of(workspace) == before
+    assert pq.read_table(parquet).to_pylist() == before
 
 
 def test_another_version_is_swapped_in_at_the_end(
