@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -307,6 +308,23 @@ def _ending_workers(chunks: Any) -> Generator[LoadedChunk]:
         yield from chunks
     finally:
         chunks._shutdown_workers()
+
+
+@contextmanager
+def told_of_workers_later() -> Iterator[None]:
+    """Hold back the error of a worker that dies in the block until its end.
+
+    DataLoader raises it wherever the main thread is. Within an exchange of several steps, such as the save of
+    a checkpoint, a rank would leave one step for another than the others wait in, and none would go on.
+    """
+    deaths: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGCHLD, lambda *death: deaths.append(death))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    if deaths and callable(handler):
+        handler(*deaths[-1])
 
 
 def _outlast_signals(_: int) -> None:

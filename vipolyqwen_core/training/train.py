@@ -28,7 +28,7 @@ from vipolyqwen_core.training.engine import PlannedStep, StepResult
 from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.flops import peak_flops
 from vipolyqwen_core.training.identity import trajectory
-from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
+from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks, told_of_workers_later
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.ranks import is_first, largest, on_any, sums, together
@@ -161,7 +161,8 @@ class Loop:
         is_due = is_best or self._is_due(progress, self.settings.save_steps)
         # a model that has gone wrong must not displace a good one, unless there will be no other occasion
         if self._is_last(progress) or stopped or (is_due and not result.refused):
-            training.checkpoints.save(progress, training.model, training.optimizer)
+            with told_of_workers_later():
+                training.checkpoints.save(progress, training.model, training.optimizer)
         if stopped and not self._is_last(progress):
             saved = training.checkpoints.complete()
             raise StoppedEarly(

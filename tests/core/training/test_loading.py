@@ -6,9 +6,11 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +24,7 @@ from vipolyqwen_core.corpus.image_store import ImageStore, write_images
 from vipolyqwen_core.corpus.tables import arrow_schema, read_arrow, read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
+from vipolyqwen_core.training.checkpoints import Checkpoints
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks, refuse_other_lengths
 from vipolyqwen_core.training.plan import read_plan_index
@@ -176,6 +179,23 @@ def test_workers_leave_when_training_fails_or_one_of_them_does(make_run, trainin
     with pytest.raises(ValueError, match="sample") as failure:
         list(load_chunks(narrow, [request(3)], num_workers=1, pin_memory=False))
     assert not multiprocessing.active_children(), failure
+
+
+def test_a_checkpoint_in_progress_is_written_before_the_death_of_a_worker_is_told(make_run, monkeypatch):
+    """In the middle of its exchanges a rank that leaves them would have the others wait for ever."""
+    run, save = make_run(training={"loader_workers": 1}), Checkpoints.save
+
+    def saved_beside_a_dying_worker(*given):
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        while psutil.Process(worker.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        return save(*given)
+
+    monkeypatch.setattr(Checkpoints, "save", saved_beside_a_dying_worker)
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        train(run, StopSignal())
+    assert (run.output / "checkpoints" / "step_2" / "state.json").is_file()
 
 
 def test_a_worker_needs_no_model_and_gets_no_index(loader):
