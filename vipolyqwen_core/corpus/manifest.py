@@ -106,7 +106,7 @@ class Source:
     score_range: tuple[FiniteFloat, FiniteFloat] = (0.0, 1.0)
     """Lowest and highest score in the file; scaled to [0, 1]."""
     query_text: str | None = None
-    """A fixed question, for pictures that come with an answer only: `image_qa` without a query column."""
+    """The question of rows that have none, as pictures that come with an answer only: `image_qa`."""
     adapter: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
     """`package.module:function`, for format `adapter`: called with the source and a file, yields records."""
     max_rows: Positive | None = None

@@ -6,7 +6,7 @@ from typing import Any
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs
-from vipolyqwen_core.corpus.readers.fields import keys_of
+from vipolyqwen_core.corpus.readers.fields import entries_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required, text_of
 
@@ -38,9 +38,7 @@ def _earlier(fields: Mapping[Key, Any], source: Source) -> list[Turn]:
     history = optional(fields, keys_of(source, "history"))
     if history is None or history == "":
         return turns
-    if not isinstance(history, list):
-        raise RecordError("broken_dialogue", "the history is no list", history)
-    for exchange in history:
+    for exchange in entries_of(history):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise RecordError("broken_dialogue", "the history is no list of [question, answer]", exchange)
         turns.append(Turn("user", text_of(exchange[0], "an earlier question")))

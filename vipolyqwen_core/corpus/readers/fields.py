@@ -36,10 +36,10 @@ def images_of(value: Any) -> tuple[RawImage, ...]:
     """
     if value is None or value == "":
         return ()
-    return tuple(_image_of(entry) for entry in _entries(value))
+    return tuple(_image_of(entry) for entry in entries_of(value))
 
 
-def _entries(value: Any) -> list[Any]:
+def entries_of(value: Any) -> list[Any]:
     """A list as it is, or as a cell of a table spells it in JSON; else a list of the one value."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError, RecursionError):  # a text or the name of a file may begin with a bracket
@@ -99,7 +99,7 @@ def negatives_of(value: Any) -> tuple[RawSide, ...]:
     """
     if value is None or value == "":
         return ()
-    entries = _entries(value)
+    entries = entries_of(value)
     if isinstance(value, str) and not all(isinstance(entry, (str, Mapping)) for entry in entries):
         entries = [value]
     return tuple(_negative_of(entry) for entry in entries)

@@ -6,17 +6,22 @@ from typing import Any
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import answers_of, declared, images_of, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
-from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, required, text_of
+from vipolyqwen_core.corpus.readers.row_fields import (
+    Key,
+    Needs,
+    optional,
+    optional_text,
+    required,
+    text_of,
+)
 
 
 def image_qa_needs(source: Source) -> Needs:
-    """The fields that every row has: pictures, answer, and the question where the manifest fixes none."""
-    question = keys_of(source, "query", "question")
-    is_fixed = source.query_text is not None and "query" not in source.columns
+    """The fields that every row has: pictures, answer, and the question where the manifest gives none."""
     return (
         keys_of(source, "images", "image"),
         keys_of(source, "target", "answer", "answers", "output"),
-        *(() if is_fixed else (question,)),
+        *((_questions(source),) if source.query_text is None else ()),
     )
 
 
@@ -29,20 +34,30 @@ def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: st
         RecordError: pictures, question or answer are missing
     """
     assert source.task is not None, "the manifest demands a task for image_qa"
-    pictures, targets, *question = image_qa_needs(source)
+    pictures, targets, *_ = image_qa_needs(source)
     images = images_of(optional(fields, pictures))
     if not images:
         raise RecordError("no_images", "the row has no picture", sorted(str(key) for key in fields))
     answers = required(fields, targets)
+    query = _query_of(fields, source)
     return [
         RawPair(
             task=source.task,
-            query=text_of(required(fields, question[0]), "the question")
-            if question
-            else str(source.query_text),
+            query=query,
             target=answer,
             query_images=images,
             **declared(fields, source),
         )
         for answer in answers_of(answers, "the answer")
     ]
+
+
+def _questions(source: Source) -> tuple[Key, ...]:
+    return keys_of(source, "query", "question")
+
+
+def _query_of(fields: Mapping[Key, Any], source: Source) -> str:
+    if source.query_text is None:
+        return text_of(required(fields, _questions(source)), "the question")
+    question = optional_text(fields, _questions(source), "the question")
+    return question if question and question.strip() else source.query_text

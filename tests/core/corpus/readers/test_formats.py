@@ -121,6 +121,13 @@ class TestAlpaca:
         (record,) = read(tmp_path, "a.jsonl", jsonl(row), "each", **self.KEYS)
         assert [(pair.query, pair.target) for pair in record.pairs] == [("a", "b"), ("c", "d")]
 
+    def test_a_cell_of_a_table_spells_the_history_in_json(self, tmp_path: Path) -> None:
+        text = 'instruction,output,history\nc,d,"[[""a"", ""b""]]"\nc,d,\nc,d,a: b\n'
+        records = read(tmp_path, "a.csv", text, **self.KEYS)
+        turns = (Turn("user", "a"), Turn("assistant", "b"))
+        assert [pair.history for record in records for pair in record.pairs] == [turns, None]
+        assert rules(records) == [None, None, "broken_dialogue"]
+
     def test_a_broken_element_of_an_array_costs_only_itself(self, tmp_path: Path) -> None:
         rows = [{"instruction": f"i{n}", "output": "o"} for n in range(4)]
         text = json.dumps(rows, indent=2).replace('"i1"', '"i1').replace('"i3",', '"i3",,')
@@ -224,6 +231,11 @@ class TestImageQa:
         row = {"image": "a", "asked": "q", "meta": {"latex": "x^2"}}
         (record,) = read(tmp_path, "b.jsonl", jsonl(row), **keys)
         assert record.pairs[0].query == "q"
+
+    def test_a_row_keeps_its_own_question_beside_a_fixed_one(self, tmp_path: Path) -> None:
+        rows = [{"image": "a", "answer": "t", "question": question} for question in ("q", None, " ")]
+        records = read(tmp_path, "a.jsonl", jsonl(*rows), query_text="Đọc", **self.KEYS)
+        assert [pair.query for record in records for pair in record.pairs] == ["q", "Đọc", "Đọc"]
 
     @pytest.mark.parametrize(
         ("answers", "targets"),
