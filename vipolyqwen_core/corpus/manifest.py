@@ -21,6 +21,7 @@ A manifest that is wrong is refused with the file, the source, the key and what 
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -333,4 +334,7 @@ def _mistakes(error: ValidationError, sources: list[Any]) -> Iterator[str]:
             where, key = "the manifest", ".".join(place)
         given = "" if mistake["type"] in ("missing", "value_error") else f", given {mistake['input']!r:.80}"
         message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "unexpected_keyword_argument":
+            known = fields(Source if place[0] == "sources" else Manifest)
+            message = f"there is no such key, expected one of {', '.join(field.name for field in known)}"
         yield f"{where}, {f'key {key!r}: ' if key else ''}{message}{given}"
