@@ -52,7 +52,7 @@ def own_suites(manifest: Manifest) -> list[Suite]:
     Raises:
         ValueError: names the file or function, the suite, the key and what was expected
     """
-    suites = []
+    suites, places = [], []
     for entry in manifest.expectations:
         if check_name(entry) in BUILT_IN:  # the check would report the built-in suite as well
             raise ValueError(
@@ -61,8 +61,9 @@ def own_suites(manifest: Manifest) -> list[Suite]:
             )
         found = _of_function(entry) if ":" in Path(entry).name else [_of_file(Path(entry))]
         suites += [replace(suite, check=check_name(entry)) for suite in found]
+        places += [f"expectations {entry}, suite {suite.name!r}" for suite in found]
     names = [suite.name for suite in suites]
-    for suite in suites:
+    for suite, where in zip(suites, places, strict=True):
         if names.count(suite.name) > 1 or suite.name in BUILT_IN:
             raise ValueError(f"expectations: suite {suite.name!r} needs a name that no other suite has")
         if not re.fullmatch(NAME, suite.name):
@@ -72,10 +73,8 @@ def own_suites(manifest: Manifest) -> list[Suite]:
             )
         strange = sorted(suite.sources - set(manifest.names))
         if strange:
-            raise ValueError(
-                f"suite {suite.name!r}, key 'sources': the manifest has no source {strange[0]!r}"
-            )
-        _check_columns(suite)
+            raise ValueError(f"{where}, key 'sources': the manifest has no source {strange[0]!r}")
+        _check_columns(suite, where)
     for one, other in combinations(suites, 2):
         _check_together(one, other)
     return suites
@@ -168,24 +167,24 @@ def _columns(said: Any, where: str) -> Iterator[tuple[str, pl.Expr]]:
         yield str(name), value
 
 
-def _check_columns(suite: Suite) -> None:
+def _check_columns(suite: Suite, where: str) -> None:
     """Refuse a column that `pairs` cannot have."""
     if suite.task is not None and suite.table not in ("pairs", "balance"):
-        raise ValueError(f"suite {suite.name!r}, key 'task': table {suite.table} has no rows of a task")
+        raise ValueError(f"{where}, key 'task': table {suite.table} has no rows of a task")
     if suite.table != "pairs":
         if suite.columns:
-            raise ValueError(f"suite {suite.name!r}, key 'columns': only table pairs takes further columns")
+            raise ValueError(f"{where}, key 'columns': only table pairs takes further columns")
         return
     for name in suite.columns:
         if name in names_of_columns():
-            raise ValueError(f"suite {suite.name!r}, key 'columns': table pairs has {name!r} already")
+            raise ValueError(f"{where}, key 'columns': table pairs has {name!r} already")
     known = (*names_of_columns(), *suite.columns)
     for expectation in suite.expectations:
         for key, column in _columns_of(expectation):
             if column not in known:
                 raise ValueError(
-                    f"suite {suite.name!r}, {type(expectation).__name__}, key {key!r}: table pairs has no"
-                    f" {column!r}; it has {_listed(known)}"
+                    f"{where}, {type(expectation).__name__}, key {key!r}: table pairs has no {column!r}; it"
+                    f" has {_listed(known)}"
                 )
 
 

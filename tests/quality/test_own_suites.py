@@ -144,7 +144,7 @@ def test_a_suite_may_be_for_other_sources(
         ({"table": "rows"}, "key 'table': expected one of pairs, balance"),
         ({"task": "song"}, "key 'task': expected one of text_pair"),
         ({"sources": ["nowhere"]}, "key 'sources': the manifest has no source 'nowhere'"),
-        ({"name": None, "sources": ["x"]}, "suite 'my_suite', key 'sources'"),
+        ({"name": None, "sources": ["x"]}, "my_suite.yaml, suite 'my_suite', key 'sources'"),
         ({"sources": "corpus"}, "key 'sources': expected a list of names"),
         ({"columns": {"x": "LENGTH(nothing) > 3"}}, "key 'columns', x: .*nothing"),
         ({"columns": {"x": "not sql ("}}, "key 'columns', x: "),
@@ -169,7 +169,7 @@ def test_a_suite_may_be_for_other_sources(
         ),
         (
             {"expectations": [{"expectation": "ExpectColumnValuesToNotBeNull", "column": "scores"}]},
-            "key 'column': table pairs has no 'scores'; it has sample_id, task",
+            "my_suite.yaml, suite .*key 'column': table pairs has no 'scores'; it has sample_id, task",
         ),
         (
             {"expectations": [{"expectation": PAIR_EQUAL, "column_A": "score", "column_B": "scores"}]},
