@@ -1,7 +1,7 @@
 """Recipes: each is a function that returns all settings of a run.
 
 A recipe of one's own is a function in any importable module, `--recipe package.module:function`, or a JSON
-file as a run writes it, `--recipe recipe.json`.
+file like the part `recipe` of a run's `run.json`, `--recipe recipe.json`.
 """
 
 import importlib

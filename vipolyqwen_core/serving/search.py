@@ -181,7 +181,7 @@ def open_export(workspace: Workspace) -> tuple[CurrentExport, Table]:
             raise ValueError(f"the exported table is gone: {workspace.lancedb} holds no table {TABLE!r}")
         try:
             table = lancedb.connect(workspace.lancedb).open_table(TABLE)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"the exported table cannot be read: {_one_line(error)}") from error
         made_by = table.schema.metadata or {}
         if made_by.get(b"model_digest") == current.model_digest.encode():

@@ -65,7 +65,12 @@ def spoil_versions(table: Path) -> None:
         file.write_bytes(b"")
 
 
-DAMAGES = (lose_rows, spoil_rows, spoil_versions)
+def lose_versions(table: Path) -> None:
+    for file in (table / "_versions").iterdir():
+        file.unlink()
+
+
+DAMAGES = (lose_rows, spoil_rows, spoil_versions, lose_versions)
 """What may happen to the files of a LanceDB table."""
 
 
