@@ -337,4 +337,6 @@ def _mistakes(error: ValidationError, sources: list[Any]) -> Iterator[str]:
         if mistake["type"] == "unexpected_keyword_argument":
             known = fields(Source if place[0] == "sources" else Manifest)
             message = f"there is no such key, expected one of {', '.join(field.name for field in known)}"
+        elif mistake["type"] == "tuple_type":
+            message = "expected a list in brackets"
         yield f"{where}, {f'key {key!r}: ' if key else ''}{message}{given}"

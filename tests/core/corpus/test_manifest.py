@@ -66,6 +66,7 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         ("sources: []", ["at least 1 item"]),
         (SOURCE + ", colums: {}}", ["source 'a'", "'colums'", "no such key", "weight, columns, header"]),
         ("expectation: []\n" + SOURCE + "}", ["manifest, key 'expectation'", "one of sources, expectations"]),
+        (SOURCE + ", languages: vi}", ["'languages'", "expected a list in brackets, given 'vi'"]),
         (SOURCE + ", weight: 0}", ["source 'a'", "'weight'", "greater than 0"]),
         (SOURCE + ", weight: yes}", ["source 'a'", "'weight'", "a number, given true; YAML reads yes"]),
         (SOURCE + ", max_rows: on}", ["source 'a'", "'max_rows'", "a number, given true"]),
