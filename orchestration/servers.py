@@ -1,4 +1,7 @@
-"""The two user interfaces, as child processes that end with this one: Dagster's and MLflow's."""
+"""The two user interfaces, as child processes that end with this one: Dagster's and MLflow's.
+
+Where MLFLOW_TRACKING_URI names a server, that one serves MLflow, and Dagster's alone is started.
+"""
 
 import contextlib
 import os
@@ -21,14 +24,15 @@ STOP_SECONDS = 15
 
 
 def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -> None:
-    """Serve until Ctrl-C, SIGTERM, or until one of the two ends by itself; both end with this process.
+    """Serve until Ctrl-C, SIGTERM, or until one of them ends by itself; all end with this process.
 
     A link is printed once its server answers, which takes seconds, on a busy machine a minute.
 
     Raises:
         ValueError: a port is taken, or one of them ended by itself; names which
     """
-    refuse_taken_ports(**{"--port": port, "--mlflow-port": mlflow_port})
+    own = not is_served(workspace.mlflow_uri)
+    refuse_taken_ports(**{"--port": port, **({"--mlflow-port": mlflow_port} if own else {})})
     with open_instance(workspace) as instance:  # before Dagster starts: its automations would wait for them
         for run_id in close_interrupted_runs(instance):
             console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
@@ -39,8 +43,9 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
                 soft_wrap=True,
                 markup=False,
             )
-    workspace.remember_mlflow_port(mlflow_port)
-    MlflowResource.of(workspace).prepare_own()
+    if own:
+        workspace.remember_mlflow_port(mlflow_port)
+        MlflowResource.of(workspace).prepare_own()
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begin_anew(workspace.home / "ui.log")
@@ -52,8 +57,12 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
             for name, command in commands(workspace, port, mlflow_port).items()
         }
         signal.signal(signal.SIGTERM, _interrupt)
-        console.print("Dagster and MLflow are starting. Ctrl-C stops both.")
-        silent = {"Dagster": port, "MLflow": mlflow_port}
+        if own:
+            console.print("Dagster and MLflow are starting. Ctrl-C stops both.")
+        else:
+            console.print("Dagster is starting. Ctrl-C stops it.")
+            console.print(f"MLflow, by its own server: {workspace.mlflow_uri}", soft_wrap=True, markup=False)
+        silent = {"Dagster": port, **({"MLflow": mlflow_port} if own else {})}
         try:
             while all(server.poll() is None for server in servers.values()):
                 for name in [name for name, number in silent.items() if listens(number)]:
@@ -89,15 +98,15 @@ def listens(port: int) -> bool:
 
 
 def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:
-    """Arguments behind `python -m`."""
-    mlflow = ["mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri, "--port", str(mlflow_port)]
-    mlflow += ["--workers", "1"]
-    if not is_served(workspace.mlflow_uri):
-        mlflow += ["--default-artifact-root", workspace.mlflow_artifacts.as_uri()]
-    return {
-        "Dagster": ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)],
-        "MLflow": mlflow,
-    }
+    """Arguments behind `python -m`; of MLflow none where a server stands before its store."""
+    started = {"Dagster": ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)]}
+    if not is_served(workspace.mlflow_uri):  # `mlflow ui` takes no server for a store
+        started["MLflow"] = [
+            *("mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri),
+            *("--default-artifact-root", workspace.mlflow_artifacts.as_uri()),
+            *("--port", str(mlflow_port), "--workers", "1"),
+        ]
+    return started
 
 
 def stop(servers: list[subprocess.Popen[bytes]]) -> None:

@@ -108,6 +108,23 @@ def test_a_store_of_its_own_is_served_with_the_workspace_artifacts(
     assert f"file://{tmp_path}/mlartifacts" in served["MLflow"]
 
 
+def test_beside_an_mlflow_server_dagster_alone_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.com:5000")
+    workspace = Workspace(tmp_path / "home")
+    monkeypatch.setenv("DAGSTER_HOME", str(workspace.home / "dagster"))
+    assert list(commands(workspace, 3000, 5000)) == ["Dagster"]
+    console = Console(record=True, width=100)
+    with socket.socket() as of_the_server:
+        of_the_server.bind(("127.0.0.1", 0))
+        of_the_server.listen()
+        serve_and_end(workspace, monkeypatch, console, mlflow_port=of_the_server.getsockname()[1])
+    told = console.export_text()
+    assert "Dagster is starting. Ctrl-C stops it." in told
+    assert "http://mlflow.example.com:5000" in told
+
+
 def test_links_lead_to_the_port_that_mlflow_is_served_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,15 +170,20 @@ def test_each_start_begins_a_log_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert "of the last start" not in (workspace.home / "ui.log").read_text()
 
 
-def serve_and_end(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def serve_and_end(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    console: Console | None = None,
+    mlflow_port: int | None = None,
+) -> tuple[int, int]:
     """Serve two modules that do nothing and end; the ports that they were given."""
     monkeypatch.setattr(servers, "commands", lambda *arguments: {"MLflow": ["this"], "Dagster": ["this"]})
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
-        ports = one.getsockname()[1], other.getsockname()[1]
+        ports = one.getsockname()[1], mlflow_port or other.getsockname()[1]
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ValueError, match="ended by itself"):
-        servers.serve(workspace, *ports, Console(quiet=True))
+        servers.serve(workspace, *ports, console or Console(quiet=True))
     signal.signal(signal.SIGTERM, handler)
     return ports
