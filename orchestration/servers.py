@@ -21,6 +21,7 @@ from vipolyqwen_core.training.parent import guarded
 from vipolyqwen_core.workspace import Workspace, is_served
 
 STOP_SECONDS = 15
+OPTIONS = {"Dagster": "--port", "MLflow": "--mlflow-port"}
 
 
 def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -> None:
@@ -31,8 +32,10 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     Raises:
         ValueError: a port is taken, or one of them ended by itself; names which
     """
-    own = not is_served(workspace.mlflow_uri)
-    refuse_taken_ports(**{"--port": port, **({"--mlflow-port": mlflow_port} if own else {})})
+    ports = {"Dagster": port}
+    if own := not is_served(workspace.mlflow_uri):
+        ports["MLflow"] = mlflow_port
+    refuse_taken_ports(**{OPTIONS[name]: number for name, number in ports.items()})
     with open_instance(workspace) as instance:  # before Dagster starts: its automations would wait for them
         for run_id in close_interrupted_runs(instance):
             console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
@@ -62,7 +65,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
         else:
             console.print("Dagster is starting. Ctrl-C stops it.")
             console.print(f"MLflow, by its own server: {workspace.mlflow_uri}", soft_wrap=True, markup=False)
-        silent = {"Dagster": port, **({"MLflow": mlflow_port} if own else {})}
+        silent = dict(ports)
         try:
             while all(server.poll() is None for server in servers.values()):
                 for name in [name for name, number in silent.items() if listens(number)]:
