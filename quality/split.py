@@ -79,16 +79,14 @@ def split_rows(
         rule=pl.when(~has_side).then("decision"),
     )
     side = pl.coalesce("earlier", pl.when(has_side).then("decision").cast(SIDE))
-    known = decided.select(
-        "row", "sample_id", "component", "earlier", rows["content"], rows["pictures"], split=side
+    known = decided.select("row", "sample_id", "component", "earlier", split=side)
+    fresh = known.with_columns(rows["content"], rows["pictures"]).filter(
+        pl.col("earlier").is_null(), pl.col("split").is_not_null()
     )
-    known = known.drop_nulls("split")
-    fresh = pl.concat(
-        [
-            known.filter(pl.col("earlier").is_null()).drop("row", "earlier"),
-            _of_copies(copies, known, names, assignments),
-        ]
-    )
+    del decided  # as `known` below: a retraining knows most rows, and a copy of its tables is half a gigabyte
+    copied = _of_copies(copies, known.drop("earlier").drop_nulls("split"), names, assignments)
+    del known
+    fresh = pl.concat([fresh.select(copied.columns), copied])
     return SplitResult(result.sort("row"), _remember(rows, names, fresh, assignments, predecessors))
 
 
@@ -224,7 +222,8 @@ def _of_copies(
     found = copies.join(known.select("row", "component", "split"), on="row")
     # An equal row of another source has the same id as the one that stays.
     for others in (assignments, known):
-        found = found.join(others.select("sample_id"), on="sample_id", how="anti")
+        same = others.select("sample_id").filter(pl.col("sample_id").is_in(found["sample_id"].implode()))
+        found = found.join(same, on="sample_id", how="anti")
     name = names.gather(found["component"])
     found = found.sort("sample_id", "split", name).unique("sample_id", keep="first")
     pictures = pl.lit([], dtype=PICTURES)  # the same as those of the row that stays, which remembers them
@@ -242,7 +241,8 @@ def _remember(
     known = rows["earlier"].is_not_null()
     order = np.full(assignments.height, -1, dtype=np.int64)
     order[rows["earlier"].filter(known).to_numpy()] = np.flatnonzero(known.to_numpy())
-    stays, held = assignments.filter(pl.Series(order >= 0)), order[order >= 0]
+    stays = assignments.select("sample_id", "split").filter(pl.Series(order >= 0))
+    held = order[order >= 0]
     # A row that is gone from the corpus goes on with those that it counts for.
     gone = assignments.with_row_index("place").filter(pl.Series(order < 0))
     heirs = predecessors.unique("place").join(rows.select("row", "component"), on="row")
