@@ -120,9 +120,8 @@ class Snapshot:
                 keys.append(row_hashes(rows, KEY))
                 identities.append(row_hashes(rows, IDENTITY))
                 row_ids.append(rows["_rowid"].to_numpy())
-        self.identities = np.concatenate(identities)
         self.row_ids = np.concatenate(row_ids)
-        self._sorted_identities = np.sort(self.identities)
+        self._sorted_identities, self._first = np.unique(np.concatenate(identities), return_index=True)
         all_keys = np.concatenate(keys)
         self._places = np.argsort(all_keys)
         self._sorted_keys = all_keys[self._places]
@@ -137,9 +136,8 @@ class Snapshot:
 
     def stale(self, wanted: Hashes) -> np.ndarray:
         """Ids of the rows that are not among these sorted identities, and of any that stands there again."""
-        kept = np.zeros(len(self.identities), dtype=bool)
-        kept[np.unique(self.identities, return_index=True)[1]] = True
-        return self.row_ids[~(kept & is_among(self.identities, wanted))]
+        kept = self._first[is_among(self._sorted_identities, wanted)]
+        return np.delete(self.row_ids, kept)
 
     def vectors(self, keys: Hashes) -> Vectors:
         """Vectors of rows that it knows."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vipolyqwen_core.config import Negatives, ObjectiveSettings
 from vipolyqwen_core.contract import Task
@@ -98,7 +97,6 @@ class Engine:
         bucket decides in which order the ranks' parts are added up. A run that is resumed must round like one
         that never stopped. `chunk`: any with a picture, the same whenever the run starts. Nothing is learned.
         """
-        assert isinstance(self.model, DistributedDataParallel), type(self.model)
         self.model.train()
         self._backward(self._embed(chunk, 0, 0).sum())
         self.optimizer.zero_grad(set_to_none=True)
