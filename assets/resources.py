@@ -143,10 +143,22 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         return client
 
+    def prepare(self) -> None:
+        """Make sure of the store before work is begun that will need it hours later.
+
+        Raises:
+            ValueError: the server does not answer, or the workspace's own database is damaged
+        """
+        self.refuse_silence()
+        self.prepare_own()
+
     def prepare_own(self) -> None:
         """Make the workspace's own store where it has none, and let it name its artifacts where they are.
 
         Any other store stays as it is.
+
+        Raises:
+            ValueError: it is damaged
         """
         artifacts = Path(self.artifacts)
         place = Workspace(artifacts.parent)

@@ -79,14 +79,14 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             same source; names its process
         KeyboardInterrupt: a person stopped it
         ValueError: the manifest or the recipe is wrong, the backbone lacks something, a source cannot be
-            read at all, or MLflow's server does not answer
+            read at all, or MLflow's server does not answer, or its database is damaged
     """
     settings = load_recipe(recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
     from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers: seconds
 
     check_backbone(settings, workspace)
-    MlflowResource.of(workspace).refuse_silence()  # hours before the first stage that needs it
+    MlflowResource.of(workspace).prepare()
     definitions = build_definitions(workspace, sources, recipe)
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
     stages: list[StageOutcome] = []
@@ -115,9 +115,9 @@ def run_rollback(workspace: Workspace, recipe: str, version: int, console: Conso
     Raises:
         FactoryError: there is no such version, or its export failed
         KeyboardInterrupt: a person stopped it
-        ValueError: MLflow's server does not answer
+        ValueError: MLflow's server does not answer, or its database is damaged
     """
-    MlflowResource.of(workspace).refuse_silence()
+    MlflowResource.of(workspace).prepare()
     with open_instance(workspace) as instance:
         close_interrupted_runs(instance)
         loggers = {"patience": patient_logger(instance, console.print)}

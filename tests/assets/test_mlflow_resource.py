@@ -1,7 +1,7 @@
 """A tracking server that is away is named at once, and named in one sentence after MLflow has tried."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -19,6 +19,13 @@ SILENT = "http://127.0.0.1:9"
 
 def store(uri: str) -> MlflowResource:
     return MlflowResource(tracking_uri=uri, artifacts="", ui_url="")
+
+
+def commands(place: Workspace) -> list[Callable[[], object]]:
+    return [
+        lambda: run_factory(place, None, "demo", Console()),
+        lambda: run_rollback(place, "demo", 1, Console()),
+    ]
 
 
 @pytest.fixture
@@ -49,24 +56,23 @@ def test_a_command_says_before_any_work_that_the_server_is_silent(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SILENT)
     place = Workspace(tmp_path / "home")
-    for command in (
-        lambda: run_factory(place, None, "demo", Console()),
-        lambda: run_rollback(place, "demo", 1, Console()),
-    ):
+    for command in commands(place):
         with pytest.raises(ValueError, match=rf"MLflow does not answer at {SILENT}, which .* refused"):
             command()
     assert list(place.home.iterdir()) == [place.demo_corpus]  # which stands for a manifest, and is read first
 
 
-def test_a_damaged_database_of_the_workspace_is_named(
+def test_a_command_names_a_damaged_database_of_the_workspace_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     place = Workspace(tmp_path)
     place.mlflow_database.write_bytes(b"cut off" * 1000)
     told = rf"{place.mlflow_database} cannot be used \(file is not a database\): restore"
-    with pytest.raises(ValueError, match=told):
-        MlflowResource.of(place).prepare_own()
+    for command in commands(place):
+        with pytest.raises(ValueError, match=told):
+            command()
+    assert set(place.home.iterdir()) == {place.demo_corpus, place.mlflow_database}
 
 
 def test_a_stage_says_so_after_mlflow_has_tried(monkeypatch: pytest.MonkeyPatch) -> None:
