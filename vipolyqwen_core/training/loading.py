@@ -6,12 +6,15 @@ This module imports neither the model nor transformers: workers are spawned, and
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing.connection import Listener
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -282,7 +285,12 @@ def load_chunks(
     """The chunks of the requests, in their order, prepared ahead by spawned workers; 0: in this process.
 
     Close it, also where its user fails: workers leave then.
+
+    Raises:
+        ValueError: the folder of temporary files is none through which workers could hand over a chunk
     """
+    if num_workers:
+        refuse_unreachable_workers()
     chunks = iter(
         DataLoader(
             loader,
@@ -295,17 +303,38 @@ def load_chunks(
             worker_init_fn=_outlast_signals,
         )
     )
-    return _ending_workers(chunks) if num_workers else (chunk for chunk in chunks)
+    return _ending_workers(chunks, pin_memory) if num_workers else (chunk for chunk in chunks)
 
 
-def _ending_workers(chunks: Any) -> Generator[LoadedChunk]:
-    """The chunks as they are. Workers are told to leave when it ends, in whatever way.
+def refuse_unreachable_workers() -> None:
+    """Nothing, where processes reach each other by sockets in the folder of temporary files.
+
+    Where its path is too long for one, workers say so, but prepare chunks that never arrive.
+
+    Raises:
+        ValueError: they do not; names the folder
+    """
+    try:
+        Listener(family="AF_UNIX").close()
+    except OSError as error:
+        raise ValueError(
+            f"loader processes cannot be reached through {tempfile.gettempdir()} ({error}): let TMPDIR name "
+            "another folder, of a shorter path"
+        ) from error
+
+
+def _ending_workers(chunks: Any, are_pinned: bool) -> Generator[LoadedChunk]:
+    """The chunks in memory of this process. Workers are told to leave when it ends, in whatever way.
+
+    As they come, each tensor that is not pinned keeps a file open, of which a process may have 1,024 on many
+    a machine: less than the tensors of the chunks that a step holds.
 
     DataLoader would do it when the last reference to it is gone, but an error's traceback has one to the end
     of the process, which then waits for workers whom nobody has told: its SIGTERM is no reason to leave.
     """
     try:
-        yield from chunks
+        for chunk in chunks:
+            yield chunk if are_pinned else deepcopy(chunk)
     finally:
         chunks._shutdown_workers()
 

@@ -6,8 +6,11 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import psutil
@@ -168,6 +171,24 @@ def test_workers_change_nothing(loader):
         assert torch.equal(one.keys.query_hash, other.keys.query_hash)
         if one.packed.pictures is not None:
             assert torch.equal(one.packed.pictures.patches, other.packed.pictures.patches)
+
+
+def test_a_chunk_that_is_held_keeps_no_file_open(loader):
+    def num_open() -> int:
+        return psutil.Process().num_fds()
+
+    with closing(load_chunks(loader, [request(0, 1)] * 12, num_workers=1, pin_memory=False)) as chunks:
+        held, before = [next(chunks)], num_open()
+        held += islice(chunks, 10)
+        assert num_open() < before + len(held) == before + 11
+
+
+def test_a_folder_through_which_workers_cannot_be_reached_is_named(loader, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"  # one of too long a path is as useless, before Python 3.14
+    monkeypatch.setattr(tempfile, "tempdir", str(gone))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)  # else it is remembered
+    with pytest.raises(ValueError, match=f"through {gone} .*: let TMPDIR name another"):
+        load_chunks(loader, [request(0)], num_workers=1, pin_memory=False)
 
 
 def test_workers_leave_when_training_fails_or_one_of_them_does(make_run, training_set, tiny_backbone):
