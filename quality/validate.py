@@ -51,7 +51,7 @@ from quality.row_duplicates import EXACT, NEAR
 from quality.rules import RowRule, first_failure
 from vipolyqwen_core.contract import PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
-from vipolyqwen_core.corpus.image_store import ImageStore, is_stored
+from vipolyqwen_core.corpus.image_store import ImageStore, are_same_pictures, is_stored
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.tables import (
     StageSummary,
@@ -90,7 +90,8 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
     mark = fingerprint(
         STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages, digests
     )
-    if (summary := unchanged_stage(folder, mark)) is not None and _stands(summary, folder):
+    images = curated.details.get("images")
+    if (summary := unchanged_stage(folder, mark)) is not None and _stands(summary, folder, images):
         logger.info("%s: unchanged, %s", source.name, _verdict(summary))
         return summary
     docs = workspace.data_docs / source.name / STAGE
@@ -117,7 +118,7 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
                 "accepted": all(line["severity"] != CRITICAL.value for line in failed),
                 "expectations": lines,
                 "profile": asdict(now),
-                "images": curated.details.get("images"),
+                "images": images,
                 "data_docs": str(docs / "index.html"),
             },
         )
@@ -134,10 +135,18 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
     return summary
 
 
-def _stands(summary: StageSummary, folder: Path) -> bool:
-    """Whether the version that a judgement speaks of is there; if accepted, also named, with its pictures."""
+def _stands(summary: StageSummary, folder: Path, images: dict[str, Any] | None) -> bool:
+    """Whether the version that a judgement speaks of is there; if accepted, also named, with its pictures.
+
+    Pairs name pictures by content: that these lie elsewhere now, the store alone tells.
+
+    Args:
+        images: the pictures of the last curation
+    """
     version = judged_folder(folder, summary)
     if not all(is_whole(version / f"{name}.parquet") for name in ("pairs", "ledger")):
+        return False
+    if not are_same_pictures(summary.details["images"], images):
         return False
     return not summary.details["accepted"] or (
         accepted_folder(folder) == version and is_stored(summary.details["images"])

@@ -100,6 +100,22 @@ def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, t
         assert pictures.n_unique() == 5
 
 
+def test_pictures_that_were_moved_are_named_by_their_new_paths(workspace, write_source, through) -> None:
+    source = write_source([question(i) for i in range(5)], pictures=range(5))
+    before = through(source)
+    records, root = Path(source.paths[0]), Path(source.image_root)
+    (root / "y2026").mkdir()
+    for picture in root.glob("*.png"):
+        picture.rename(root / "y2026" / picture.name)
+    records.write_text(re.sub(r"(\d+\.png)", r"y2026/\1", records.read_text()))
+    after = through(source)
+    assert after.data_version == before.data_version  # pairs name pictures by content
+    store = ImageStore(**accepted_stage(workspace.validated("corpus")).details["images"])
+    origins = store.table(["origin"])["origin"].to_pylist()
+    assert sorted(origins) == [f"y2026/{i}.png" for i in range(5)]
+    assert through(source).reused
+
+
 def test_a_third_of_broken_rows_warns_and_goes_through(workspace, write_source, through) -> None:
     records = [instruction(i) for i in range(20)]
     assert failures(through(write_source(records))) == set()

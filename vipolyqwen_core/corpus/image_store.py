@@ -77,6 +77,20 @@ def is_stored(images: Mapping[str, Any] | None) -> bool:
     return True
 
 
+def are_same_pictures(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two versions of a store (path and version, None: no pictures) tell the same of their pictures.
+
+    A curation that was killed and repeated leaves two such versions. Their bytes are not compared.
+    """
+    if one == other:
+        return True
+    if one is None or other is None or not (is_stored(one) and is_stored(other)):
+        return False
+    columns = [column.name for column in IMAGE_STORE if column.name != "bytes"]
+    first, second = (ImageStore(images["path"], images["version"]).table(columns) for images in (one, other))
+    return bool(first.equals(second))
+
+
 def remove_versions(path: Path, versions: Collection[int]) -> None:
     """Remove replaced versions and the files that no other version needs."""
     lance.dataset(str(path)).cleanup_old_versions(versions=list(versions))
