@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -49,8 +49,10 @@ class Reading:
     """Place and path of the first by rule."""
     judged: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """Place of each of the first pairs, and what the rules look at: the number of pictures, not these."""
+    untaggable: set[int] = field(default_factory=set)
+    """Which of these have more placeholders than pictures."""
     refused: Counter[str] = field(default_factory=Counter)
-    """Rules for rows that would reject some of these."""
+    """Rules for rows, and that of placeholders, which would reject some of these."""
     first_refused: dict[str, str] = field(default_factory=dict)
     """Place of the first by rule."""
 
@@ -70,8 +72,10 @@ def read(source: Source, settings: CurationSettings) -> Reading:
     for record in read_source(source, settings.dialogue_turns):
         _look_up_pictures(record, root, reading)
         reading.records += 1
-        some = record.pairs[: MAX_JUDGED - len(reading.judged)]
-        reading.judged += [(f"{record.file}:{record.line}", _judged_row(pair)) for pair in some]
+        for pair in record.pairs[: MAX_JUDGED - len(reading.judged)]:
+            if _has_too_many_placeholders(pair):
+                reading.untaggable.add(len(reading.judged))
+            reading.judged.append((f"{record.file}:{record.line}", _judged_row(pair)))
         reading.pairs += len(record.pairs)
         reading.tasks.update(pair.task.value for pair in record.pairs)
         if record.rejection is not None:
@@ -98,17 +102,40 @@ def _judged_row(pair: "RawPair") -> dict[str, Any]:
     }
 
 
+def _has_too_many_placeholders(pair: "RawPair") -> bool:
+    """Whether tagging would reject the pair, which it does after the rules for rows."""
+    from vipolyqwen_core.corpus.tagging import repaired_sides
+    from vipolyqwen_core.corpus.text import normalise_text
+
+    row = {
+        "query": normalise_text(pair.query),
+        "query_images": pair.query_images,
+        "history": [{"role": turn.role, "text": normalise_text(turn.text)} for turn in pair.history or ()],
+        "target": normalise_text(pair.target),
+        "target_images": pair.target_images,
+        "negatives": [{"text": normalise_text(s.text), "images": s.images} for s in pair.negatives],
+    }
+    try:
+        repaired_sides(row)
+    except ValueError:
+        return True
+    return False
+
+
 def _judge(reading: Reading, settings: CurationSettings) -> None:
-    """Which of the first pairs the rules for rows would reject."""
+    """Which of the first pairs the rules for rows would reject, and of the others tagging."""
     import polars as pl
 
     from quality.ledger import polars_schema
     from quality.rules import first_failure, row_rules
     from vipolyqwen_core.contract import PAIR
+    from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS
 
     rows = [row for _, row in reading.judged]
     rules = first_failure(pl.DataFrame(rows, schema=polars_schema(PAIR)), row_rules(settings))["rule"]
-    for (place, _), rule in zip(reading.judged, rules, strict=True):
+    for number, ((place, _), rule) in enumerate(zip(reading.judged, rules, strict=True)):
+        if rule is None and number in reading.untaggable:
+            rule = TOO_MANY_PLACEHOLDERS
         if rule is not None:
             reading.refused[rule] += 1
             reading.first_refused.setdefault(rule, place)
@@ -155,7 +182,8 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
                 with console.status("reading"):
                     reading = read(source, recipe.curation)
                 _print_reading(reading, console)
-                rows = preview(source, recipe.curation, recipe.processing, backbone, NUM_PAIRS)
+                rows, refused = preview(source, recipe.curation, recipe.processing, backbone, NUM_PAIRS)
+                _print_refused(refused, console)
                 for row in rows:
                     _print_pair(row, console)
             except ValueError as error:
@@ -185,6 +213,20 @@ def backbone_for_reading(name: str, workspace: Workspace) -> Iterator[Path | str
             yield resolve_backbone(name, Workspace(Path(scratch)))
     else:
         yield resolve_backbone(name, workspace)
+
+
+def _print_refused(lines: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The first pair by rule that tagging would reject. Too many placeholders are counted elsewhere."""
+    from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS
+
+    first = {line["rule"]: line for line in reversed(lines) if line["rule"] != TOO_MANY_PLACEHOLDERS}
+    for rule, line in first.items():
+        place = f"[yellow]{escape(line['file'])}:{line['line']}[/]"
+        console.print(
+            f"  {place} would be rejected as {rule}: {escape(line['reason'])}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_pair(row: Mapping[str, Any], console: Console) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from orchestration.sources_check import _print_reading, print_sources, read
-from vipolyqwen_core.config import CurationSettings, Recipe
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
 from vipolyqwen_core.workspace import Workspace
@@ -102,6 +102,45 @@ def test_pairs_that_the_rules_for_rows_would_reject_are_counted(tmp_path: Path) 
     console = Console(record=True, width=200, file=io.StringIO())
     _print_reading(reading, console)
     assert "2 of the first 3 pairs would be rejected as empty_target: data.jsonl:1" in console.export_text()
+
+
+def test_pairs_that_tagging_would_reject_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    turns = [{"role": role, "content": "<image> gì đây?"} for role in ("user", "assistant", "user")]
+    dialogue = {"messages": [*turns, {"role": "assistant", "content": "Tô phở"}], "images": ["a.png"]}
+    (tmp_path / "data.json").write_text(json.dumps([dialogue]))
+    asked = {"image": "a.png", "answer": "a"}
+    rows = [
+        asked | {"question": "<image>?"},
+        asked | {"question": "<image> &lt;image&gt;?"},
+        asked | {"question": "<image><image>?", "answer": ""},  # which a rule for rows rejects before
+        asked | {"question": "?", "negatives": ["<image>", {"text": "<image>" * 2, "images": ["a.png"]}]},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    reading = read(shop(tmp_path), CurationSettings())
+    assert reading.refused == {"empty_target": 1, "too_many_placeholders": 2}
+    assert reading.first_refused["too_many_placeholders"] == "data.jsonl:2"
+    chats = Source(
+        name="chats",
+        format=Format.MESSAGES,
+        task=Task.VQA_MULTI,
+        paths=(str(tmp_path / "data.json"),),
+        image_root=str(tmp_path),
+    )
+    assert read(chats, CurationSettings()).refused == {"too_many_placeholders": 1}
+
+
+def test_a_pair_whose_pictures_are_too_long_is_named(
+    tmp_path: Path, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    row = {"image": ["a.png"] * tiny_processing.max_tokens, "question": "?", "answer": "a"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    recipe = Recipe(name="short", backbone=str(tiny_backbone), processing=tiny_processing)
+    file = io.StringIO()
+    manifest = Manifest(sources=(shop(tmp_path),))
+    assert print_sources(manifest, recipe, Workspace(tmp_path), Console(width=200, file=file))
+    assert "data.jsonl:1 would be rejected as pictures_too_long: " in file.getvalue()
 
 
 def test_pictures_inside_rows_are_not_kept(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 STAGE = "tagged"
 CODE_VERSION = 1
 """Raise it when the same input gives another result: earlier results are then made anew."""
+TOO_MANY_PLACEHOLDERS = "too_many_placeholders"
+"""The rule under which a row is rejected whose sides `repaired_sides` refuses."""
 BATCH_PAIRS = 4096
 PREVIEW_PAIRS = 3
 
@@ -126,9 +128,9 @@ def tag_rows(
     sides: list[list[RepairedSide]] = []  # query, target, hard negatives of each row
     for number, row in enumerate(rows):
         try:
-            sides.append(_repaired(row))
+            sides.append(repaired_sides(row))
         except ValueError as error:
-            refusals[number] = Rejection("too_many_placeholders", str(error), shorten(row["query"]))
+            refusals[number] = Rejection(TOO_MANY_PLACEHOLDERS, str(error), shorten(row["query"]))
             sides.append([])
     places = [(number, which) for number, some in enumerate(sides) for which in range(len(some))]
     measured = _measure(rows, sides, places, sizes, processor)
@@ -159,10 +161,11 @@ def preview(
     processing: ProcessingSettings,
     backbone: Path | str,
     num_pairs: int = PREVIEW_PAIRS,
-) -> list[Row]:
+) -> tuple[list[Row], list[Row]]:
     """The first pairs of a source as they would be tagged, rows of TAGGED; nothing is written.
 
-    Pairs that could not be tagged, as for a picture that is broken, are passed over.
+    Pairs that could not be tagged on the way to them come second, as rows of LEDGER. Those whose pictures
+    are missing or broken are passed over.
     The language is not detected (null).
 
     Raises:
@@ -171,6 +174,7 @@ def preview(
     root = ImageRoot(source.image_root)
     processor = ViPolyQwenProcessor.from_backbone(backbone, processing)
     shown: list[Row] = []
+    refused: list[Row] = []
     pairs = (
         (record.file, record.line, item, pair)
         for record in read_source(source, curation.dialogue_turns)
@@ -183,11 +187,12 @@ def preview(
         except PictureError:
             continue
         row |= {"source": source.name, "file": file, "line": line, "item": item}
-        tagged, _, _ = tag_rows([row], sizes, processor)
+        tagged, rejected, _ = tag_rows([row], sizes, processor)
         shown += tagged
+        refused += rejected
         if len(shown) >= num_pairs:
             break
-    return shown
+    return shown, refused
 
 
 def _identity(processor: ViPolyQwenProcessor) -> str:
@@ -211,7 +216,7 @@ def _batches(path: Path) -> Iterator[list[Row]]:
             yield batch.to_pylist()
 
 
-def _repaired(row: Row) -> list[RepairedSide]:
+def repaired_sides(row: Mapping[str, Any]) -> list[RepairedSide]:
     """Query, target and hard negatives of a row, with as many placeholders as pictures.
 
     Raises:

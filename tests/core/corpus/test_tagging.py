@@ -237,11 +237,12 @@ def test_a_preview_shows_pairs_as_they_would_be_tagged_and_writes_nothing(
     path = str(tmp_path / "a.jsonl")
     source = Source(name="s", format=Format.OWNER_JSONL, paths=(path,), image_root=str(tmp_path))
     before = sorted(tmp_path.iterdir())
-    first, second = preview(source, CurationSettings(), tiny_processing, tiny_backbone)
-    assert preview(source, CurationSettings(), tiny_processing, tiny_backbone, num_pairs=1) == [first]
+    (first, second), refused = preview(source, CurationSettings(), tiny_processing, tiny_backbone)
+    assert refused == []
+    assert preview(source, CurationSettings(), tiny_processing, tiny_backbone, num_pairs=1) == ([first], [])
     assert second["history"] == [{"role": "system", "text": "s &"}]
     small = CurationSettings(max_image_pixels=100)
-    assert preview(source, small, tiny_processing, tiny_backbone) == [second]
+    assert preview(source, small, tiny_processing, tiny_backbone) == ([second], [])
     assert (first["line"], first["query"], first["query_images"]) == (3, "<image>q &", [RED])
     assert (first["prefix"], second["prefix"]) == ("ocr", "instr")
     assert first["query_patches"] > 0 == second["query_patches"]
