@@ -17,7 +17,7 @@ import dagster as dg
 
 from assets.resources import ManifestResource, WorkspaceResource
 from orchestration.run_process import UNFINISHED, close_interrupted_runs
-from quality.accepted import accepted_folder
+from quality.accepted import accepted_folder, accepted_pictures
 from vipolyqwen_core.config import to_json
 from vipolyqwen_core.corpus.manifest import Manifest, Source
 
@@ -113,7 +113,8 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
     """Once every source has a version that passed its checks, and one of them is new, the model is trained.
 
     So it is where the manifest has other sources than before, or gives one another weight, place or
-    `off_limits`: their tables stay the same, the training does not.
+    `off_limits`: their tables stay the same, the training does not. Where pictures have other paths than
+    before, it is the other way round: training stands, and the exported table names the new paths.
 
     It waits for runs of `corpus` that are under way, so that ten new sources train one model and not ten, and
     for the run of `model` that is: what is new by then is trained after it.
@@ -140,8 +141,12 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
             busy = dg.RunsFilter(job_name=job, statuses=BUSY)
             if runs := context.instance.get_runs(filters=busy, limit=1):
                 return dg.SkipReason(f"waiting for run {runs[0].run_id[:8]} of {job}, which is under way")
-        versions = {name: folder.name for name, folder in accepted.items() if folder is not None}
-        trained_on = [(s.name, versions[s.name], s.weight, s.off_limits) for s in described.sources]
+        versions = {
+            name: (folder.name, accepted_pictures(place.validated(name)))
+            for name, folder in accepted.items()
+            if folder is not None
+        }
+        trained_on = [(s.name, *versions[s.name], s.weight, s.off_limits) for s in described.sources]
         state = digest(json.dumps(trained_on))
         if not cursor.is_due("model", state, "model", context.instance):
             return dg.SkipReason("no source has a new accepted version, nor another use in the manifest")

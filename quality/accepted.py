@@ -27,6 +27,13 @@ def accepted_stage(folder: Path) -> StageSummary | None:
     return None if version is None else read_stage(version)
 
 
+def accepted_pictures(folder: Path) -> int | None:
+    """The version of the image store that the accepted version of a source points into; None: no pictures."""
+    stage = accepted_stage(folder)
+    images = None if stage is None else stage.details.get("images")
+    return None if images is None else int(images["version"])
+
+
 def judged_folder(folder: Path, judgement: StageSummary) -> Path:
     """The folder of the version that the last judgement of a source speaks of, accepted or not."""
     return folder / (judgement.data_version if judgement.details["accepted"] else CANDIDATE)

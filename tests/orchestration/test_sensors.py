@@ -17,6 +17,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from orchestration.definitions import build_definitions
 from orchestration.run_process import PROCESS_TAG, process_tags
 from orchestration.sensors import MAX_TIMES, PAUSE_SECONDS, RELOAD, STATE_TAG
+from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -165,6 +166,26 @@ def test_the_model_is_trained_anew_where_the_manifest_changes_the_use_of_a_sourc
     second = tick(place, "accepted_data", instance, first.cursor)
     assert len(second.run_requests) == 1
     assert tick(place, "accepted_data", instance, second.cursor).run_requests == []
+
+
+def test_pictures_with_other_paths_are_exported_anew(place: Workspace) -> None:
+    """Their rows are the same, and so is the accepted version."""
+
+    def accept_pictures(version: int) -> None:
+        details = {"images": {"path": str(place.images("receipts")), "version": version}}
+        folder = place.validated("receipts") / "1"
+        folder.mkdir(exist_ok=True)
+        StageSummary("validated", "", "1", 1, 1, {}, details=details).write(folder)
+
+    instance = dg.DagsterInstance.ephemeral()
+    for source in ("letters", "receipts"):
+        accept(place, source, "1")
+    accept_pictures(1)
+    first = tick(place, "accepted_data", instance, None)
+    assert len(first.run_requests) == 1
+    assert tick(place, "accepted_data", instance, first.cursor).run_requests == []
+    accept_pictures(2)
+    assert len(tick(place, "accepted_data", instance, first.cursor).run_requests) == 1
 
 
 def test_the_model_waits_for_runs_of_corpus(place: Workspace) -> None:
