@@ -228,7 +228,7 @@ def _decide(
         facts.filter(~pl.col("dropped")),
         names,
         recipe.split,
-        lambda members: _what_links(rows, members, sources, recipe.curation),
+        lambda members: _what_links(rows, members, predecessors["row"], sources, recipe.curation),
     )
     replaced = copies_of_rows(facts, copies, dropped)
     result = split_rows(facts, names, assignments, predecessors, replaced, recipe.split)
@@ -240,16 +240,29 @@ def _decide(
 
 
 def _what_links(
-    rows: pl.LazyFrame, members: pl.Series, sources: list[AcceptedSource], settings: CurationSettings
+    rows: pl.LazyFrame,
+    members: pl.Series,
+    replacing: pl.Series,
+    sources: list[AcceptedSource],
+    settings: CurationSettings,
 ) -> str:
-    """What most of the rows with these numbers have in common, for a person."""
+    """What most of the rows with these numbers have in common, for a person.
+
+    Args:
+        replacing: rows that take after others which are gone, and have the links of these
+    """
     linked = rows.filter(pl.col("row").is_in(members.cast(pl.Int64).implode()))
     most = most_shared(linked, settings.min_linking_chars)
     if most is None:  # texts that are too short, and no group
         return "an earlier training set linked them"
     kind, value, count = most
     if count == 1:
-        return "no two of them share a picture, a group_id or a text, they are near copies in a chain"
+        nothing = "no two of them share a picture, a group_id or a text"
+        if not (earlier := members.is_in(replacing.implode()).sum()):
+            return f"{nothing}, they are near copies in a chain"
+        return (
+            f"{nothing}, but {earlier} stand in the place of earlier rows that are gone, and have their links"
+        )
     common = f"{count} of them share the {kind} {_shown(kind, value, sources)}"
     chained = "the others are linked to these in chains, by near copies or other things in common"
     return common if count == len(members) else f"{common}, {chained}"

@@ -374,3 +374,15 @@ def test_what_links_too_many_rows_is_named(workspace, write_source, build, monke
     ]
     with pytest.raises(ValueError, match=r"7 of 37 rows.*: no two of them share .* near copies in a chain"):
         build(write_source(chain + [instruction(i) for i in range(10, 40)], "chain"))
+
+
+def test_a_chain_through_rows_that_are_gone_is_named(workspace, write_source, build, monkeypatch) -> None:
+    """As where each picture was that of the row before, and is put right."""
+    monkeypatch.setattr("quality.split.SMALL_COMPONENT", 5)
+    rows = [question(i) | {"output": sentence(i)} for i in range(7)] + [instruction(i) for i in range(10, 40)]
+    build(write_source(rows, pictures=range(7)))
+    rows[:7] = [row | {"images": [f"{(i + 1) % 7}.png"]} for i, row in enumerate(rows[:7])]
+    with pytest.raises(
+        ValueError, match=r"7 of 37 rows.*: no two .* but 7 stand in the place of earlier rows"
+    ):
+        build(write_source(rows))
