@@ -84,10 +84,10 @@ class Suite:
     """Further columns of `pairs`, out of those of the contract's TAGGED."""
 
     def digest(self) -> str:
-        """Changes with anything that the suite says."""
+        """Changes with anything that the suite says, and with the check that says it."""
         said = [expectation.configuration.to_json_dict() for expectation in self.expectations]
         columns = {name: _spelled(value) for name, value in self.columns.items()}
-        return fingerprint(self.name, self.table, self.task, said, columns)
+        return fingerprint(self.name, self.table, self.task, self.check, said, columns)
 
 
 def _spelled(column: pl.Expr) -> str | bytes:

@@ -1,10 +1,13 @@
 """Suites of one's own: read from YAML and Python, judged with the others, refused where they are wrong."""
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
 
+from assets.findings import suite_holds
 from quality.accepted import accepted_folder
 from quality.curate import curate
 from quality.own_suites import own_suites
@@ -77,6 +80,18 @@ def test_a_column_that_changes_changes_its_suite(write_source, tmp_path, before:
     assert digest(before) != digest(after)
 
 
+def test_a_suite_with_another_limit_task_or_file_is_another_one(write_source, tmp_path: Path) -> None:
+    def digest(path: Path) -> str:
+        return own_suites(manifest_of(write_source([]), path))[0].digest()
+
+    first = digest(write_suite(tmp_path, name="mine"))
+    assert digest(write_suite(tmp_path, name="mine")) == first
+    limit = {**SUITE["expectations"][1], "max_value": 30}
+    for changes in ({"expectations": [SUITE["expectations"][0], limit]}, {"task": "ocr"}):
+        assert digest(write_suite(tmp_path, name="mine", **changes)) != first
+    assert digest(write_suite(tmp_path, name="mine").rename(tmp_path / "other.yaml")) != first
+
+
 def test_a_column_of_one_name_means_one_thing_in_a_source(write_source, tmp_path: Path) -> None:
     def suites(sql: str, **changes: object) -> Manifest:
         sources = [write_source([]), write_source([], name="other")]
@@ -102,7 +117,7 @@ def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
     source = write_source([instruction(i) for i in range(6)] + [question(0)], pictures=[0])
     curate(source, CurationSettings(), workspace)
     tag(source, tiny_processing, tiny_backbone, workspace)
-    manifest = manifest_of(source, write_suite(tmp_path, name="ends.v1"))
+    manifest = manifest_of(source, write_suite(tmp_path, name="ends.v1 #<1>"))
     summary = validate(source, workspace, own_suites(manifest))
     lines = [line for line in summary.details["expectations"] if line["check"] == "my_suite"]
     assert [(line["column"], line["severity"], line["success"]) for line in lines] == [
@@ -110,7 +125,15 @@ def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
         ("target_chars", "warning", False),
     ]
     assert summary.details["accepted"]
-    assert ">ends.v1</a></li>" in Path(summary.details["data_docs"]).read_text(encoding="utf-8")
+    page = Path(summary.details["data_docs"]).read_text(encoding="utf-8")
+    link = re.search(r'<a href="([^"#<]*)">ends\.v1 #&lt;1&gt;</a></li>', page)
+    assert (Path(summary.details["data_docs"]).parent / unquote(link[1])).is_file()
+
+    # Under the name of its file a suite reports, whatever its own name is.
+    renamed = write_suite(tmp_path, name="ends.v1 #<1>").rename(tmp_path / "renamed.yaml")
+    validate(source, workspace, own_suites(manifest_of(source, renamed)))
+    finding = suite_holds(workspace.validated("corpus"), "renamed")
+    assert (finding.facts["expectations"], finding.facts["failed"]) == (2, 1)
 
     manifest = manifest_of(source, write_suite(tmp_path), "suites_of_test:many_rows")
     summary = validate(source, workspace, own_suites(manifest))
