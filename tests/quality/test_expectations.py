@@ -92,6 +92,9 @@ def test_a_sound_source_passes_at_each_stage(tagged) -> None:
         assert (workspace.data_docs / "corpus" / stage / "index.html").is_file()
 
 
+TURNS = pl.lit([{"role": role, "text": "x" * 200} for role in ["user", "assistant"] * 51])
+
+
 @pytest.mark.parametrize(
     ("spoilt", "suites", "column", "severity"),
     [
@@ -104,20 +107,27 @@ def test_a_sound_source_passes_at_each_stage(tagged) -> None:
         ({"query": pl.lit(" ")}, ("curated", "validated"), "query_has_content", "critical"),
         ({"target": pl.lit(" ")}, ("curated", "validated"), "target_has_content", "critical"),
         ({"score": pl.lit(1.5, pl.Float32)}, ("curated", "validated"), "score", "critical"),
+        ({"score": pl.lit(-0.5, pl.Float32)}, ("curated", "validated"), "score", "critical"),
         ({"target": pl.col("query")}, ("curated", "validated"), "answer_in_query", "critical"),
         ({"query": pl.lit("x " * 20_000)}, ("curated",), "query_chars", "warning"),
         ({"target": pl.lit("x " * 20_000)}, ("curated",), "target_chars", "warning"),
+        ({"history": TURNS}, ("curated",), "turns", "warning"),
+        ({"history": TURNS}, ("curated",), "query_chars", "warning"),
         ({"prefix": pl.lit("ocr")}, ("tagged", "validated"), "prefix_is_task", "critical"),
         ({"query_hash": pl.lit(0, pl.UInt64)}, ("tagged", "validated"), "has_hashes", "critical"),
+        ({"target_hash": pl.lit(0, pl.UInt64)}, ("tagged", "validated"), "has_hashes", "critical"),
         ({"query": pl.lit("no picture here")}, ("tagged",), "placeholders_match", "warning"),
         ({"query": pl.lit("no picture here")}, ("validated",), "placeholders_match", "critical"),
         ({"query_tokens": pl.lit(0, pl.Int32)}, ("tagged",), "query_tokens", "warning"),
         ({"query_tokens": pl.lit(0, pl.Int32)}, ("validated",), "query_tokens", "critical"),
         ({"target_tokens": pl.lit(0, pl.Int32)}, ("tagged",), "target_tokens", "warning"),
         ({"target_tokens": pl.lit(0, pl.Int32)}, ("validated",), "target_tokens", "critical"),
+        ({"target_images": pl.lit(["a"])}, ("validated",), "placeholders_match", "critical"),
         ({"query_images": pl.lit(None)}, ("task_vqa_single",), "query_pictures", "critical"),
+        ({"query_images": pl.lit(["a"] * 17)}, ("task_vqa_single",), "query_pictures", "warning"),
         ({"target": pl.lit("x")}, ("task_instr",), "target_chars", "warning"),
         ({"score": pl.lit(None)}, ("task_text_pair",), "score", "warning"),
+        ({"score": pl.lit(0.0)}, ("task_text_pair",), "score", "warning"),
     ],
 )
 def test_each_defect_is_found(
@@ -181,14 +191,14 @@ def test_texts_of_a_corpus_are_no_html_in_the_pages(tmp_path: Path) -> None:
 def test_small_and_lost_pictures_are_noticed() -> None:
     table = pl.DataFrame(
         {
-            "image_id": ["a", "a"], "width": [8, 30], "height": [20, 0], "aspect": [0.4, 300.0],
+            "image_id": ["a", "a"], "width": [0, 30], "height": [20, 0], "aspect": [0.4, 300.0],
             "phash": ["0" * 16, "0"], "reencoded": [1, 1],
         }
     )  # fmt: skip
     found = failures(judge([pictures_suite()], {"pictures": table}, None))
     assert {(column, severity) for _, column, severity in found} >= {
-        ("image_id", "critical"), ("height", "critical"), ("phash", "critical"),
-        ("width", "warning"), ("aspect", "warning"), ("reencoded", "warning"),
+        ("image_id", "critical"), ("width", "critical"), ("height", "critical"), ("phash", "critical"),
+        ("width", "warning"), ("height", "warning"), ("aspect", "warning"), ("reencoded", "warning"),
     }  # fmt: skip
 
 

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,41 @@ def test_a_picture_that_kills_its_process_is_the_only_one_lost(pool: PicturePool
     assert rules(list(pool.load(pictures))) == [None] * 40
 
 
+def test_no_more_pictures_are_taken_than_may_wait(
+    pool: PicturePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, taken = file_of(scene(1)), []
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+
+    def taking(picture: bytes | Path) -> Iterator[bytes | Path]:
+        taken.clear()
+        for _ in range(200):
+            taken.append(picture)
+            yield picture
+
+    def taken_at_each(picture: bytes | Path) -> list[int]:
+        return [len(taken) for _ in islice(pool.load(taking(picture)), 20)]
+
+    # Two processes, each with 4 groups of 8 pictures, and the group that is next.
+    assert taken_at_each(path) == [72] * 8 + [80] * 8 + [88] * 4
+    monkeypatch.setattr(picture_pool, "GROUP_BYTES", 2 * len(data))
+    monkeypatch.setattr(picture_pool, "BYTES_AHEAD", 6 * len(data))
+    assert taken_at_each(data) == [number for number in range(8, 28, 2) for _ in range(2)]
+
+
+def test_a_picture_for_which_there_is_not_enough_memory_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(picture_pool, "decode_picture", too_large)
+    assert rules(picture_pool._load([file_of(scene(1))], MAX_PIXELS)) == ["broken_image"]
+    monkeypatch.setattr(Path, "read_bytes", too_large)
+    assert rules(picture_pool._load([tmp_path / "x.png"], MAX_PIXELS)) == ["unreadable_image"]
+
+
 def workers_of(executor: ProcessPoolExecutor | None) -> list[psutil.Process]:
     assert executor is not None
     return [psutil.Process(pid) for pid in executor._processes]
@@ -163,17 +200,33 @@ def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
     assert turns[4:] == ["taken", "left"]
 
 
-def test_closing_early_leaves_nothing_behind() -> None:
-    pool = PicturePool(MAX_PIXELS, num_workers=1)
+def test_workers_leave_ctrl_c_to_their_caller(pool: PicturePool) -> None:
+    loaded = pool.load(file_of(scene(number)) for number in range(200))
+    first = next(loaded)
+    workers = workers_of(pool._executor)
+    for worker in workers:
+        worker.send_signal(signal.SIGINT)
+    assert rules([first, *loaded]) == [None] * 200
+    assert workers_of(pool._executor) == workers
+
+
+def test_closing_early_leaves_nothing_behind(tmp_path: Path) -> None:
+    pool = PicturePool(MAX_PIXELS, tmp_path, num_workers=1)
+    assert rules(list(pool.load([Deadly("x"), file_of(scene(1))]))) == [CRASHED, None]
     loaded = pool.load(file_of(scene(number)) for number in range(500))
     assert next(loaded).image is not None
-    workers = workers_of(pool._executor)
+    workers = [*workers_of(pool._executor), *workers_of(pool._lone)]
+    assert Path(pool._scratch.name).parent == tmp_path
     pool.close()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
     assert not Path(pool._scratch.name).exists()
     with pytest.raises((RuntimeError, CancelledError)):
         list(loaded)
+    unused = PicturePool(MAX_PIXELS, num_workers=1)
+    unused.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        next(unused.load([file_of(scene(1))]))
 
 
 PROGRAM = """

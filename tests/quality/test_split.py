@@ -107,11 +107,24 @@ def test_three_retrainings(growth: list[list[int]], share: float, seed: int, mos
         assignments, earlier = result.assignments, now
 
 
-def test_the_outcome_does_not_depend_on_the_order_of_rows() -> None:
-    rows, names = corpus([i // 2 for i in range(200)])
+@pytest.mark.parametrize("most", [12, 200])
+def test_the_outcome_depends_neither_on_the_order_of_rows_nor_on_how_many_names_are_spelled_at_once(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some rows that join find room, and where new components of two languages do."""
+    assignments = remembered(dict.fromkeys(range(0, 40, 4), "eval"))
+    rows, names = corpus([i // 4 for i in range(400)], assignments=assignments)
+    rows = rows.with_columns(
+        language=pl.when(pl.col("row") % 2 == 0).then(pl.lit("vi")).otherwise(pl.lit("zh"))
+    )
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=4)
-    split = SplitSettings(eval_share=0.2)
-    assert decide(rows, names, split).rows.equals(decide(shuffled, names, split).rows)
+    split = SplitSettings(eval_share=0.2, max_eval_pairs=most)
+    result = decide(rows, names, split, assignments)
+    assert result.rows["rule"].null_count() == (400 if most == 200 else 372)
+    monkeypatch.setattr("quality.split.ORDERED_AT_ONCE", 7)
+    again = decide(shuffled, names, split, assignments)
+    assert again.rows.equals(result.rows)
+    assert again.assignments.equals(result.assignments)
 
 
 def test_the_share_holds_in_each_stratum_and_another_seed_chooses_others() -> None:
@@ -241,9 +254,9 @@ def test_what_was_ever_linked_to_a_row_that_trained_never_evaluates(
 
 
 def test_a_copy_is_remembered_with_the_side_of_the_row_that_stays() -> None:
-    rows, names = corpus([1, 2, 3, 4])
+    rows, names = corpus([1, 2, 3, 4, 5])
     copies = pl.DataFrame(
-        {"row": [0, 1, 2, 3, 3], "sample_id": [10, 11, 12, 12, 3], "content": [0, 7, 0, 0, 0]},
+        {"row": [0, 1, 2, 3, 3, 0], "sample_id": [10, 11, 12, 12, 3, 4], "content": [0, 7, 0, 0, 0, 0]},
         schema=NO_COPIES.schema,
     )
     assignments = remembered({0: "train", 1: "eval", 2: "eval", 3: "train"})
@@ -253,7 +266,7 @@ def test_a_copy_is_remembered_with_the_side_of_the_row_that_stays() -> None:
     assert [found[sample] for sample in (10, 11, 12)] == [
         (0, "train", 0, []), (1, "eval", 7, []), (3, "train", 0, [])
     ]  # fmt: skip
-    assert len(found) == 7
+    assert len(found) == result.assignments.height == 8
 
 
 def test_a_copy_of_a_row_that_is_retired_does_not_evaluate_later() -> None:
@@ -267,17 +280,20 @@ def test_a_copy_of_a_row_that_is_retired_does_not_evaluate_later() -> None:
     assert sides(decide(alone, names, everything, result.assignments), alone) == {5: "evaluation_retired"}
 
 
-def test_what_a_row_says_is_remembered_where_it_was_not_kept() -> None:
+def test_what_a_row_says_and_shows_is_remembered_where_it_was_not_kept() -> None:
     assignments = remembered({0: "train"}).with_columns(content=pl.lit(UNKNOWN, dtype=ID_NUMBER))
-    rows, names = corpus([1], assignments=assignments)
+    rows, names = corpus([1, 2], assignments=assignments)
+    rows = rows.with_columns(pictures=pl.Series([[7], [8, 9]], dtype=PICTURES))
     result = decide(rows, names, SplitSettings(), assignments)
-    assert result.assignments["content"].to_list() == [1000]
+    assert result.assignments["content"].to_list() == [1000, 1001]
+    assert result.assignments["pictures"].to_list() == [[7], [8, 9]]
 
 
 def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
+    """Whether or not the row of the benchmark is dropped as a copy."""
     assignments = remembered({1: "train", 3: "eval"})
-    rows, names = corpus([1, 1, 2, 2, 3], off_limits={0, 2})
-    rows = rows.with_columns(earlier_places(rows["sample_id"], assignments))
+    rows, names = corpus([1, 1, 2, 2, 3, 4, 4], off_limits={0, 2, 5})
+    rows = rows.with_columns(earlier_places(rows["sample_id"], assignments), dropped=pl.col("row") == 5)
     result = decide(rows, names, SplitSettings(eval_share=0.0), assignments)
     assert sides(result, rows) == {
         0: "off_limits",
@@ -285,6 +301,8 @@ def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:
         2: "off_limits",
         3: "eval",
         4: "train",
+        5: None,
+        6: "linked_to_off_limits",
     }
 
 

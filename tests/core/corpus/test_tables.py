@@ -17,6 +17,7 @@ from vipolyqwen_core.corpus.tables import (
     StageSummary,
     arrow_schema,
     arrow_type,
+    link_or_copy,
     open_parquet,
     read_arrow,
     read_stage,
@@ -182,6 +183,22 @@ def test_a_table_that_was_cut_is_named(tmp_path: Path, size: int) -> None:
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:size])
         with pytest.raises(ValueError, match=rf"{name} is damaged .* delete it"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_a_file_has_a_second_name_or_is_copied_where_the_disk_cannot_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not can_link:
+        monkeypatch.setattr(os, "link", refuse)
+    file, place = tmp_path / "file", tmp_path / "place"
+    file.write_text("content", encoding="utf-8")
+    link_or_copy(file, place)
+    assert place.read_text(encoding="utf-8") == "content"
+    assert place.samefile(file) == can_link
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.core.small_training_set import some_pairs, write_training_set
 from vipolyqwen_core.config import ExportSettings
@@ -90,8 +92,26 @@ def test_a_worker_that_was_killed_ends_the_work_with_a_sentence(
         encode_while_the_workers_are_killed(training_set, tiny_model_dir)
 
 
-def test_without_a_gpu_there_is_one_device() -> None:
+def test_without_a_gpu_there_is_one_device_and_with_some_each_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoding_devices() == ("cpu",)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert encoding_devices() == ("cuda:0", "cuda:1")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(6, 3), (1, 1)])
+def test_each_process_has_a_device_of_its_own_and_a_share_of_the_threads(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    given = Mock()
+    monkeypatch.setattr(encoding_pool, "ProcessPoolExecutor", given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    pool = EncodingPool(tiny_model_dir, SETTINGS, ("cuda:0", "cuda:1"))
+    pool._started()
+    assert given.call_args.args[0] == 2
+    _, devices, _, shared = given.call_args.kwargs["initargs"]
+    assert [devices.get(), devices.get()] == ["cuda:0", "cuda:1"]
+    assert shared == threads
+    assert pool.most_pending >= 2
 
 
 SCRIPT = """

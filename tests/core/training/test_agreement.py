@@ -1,5 +1,6 @@
 """Ranks that would train different things, or write to different folders, refuse to start."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,18 @@ def other_rows(training_set: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_machines_of_one_rank_start_unless_one_of_them_has_something_else(make_run, other_rows, tmp_path):
+@pytest.fixture
+def no_pictures(training_set: Path, tmp_path: Path) -> Path:
+    """A copy of the training set whose pictures were left behind."""
+    folder = shutil.copytree(training_set, tmp_path / "no_pictures")
+    pinned = {"shop": {"path": str(folder / "left_behind.lance"), "version": 1}}
+    (folder / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    return folder
+
+
+def test_two_machines_of_one_rank_start_unless_one_of_them_has_something_else(
+    make_run, other_rows, no_pictures, tmp_path
+):
     run = make_run(training={"distribution": "data_parallel", "processes": 1})
     faster = replace(run.recipe.optimizer, learning_rate=0.5)
     others = {
@@ -51,6 +63,7 @@ def test_two_machines_of_one_rank_start_unless_one_of_them_has_something_else(ma
         ),
         "training.save_steps: 2 on rank 0, 3 on rank 1": with_training(run, save_steps=3),
         "index.parquet: ": replace(run, training_set=other_rows),
+        f"{no_pictures / 'left_behind.lance'} does not exist": replace(run, training_set=no_pictures),
         f"no plan index {tmp_path / 'lacks'}": replace(run, training_set=tmp_path / "lacks"),
         f"rank 1 sees another folder {tmp_path / 'elsewhere'} than rank 0": replace(
             run, output=tmp_path / "elsewhere"

@@ -253,8 +253,10 @@ def test_what_the_recipe_says_of_a_step_reaches_the_engine(make_run):
         batches={"negatives": "step"},
         objective={"temperature": 0.2},
         optimizer={"max_grad_norm": 0.5},
-        training={"seed": 3, "precision": "bfloat16"},
-    )
+        training={
+            "seed": 3, "precision": "bfloat16", "activation_checkpointing": True, "compile_layers": True,
+        },
+    )  # fmt: skip
     engine = prepare(run).engine
     assert (engine.matryoshka_dims, engine.max_grad_norm, engine.seed) == ((16,), 0.5, 3)
     assert (engine.negatives, engine.autocast) == ("step", torch.bfloat16)
@@ -263,6 +265,9 @@ def test_what_the_recipe_says_of_a_step_reaches_the_engine(make_run):
     assert [id(parameter) for parameter in engine.vision_parameters] == [id(one) for one in tower]
     other = prepare(make_run(training={"seed": 4})).engine
     assert not torch.equal(other.model.projection.weight, engine.model.projection.weight)
+    for model, asked in ((engine.model, True), (other.model, False)):
+        assert model.is_activation_checkpointing == asked
+        assert any("forward" in vars(module) for module in model.modules()) == asked  # compiled
 
 
 def test_sigterm_saves_and_the_same_command_resumes(make_run):
