@@ -2,11 +2,14 @@
 
 import shutil
 import tempfile
+from pathlib import Path
 
 from vipolyqwen_core.workspace import Workspace
 
 SIGNS = ("No space left on device", "Disk quota exceeded", "database or disk is full", "disk I/O error")
 """What the system says of it, and what SQLite does."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps what processes share: in a container 64 MB, unless somebody asked for more."""
 
 
 def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
@@ -16,8 +19,8 @@ def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
     """
     if not any(sign in str(error) for sign in SIGNS):
         return ""
+    folders = [workspace.home, Path(tempfile.gettempdir()), SHARED_MEMORY]
     free = [
-        f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}"
-        for folder in (workspace.home, tempfile.gettempdir())
+        f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}" for folder in folders if folder.is_dir()
     ]
-    return f"; free now: {' and '.join(free)}. Make room: the same command goes on"
+    return f"; free now: {', '.join(free)}. Make room: the same command goes on"

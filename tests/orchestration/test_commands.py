@@ -67,6 +67,6 @@ def test_a_full_disk_is_told_with_what_is_free(fail, tmp_path: Path) -> None:
     ended = fail("run", "full")
     assert ended.returncode == 1
     assert "error: database or disk is full; free now: " in ended.stderr
-    assert f" GB in {tmp_path} and " in ended.stderr
+    assert f" GB in {tmp_path}, " in ended.stderr
     assert "Make room: the same command goes on (details: " in ended.stderr
     assert "Traceback" not in ended.stderr

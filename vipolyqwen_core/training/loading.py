@@ -4,19 +4,11 @@ What a chunk holds is a function of its request alone, so results do not depend 
 This module imports neither the model nor transformers: workers are spawned, and each would pay for it.
 """
 
-import os
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing.connection import Listener
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,7 +22,7 @@ from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
 from vipolyqwen_core.training.identity import data_version
-from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
+from vipolyqwen_core.training.loader_workers import begin_worker, received
 from vipolyqwen_core.training.plan import IntArray, PlanIndex, drops_prefix, sample_keys
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
@@ -287,10 +279,9 @@ def load_chunks(
     Close it, also where its user fails: workers leave then.
 
     Raises:
-        ValueError: the folder of temporary files is none through which workers could hand over a chunk
+        ValueError: a chunk cannot be made; names the sample
+        OSError: a worker could not hand one over; says what that wants
     """
-    if num_workers:
-        refuse_unreachable_workers()
     chunks = iter(
         DataLoader(
             loader,
@@ -300,73 +291,7 @@ def load_chunks(
             prefetch_factor=CHUNKS_AHEAD if num_workers else None,
             multiprocessing_context="spawn" if num_workers else None,  # Lance does not survive a fork
             pin_memory=pin_memory,
-            worker_init_fn=_outlast_signals,
+            worker_init_fn=begin_worker,
         )
     )
-    return _ending_workers(chunks, pin_memory) if num_workers else (chunk for chunk in chunks)
-
-
-def refuse_unreachable_workers() -> None:
-    """Nothing, where processes reach each other by sockets in the folder of temporary files.
-
-    Where its path is too long for one, workers say so, but prepare chunks that never arrive.
-
-    Raises:
-        ValueError: they do not; names the folder
-    """
-    try:
-        Listener(family="AF_UNIX").close()
-    except OSError as error:
-        raise ValueError(
-            f"loader processes cannot be reached through {tempfile.gettempdir()} ({error}): let TMPDIR name "
-            "another folder, of a shorter path"
-        ) from error
-
-
-def _ending_workers(chunks: Any, are_pinned: bool) -> Generator[LoadedChunk]:
-    """The chunks in memory of this process. Workers are told to leave when it ends, in whatever way.
-
-    As they come, each tensor that is not pinned keeps a file open, of which a process may have 1,024 on many
-    a machine: less than the tensors of the chunks that a step holds.
-
-    DataLoader would do it when the last reference to it is gone, but an error's traceback has one to the end
-    of the process, which then waits for workers whom nobody has told: its SIGTERM is no reason to leave.
-    """
-    try:
-        for chunk in chunks:
-            yield chunk if are_pinned else deepcopy(chunk)
-    finally:
-        chunks._shutdown_workers()
-
-
-@contextmanager
-def told_of_workers_later() -> Iterator[None]:
-    """Hold back the error of a worker that dies in the block until its end.
-
-    DataLoader raises it wherever the main thread is. Within an exchange of several steps, such as the save of
-    a checkpoint, a rank would leave one step for another than the others wait in, and none would go on.
-    """
-    deaths: list[tuple[int, FrameType | None]] = []
-    handler = signal.signal(signal.SIGCHLD, lambda *death: deaths.append(death))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-    if deaths and callable(handler):
-        handler(*deaths[-1])
-
-
-def _outlast_signals(_: int) -> None:
-    """Let a worker go on where a signal reaches all processes of a run: the training process decides.
-
-    Ctrl-C does so in a terminal, SIGTERM from many a cluster or service manager. The step in progress needs
-    its chunks before its checkpoint can be saved.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave_later)
-
-
-def _leave_later(number: int, frame: FrameType | None) -> None:
-    leaving = threading.Timer(SECONDS_TO_SAVE, os._exit, (EXIT_CODE,))
-    leaving.daemon = True
-    leaving.start()
+    return received(chunks, pin_memory) if num_workers else (chunk for chunk in chunks)

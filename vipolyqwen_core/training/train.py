@@ -28,7 +28,8 @@ from vipolyqwen_core.training.engine import PlannedStep, StepResult
 from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.flops import peak_flops
 from vipolyqwen_core.training.identity import trajectory
-from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks, told_of_workers_later
+from vipolyqwen_core.training.loader_workers import told_of_workers_later
+from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.ranks import is_first, largest, on_any, sums, together
