@@ -29,7 +29,7 @@ def begin_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
-    Queue._on_queue_feeder_error = _tell_of_lost_chunk  # type: ignore[method-assign,assignment]
+    Queue._on_queue_feeder_error = _tell_of_lost_chunk  # type: ignore[attr-defined]
 
 
 def _leave_later(number: int, frame: FrameType | None) -> None:
