@@ -48,9 +48,7 @@ class Reading:
     first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Place and path of the first by rule."""
     judged: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Place of each of the first pairs, and what the rules look at: the number of pictures, not these."""
-    untaggable: set[int] = field(default_factory=set)
-    """Which of these have more placeholders than pictures."""
+    """Place of each of the first pairs, and what rules look at: the number of pictures, not these."""
     refused: Counter[str] = field(default_factory=Counter)
     """Rules for rows, and that of placeholders, which would reject some of these."""
     first_refused: dict[str, str] = field(default_factory=dict)
@@ -72,10 +70,8 @@ def read(source: Source, settings: CurationSettings) -> Reading:
     for record in read_source(source, settings.dialogue_turns):
         _look_up_pictures(record, root, reading)
         reading.records += 1
-        for pair in record.pairs[: MAX_JUDGED - len(reading.judged)]:
-            if _has_too_many_placeholders(pair):
-                reading.untaggable.add(len(reading.judged))
-            reading.judged.append((f"{record.file}:{record.line}", _judged_row(pair)))
+        some = record.pairs[: MAX_JUDGED - len(reading.judged)]
+        reading.judged += [(f"{record.file}:{record.line}", _judged_row(pair)) for pair in some]
         reading.pairs += len(record.pairs)
         reading.tasks.update(pair.task.value for pair in record.pairs)
         if record.rejection is not None:
@@ -89,37 +85,24 @@ def read(source: Source, settings: CurationSettings) -> Reading:
 
 
 def _judged_row(pair: "RawPair") -> dict[str, Any]:
-    """What the rules for rows look at. A pair may hold the bytes of its pictures: numbers stand for them."""
+    """What rules look at. A pair may hold the bytes of its pictures: numbers stand for them."""
     from vipolyqwen_core.corpus.text import normalise_text
+
+    def numbered(images: Sequence[Any]) -> list[str]:
+        return [str(number) for number in range(len(images))]
 
     return {
         "task": pair.task.value,
         "query": normalise_text(pair.query),
-        "target": normalise_text(pair.target),
-        "query_images": [str(number) for number in range(len(pair.query_images))],
-        "target_images": [str(number) for number in range(len(pair.target_images))],
-        "score": pair.score,
-    }
-
-
-def _has_too_many_placeholders(pair: "RawPair") -> bool:
-    """Whether tagging would reject the pair, which it does after the rules for rows."""
-    from vipolyqwen_core.corpus.tagging import repaired_sides
-    from vipolyqwen_core.corpus.text import normalise_text
-
-    row = {
-        "query": normalise_text(pair.query),
-        "query_images": pair.query_images,
+        "query_images": numbered(pair.query_images),
         "history": [{"role": turn.role, "text": normalise_text(turn.text)} for turn in pair.history or ()],
         "target": normalise_text(pair.target),
-        "target_images": pair.target_images,
-        "negatives": [{"text": normalise_text(s.text), "images": s.images} for s in pair.negatives],
+        "target_images": numbered(pair.target_images),
+        "score": pair.score,
+        "negatives": [
+            {"text": normalise_text(side.text), "images": numbered(side.images)} for side in pair.negatives
+        ],
     }
-    try:
-        repaired_sides(row)
-    except ValueError:
-        return True
-    return False
 
 
 def _judge(reading: Reading, settings: CurationSettings) -> None:
@@ -129,13 +112,16 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
     from quality.ledger import polars_schema
     from quality.rules import first_failure, row_rules
     from vipolyqwen_core.contract import PAIR
-    from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS
+    from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS, repaired_sides
 
     rows = [row for _, row in reading.judged]
     rules = first_failure(pl.DataFrame(rows, schema=polars_schema(PAIR)), row_rules(settings))["rule"]
-    for number, ((place, _), rule) in enumerate(zip(reading.judged, rules, strict=True)):
-        if rule is None and number in reading.untaggable:
-            rule = TOO_MANY_PLACEHOLDERS
+    for (place, row), rule in zip(reading.judged, rules, strict=True):
+        if rule is None:
+            try:
+                repaired_sides(row)
+            except ValueError:
+                rule = TOO_MANY_PLACEHOLDERS
         if rule is not None:
             reading.refused[rule] += 1
             reading.first_refused.setdefault(rule, place)
