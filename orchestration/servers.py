@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -102,7 +103,10 @@ def listens(port: int) -> bool:
 
 def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:
     """Arguments behind `python -m`; of MLflow none where a server stands before its store."""
-    started = {"Dagster": ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)]}
+    dagster = ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)]
+    # else Dagster imports from the current folder first, which may have packages of the same names
+    dagster += ["-d", str(Path(__file__).parents[1])]
+    started = {"Dagster": dagster}
     if not is_served(workspace.mlflow_uri):  # `mlflow ui` takes no server for a store
         started["MLflow"] = [
             *("mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri),

@@ -5,7 +5,9 @@ one sentence and exit code 1; `--debug` shows the traceback instead.
 """
 
 import os
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ from vipolyqwen_core.workspace import (
     configure,
     current_workspace,
     hide_loading_bars,
+    lead_children,
     manifest_setting,
     recipe_setting,
 )
@@ -33,6 +36,10 @@ EXTRAS = {
 }
 """By command, the extra that brings what it needs above the base dependencies; the factory's: `pipeline`."""
 DEBUG = "debug"
+ROOT = Path(__file__).parents[1]
+"""Of the checkout, or of what is installed."""
+FACTORY = ("orchestration", "assets", "quality")
+"""Its packages, where this is a checkout."""
 
 output = Console()
 complaints = Console(stderr=True)
@@ -388,14 +395,35 @@ def _lines(file: Path) -> list[str]:
 
 def main() -> None:
     """Entry point."""
+    put_own_packages_first()
     mount_factory()
     app()
 
 
+def put_own_packages_first() -> None:
+    """Let no package of somebody's own project take the place of the factory's, whose names are common words.
+
+    In this process they would come from PYTHONPATH, in its children from the current folder too.
+    """
+    hidden = _has_factory() and not all(_is_own(find_spec(name)) for name in FACTORY)
+    if hidden:
+        sys.path.insert(0, str(ROOT))
+    lead_children(ROOT if hidden else None)
+
+
 def mount_factory() -> None:
-    """Add the factory's commands where its packages can be found: the sole look upward."""
-    if find_spec("orchestration") is not None:
+    """Add the factory's commands where its packages lie beside this one: the sole look upward."""
+    if _has_factory():
         import_module("orchestration.commands").mount(app)
+
+
+def _has_factory() -> bool:
+    return (ROOT / "orchestration" / "commands.py").is_file()
+
+
+def _is_own(package: ModuleSpec | None) -> bool:
+    file = package and package.origin
+    return bool(file) and Path(str(file)).resolve().is_relative_to(ROOT.resolve())
 
 
 if __name__ == "__main__":

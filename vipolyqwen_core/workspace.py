@@ -12,6 +12,7 @@ VIPOLYQWEN_ON_FAILURE command that is told of failed runs; default: none
 
 import os
 import re
+import sys
 import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +251,23 @@ def configure(
         os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(data_root).resolve())
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
+
+
+def lead_children(first: Path | None = None) -> None:
+    """Let child processes find the modules that this one finds, whatever the current folder holds.
+
+    `python -m`, by which they are started, would look there first: a `queue.py` or a package `assets` of
+    somebody's own project would be taken for the one that is meant.
+
+    Args:
+        first: a folder whose packages come before those of PYTHONPATH
+    """
+    here = any(os.path.isdir(folder or ".") and os.path.samefile(folder or ".", ".") for folder in sys.path)
+    if first is not None or not here:
+        os.environ["PYTHONSAFEPATH"] = "1"
+    if first is not None:
+        paths = [str(first), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
 def configure_mlflow_of_training() -> None:

@@ -103,7 +103,11 @@ def test_a_store_of_its_own_is_served_with_the_workspace_artifacts(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     served = commands(Workspace(tmp_path), 3000, 5000)
-    assert served["Dagster"] == ["dagster", "dev", "-m", "orchestration.definitions", "-p", "3000"]
+    root = str(Path(__file__).parents[2])
+    assert served["Dagster"] == [
+        *("dagster", "dev", "-m", "orchestration.definitions", "-p", "3000"),
+        *("-d", root),  # not the current folder, which may have packages of the same names
+    ]
     assert f"sqlite:///{tmp_path}/mlflow.db" in served["MLflow"]
     assert f"file://{tmp_path}/mlartifacts" in served["MLflow"]
 
