@@ -15,6 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vipolyqwen_core.config import TrainingRun
@@ -55,12 +57,16 @@ def launch_command(run: TrainingRun) -> list[str]:
 
 
 def launch(run: TrainingRun) -> None:
-    """Train in processes of their own and wait for them; at Ctrl-C too, until they have saved.
+    """Train in processes of their own and wait for them; at Ctrl-C and SIGTERM too, until they have saved.
+
+    A container that is stopped sends SIGTERM to this process alone: as the first of the container it would
+    not notice, and below an init it would end, and the container with it, before anything is saved.
 
     Raises:
+        KeyboardInterrupt: it was told to stop
         TrainingFailed: with the traceback of the rank that failed first
     """
-    with subprocess.Popen(launch_command(run)) as launcher:
+    with _sigterm_interrupts(), subprocess.Popen(launch_command(run)) as launcher:
         try:
             launcher.wait()
         except KeyboardInterrupt:
@@ -70,6 +76,15 @@ def launch(run: TrainingRun) -> None:
     if launcher.returncode:
         explained = explain_errors(run)
         raise TrainingFailed("\n".join(part for part in (explained.sentence, explained.traceback) if part))
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

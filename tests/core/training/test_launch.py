@@ -84,6 +84,20 @@ def test_ctrl_c_comes_to_the_launched_process_once_and_the_command_waits_until_i
     assert place.read_text() == "saved, 1 signal"
 
 
+def test_a_container_that_is_stopped_waits_until_the_launched_process_has_saved(tmp_path):
+    place = tmp_path / "place"
+    command = [sys.executable, "-c", INTERRUPTED, SAVER, str(place)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (place.exists() and place.read_text()):
+            time.sleep(0.02)
+        process.terminate()  # this one alone: the container ends with it
+        try:
+            assert process.wait(timeout=60) == -signal.SIGINT  # as Python leaves at KeyboardInterrupt
+        finally:
+            process.kill()
+    assert place.read_text() == "saved, 1 signal"
+
+
 def test_the_first_traceback_explains_and_silent_ranks_are_named(make_run):
     run = make_run(training={"distribution": "data_parallel", "processes": 3})
     assert "without a traceback" in explain_errors(run).sentence
