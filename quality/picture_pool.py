@@ -19,7 +19,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing.synchronize import Lock
@@ -34,6 +34,7 @@ from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
 from vipolyqwen_core.freed_memory import keep_freed_memory
 from vipolyqwen_core.training.parent import end_with_caller
+from vipolyqwen_core.watched_pool import WatchedPool
 
 GROUP_PICTURES = 8
 """Pictures a message to a worker: one by one, messages cost a tenth of the time."""
@@ -89,8 +90,8 @@ class PicturePool:
         """
         self.max_image_pixels = max_image_pixels
         self.num_workers = num_workers or min(_usable_cores(), MOST_WORKERS)
-        self._executor: ProcessPoolExecutor | None = None
-        self._lone: ProcessPoolExecutor | None = None
+        self._executor: WatchedPool | None = None
+        self._lone: WatchedPool | None = None
         self._scratch = TemporaryDirectory(prefix="pictures_", dir=scratch, ignore_cleanup_errors=True)
         self._closed = False
 
@@ -124,7 +125,7 @@ class PicturePool:
                 executor.shutdown(cancel_futures=True)
         self._scratch.cleanup()
 
-    def _started(self, number: int) -> ProcessPoolExecutor:
+    def _started(self, number: int) -> WatchedPool:
         if self._closed:
             raise RuntimeError("the pool of processes for pictures was closed")
         return _processes(number, Path(self._scratch.name).resolve())
@@ -201,7 +202,7 @@ def _bytes_of(picture: UnreadPicture) -> bytes | PictureError:
         return PictureError("unreadable_image", f"the picture cannot be read: {error}")
 
 
-def _processes(number: int, scratch: Path) -> ProcessPoolExecutor:
+def _processes(number: int, scratch: Path) -> WatchedPool:
     """Workers forked from a server that has imported what they need, or spawned where there is no fork.
 
     This process is never forked: Lance and Polars would not survive it.
@@ -212,7 +213,7 @@ def _processes(number: int, scratch: Path) -> ProcessPoolExecutor:
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     context.set_forkserver_preload([__name__, "scipy.fftpack"])  # which imagehash imports when it is used
-    executor = ProcessPoolExecutor(number, context, initializer=_start, initargs=(context.Lock(), scratch))
+    executor = WatchedPool(number, context, initializer=_start, initargs=(context.Lock(), scratch))
     try:
         executor.submit(os.getpid).result()
     except BrokenProcessPool as error:

@@ -7,7 +7,7 @@ requests go out and only vectors come back.
 import multiprocessing
 import signal
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -20,6 +20,7 @@ from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
 from vipolyqwen_core.training.parent import end_with_caller
+from vipolyqwen_core.watched_pool import WatchedPool
 
 AHEAD: Final = 2
 """Blocks that each process is given at once, so that none waits for the next."""
@@ -37,7 +38,7 @@ class EncodingPool:
         self.model, self.settings = model, settings
         self.devices = tuple(devices or encoding_devices())
         self._embedder: ViPolyQwenEmbedder | None = None
-        self._processes: ProcessPoolExecutor | None = None
+        self._processes: WatchedPool | None = None
 
     def __enter__(self) -> "EncodingPool":
         return self
@@ -75,14 +76,14 @@ class EncodingPool:
         done.set_result(self._embedder.encode_items(sides.items(requests), self.settings.batch_tokens))
         return done
 
-    def _started(self) -> ProcessPoolExecutor:
+    def _started(self) -> WatchedPool:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor Lance survives a fork
         devices: SimpleQueue[str] = context.SimpleQueue()
         for device in self.devices:
             devices.put(device)
         threads = max(1, torch.get_num_threads() // len(self.devices))
         worker = (self.model, devices, self.settings, threads)
-        return ProcessPoolExecutor(len(self.devices), context, initializer=_start, initargs=worker)
+        return WatchedPool(len(self.devices), context, initializer=_start, initargs=worker)
 
 
 _embedder: ViPolyQwenEmbedder

@@ -103,7 +103,7 @@ def test_each_process_has_a_device_of_its_own_and_a_share_of_the_threads(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
 ) -> None:
     given = Mock()
-    monkeypatch.setattr(encoding_pool, "ProcessPoolExecutor", given)
+    monkeypatch.setattr(encoding_pool, "WatchedPool", given)
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     pool = EncodingPool(tiny_model_dir, SETTINGS, ("cuda:0", "cuda:1"))
     pool._started()

@@ -1,0 +1,40 @@
+"""A pool of processes in which the death of one ends the work of all, whenever it comes."""
+
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Final
+
+SECONDS_TO_NOTICE: Final = 5.0
+"""For Python's own pool, before what it waits for is taken for lost."""
+
+
+class WatchedPool(ProcessPoolExecutor):
+    """Python's pool, of which no caller waits for the rest of a result whose process is dead.
+
+    Python looks for the dead only between two results. One for which the pipe has no room is there in part
+    while its process writes; killed in that moment, as where memory is short, it left the pool waiting for
+    the rest for ever, and whoever closed it. A pipe ends when nobody is left who could write to it.
+    """
+
+    def _spawn_process(self) -> None:
+        super()._spawn_process()  # type: ignore[misc]
+        *_, started = self._processes.values()
+        parts = started, self._processes, self._result_queue
+        threading.Thread(target=self._watch, args=parts, name="pool-watch", daemon=True).start()
+
+    def _watch(self, process: SpawnProcess, processes: dict[int, SpawnProcess], results: Any) -> None:
+        wait([process.sentinel])
+        noticed = time.monotonic() + SECONDS_TO_NOTICE
+        while process.pid in processes:  # one that ends with the pool is taken out
+            if time.monotonic() < noticed:
+                time.sleep(0.1)
+                continue
+            with self._shutdown_lock:  # nobody starts another one meanwhile
+                self._broken = True
+                for other in processes.values():
+                    other.kill()
+                results._writer.close()
+            return
