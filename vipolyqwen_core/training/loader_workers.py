@@ -3,6 +3,7 @@
 They hand over their chunks in shared memory, tensor by tensor.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -52,6 +53,29 @@ def _tell_of_lost_chunk(queue: "Queue[Any]", error: Exception, sent: Any) -> Non
         "with training.loader_workers 0 it wants none of these"
     )
     queue.put((number, ExceptionWrapper((OSError, told, error.__traceback__), "in a loader process")))
+
+
+@contextmanager
+def all_started() -> Iterator[None]:
+    """Where not all workers can be started in the block, end those that were.
+
+    DataLoader forgets them, and this process would wait for them before it ends: see `received`.
+
+    Raises:
+        OSError: says what workers want
+    """
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+                process.join()
+        raise OSError(
+            f"the loader processes could not be started ({error}). They want memory, and room for processes "
+            "and threads (ulimit -u; in a container, its limit of PIDs); training.loader_workers 0 needs none"
+        ) from error
 
 
 def received(chunks: Any, are_pinned: bool) -> Generator[Chunk]:

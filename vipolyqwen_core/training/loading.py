@@ -22,7 +22,7 @@ from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
 from vipolyqwen_core.training.identity import data_version
-from vipolyqwen_core.training.loader_workers import begin_worker, received
+from vipolyqwen_core.training.loader_workers import all_started, begin_worker, received
 from vipolyqwen_core.training.plan import IntArray, PlanIndex, drops_prefix, sample_keys
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
@@ -280,18 +280,18 @@ def load_chunks(
 
     Raises:
         ValueError: a chunk cannot be made; names the sample
-        OSError: a worker could not hand one over; says what that wants
+        OSError: a worker could not be started, or could not hand one over; says what that wants
     """
-    chunks = iter(
-        DataLoader(
-            loader,
-            sampler=requests,
-            batch_size=None,  # a request is a whole chunk already
-            num_workers=num_workers,
-            prefetch_factor=CHUNKS_AHEAD if num_workers else None,
-            multiprocessing_context="spawn" if num_workers else None,  # Lance does not survive a fork
-            pin_memory=pin_memory,
-            worker_init_fn=begin_worker,
-        )
+    made = DataLoader(
+        loader,
+        sampler=requests,
+        batch_size=None,  # a request is a whole chunk already
+        num_workers=num_workers,
+        prefetch_factor=CHUNKS_AHEAD if num_workers else None,
+        multiprocessing_context="spawn" if num_workers else None,  # Lance does not survive a fork
+        pin_memory=pin_memory,
+        worker_init_fn=begin_worker,
     )
+    with all_started():
+        chunks = iter(made)
     return received(chunks, pin_memory) if num_workers else (chunk for chunk in chunks)

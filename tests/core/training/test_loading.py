@@ -1,7 +1,9 @@
 """A chunk holds what its rows say, wherever it is made."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from multiprocessing.context import SpawnProcess
 
 import numpy as np
 import psutil
@@ -187,6 +190,24 @@ def test_a_chunk_that_cannot_be_handed_over_is_an_error(loader, tmp_path, monkey
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(OSError, match=r"could not hand over a chunk \(.*No such file.*\). It wants room in"):
         list(load_chunks(loader, [request(0), request(1)], num_workers=1, pin_memory=False))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch, half made
+def test_workers_that_cannot_all_be_started_leave_none_behind(loader, monkeypatch):
+    """This process would wait for them at its end, which they take for a signal to go on for a while."""
+    started, start = [], SpawnProcess.start
+
+    def start_one(process: SpawnProcess) -> None:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(process)
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_one)
+    with pytest.raises(OSError, match=r"could not be started \(.*unavailable\). They want memory") as failure:
+        list(load_chunks(loader, [request(0)], num_workers=2, pin_memory=False))
+    assert len(started) == 1
+    assert not multiprocessing.active_children(), failure
 
 
 def test_workers_leave_when_training_fails_or_one_of_them_does(make_run, training_set, tiny_backbone):
