@@ -100,6 +100,7 @@ class PicturePool:
 
         Raises:
             RuntimeError: the processes do not start, or the pool was closed
+            ChildProcessError: the system lets no more of them start
         """
         ahead: deque[tuple[Group, Future[list[LoadedPicture]]]] = deque()
         num_bytes = 0

@@ -17,10 +17,19 @@ class WatchedPool(ProcessPoolExecutor):
     Python looks for the dead only between two results. One for which the pipe has no room is there in part
     while its process writes; killed in that moment, as where memory is short, it left the pool waiting for
     the rest for ever, and whoever closed it. A pipe ends when nobody is left who could write to it.
+
+    Raises:
+        ChildProcessError: from `submit`: another process cannot be started
     """
 
     def _spawn_process(self) -> None:
-        super()._spawn_process()  # type: ignore[misc]
+        try:
+            super()._spawn_process()  # type: ignore[misc]
+        except (OSError, EOFError) as error:  # the latter: the server that forks fell over it
+            raise ChildProcessError(
+                f"a process of a pool could not be started ({error}): if nothing above names another reason, "
+                "it wants memory, and room for processes (ulimit -u; in a container, its limit of PIDs)"
+            ) from error
         *_, started = self._processes.values()
         parts = started, self._processes, self._result_queue
         threading.Thread(target=self._watch, args=parts, name="pool-watch", daemon=True).start()
@@ -34,7 +43,7 @@ class WatchedPool(ProcessPoolExecutor):
                 continue
             with self._shutdown_lock:  # nobody starts another one meanwhile
                 self._broken = True
-                for other in processes.values():
+                for other in list(processes.values()):
                     other.kill()
                 results._writer.close()
             return

@@ -1,10 +1,16 @@
 """Nobody waits for a result whose process is dead, at whatever moment that died."""
 
+import errno
+import multiprocessing
+import os
 import subprocess
 import sys
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
+
+from vipolyqwen_core.watched_pool import WatchedPool
 
 SCRIPT = """
 import multiprocessing, os, signal, sys, threading, time
@@ -59,3 +65,15 @@ def test_a_process_that_is_killed_amid_its_result_breaks_the_pool(tmp_path: Path
         command, stdout=subprocess.PIPE, text=True, env=environment, timeout=100, check=True
     )
     assert done.stdout.split("\n") == ["told", "told", "told again", "closed", ""]
+
+
+def test_a_process_that_the_system_does_not_start_is_told_with_what_it_wants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(process: SpawnProcess) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with WatchedPool(2, multiprocessing.get_context("spawn")) as pool:
+        monkeypatch.setattr(SpawnProcess, "start", refused)
+        with pytest.raises(ChildProcessError, match=r"not be started \(.*unavailable\): .* it wants memory"):
+            pool.submit(os.getpid)
