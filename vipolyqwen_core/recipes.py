@@ -109,7 +109,11 @@ def load_recipe(name: str) -> Recipe:
         )
     try:
         recipe = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
+        raise ValueError(
+            f"recipe {name!r} cannot be loaded: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    except AttributeError as error:
         raise ValueError(f"recipe {name!r} cannot be loaded: {error}") from error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe {name!r} returned {type(recipe).__name__}, not a Recipe")
