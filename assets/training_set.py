@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TRAINING_SET_TAG = "vipolyqwen/training_set"
 """Tag of runs that read the training set through several steps, or rebuild it: one at a time."""
+HOST_TAG = "vipolyqwen/host"
+"""Tag of a run: name of the machine whose process executes it."""
 READERS = ("hard_negatives", "trained_model", "evaluation_report", "registered_model", "embedding_export")
 UNDER_WAY = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 PATIENCE_SECONDS = 60.0
@@ -96,8 +98,10 @@ def training_set_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 
 
 def in_words(run: dg.DagsterRun) -> str:
-    """The sentence for whoever has to wait for such a run."""
-    return f"run {run.run_id[:8]} of {run.job_name} needs it: wait for it, or cancel it in `vipolyqwen ui`"
+    """The sentence for whoever has to wait for such a run. If its machine is gone, only a person ends it."""
+    place = f", on {host}" if (host := run.tags.get(HOST_TAG)) else ""
+    needs = f"run {run.run_id[:8]} of {run.job_name} needs it{place}"
+    return f"{needs}: wait for it, or cancel it in `vipolyqwen ui`"
 
 
 def funnel_table(rows: "Sequence[FunnelRow]") -> dg.MetadataValue[str]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import dagster as dg
 from dagster._core.errors import raise_execution_interrupts  # dagster exports it nowhere
 
-from orchestration.run_process import HOST_TAG, close_interrupted_runs
+from assets.training_set import HOST_TAG
+from orchestration.run_process import close_interrupted_runs
 
 POLL_SECONDS = 2.0
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-HOST_TAG = "vipolyqwen/host"
+from assets.training_set import HOST_TAG
+
 PROCESS_TAG = "vipolyqwen/process"
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,

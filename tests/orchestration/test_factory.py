@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 from rich.console import Console
 
+from assets.training_set import HOST_TAG
 from orchestration.definitions import build_definitions
 from orchestration.factory import (
     FactoryError,
@@ -42,8 +43,9 @@ def test_a_command_is_refused_while_another_run_needs_the_training_set(
     workspace, console = Workspace(tmp_path), Console(quiet=True)
     model = build_definitions(workspace, None, "demo").resolve_job_def("model")
     with open_instance(workspace) as instance:
-        run = instance.create_run_for_job(model, tags=model.run_tags, status=dg.DagsterRunStatus.STARTED)
-        with pytest.raises(FactoryError, match=f"run {run.run_id[:8]} of model needs it: wait for it"):
+        tags = {**model.run_tags, HOST_TAG: "pod-1"}
+        run = instance.create_run_for_job(model, tags=tags, status=dg.DagsterRunStatus.STARTED)
+        with pytest.raises(FactoryError, match=f"run {run.run_id[:8]} of model needs it, on pod-1: wait"):
             run_factory(workspace, None, "demo", console)
         assert [run.job_name for run in instance.get_runs()] == ["model"]
 

@@ -11,9 +11,9 @@ import dagster as dg
 import psutil
 import pytest
 
+from assets.training_set import HOST_TAG
 from orchestration.instance import open_instance
 from orchestration.run_process import (
-    HOST_TAG,
     PROCESS_TAG,
     close_interrupted_runs,
     process_is_gone,
