@@ -60,7 +60,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
             )
             for name, command in commands(workspace, port, mlflow_port).items()
         }
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if own:
             console.print("Dagster and MLflow are starting. Ctrl-C stops both.")
         else:
@@ -136,7 +136,3 @@ def _signal(server: subprocess.Popen[bytes], number: int) -> None:
     """Send a signal to a server and its children, as far as they are there."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, number)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -31,7 +31,7 @@ class WatchedPool(ProcessPoolExecutor):
                 "it wants memory, and room for processes (ulimit -u; in a container, its limit of PIDs)"
             ) from error
         *_, started = self._processes.values()
-        parts = started, self._processes, self._result_queue
+        parts = started, self._processes, self._result_queue  # a pool that is closed forgets these
         threading.Thread(target=self._watch, args=parts, name="pool-watch", daemon=True).start()
 
     def _watch(self, process: SpawnProcess, processes: dict[int, SpawnProcess], results: Any) -> None:
