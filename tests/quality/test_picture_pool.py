@@ -200,9 +200,19 @@ def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
     assert turns[4:] == ["taken", "left"]
 
 
-def test_workers_leave_ctrl_c_to_their_caller(pool: PicturePool) -> None:
+def meet(folder: Path) -> None:
+    """Wait for the other worker: who comes here has started."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
+
+
+def test_workers_leave_ctrl_c_to_their_caller(pool: PicturePool, tmp_path: Path) -> None:
     loaded = pool.load(file_of(scene(number)) for number in range(200))
     first = next(loaded)
+    assert pool._executor is not None
+    for meeting in [pool._executor.submit(meet, tmp_path) for _ in range(2)]:
+        meeting.result(timeout=60)
     workers = workers_of(pool._executor)
     for worker in workers:
         worker.send_signal(signal.SIGINT)
