@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vipolyqwen_core.hangup import outliving
+
 KEPT_LOGS = 9
 """Of earlier commands: `factory.log.1` is that of the last one."""
 
@@ -34,7 +36,7 @@ def undisturbed(log: Path) -> Iterator[Console]:
         os.dup2(file, 1)
         os.dup2(file, 2)
         try:
-            yield Console(file=terminal)
+            yield Console(file=outliving(terminal))
         finally:
             try:
                 _flush()

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from vipolyqwen_core import __version__
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.hangup import outlive_terminal
 from vipolyqwen_core.workspace import (
     Workspace,
     configure,
@@ -117,6 +118,7 @@ def settle(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """One vector for text, pictures and both."""
+    outlive_terminal()
     if version:
         output.print(__version__)
         raise typer.Exit

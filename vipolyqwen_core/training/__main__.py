@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from vipolyqwen_core.hangup import outlive_terminal
 from vipolyqwen_core.training.only_training import only_training
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = parser.parse_args(arguments)
     if told.machines < 1 or (told.pairs_per_second is not None and told.pairs_per_second <= 0):
         parser.error("--machines and --pairs-per-second must be above 0")
+    outlive_terminal()
     rank = process_rank()
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.launcher.api import LaunchConfig
 
+from tests.hung_up import run_hung_up
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
 from vipolyqwen_core.training.launch import (
     SHUTDOWN_TIMEOUT,
@@ -96,6 +97,13 @@ def test_a_container_that_is_stopped_waits_until_the_launched_process_has_saved(
         finally:
             process.kill()
     assert place.read_text() == "saved, 1 signal"
+
+
+def test_training_whose_terminal_is_gone_goes_on(make_run):
+    run = make_run()
+    command = ("-m", "vipolyqwen_core.training", "--config", str(write_run(run)))
+    assert run_hung_up(*command, after=b"training") == 0
+    assert (run.output / "result.json").is_file()
 
 
 def test_the_first_traceback_explains_and_silent_ranks_are_named(make_run):

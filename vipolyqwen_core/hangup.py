@@ -1,0 +1,50 @@
+"""Work that goes on after its terminal was closed: what it still has to say is lost, and is no error.
+
+A command that was sent to the background and disowned outlives the connection it was typed in, and a training
+saves its last step after the command that launched it is gone. Linux answers both with EIO when they print.
+"""
+
+import errno
+import os
+import sys
+from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
+from stat import S_ISCHR
+from typing import TextIO
+
+
+class _Terminal(FileIO):
+    """A terminal by its file descriptor, which stays open."""
+
+    def write(self, data, /):  # type: ignore[no-untyped-def]
+        """As that of a file; a terminal that was closed takes everything, to nowhere."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
+
+
+def outliving(stream: TextIO) -> TextIO:
+    """The same stream, which has to be kept, without errors after its terminal was closed."""
+    if not _is_terminal(stream):
+        return stream
+    terminal = BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+    return TextIOWrapper(terminal, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether it is a terminal, or was: one that was closed says of itself that it is none."""
+    try:
+        descriptor = stream.fileno()
+    except UnsupportedOperation:  # in memory
+        return False
+    return S_ISCHR(os.fstat(descriptor).st_mode)
+
+
+def outlive_terminal() -> None:
+    """Let this process go on where the terminal that it writes to is closed."""
+    if sys.stdout is not None:
+        sys.stdout = outliving(sys.stdout)
+    if sys.stderr is not None:
+        sys.stderr = outliving(sys.stderr)
