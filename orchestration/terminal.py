@@ -1,9 +1,10 @@
 """A terminal for a person alone: what libraries and child processes print goes to a file meanwhile."""
 
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -25,13 +26,19 @@ def begin_anew(log: Path) -> None:
 def undisturbed(log: Path) -> Iterator[Console]:
     """A console on the real standard output, while file descriptors 1 and 2 write to `log`, begun anew.
 
+    Where another command still writes there, this one adds to its log: a schedule may type the command every
+    hour, to be refused, while a training of days has its only log there.
+
     Dagster mirrors whatever a step prints, and training runs in processes of its own: redirecting
     `sys.stdout` would catch neither.
     """
-    begin_anew(log)
+    if not _is_written(log):
+        begin_anew(log)
     _flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    with suppress(OSError):  # a file system that knows no locks
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     with os.fdopen(os.dup(saved_out), "w", encoding="utf-8", buffering=1) as terminal:
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -49,6 +56,20 @@ def undisturbed(log: Path) -> Iterator[Console]:
             os.dup2(saved_err, 2)
             for descriptor in (saved_out, saved_err, file):
                 os.close(descriptor)
+
+
+def _is_written(log: Path) -> bool:
+    """Whether a command writes there, or a process that it left behind: they hold a lock."""
+    if not log.is_file():
+        return False
+    with log.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system that knows no locks
+            return False
+    return False
 
 
 def _flush() -> None:
