@@ -25,14 +25,19 @@ ASSIGNMENTS = pl.DataFrame(
 )
 
 
+def table(samples: dict[int, int]) -> pl.DataFrame:
+    """Rows of samples, given with their contents."""
+    return pl.DataFrame(
+        {"row": range(len(samples)), "sample_id": list(samples), "content": list(samples.values())},
+        schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER},
+    )
+
+
 def corpus(
     samples: dict[int, int], dropped: pl.LazyFrame = NOTHING_DROPPED, sides: pl.LazyFrame = NO_SIDES
 ) -> tuple[dict[int, str], pl.DataFrame]:
     """The side or rule of samples, given with their contents, and what is remembered."""
-    rows = pl.DataFrame(
-        {"row": range(len(samples)), "sample_id": list(samples), "content": list(samples.values())},
-        schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER},
-    ).with_columns(
+    rows = table(samples).with_columns(
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
@@ -92,16 +97,23 @@ def test_a_row_with_a_picture_of_a_row_that_is_gone_takes_after_it() -> None:
     assert (found[5], found[6], found[4]) == ("train", "eval", "train")
 
 
+def test_the_first_row_that_goes_on_takes_after_all_that_is_gone_of_its_component() -> None:
+    together = ASSIGNMENTS.with_columns(component=pl.Series([1, 1, 1, 4], dtype=ID_NUMBER))
+    for samples, expected in (
+        ({5: 10}, [(0, 0), (0, 1), (0, 2)]),  # in the place of sample 1, with which 2 and 3 were linked
+        ({3: 30, 5: 10}, [(0, 0), (0, 1), (1, 0)]),
+    ):
+        rows = table(samples)
+        rows = rows.with_columns(earlier_places(rows["sample_id"], together))
+        assert find_predecessors(rows, together, NOTHING_DROPPED, NO_SIDES).rows() == expected
+
+
 def test_copies_stand_with_the_row_that_stays_in_the_end() -> None:
-    rows = pl.DataFrame(
-        {"row": range(3), "sample_id": [1, 2, 3], "content": [10, 20, 30]},
-        schema={"row": pl.UInt32, "sample_id": ID_NUMBER, "content": ID_NUMBER},
-    )
     across = pl.DataFrame({"row": [1], "kept": [0]}, schema=NO_COPIES.schema)
     curation = pl.LazyFrame(
         {"sample_id": [7, 8, 3, 9], "kept": [2, 3, 1, 6]}, schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER}
     )
-    found = copies_of_rows(rows, across, curation).sort("sample_id")
+    found = copies_of_rows(table({1: 10, 2: 20, 3: 30}), across, curation).sort("sample_id")
     # 7 was dropped for 2, itself a copy; 3 is a row of its own elsewhere, and 6 is none.
     assert found.rows() == [(0, 2, 20), (0, 7, UNKNOWN), (2, 8, UNKNOWN)]
 
