@@ -143,11 +143,11 @@ def rollback(version: Annotated[int, typer.Argument(help="The registered version
     workspace = current_workspace()
     with _told(workspace) as console:
         run_rollback(workspace, recipe_setting(), version, console)
-    output.print(
-        f"Version {version} is champion, and the table in {workspace.exports} is its own.",
-        soft_wrap=True,
-        markup=False,
-    )
+        console.print(
+            f"Version {version} is champion, and the table in {workspace.exports} is its own.",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def ui(

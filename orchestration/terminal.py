@@ -5,12 +5,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-
-from vipolyqwen_core.hangup import outliving
 
 KEPT_LOGS = 9
 """Of earlier commands: `factory.log.1` is that of the last one."""
@@ -30,7 +30,8 @@ def undisturbed(log: Path) -> Iterator[Console]:
     hour, to be refused, while a training of days has its only log there.
 
     Dagster mirrors whatever a step prints, and training runs in processes of its own: redirecting
-    `sys.stdout` would catch neither.
+    `sys.stdout` would catch neither. What the console prints goes to `log` too once the standard output takes
+    no more: the work of hours does not end with its terminal.
     """
     if not _is_written(log):
         begin_anew(log)
@@ -39,11 +40,12 @@ def undisturbed(log: Path) -> Iterator[Console]:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     with suppress(OSError):  # a file system that knows no locks
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    with os.fdopen(os.dup(saved_out), "w", encoding="utf-8", buffering=1) as terminal:
+    raw = _LastingOutput(os.dup(saved_out), file, log, complaints=saved_err)
+    with TextIOWrapper(BufferedWriter(raw), encoding="utf-8", line_buffering=True) as terminal:
         os.dup2(file, 1)
         os.dup2(file, 2)
         try:
-            yield Console(file=outliving(terminal))
+            yield Console(file=terminal)
         finally:
             try:
                 _flush()
@@ -56,6 +58,25 @@ def undisturbed(log: Path) -> Iterator[Console]:
             os.dup2(saved_err, 2)
             for descriptor in (saved_out, saved_err, file):
                 os.close(descriptor)
+
+
+class _LastingOutput(FileIO):
+    """A standard output that goes on as the log once its reader, its terminal or its disk takes no more."""
+
+    def __init__(self, descriptor: int, log: int, path: Path, complaints: int) -> None:
+        super().__init__(descriptor, "w")
+        self.log, self.path, self.complaints = log, path, complaints
+
+    def write(self, data: Any, /) -> int:
+        """Write what fits, to the one or to the other."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(self.log, self.fileno(), inheritable=False)
+            told = f"The output cannot be written ({error.strerror}): the rest of it is in {self.path}\n"
+            with suppress(OSError):
+                os.write(self.complaints, told.encode())
+            return super().write(data)
 
 
 def _is_written(log: Path) -> bool:

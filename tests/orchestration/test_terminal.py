@@ -1,24 +1,53 @@
-"""A person's terminal and the log of the factory do not mix."""
+"""What is printed while a run works: all of it is somewhere, also where nobody reads it."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.hung_up import run_hung_up
 
-GONE = """
+PRINTING = """
 import sys
 from pathlib import Path
 from orchestration.terminal import undisturbed
+
 with undisturbed(Path(sys.argv[1])) as console:
-    console.print("lost")
-    print("kept")
+    console.print("first stage")
+    print("a library")
+    console.print("second stage")
 """
 
 
-def test_a_run_whose_terminal_is_gone_keeps_its_log(tmp_path):
-    log = tmp_path / "factory.log"
-    assert run_hung_up("-c", GONE, str(log)) == 0
-    assert log.read_text() == "kept\n"
+def printed(log: Path, output: int) -> subprocess.CompletedProcess[str]:
+    """Two lines of a run and one of a library, to a standard output."""
+    command = [sys.executable, "-c", PRINTING, str(log)]
+    return subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+
+
+def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
+    ended = printed(tmp_path / "log", subprocess.PIPE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "first stage\nsecond stage\n", "")
+    assert (tmp_path / "log").read_text() == "a library\n"
+
+
+def test_a_run_whose_output_cannot_be_written_goes_on_and_prints_to_the_log(tmp_path: Path) -> None:
+    reader, gone = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for output, why in ((gone, "Broken pipe"), (full, "No space left on device")):
+        ended = printed(tmp_path / "log", output)
+        os.close(output)
+        assert ended.returncode == 0
+        assert ended.stderr == f"The output cannot be written ({why}): the rest of it is in {tmp_path}/log\n"
+        lines = (tmp_path / "log").read_text().splitlines()
+        assert sorted(lines) == ["a library", "first stage", "second stage"]
+
+
+def test_a_run_whose_terminal_is_gone_goes_on_and_prints_to_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert run_hung_up("-c", PRINTING, str(log)) == 0
+    assert sorted(log.read_text().splitlines()) == ["a library", "first stage", "second stage"]
 
 
 TWO = """
