@@ -397,9 +397,25 @@ def _lines(file: Path) -> list[str]:
 
 def main() -> None:
     """Entry point."""
+    open_closed_streams()
     put_own_packages_first()
     mount_factory()
     app()
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without a standard stream, as by a daemon, an empty one.
+
+    Else the next file that is opened gets its number: what a library or a child process prints would stand in
+    a table or a database.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            if nowhere != number:
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def put_own_packages_first() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,8 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it hides what waits in a buffer
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", FAILING, "--home", str(tmp_path), *arguments]
+    def run(*arguments: str, within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        command = [*within, sys.executable, "-c", FAILING, "--home", str(tmp_path), *arguments]
         return subprocess.run(command, capture_output=True, text=True)
 
     return run
@@ -54,6 +55,13 @@ def test_a_failed_stage_ends_in_a_sentence_and_its_traceback_is_kept(fail, tmp_p
     for log, word in (("factory.log.1", "first"), ("factory.log", "second")):
         assert f"LookupError: {word}" in (tmp_path / log).read_text()
         assert "in curated_corpus\n" in (tmp_path / log).read_text()
+
+
+def test_a_run_that_was_started_without_standard_streams_leaves_its_words_in_the_log(
+    fail, tmp_path: Path
+) -> None:
+    assert fail("run", "word", within=["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-']).returncode == 1
+    assert "LookupError: word" in (tmp_path / "factory.log").read_text()
 
 
 def test_debug_shows_the_traceback_of_the_stage(fail) -> None:
