@@ -1,6 +1,7 @@
 """What assets are handed: the workspace, the manifest, the recipe, MLflow. Settings in, objects out."""
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -147,7 +148,8 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         """Make sure of the store before work is begun that will need it hours later.
 
         Raises:
-            ValueError: the server does not answer, or the workspace's own database is damaged
+            ValueError: the server does not answer, or the workspace's own database is damaged, or MLflow
+                finds no home folder
         """
         self.refuse_silence()
         self.prepare_own()
@@ -158,8 +160,9 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         Any other store stays as it is.
 
         Raises:
-            ValueError: it is damaged
+            ValueError: it is damaged, or MLflow finds no home folder
         """
+        refuse_homeless()
         artifacts = Path(self.artifacts)
         place = Workspace(artifacts.parent)
         if self.tracking_uri == place.own_mlflow_uri:
@@ -241,6 +244,21 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         base = self.tracking_uri if self.tracking_uri.startswith("http") else self.ui_url
         page = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
         return dg.MetadataValue.url(f"{page}/artifacts/{artifact}" if artifact else page)
+
+
+def refuse_homeless() -> None:
+    """Nothing, where this user has a home folder, which MLflow asks for when it is imported.
+
+    Raises:
+        ValueError: HOME is not set, and the system does not know the user, as in a container
+    """
+    try:
+        Path.home()
+    except RuntimeError as error:
+        raise ValueError(
+            f"user {os.getuid()} has no home folder, which MLflow asks for: set HOME to a folder that this "
+            "user may write"
+        ) from error
 
 
 def mlflow_name(name: str) -> str:

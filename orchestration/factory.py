@@ -79,7 +79,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             same source; names its process
         KeyboardInterrupt: a person stopped it
         ValueError: the manifest or the recipe is wrong, the backbone lacks something, a source cannot be
-            read at all, or MLflow's server does not answer, or its database is damaged
+            read at all, or MLflow's server does not answer, or its database is damaged, or it finds no home
     """
     settings = load_recipe(recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
@@ -115,7 +115,7 @@ def run_rollback(workspace: Workspace, recipe: str, version: int, console: Conso
     Raises:
         FactoryError: there is no such version, or its export failed
         KeyboardInterrupt: a person stopped it
-        ValueError: MLflow's server does not answer, or its database is damaged
+        ValueError: MLflow's server does not answer, or its database is damaged, or it finds no home
     """
     MlflowResource.of(workspace).prepare()
     with open_instance(workspace) as instance:

@@ -1,5 +1,6 @@
 """A tracking server that is away is named at once, and named in one sentence after MLflow has tried."""
 
+import pwd
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -60,6 +61,21 @@ def test_a_command_says_before_any_work_that_the_server_is_silent(
         with pytest.raises(ValueError, match=rf"MLflow does not answer at {SILENT}, which .* refused"):
             command()
     assert list(place.home.iterdir()) == [place.demo_corpus]  # which stands for a manifest, and is read first
+
+
+def test_a_command_says_before_any_work_that_its_user_has_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_user: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    place = Workspace(tmp_path / "home")
+    for command in commands(place):
+        with pytest.raises(ValueError, match=r"has no home folder.*set HOME"):
+            command()
+    assert list(place.home.iterdir()) == [place.demo_corpus]
 
 
 def test_a_command_names_a_damaged_database_of_the_workspace_before_any_work(
