@@ -100,7 +100,7 @@ class PicturePool:
 
         Raises:
             RuntimeError: the processes do not start, or the pool was closed
-            ChildProcessError: the system lets no more of them start
+            ChildProcessError: the system lets no more of them start, or kills them
         """
         ahead: deque[tuple[Group, Future[list[LoadedPicture]]]] = deque()
         num_bytes = 0
@@ -147,13 +147,27 @@ class PicturePool:
         return map(self._with_bytes, group, loaded)
 
     def _load_alone(self, picture: UnreadPicture) -> LoadedPicture:
-        """The picture in a process of its own; two that die of it, the second a new one, prove its fault."""
+        """The picture in a process of its own; two that die of it, the second a new one, prove its fault.
+
+        Not where they were killed: a picture that is rejected because memory was short stays rejected.
+
+        Raises:
+            ChildProcessError: one was killed
+        """
+        killed = False
         for _ in range(2):
-            self._lone = self._lone or self._started(1)
+            lone = self._lone = self._lone or self._started(1)
             try:
-                return self._lone.submit(_load, [picture], self.max_image_pixels).result()[0]
+                return lone.submit(_load, [picture], self.max_image_pixels).result()[0]
             except BrokenProcessPool:
                 self._lone = None
+                killed |= lone.was_killed()
+        if killed:
+            what = picture if isinstance(picture, Path) else "a picture"
+            raise ChildProcessError(
+                f"the process that decoded {what} was killed, and so was a second one: they want memory, or "
+                "pictures with fewer pixels (curation.max_image_pixels)"
+            )
         return LoadedPicture(
             None, PictureError(CRASHED, "the process that decoded the picture died of it, twice")
         )

@@ -1,10 +1,12 @@
 """A pool of processes in which the death of one ends the work of all, whenever it comes."""
 
+import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 SECONDS_TO_NOTICE: Final = 5.0
@@ -22,6 +24,19 @@ class WatchedPool(ProcessPoolExecutor):
         ChildProcessError: from `submit`: another process cannot be started
     """
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._started: list[BaseProcess] = []
+        super().__init__(*arguments, **named)
+
+    def was_killed(self) -> bool:
+        """Whether SIGKILL ended a process of this broken pool, as where memory is short.
+
+        The pool is closed first: its own thread takes the processes' ends, which can be read once. Of several
+        processes the pool may itself have killed those that were left.
+        """
+        self.shutdown()
+        return any(process.exitcode == -signal.SIGKILL for process in self._started)
+
     def _spawn_process(self) -> None:
         try:
             super()._spawn_process()  # type: ignore[misc]
@@ -31,6 +46,7 @@ class WatchedPool(ProcessPoolExecutor):
                 "it wants memory, and room for processes (ulimit -u; in a container, its limit of PIDs)"
             ) from error
         *_, started = self._processes.values()
+        self._started.append(started)
         parts = started, self._processes, self._result_queue  # a pool that is closed forgets these
         threading.Thread(target=self._watch, args=parts, name="pool-watch", daemon=True).start()
 

@@ -35,9 +35,17 @@ MAX_PIXELS = 100_000_000
 class Deadly(type(Path())):  # type: ignore[misc]
     """A file that ends the process which reads it, as a defect of a decoder would."""
 
+    number = signal.SIGSEGV
+
     def read_bytes(self) -> bytes:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.number)
         raise AssertionError
+
+
+class TooLarge(Deadly):
+    """A file for which memory is short: the system kills the process."""
+
+    number = signal.SIGKILL
 
 
 class Replaced(type(Path())):  # type: ignore[misc]
@@ -95,6 +103,13 @@ def test_a_picture_that_kills_its_process_is_the_only_one_lost(pool: PicturePool
     assert rules(loaded) == [CRASHED if number in deadly else None for number in range(40)]
     assert all(r.image["bytes"] == data for r, data in zip(loaded, pictures, strict=True) if r.image)
     assert rules(list(pool.load(pictures))) == [None] * 40
+
+
+def test_a_picture_at_which_processes_are_killed_is_not_rejected(pool: PicturePool) -> None:
+    good = file_of(scene(1))
+    with pytest.raises(ChildProcessError, match=r"decoded large\.png was killed, .* they want memory"):
+        list(pool.load([good, TooLarge("large.png")]))
+    assert rules(list(pool.load([good]))) == [None]
 
 
 def test_no_more_pictures_are_taken_than_may_wait(
