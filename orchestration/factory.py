@@ -26,6 +26,7 @@ from orchestration.run_process import close_interrupted_runs, process_tags
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.recipes import load_recipe
+from vipolyqwen_core.serving.current_export import refuse_without_links
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -79,13 +80,15 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             same source; names its process
         KeyboardInterrupt: a person stopped it
         ValueError: the manifest or the recipe is wrong, the backbone lacks something, a source cannot be
-            read at all, or MLflow's server does not answer, or its database is damaged, or it finds no home
+            read at all, or MLflow's server does not answer, or its database is damaged, or it finds no home,
+            or the workspace's file system has no symbolic links
     """
     settings = load_recipe(recipe)
     names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
     from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers: seconds
 
     check_backbone(settings, workspace)
+    refuse_without_links(workspace)
     MlflowResource.of(workspace).prepare()
     definitions = build_definitions(workspace, sources, recipe)
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)

@@ -1,5 +1,6 @@
 """What keeps the factory from running, and who is told how it ended."""
 
+import errno
 import json
 import os
 import shutil
@@ -78,6 +79,19 @@ def test_a_backbone_without_weights_is_refused_before_any_work(tmp_path: Path, t
     with pytest.raises(ValueError, match="has no weights"):
         run_factory(workspace, None, str(recipe), Console(quiet=True))
     assert list(workspace.home.iterdir()) == [workspace.demo_corpus]
+
+
+def test_a_file_system_without_links_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(link: Path, _target: str) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(link))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    place = Workspace(tmp_path / "home")
+    with pytest.raises(ValueError, match=rf"symbolic link .* in {place.home} \(Operation not supported\)"):
+        run_factory(place, None, "demo", Console(quiet=True))
+    assert list(place.home.iterdir()) == [place.demo_corpus]
 
 
 def test_a_source_that_another_run_curates_is_left_to_it() -> None:

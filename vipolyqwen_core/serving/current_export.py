@@ -8,6 +8,7 @@ to it. Paths below the workspace are written relative to it, so that a workspace
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from vipolyqwen_core.corpus.tables import read_json, written_aside
@@ -61,6 +62,23 @@ def link_current(workspace: Workspace) -> None:
     if not link.is_symlink():
         with written_aside(link) as aside:
             aside.symlink_to(Path(workspace.lancedb.name) / CURRENT_FILE)
+
+
+def refuse_without_links(workspace: Workspace) -> None:
+    """Nothing, where the workspace's file system has symbolic links: said before hours of work, not after.
+
+    Raises:
+        ValueError: it has none, like some shares of a network
+    """
+    workspace.home.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=workspace.home, prefix=".links_") as folder:
+        try:
+            (Path(folder) / CURRENT_FILE).symlink_to(CURRENT_FILE)
+        except OSError as error:
+            raise ValueError(
+                f"no symbolic link can be made in {workspace.home} ({error.strerror}), and the exported "
+                "table needs one: choose a workspace on another file system (--home, VIPOLYQWEN_HOME)"
+            ) from error
 
 
 def _from_home(path: str, workspace: Workspace) -> str:
