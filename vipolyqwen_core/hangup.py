@@ -9,13 +9,17 @@ import os
 import sys
 from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
 from stat import S_ISCHR
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class _Terminal(FileIO):
-    """A terminal by its file descriptor, which stays open."""
+    """The terminal of a stream, which is kept open."""
 
-    def write(self, data, /):  # type: ignore[no-untyped-def]
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream.fileno(), "w", closefd=False)
+        self.stream = stream
+
+    def write(self, data: Any, /) -> int:
         """As that of a file; a terminal that was closed takes everything, to nowhere."""
         try:
             return super().write(data)
@@ -26,10 +30,10 @@ class _Terminal(FileIO):
 
 
 def outliving(stream: TextIO) -> TextIO:
-    """The same stream, which has to be kept, without errors after its terminal was closed."""
+    """The same stream, without errors after its terminal was closed."""
     if not _is_terminal(stream):
         return stream
-    terminal = BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+    terminal = BufferedWriter(_Terminal(stream))
     return TextIOWrapper(terminal, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
 
 
