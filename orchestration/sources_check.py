@@ -41,8 +41,11 @@ class Reading:
     rejects: Counter[str] = field(default_factory=Counter)
     first_rejects: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Place, rule, reason, value."""
-    paths: set[int] = field(default_factory=set)
-    """Hashes of the picture paths that were looked up: a picture may stand in the place of its path."""
+    whole: int = 0
+    """Pairs none of whose pictures was found to be lost."""
+    paths: dict[int, bool] = field(default_factory=dict)
+    """Picture paths that were looked up, by their hashes, since a picture may stand in the place of its path,
+    and whether they were refused."""
     lost: Counter[str] = field(default_factory=Counter)
     """Rules that refused some of them."""
     first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -53,6 +56,11 @@ class Reading:
     """Rules for rows, and that of placeholders, which would reject some of these."""
     first_refused: dict[str, str] = field(default_factory=dict)
     """Place of the first by rule."""
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether no pair would stay, as far as was looked."""
+        return self.whole == 0 or self.refused.total() == len(self.judged)
 
 
 def read(source: Source, settings: CurationSettings) -> Reading:
@@ -135,16 +143,19 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
         for path in chain.from_iterable(pair.images):
             if not isinstance(path, str) or hash(path) in reading.paths or len(reading.paths) >= MAX_PATHS:
                 continue
-            reading.paths.add(hash(path))
+            reading.paths[hash(path)] = False
             try:
                 root.check(path)
             except PictureError as error:
+                reading.paths[hash(path)] = True
                 reading.lost[error.rule] += 1
                 reading.first_lost.setdefault(error.rule, (f"{record.file}:{record.line}", path))
+        own = [path for path in (*pair.query_images, *pair.target_images) if isinstance(path, str)]
+        reading.whole += not any(reading.paths.get(hash(path)) for path in own)
 
 
 def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, console: Console) -> bool:
-    """Print each source; False where one of them cannot be read.
+    """Print each source; False where one of them cannot be read, or would give no pair.
 
     Raises:
         ValueError: a suite of the manifest's `expectations` is wrong, or the recipe's backbone is not there
@@ -159,7 +170,7 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
         names = [suite.name for suite in own_suites(manifest)]
         console.print(f"Suites of your own: {', '.join(names)}", highlight=False, soft_wrap=True)
 
-    unreadable = []
+    unreadable, useless = [], []
     with backbone_for_reading(recipe.backbone, workspace) as backbone:
         ViPolyQwenProcessor.from_backbone(backbone, recipe.processing)
         for source in manifest.sources:
@@ -168,6 +179,8 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
                 with console.status("reading"):
                     reading = read(source, recipe.curation)
                 _print_reading(reading, console)
+                if reading.is_useless:
+                    useless.append(source.name)
                 rows, refused = preview(source, recipe.curation, recipe.processing, backbone, NUM_PAIRS)
                 _print_refused(refused, console)
                 for row in rows:
@@ -183,10 +196,13 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
     console.rule(align="left")
     if unreadable:
         console.print(f"Cannot be read, of {total}: {', '.join(unreadable)}", highlight=False)
-    else:
-        all_of_them = f"All {total} sources" if total > 1 else "The source"
-        console.print(f"{all_of_them} can be read. Nothing was written.", highlight=False)
-    return not unreadable
+    if useless:
+        console.print(f"No pair would stay, of {total}: {', '.join(useless)}", highlight=False)
+    if unreadable or useless:
+        return False
+    all_of_them = f"All {total} sources" if total > 1 else "The source"
+    console.print(f"{all_of_them} can be read. Nothing was written.", highlight=False)
+    return True
 
 
 @contextmanager

@@ -143,6 +143,29 @@ def test_a_pair_whose_pictures_are_too_long_is_named(
     assert "data.jsonl:1 would be rejected as pictures_too_long: " in file.getvalue()
 
 
+def test_a_source_that_would_give_no_pair_is_told(
+    tmp_path: Path, tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    """Every path that leaves the root, as in a folder of links, is lost; so is every answer that is empty."""
+    recipe = Recipe(name="short", backbone=str(tiny_backbone), processing=tiny_processing)
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+
+    def check(*rows: dict[str, object]) -> tuple[bool, str]:
+        lines = [json.dumps({"question": "?", "answer": "a", **row}) for row in rows]
+        (tmp_path / "data.jsonl").write_text("\n".join(lines))
+        console = Console(width=200, file=io.StringIO(), record=True)
+        fine = print_sources(Manifest(sources=(shop(tmp_path),)), recipe, Workspace(tmp_path), console)
+        return fine, console.export_text()
+
+    lost, empty, whole = {"image": "../a.png"}, {"image": "a.png", "answer": " "}, {"image": "a.png"}
+    for rows in ([lost, lost], [empty, empty]):
+        fine, text = check(*rows)
+        assert not fine
+        assert "No pair would stay, of 1: shop" in text
+        assert "can be read" not in text.splitlines()[-1]
+    assert check(lost, empty, whole)[0]
+
+
 def test_pictures_inside_rows_are_not_kept(tmp_path: Path) -> None:
     inline = {"bytes": b"inline", "path": None}
     rows = [{"image": inline, "question": "?", "answer": f"a{n}"} for n in range(9)]
