@@ -1,5 +1,6 @@
 """The vectors of training pairs, out of an export and onto disk: each content of a side once."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
     """The vectors of an export, in half precision: 45 GB on disk for 11 million pairs of distinct sides.
 
     Raises:
+        OSError: the disk has no room for them
         ValueError: the export lacks a side of a pair
     """
     order = np.argsort(pairs.keys)
@@ -52,8 +54,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
         for side, content in ((Side.QUERY, pairs.query), (Side.TARGET, pairs.target)):
             distinct, number = np.unique(content, return_inverse=True)
             path = folder / f"{side.value}.f16"
-            empty = np.memmap(path, np.float16, "w+", shape=(len(distinct), dim))
-            found[side.value] = empty, number.astype(np.int64), path
+            found[side.value] = _reserved(path, len(distinct), dim), number.astype(np.int64), path
             seen[side.value] = np.zeros(len(distinct), dtype=bool)
         for batch in file.iter_batches(VECTOR_ROWS, columns=["sample_id", "side", "split", "embedding"]):
             rows = pa.Table.from_batches([batch])
@@ -70,3 +71,22 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
         raise ValueError(f"{parquet} lacks {missing:,} sides of the training set: export anew")
     query, target = found[Side.QUERY.value], found[Side.TARGET.value]
     return PairVectors(query[0], query[1], target[0], target[1], (query[2], target[2]))
+
+
+def _reserved(path: Path, rows: int, dim: int) -> Vectors:
+    """An array in a new file, for which the disk has set the space aside.
+
+    Without that, Linux ends a process by SIGBUS, and no word, where it writes to a map and the disk is full.
+
+    Raises:
+        OSError: the disk has no room for it
+    """
+    num_bytes = rows * dim * np.dtype(np.float16).itemsize
+    with path.open("wb") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+        except OSError as error:
+            wanted = f"{error.strerror} ({num_bytes / 1e9:.2f} GB are wanted)"
+            raise OSError(error.errno, wanted, str(path)) from error
+    return np.memmap(path, np.float16, "r+", shape=(rows, dim))

@@ -1,6 +1,8 @@
 """Mining: near wrong targets of other pairs, never a right answer that is known; training uses them."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +237,23 @@ def test_an_export_of_fewer_pairs_is_refused(
     exported = export(few, tiny_model_dir, "1", workspace, recipe.export)
     with pytest.raises(ValueError, match=r"embeddings.parquet lacks [1-9]\d* sides of the training set"):
         read_vectors(exported.parquet, read_pairs(workspace.training_set, 0.5), tmp_path)
+
+
+def test_a_disk_without_room_for_the_vectors_is_named_and_mining_goes_on_once_there_is(
+    workspace: Workspace, mined: StageSummary, recipe: Recipe
+) -> None:
+    """Written to as a map, a file for which there is no room would end the process by SIGBUS."""
+
+    def full(file: int, start: int, num_bytes: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.rmtree(workspace.hard_negatives)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"No space left on device \(0\.00 GB are wanted\): .*query\.f16"):
+            mine(workspace, recipe)
+    assert not list(workspace.home.glob("*hard_negatives*"))
+    assert mine(workspace, recipe).data_version == mined.data_version
 
 
 def test_what_was_mined_stands_until_data_or_settings_change(
