@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import ClassVar
 
 import aiohttp
@@ -28,12 +28,22 @@ from tests.quality.conftest import scene
 from tests.stored_pictures import file_of
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus import storage
+from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
-from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_no_answer, may_pass
+from vipolyqwen_core.corpus.storage import (
+    ATTEMPTS,
+    RemoteFile,
+    find_file,
+    is_folder,
+    is_no_answer,
+    may_pass,
+    open_storage,
+)
 from vipolyqwen_core.workspace import Workspace
 
 QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
@@ -249,6 +259,7 @@ class Moody(BaseHTTPRequestHandler):
 
     content: ClassVar[bytes] = b""
     asked: ClassVar[Counter[str]] = Counter()
+    over: ClassVar[Event] = Event()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -259,6 +270,9 @@ class Moody(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         mood = self.path.split("/")[1]
         self.asked[f"{self.command} {self.path}"] += 1
+        if mood == "silent":
+            self.over.wait()
+            return
         if mood == "down" or (mood == "busy" and self.asked[f"{self.command} {self.path}"] == 1):
             self.send_response(503)
             self.send_header("Content-Length", "0")
@@ -279,12 +293,14 @@ class Moody(BaseHTTPRequestHandler):
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server."""
-    for patient in (RemoteFile._num_bytes, RemoteFile._part, find_file):
+    for patient in (RemoteFile._num_bytes, RemoteFile._part, find_file, is_folder):
         monkeypatch.setattr(patient.retry, "wait", wait_none())
     Moody.asked.clear()
+    Moody.over.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Moody) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
+        Moody.over.set()
         server.shutdown()
 
 
@@ -354,6 +370,31 @@ def test_a_file_that_is_cut_while_it_is_read_does_not_end_there(kept: int) -> No
 def test_a_server_that_is_busy_is_asked_again_for_a_file(workspace: Workspace, moody: str) -> None:
     Moody.content = json.dumps(rows_of_texts(1)[0]).encode()
     assert curate(texts_at(f"{moody}/busy/a.jsonl"), CurationSettings(), workspace).pairs_out == 1
+
+
+def test_a_silent_server_is_given_up_and_each_attempt_is_told(
+    moody: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By aiohttp's own limit, 5 minutes a question, it would take 40 minutes."""
+    monkeypatch.setattr(storage, "SILENCE_SECONDS", 0.1)
+    with pytest.raises(ValueError, match=r"silent/a\.jsonl cannot be opened: Timeout on reading data"):
+        list_files(texts_at(f"{moody}/silent/a.jsonl"))
+    assert "attempt 3 of 4 to read http" in caplog.text
+    caplog.clear()
+    with pytest.raises(ValueError, match=r"image root .*silent/pictures cannot be opened: Timeout on read"):
+        ImageRoot(f"{moody}/silent/pictures")
+    assert "attempt 3 of 4 to read http" in caplog.text
+
+
+@pytest.mark.parametrize("location", ["http://host/a.jsonl", "zip://a.jsonl::https://host/a.zip"])
+def test_a_large_file_of_a_web_server_may_take_its_time(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By aiohttp's own limit a file that takes more than 5 minutes would be cut, at each attempt."""
+    monkeypatch.setattr(storage, "url_to_fs", lambda location, **options: (options, location))
+    (options,) = open_storage(location)[0].values()
+    assert options["timeout"].total is None
+    assert options["timeout"].sock_read == storage.SILENCE_SECONDS
 
 
 def test_a_server_that_fails_is_not_said_to_lack_a_file(moody: str) -> None:

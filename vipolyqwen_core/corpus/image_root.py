@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.manifest import unfilled
 from vipolyqwen_core.corpus.pictures import PictureError
-from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_no_answer, why
+from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_folder, is_no_answer, open_storage, why
 from vipolyqwen_core.corpus.text import writable
 
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class ImageRoot:
         """Whether it is a folder of this machine."""
         if root is None:
             return
-        self._fs, path = url_to_fs(root)
+        self._fs, path = open_storage(root)
         if path.lower().endswith(".zip") and self._fs.isfile(path):
             self._fs, path = _opened_archive(root)
         self._named = path.rstrip("/")
@@ -136,9 +135,9 @@ class ImageRoot:
 
     def _is_folder(self) -> bool:
         try:
-            return bool(self._fs.isdir(self._folder))
+            return is_folder(self._fs, self._folder)
         except self._errors as error:
-            raise ValueError(f"image root {self.root} cannot be opened: {error}") from error
+            raise ValueError(f"image root {self.root} cannot be opened: {why(error)}") from error
 
     def _version(self, below: str) -> str:
         place = f"{self._folder}/{below}"
@@ -178,6 +177,6 @@ def _opened_archive(location: str) -> tuple[Any, str]:
         ValueError: it is none
     """
     try:
-        return url_to_fs(f"zip://::{location}")  # type: ignore[no-any-return]
+        return open_storage(f"zip://::{location}")
     except zipfile.BadZipFile as error:
         raise ValueError(f"image root {location} cannot be opened: {error}") from error

@@ -5,19 +5,25 @@ ledger may say for good that a file is broken which could not be fetched today.
 """
 
 import io
+import logging
 import tempfile
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.core import split_protocol, url_to_fs
 from fsspec.spec import AbstractBufferedFile
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 4
 LONGEST_WAIT = 4.0
 """Seconds between two attempts."""
 HTTP_ABSENT = (404, 410)
+SILENCE_SECONDS = 60.0
+"""What a web server may take to connect, or to send the next bytes."""
 REMOTE_ERRORS: tuple[type[Exception], ...] = (Exception,)
 """What other storages raise: aiohttp's errors, those of cloud libraries, of packing in an archive, and of
 whatever else is installed for fsspec. They share no base class, and one file must not end what reads many."""
@@ -39,13 +45,39 @@ def may_pass(error: BaseException | None) -> bool:
     return False
 
 
+def _say(state: RetryCallState) -> None:
+    """Tell which file is asked for again, and why: with a server that is silent, minutes pass."""
+    asked = next(place for place in reversed(state.args) if isinstance(place, str | RemoteFile))
+    error = None if state.outcome is None else state.outcome.exception()
+    path = asked if isinstance(asked, str) else asked.path
+    logger.warning(
+        "attempt %d of %d to read %s failed (%s)", state.attempt_number, ATTEMPTS, path, error and why(error)
+    )
+
+
 patiently = retry(
     retry=retry_if_exception(may_pass),
     stop=stop_after_attempt(ATTEMPTS),
     wait=wait_random_exponential(max=LONGEST_WAIT),
+    before_sleep=_say,
     reraise=True,
 )
-"""Lets a function ask a storage again while it may yet answer."""
+"""Lets a function ask a storage again while it may yet answer. It takes a path, or is a `RemoteFile`'s."""
+
+
+def open_storage(location: str) -> tuple[AbstractFileSystem, str]:
+    """The storage that a path or URL names, and the path of the file there.
+
+    Of a web server the silence is limited. aiohttp limits the whole answer instead, to 5 minutes: too long
+    for a server that is silent, too short for a large file.
+    """
+    protocols = {split_protocol(part)[0] for part in location.split("::")}.intersection(("http", "https"))
+    if not protocols:
+        return url_to_fs(location)  # type: ignore[no-any-return]
+    from aiohttp import ClientTimeout  # fsspec asks for it only where something is fetched over HTTP
+
+    limits = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+    return url_to_fs(location, **{name: {"timeout": limits} for name in protocols})  # type: ignore[no-any-return]
 
 
 def is_no_answer(fs: AbstractFileSystem, error: FileNotFoundError) -> bool:
@@ -66,9 +98,16 @@ def find_file(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
         return None
 
 
+@patiently
+def is_folder(fs: AbstractFileSystem, path: str) -> bool:
+    """Whether a storage has a folder of that name."""
+    return bool(fs.isdir(path))
+
+
 def why(error: BaseException) -> str:
-    """An error in a few words; a file that is missing is none where something else was the cause."""
-    told = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    """An error in a few words: those of its cause where it has none, or says that a file is missing."""
+    is_vague = isinstance(error, FileNotFoundError) or not str(error)
+    told = error.__cause__ if error.__cause__ is not None and is_vague else error
     return " ".join(str(told).split())[:200] or type(told).__name__
 
 

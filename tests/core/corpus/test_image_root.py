@@ -12,9 +12,11 @@ from typing import ClassVar
 
 import fsspec
 import pytest
+from tenacity import wait_none
 
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.storage import is_folder
 
 
 @pytest.fixture
@@ -222,6 +224,7 @@ def test_a_server_that_fails_costs_a_picture_and_is_not_taken_for_a_missing_file
         assert refused.value.rule == "unreadable_image"
 
 
-def test_a_root_on_a_server_that_fails_is_refused(server: str) -> None:
+def test_a_root_on_a_server_that_fails_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(is_folder.retry, "wait", wait_none())
     with pytest.raises(ValueError, match="broken/ cannot be opened: 500"):
         ImageRoot(f"{server}/broken/")

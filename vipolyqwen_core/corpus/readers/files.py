@@ -19,7 +19,6 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.compression import compr
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
@@ -27,7 +26,7 @@ from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
-from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, why
+from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, open_storage, why
 from vipolyqwen_core.corpus.text import compose
 
 ZSTD_SUFFIX = ".zst"
@@ -95,7 +94,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     true_folder = cache(os.path.realpath)
     for pattern in source.paths:
         try:
-            fs, path = url_to_fs(pattern)
+            fs, path = open_storage(pattern)
             is_local = isinstance(fs, LocalFileSystem)
             if is_local:
                 path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
@@ -184,7 +183,7 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
         OSError: it cannot be opened, or it is a ZIP archive of several files
         StorageError: it lies elsewhere and cannot be fetched
     """
-    fs, path = url_to_fs(location)
+    fs, path = open_storage(location)
     name = _without_query(path, path)
     packing = infer_compression(name)
     with _opened(fs, path) as file:
