@@ -6,6 +6,7 @@ export goes on where it was. After an update in place, whoever has the table ope
 `KEPT_VERSIONS`; a swap deletes the old table at once, so it has to be opened anew.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -46,6 +47,8 @@ model version, a new champion or a rollback, is swapped in: a second copy of the
 PARQUET_ROWS: Final = 16_384
 LOCK_FILE: Final = ".lock"
 """Among the folders of versions, none of which begins with a dot."""
+FULL: Final = re.compile("No space left on device|Disk quota exceeded")
+"""What the system says of a full disk, among the words of LanceDB's `RuntimeError`."""
 CONTENT: Final = b"content"
 """Key of the Parquet file's metadata for the digest of the rows that it holds."""
 
@@ -88,6 +91,7 @@ def export(
     Raises:
         ValueError: there is no training set, no model, the version cannot name a folder, the table is
             damaged, or another process exports; names it
+        OSError: it cannot be written, for example because the disk is full
     """
     started = time.monotonic()
     if not re.fullmatch(r"\w[\w.+-]*", model_version) or model_version == workspace.lancedb.name:
@@ -95,7 +99,7 @@ def export(
     schema = export_schema(model, model_version)
     folder = workspace.exports / model_version
     parquet = folder / VECTORS_FILE
-    with _alone(workspace.exports):
+    with _alone(workspace.exports), _full_disk_named(workspace.exports):
         staging: Path | None = None
         table = _matching_table(workspace.lancedb, schema)
         if table is None:
@@ -143,6 +147,22 @@ def _alone(exports: Path) -> Iterator[None]:
         if (holder := file_lock(file)) is not None:
             raise ValueError(f"process {holder} exports into {exports}: wait for it, or stop it")
         yield
+
+
+@contextmanager
+def _full_disk_named(exports: Path) -> Iterator[None]:
+    """What LanceDB raises where the disk is full says so, and what helps, without places in its source.
+
+    Raises:
+        OSError: the disk is full
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if (full := FULL.search(str(error))) is None:
+            raise
+        helps = "make room: what was encoded is kept, and the same command goes on"
+        raise OSError(errno.ENOSPC, f"{full[0]}; {helps}", str(exports)) from error
 
 
 def _put_in_use(current: CurrentExport, staging: Path | None, workspace: Workspace) -> None:

@@ -271,6 +271,26 @@ def test_a_killed_export_goes_on_where_it_was(
     assert summary.rows == 2 * len(some_pairs())
 
 
+def test_a_full_disk_is_named_and_the_export_goes_on_once_there_is_room(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "lance error: LanceError(IO): No space left on device (os error 28), /cargo/x.rs:2"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanceTable, "optimize", full)
+        with pytest.raises(
+            OSError, match=r"No space left on device; make room: .* goes on: '.*exports'"
+        ) as told:
+            run_export(workspace, tiny_model_dir)
+    assert told.value.filename == str(workspace.exports)
+    assert run_export(workspace, tiny_model_dir).encoded == 0
+
+
 def test_an_update_that_was_killed_loses_no_vector_and_leaves_no_row_behind(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
