@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from vipolyqwen_core import __version__
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.hangup import outlive_terminal
+from vipolyqwen_core.standard_streams import open_closed_streams, outlive_terminal
 from vipolyqwen_core.workspace import (
     Workspace,
     configure,
@@ -118,7 +118,6 @@ def settle(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """One vector for text, pictures and both."""
-    outlive_terminal()
     if version:
         output.print(__version__)
         raise typer.Exit
@@ -398,24 +397,10 @@ def _lines(file: Path) -> list[str]:
 def main() -> None:
     """Entry point."""
     open_closed_streams()
+    outlive_terminal()
     put_own_packages_first()
     mount_factory()
     app()
-
-
-def open_closed_streams() -> None:
-    """Give a process that was started without a standard stream, as by a daemon, an empty one.
-
-    Else the next file that is opened gets its number: what a library or a child process prints would stand in
-    a table or a database.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nowhere, number)
-            if nowhere != number:
-                os.close(nowhere)
-            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
 def put_own_packages_first() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from vipolyqwen_core.hangup import outlive_terminal
+from vipolyqwen_core.standard_streams import outlive_terminal
 from vipolyqwen_core.training.only_training import only_training
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run

@@ -1,7 +1,8 @@
-"""Work that goes on after its terminal was closed: what it still has to say is lost, and is no error.
+"""Standard streams of a process whose starter closed them, or whose terminal is closed while it works.
 
 A command that was sent to the background and disowned outlives the connection it was typed in, and a training
-saves its last step after the command that launched it is gone. Linux answers both with EIO when they print.
+saves its last step after the command that launched it is gone. Linux answers both with EIO when they print:
+what they still have to say is lost, and is no error.
 """
 
 import errno
@@ -52,3 +53,18 @@ def outlive_terminal() -> None:
         sys.stdout = outliving(sys.stdout)
     if sys.stderr is not None:
         sys.stderr = outliving(sys.stderr)
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without a standard stream, as by a daemon, an empty one.
+
+    Else the next file that is opened gets its number: what a library or a child process prints would stand in
+    a table or a database.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            if nowhere != number:
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))

@@ -8,7 +8,7 @@ from typing import TextIO
 import pytest
 
 from tests.hung_up import run_hung_up
-from vipolyqwen_core.hangup import outliving
+from vipolyqwen_core.standard_streams import outliving
 
 
 @pytest.fixture
