@@ -93,6 +93,8 @@ def received(chunks: Any, are_pinned: bool) -> Generator[Chunk]:
             yield chunk if are_pinned else deepcopy(chunk)
     finally:
         chunks._shutdown_workers()
+        for worker in chunks._workers:
+            worker.kill()  # one that hangs has not heard of it, and stays minutes after a SIGTERM
 
 
 @contextmanager

@@ -7,13 +7,16 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import psutil
@@ -32,6 +35,7 @@ from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
 from vipolyqwen_core.training.checkpoints import Checkpoints
 from vipolyqwen_core.training.dry_run import describe
+from vipolyqwen_core.training.loader_workers import begin_worker, received
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks, refuse_other_lengths
 from vipolyqwen_core.training.plan import read_plan_index
 from vipolyqwen_core.training.rows import TrainingPictures, TrainingRows
@@ -355,3 +359,39 @@ def test_targets_may_be_mined_from_rows_with_hard_negatives_of_their_own(make_ru
         writer.write_table(table)
     index = read_plan_index(run.training_set / "index.parquet", tmp_path)
     refuse_other_lengths(replace(run, hard_negatives=tmp_path), index)
+
+
+def hang(has_begun: Event) -> None:
+    """A worker that hears of nothing, as where the system lets it start no thread."""
+    begin_worker(0)
+    has_begun.set()
+    time.sleep(600)
+
+
+class Hanging:
+    """Chunks of a worker that hangs; it is told to leave as DataLoader tells it."""
+
+    def __init__(self, worker: SpawnProcess) -> None:
+        self._workers = [worker]
+
+    def __iter__(self) -> Iterator[str]:
+        yield "chunk"
+
+    def _shutdown_workers(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+
+
+def test_a_worker_that_hangs_does_not_keep_the_training_from_leaving() -> None:
+    context = multiprocessing.get_context("spawn")
+    has_begun = context.Event()
+    worker = context.Process(target=hang, args=(has_begun,), daemon=True)
+    worker.start()
+    try:
+        assert has_begun.wait(120)
+        with closing(received(Hanging(worker), are_pinned=True)) as chunks:
+            next(chunks)
+        worker.join(60)
+        assert worker.exitcode == -signal.SIGKILL
+    finally:
+        worker.kill()
