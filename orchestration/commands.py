@@ -89,8 +89,8 @@ def _told(workspace: Workspace) -> Iterator[Console]:
     from dagster import DagsterExecutionInterruptedError
 
     from orchestration.factory import FactoryError
-    from orchestration.full_disk import told_of_full_disk
     from orchestration.terminal import undisturbed
+    from vipolyqwen_core.full_disk import told_of_full_disk
 
     log = workspace.home / "factory.log"
     with undisturbed(log) as console:

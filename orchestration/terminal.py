@@ -1,6 +1,5 @@
 """A terminal for a person alone: what libraries and child processes print goes to a file meanwhile."""
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from vipolyqwen_core.file_lock import is_locked, share_lock
 
 KEPT_LOGS = 9
 """Of earlier commands: `factory.log.1` is that of the last one."""
@@ -33,13 +34,12 @@ def undisturbed(log: Path) -> Iterator[Console]:
     `sys.stdout` would catch neither. What the console prints goes to `log` too once the standard output takes
     no more: the work of hours does not end with its terminal.
     """
-    if not _is_written(log):
+    if not is_locked(log):
         begin_anew(log)
     _flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    with suppress(OSError):  # a file system that knows no locks
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    share_lock(file)
     raw = _LastingOutput(os.dup(saved_out), file, log, complaints=saved_err)
     with TextIOWrapper(BufferedWriter(raw), encoding="utf-8", line_buffering=True) as terminal:
         os.dup2(file, 1)
@@ -77,20 +77,6 @@ class _LastingOutput(FileIO):
             with suppress(OSError):
                 os.write(self.complaints, told.encode())
             return super().write(data)
-
-
-def _is_written(log: Path) -> bool:
-    """Whether a command writes there, or a process that it left behind: they hold a lock."""
-    if not log.is_file():
-        return False
-    with log.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system that knows no locks
-            return False
-    return False
 
 
 def _flush() -> None:

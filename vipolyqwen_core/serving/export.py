@@ -31,6 +31,7 @@ from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
 from vipolyqwen_core.file_lock import file_lock
+from vipolyqwen_core.full_disk import sign_of_full_disk
 from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
@@ -47,8 +48,6 @@ model version, a new champion or a rollback, is swapped in: a second copy of the
 PARQUET_ROWS: Final = 16_384
 LOCK_FILE: Final = ".lock"
 """Among the folders of versions, none of which begins with a dot."""
-FULL: Final = re.compile("No space left on device|Disk quota exceeded")
-"""What the system says of a full disk, among the words of LanceDB's `RuntimeError`."""
 CONTENT: Final = b"content"
 """Key of the Parquet file's metadata for the digest of the rows that it holds."""
 
@@ -159,10 +158,10 @@ def _full_disk_named(exports: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if (full := FULL.search(str(error))) is None:
+        if not (sign := sign_of_full_disk(error)):
             raise
         helps = "make room: what was encoded is kept, and the same command goes on"
-        raise OSError(errno.ENOSPC, f"{full[0]}; {helps}", str(exports)) from error
+        raise OSError(errno.ENOSPC, f"{sign}; {helps}", str(exports)) from error
 
 
 def _put_in_use(current: CurrentExport, staging: Path | None, workspace: Workspace) -> None:

@@ -12,12 +12,17 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what processes share: in a container 64 MB, unless somebody asked for more."""
 
 
+def sign_of_full_disk(error: BaseException) -> str:
+    """The words in which an error tells of a full disk; empty where it tells of none."""
+    return next((sign for sign in SIGNS if sign in str(error)), "")
+
+
 def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
     """What to add to the message of an error; empty where no disk is full.
 
     A file that did not fit is removed at once, so much may be free again by now.
     """
-    if not any(sign in str(error) for sign in SIGNS):
+    if not sign_of_full_disk(error):
         return ""
     folders = [workspace.home, Path(tempfile.gettempdir()), SHARED_MEMORY]
     free = [
