@@ -4,7 +4,7 @@ sample_id    ID_NUMBER
 component    ID_NUMBER, the name of the component at that time
 split        SIDE
 content      ID_NUMBER, what the pair says (`content`); UNKNOWN where it was assigned before this was kept
-pictures     numbers of the pictures of both sides (`picture_numbers`)
+links        numbers of the pictures of both sides and of the declared group (`links_of_row`)
 """
 
 from pathlib import Path
@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 
 from quality.id_numbers import ID_NUMBER, id_number, spell
 from vipolyqwen_core.contract import ASSIGNMENTS, Split
+from vipolyqwen_core.corpus.hashing import key_hash
 from vipolyqwen_core.corpus.tables import arrow_schema
 
 SIDE = pl.Enum([side.value for side in Split])
-PICTURES = pl.List(pl.UInt64)
+LINKS = pl.List(pl.UInt64)
 SCHEMA = {
     "sample_id": ID_NUMBER,
     "component": ID_NUMBER,
     "split": SIDE,
     "content": ID_NUMBER,
-    "pictures": PICTURES,
+    "links": LINKS,
 }
 UNKNOWN = 0
 ROW_GROUP = 500_000
@@ -45,10 +46,21 @@ def picture_numbers(images: pl.Expr) -> pl.Expr:
     return (id_number(images) // 2**64).cast(pl.UInt64)
 
 
-def pictures_of_row() -> pl.Expr:
-    """The numbers of the pictures of both sides of a pair."""
+def group_number() -> pl.Expr:
+    """The declared group of a pair, one of its source, as a number; null where it has none."""
+    spelled = pl.format("{}:{}", "source", "group_id")
+    return spelled.map_batches(_key_hashes, return_dtype=pl.UInt64, is_elementwise=True)
+
+
+def _key_hashes(keys: pl.Series) -> pl.Series:
+    distinct = keys.drop_nulls().unique()
+    return keys.replace_strict(distinct, list(map(key_hash, distinct)), default=None, return_dtype=pl.UInt64)
+
+
+def links_of_row() -> pl.Expr:
+    """What links a pair to others whatever its texts say, as numbers: its pictures and its declared group."""
     both = pl.concat_list(pl.col(f"{side}_images").fill_null([]) for side in ("query", "target"))
-    return both.list.eval(picture_numbers(pl.element()))
+    return pl.concat_list(both.list.eval(picture_numbers(pl.element())), group_number()).list.drop_nulls()
 
 
 def read_assignments(path: Path) -> pl.DataFrame:
@@ -58,13 +70,14 @@ def read_assignments(path: Path) -> pl.DataFrame:
     spelled = pl.scan_parquet(path)
     kept = spelled.collect_schema()
     said = id_number(pl.col("content")) if "content" in kept else pl.lit(UNKNOWN)
-    pictures = pl.col("pictures") if "pictures" in kept else pl.lit([], dtype=PICTURES)
+    # Before groups were kept, the links were pictures.
+    earlier = next((pl.col(name) for name in ("links", "pictures") if name in kept), pl.lit([]))
     numbers = spelled.select(
         id_number(pl.col("sample_id")),
         id_number(pl.col("component")),
         pl.col("split").cast(SIDE),
         said.cast(ID_NUMBER).alias("content"),
-        pictures.cast(PICTURES).alias("pictures"),
+        earlier.cast(LINKS).alias("links"),
     )
     assignments = numbers.collect(engine="streaming")
     assert assignments.null_count().sum_horizontal().item() == 0, f"{path} holds ids that are none"
@@ -81,7 +94,7 @@ def write_assignments(assignments: pl.DataFrame, path: Path) -> None:
                 spell(piece["component"]),
                 pl.col("split").cast(pl.String),
                 spell(piece["content"]),
-                "pictures",
+                "links",
             )
             writer.write_table(spelled.to_arrow().cast(schema))
 

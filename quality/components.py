@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from quality.assignments import pictures_of_row
+from quality.assignments import links_of_row
 from quality.duplicates import UNBUFFERED, comparable, near_pairs, repeated, whole_query
 
 SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
@@ -68,7 +68,7 @@ def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
 
 
 def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
-    """Hashes of what links rows by itself: pictures, and sides with a picture or a text that is long enough.
+    """Hashes of what links rows by itself: pictures, groups, sides with a picture or a text long enough.
 
     Returns `row`, `hash`. Unlike the keys, the hashes are kept over all training sets, in the assignments.
 
@@ -83,8 +83,8 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
         ).select("row", hash=f"{side}_hash")
         for side, text in texts.items()
     ]
-    pictures = rows.select("row", hash=pictures_of_row()).explode("hash").drop_nulls("hash")
-    return pl.concat([*sides, pictures])
+    others = rows.select("row", hash=links_of_row()).explode("hash").drop_nulls("hash")
+    return pl.concat([*sides, others])
 
 
 def most_shared(rows: pl.LazyFrame, min_linking_chars: int) -> tuple[str, str, int] | None:

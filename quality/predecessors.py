@@ -1,11 +1,11 @@
 """Rows that stand in the place of another one that was assigned and is gone: they take after it.
 
 A new version of a corpus may bring a row with another score, a copy with a word more, another answer to the
-same question, or another question on the same picture. It has another id. If it did not know its predecessor,
-what was trained on could come back to evaluate. It is linked to what its predecessor was linked to, and the
-side of the predecessor counts for its component. So does the side of whatever else was in the component and
-is gone. The other way round, a copy that is dropped may be all that is left in a later version: it is
-remembered with the row that stays in its place.
+same question, or another question on the same picture or of the same group. It has another id. If it did not
+know its predecessor, what was trained on could come back to evaluate. It is linked to what its predecessor
+was linked to, and the side of the predecessor counts for its component. So does the side of whatever else was
+in the component and is gone. The other way round, a copy that is dropped may be all that is left in a later
+version: it is remembered with the row that stays in its place.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def find_predecessors(
 ) -> pl.DataFrame:
     """Assigned samples that are gone, and the rows that take after them: SCHEMA.
 
-    These say the same, or were kept for them, or are the first with one of their two sides or pictures, or
-    else are the first row that goes on in their component.
+    These say the same, or were kept for them, or are the first with one of their two sides or pictures or
+    with their group, or else are the first row that goes on in their component.
 
     A row may have several, and may have an earlier side of its own.
 
@@ -36,7 +36,7 @@ def find_predecessors(
         rows: `row`, `sample_id`, `content`, `earlier` (the place of its sample in the assignments)
         assignments: SCHEMA of `assignments.py`
         dropped: `sample_id`, `kept`: copies that curation dropped, and the sample that stays
-        sides: `row`, `hash`: sides and pictures of rows that link by themselves
+        sides: `row`, `hash`: sides, pictures and groups of rows that link by themselves
     """
     places = assignments.drop("split").with_row_index("place")
     known = rows.select("row", place="earlier").drop_nulls("place")
@@ -52,15 +52,15 @@ def find_predecessors(
 
 
 def _first_alike(gone: pl.LazyFrame, sides: pl.LazyFrame) -> pl.LazyFrame:
-    """Samples that are gone, and the first row with the same side or picture: `place`, `row`.
+    """Samples that are gone, and the first row with the same side, picture or group: `place`, `row`.
 
-    The first does: rows with the same side or picture are linked to each other.
+    The first does: rows with the same side, picture or group are linked to each other.
     """
     known = gone.filter(pl.col("content") != UNKNOWN)
     if known.head(1).collect().is_empty():  # then the texts need not be read
         return pl.LazyFrame(schema=SCHEMA)
     hashes = [known.select("place", hash=each) for each in side_hashes()]
-    hashes.append(known.select("place", hash="pictures").explode("hash").drop_nulls("hash"))
+    hashes.append(known.select("place", hash="links").explode("hash").drop_nulls("hash"))
     found = pl.concat(hashes).unique()
     first = sides.join(found, on="hash", how="semi").group_by("hash").agg(pl.col("row").min())
     return found.join(first, on="hash").select("place", pl.col("row").cast(pl.UInt32))

@@ -21,7 +21,7 @@ from hashlib import blake2b
 import numpy as np
 import polars as pl
 
-from quality.assignments import PICTURES, SIDE
+from quality.assignments import LINKS, SIDE
 from quality.id_numbers import spell
 from vipolyqwen_core.config import SplitSettings
 from vipolyqwen_core.contract import Split
@@ -62,7 +62,7 @@ def split_rows(
     """Decide the side of each row.
 
     Args:
-        rows: row, sample_id, content, pictures, component (its number), source, task, language, off_limits
+        rows: row, sample_id, content, links, component (its number), source, task, language, off_limits
             (bool), dropped (bool: a duplicate, which has no side but whose earlier side counts for its
             component), earlier (the place of its sample in `assignments`; null: new). Text columns of the
             stratum are Enums in the order of the alphabet, or texts
@@ -80,7 +80,7 @@ def split_rows(
     )
     side = pl.coalesce("earlier", pl.when(has_side).then("decision").cast(SIDE))
     known = decided.select("row", "sample_id", "component", "earlier", split=side)
-    fresh = known.with_columns(rows["content"], rows["pictures"]).filter(
+    fresh = known.with_columns(rows["content"], rows["links"]).filter(
         pl.col("earlier").is_null(), pl.col("split").is_not_null()
     )
     del decided  # as `known` below: a retraining knows most rows, and a copy of its tables is half a gigabyte
@@ -226,8 +226,8 @@ def _of_copies(
         found = found.join(same, on="sample_id", how="anti")
     name = names.gather(found["component"])
     found = found.sort("sample_id", "split", name).unique("sample_id", keep="first")
-    pictures = pl.lit([], dtype=PICTURES)  # the same as those of the row that stays, which remembers them
-    return found.select("sample_id", "component", "content", pictures.alias("pictures"), "split")
+    links = pl.lit([], dtype=LINKS)  # the row that stays remembers its own
+    return found.select("sample_id", "component", "content", links.alias("links"), "split")
 
 
 def _remember(
@@ -252,7 +252,7 @@ def _remember(
         stays.with_columns(
             component=names.gather(rows["component"].gather(held)),
             content=rows["content"].gather(held),
-            pictures=rows["pictures"].gather(held),
+            links=rows["links"].gather(held),
         ),
         gone.with_columns(component=pl.coalesce("heir", "component")),
         fresh.with_columns(component=names.gather(fresh["component"])),

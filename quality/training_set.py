@@ -28,7 +28,7 @@ from quality.accepted import accepted_folder, accepted_stage
 from quality.assignments import (
     content,
     earlier_places,
-    pictures_of_row,
+    links_of_row,
     read_assignments,
     write_assignments,
 )
@@ -67,7 +67,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 8
+CODE_VERSION = 9
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 CONTENT = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet")
@@ -293,7 +293,7 @@ def _facts(
         pl.col("row").cast(pl.UInt32),
         id_number(pl.col("sample_id")),
         content().alias("content"),
-        pictures_of_row().alias("pictures"),
+        links_of_row().alias("links"),
         pl.col("source").cast(names),
         pl.col("task").cast(TASK),
         pl.col("language").cast(LANGUAGE),

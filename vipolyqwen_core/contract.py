@@ -174,7 +174,7 @@ ASSIGNMENTS: Final = (
     Column("component", "string", "its component at that time"),
     Column("split", "string", "train or eval: sticky"),
     Column("content", "string", "hashes of its two sides: what it says, without its score; zeros: unknown"),
-    Column("pictures", "list<uint64>", "the first 16 digits of its image ids, as numbers; empty for a copy"),
+    Column("links", "list<uint64>", "first 16 digits of its image ids, hash of its group; empty for a copy"),
 )
 """The persisted split. Rows that were assigned once keep their side."""
 

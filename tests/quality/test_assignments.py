@@ -7,17 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quality.assignments import (
-    PICTURES,
+    LINKS,
     SCHEMA,
     UNKNOWN,
     earlier_places,
-    pictures_of_row,
+    links_of_row,
     read_assignments,
     write_assignments,
 )
 from quality.id_numbers import ID_NUMBER, id_number, spell
 from quality.ledger import polars_schema
 from vipolyqwen_core.contract import ASSIGNMENTS
+from vipolyqwen_core.corpus.hashing import key_hash
 
 numbers = st.integers(0, 2**128 - 1)
 
@@ -44,7 +45,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
             "component": [0, 5, 5, 7],
             "split": split,
             "content": [UNKNOWN, 1, 2**128 - 1, 2**64],
-            "pictures": [[], [2**64 - 1], [3, 0], []],
+            "links": [[], [2**64 - 1], [3, 0], []],
         },
         schema=SCHEMA,
     )
@@ -56,24 +57,36 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
     assert pl.read_parquet(path)["sample_id"].to_list() == [f"{number:032x}" for number in table["sample_id"]]
 
 
-def test_a_table_from_before_contents_and_pictures_were_kept_is_read(tmp_path: Path) -> None:
+def test_tables_from_before_contents_pictures_and_groups_were_kept_are_read(tmp_path: Path) -> None:
     path = tmp_path / "assignments.parquet"
     table = pl.DataFrame(
-        {"sample_id": [5], "component": [3], "split": ["eval"], "content": [9], "pictures": [[1]]},
+        {"sample_id": [5], "component": [3], "split": ["eval"], "content": [9], "links": [[1]]},
         schema=SCHEMA,
     )
     write_assignments(table, path)
-    pl.read_parquet(path).drop("content", "pictures").write_parquet(path)
+    written = pl.read_parquet(path)
+    written.rename({"links": "pictures"}).write_parquet(path)
+    assert read_assignments(path).rows() == table.rows()
+    written.drop("content", "links").write_parquet(path)
     assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN, [])]
 
 
-def test_pictures_of_both_sides_are_numbered() -> None:
-    images = [["00000000000000ff" + 16 * "a", 32 * "f"], None, []], [None, ["0" * 15 + "3" + 16 * "b"], []]
-    schema = {"query_images": pl.List(pl.String), "target_images": pl.List(pl.String)}
-    rows = pl.DataFrame(dict(zip(schema, images, strict=True)), schema=schema)
-    found = rows.select(pictures=pictures_of_row())
-    assert found.schema == {"pictures": PICTURES}
-    assert found["pictures"].to_list() == [[255, 2**64 - 1], [3], []]
+def test_pictures_of_both_sides_and_the_group_of_the_source_are_numbered() -> None:
+    rows = pl.DataFrame(
+        {
+            "query_images": [["00000000000000ff" + 16 * "a", 32 * "f"], None, [], None],
+            "target_images": [None, ["0" * 15 + "3" + 16 * "b"], [], None],
+            "source": ["one", "one", "one", "two"],
+            "group_id": [None, "g", "g", "g"],
+        },
+        schema_overrides={"query_images": pl.List(pl.String), "target_images": pl.List(pl.String)},
+    )
+    group, other = key_hash("one:g"), key_hash("two:g")
+    found = rows.lazy().select(links=links_of_row()).collect(engine="streaming")
+    assert found.schema == {"links": LINKS}
+    assert found["links"].to_list() == [[255, 2**64 - 1], [3, group], [group], [other]]
+    without = rows.with_columns(group_id=pl.lit(None, dtype=pl.String)).select(links=links_of_row())
+    assert without["links"].to_list() == [[255, 2**64 - 1], [3], [], []]
 
 
 def test_samples_are_found_at_their_places() -> None:

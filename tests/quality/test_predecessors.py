@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from quality.assignments import PICTURES, SCHEMA, UNKNOWN, content, earlier_places
+from quality.assignments import LINKS, SCHEMA, UNKNOWN, content, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
 from quality.predecessors import copies_of_rows, find_predecessors
@@ -19,7 +19,7 @@ ASSIGNMENTS = pl.DataFrame(
         "component": [1, 2, 3, 4],
         "split": ["train", "eval", "eval", "train"],
         "content": [10, 20, 30, UNKNOWN],
-        "pictures": [[7], [], [8, 9], []],
+        "links": [[7], [], [8, 9], []],
     },
     schema=SCHEMA,
 )
@@ -41,7 +41,7 @@ def corpus(
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
-        pictures=pl.lit([], dtype=PICTURES),
+        links=pl.lit([], dtype=LINKS),
         off_limits=pl.lit(False),
         dropped=pl.lit(False),
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quality.assignments import PICTURES, SCHEMA, UNKNOWN, earlier_places
+from quality.assignments import LINKS, SCHEMA, UNKNOWN, earlier_places
 from quality.components import connect, earlier_links, name_components
 from quality.id_numbers import ID_NUMBER
 from quality.predecessors import find_predecessors
@@ -28,7 +28,7 @@ def remembered(split: dict[int, str]) -> pl.DataFrame:
             "component": list(split),
             "split": list(split.values()),
             "content": [sample + 1000 for sample in split],
-            "pictures": [[] for _ in split],
+            "links": [[] for _ in split],
         },
         schema=SCHEMA,
     )
@@ -47,7 +47,7 @@ def corpus(
         schema={"row": pl.UInt32, "sample_id": ID_NUMBER},
     ).with_columns(
         content=pl.col("sample_id") + 1000,
-        pictures=pl.lit([], dtype=PICTURES),
+        links=pl.lit([], dtype=LINKS),
         source=pl.lit("s"),
         task=pl.lit("instr"),
         language=pl.lit("vi"),
@@ -283,10 +283,10 @@ def test_a_copy_of_a_row_that_is_retired_does_not_evaluate_later() -> None:
 def test_what_a_row_says_and_shows_is_remembered_where_it_was_not_kept() -> None:
     assignments = remembered({0: "train"}).with_columns(content=pl.lit(UNKNOWN, dtype=ID_NUMBER))
     rows, names = corpus([1, 2], assignments=assignments)
-    rows = rows.with_columns(pictures=pl.Series([[7], [8, 9]], dtype=PICTURES))
+    rows = rows.with_columns(links=pl.Series([[7], [8, 9]], dtype=LINKS))
     result = decide(rows, names, SplitSettings(), assignments)
     assert result.assignments["content"].to_list() == [1000, 1001]
-    assert result.assignments["pictures"].to_list() == [[7], [8, 9]]
+    assert result.assignments["links"].to_list() == [[7], [8, 9]]
 
 
 def test_rows_of_a_benchmark_and_rows_linked_to_it_never_train() -> None:

@@ -175,6 +175,28 @@ def test_pictures_stay_on_their_side_whatever_is_asked_about_them(workspace, wri
     assert by_picture("Hãy nói tên của vật") == first
 
 
+def test_groups_stay_on_their_side_whatever_their_rows_say(workspace, write_source, build) -> None:
+    """As where the questions about a document are made anew: all rows are new, and the document is not."""
+
+    def by_group(asked: str) -> dict[str, str]:
+        build(
+            write_source(
+                {
+                    "data_type": "instruction",
+                    "group_id": f"d{i % 40}",
+                    "input": f"{asked} {i}?",
+                    "output": str(i),
+                }
+                for i in range(80)
+            )
+        )
+        return dict(everything(workspace).select("group_id", "split").rows())
+
+    first = by_group("Vật gì đây")
+    assert (len(first), set(first.values())) == (40, {"train", "eval"})
+    assert by_group("Hãy nói tên của vật") == first
+
+
 def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
     workspace, write_source, build
 ) -> None:
