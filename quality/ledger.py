@@ -46,9 +46,11 @@ def rejected_pairs(rows: pl.DataFrame, stage: str) -> pl.DataFrame:
 
 
 def write_ledger(lines: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
-    """Write a ledger, sorted by position, then by stage."""
+    """Write a ledger, sorted by source and position: the same file for the same lines, in whichever order."""
+    order = ("source", "file", "line", "item", "stage")
+    others = [name for name in LEDGER_SCHEMA if name not in order]
     with written_aside(path) as aside:
-        lines.lazy().sort("file", "line", "item", "stage", nulls_last=False).sink_parquet(aside)
+        lines.lazy().sort(*order, *others, nulls_last=False).sink_parquet(aside)
 
 
 def count_rules(ledger: pl.LazyFrame) -> dict[str, int]:
