@@ -256,16 +256,16 @@ def _what_links(
     if most is None:  # texts that are too short, and no group
         return "an earlier training set linked them"
     kind, value, count = most
+    earlier = members.is_in(replacing.implode()).sum()
+    replaced = f"{earlier} stand in the place of earlier rows that are gone, and have their links"
     if count == 1:
         nothing = "no two of them share a picture, a group_id or a text"
-        if not (earlier := members.is_in(replacing.implode()).sum()):
-            return f"{nothing}, they are near copies in a chain"
-        return (
-            f"{nothing}, but {earlier} stand in the place of earlier rows that are gone, and have their links"
-        )
+        return f"{nothing}, but {replaced}" if earlier else f"{nothing}, they are near copies in a chain"
     common = f"{count} of them share the {kind} {_shown(kind, value, sources)}"
+    if count == len(members):
+        return common
     chained = "the others are linked to these in chains, by near copies or other things in common"
-    return common if count == len(members) else f"{common}, {chained}"
+    return f"{common}, {chained}; {replaced}" if earlier else f"{common}, {chained}"
 
 
 def _shown(kind: str, value: str, sources: list[AcceptedSource]) -> str:

@@ -408,3 +408,22 @@ def test_a_chain_through_rows_that_are_gone_is_named(workspace, write_source, bu
         ValueError, match=r"7 of 37 rows.*: no two .* but 7 stand in the place of earlier rows"
     ):
         build(write_source(rows))
+
+
+def test_groups_that_go_by_another_id_in_the_next_version_are_named(
+    workspace, write_source, build, monkeypatch
+) -> None:
+    """As where they are numbered, and one was put in front of the others."""
+    monkeypatch.setattr("quality.split.SMALL_COMPONENT", 5)
+
+    def groups(kept: str, made_anew: str, first: int) -> list[dict[str, object]]:
+        asked = [(i, f"{word} {i}?") for i in range(5) for word in (kept, made_anew)]
+        return [
+            {"data_type": "instruction", "group_id": f"{first + i}", "input": text, "output": str(i)}
+            for i, text in asked
+        ] + [instruction(i) for i in range(10, 40)]
+
+    build(write_source(groups("Ai", "Bao giờ", first=0)))
+    message = r"of 40 rows.*: 2 of them share the group_id '.', the others .*; 4 stand in the place of"
+    with pytest.raises(ValueError, match=message):
+        build(write_source(groups("Ai", "Khi nào", first=1)))
