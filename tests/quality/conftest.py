@@ -5,13 +5,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from PIL import Image, ImageDraw
 
-from vipolyqwen_core.corpus.manifest import Format, Source
+from quality.curate import curate
+from quality.training_set import build_training_set
+from quality.validate import validate
+from vipolyqwen_core.config import ProcessingSettings, Recipe, SplitSettings
+from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
+from vipolyqwen_core.corpus.tables import StageSummary
+from vipolyqwen_core.corpus.tagging import tag
 from vipolyqwen_core.workspace import Workspace
 
 Records = Iterable[dict[str, Any] | str]
+RECIPE = Recipe(name="test", backbone="tiny", split=SplitSettings(eval_share=0.25))
 WORDS = [
     "sông",
     "núi",
@@ -108,3 +116,28 @@ def question(number: int, text: str = "Trong ảnh có gì?", picture: int | Non
     """A clean question on a picture."""
     path = f"{number if picture is None else picture}.png"
     return {"data_type": "vqa_single", "images": [path], "input": text, "output": f"Vật số {number}"}
+
+
+@pytest.fixture
+def build(workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings, monkeypatch):
+    """Takes sources from their files to a training set; the suites have tests of their own."""
+    monkeypatch.setattr("quality.validate.judge", lambda suites, tables, docs: [])
+
+    def run(*sources: Source, recipe: Recipe = RECIPE) -> StageSummary:
+        for source in sources:
+            curate(source, recipe.curation, workspace)
+            tag(source, tiny_processing, tiny_backbone, workspace)
+            assert validate(source, workspace).details["accepted"]
+        return build_training_set(Manifest(sources=sources), recipe, workspace)
+
+    return run
+
+
+def read(workspace: Workspace, split: str) -> pl.DataFrame:
+    """One side of the training set."""
+    return pl.read_ipc(workspace.training_set / f"{split}.arrow")
+
+
+def everything(workspace: Workspace) -> pl.DataFrame:
+    """Both sides of the training set."""
+    return pl.concat([read(workspace, "train"), read(workspace, "eval")])

@@ -9,45 +9,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from quality.curate import curate
 from quality.ledger import polars_schema
 from quality.training_set import build_training_set, read_assignments
-from quality.validate import validate
-from tests.quality.conftest import instruction, question, scene, sentence
-from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe, SplitSettings
+from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene, sentence
+from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.manifest import Manifest, Source
+from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.corpus.pictures import decode_picture
-from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
-from vipolyqwen_core.corpus.tagging import tag
+from vipolyqwen_core.corpus.tables import arrow_schema
 from vipolyqwen_core.workspace import Workspace
-
-RECIPE = Recipe(name="test", backbone="tiny", split=SplitSettings(eval_share=0.25))
-
-
-@pytest.fixture
-def build(workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings, monkeypatch):
-    """Takes sources from their files to a training set; the suites have tests of their own."""
-    monkeypatch.setattr("quality.validate.judge", lambda suites, tables, docs: [])
-
-    def run(*sources: Source, recipe: Recipe = RECIPE) -> StageSummary:
-        for source in sources:
-            curate(source, recipe.curation, workspace)
-            tag(source, tiny_processing, tiny_backbone, workspace)
-            assert validate(source, workspace).details["accepted"]
-        return build_training_set(Manifest(sources=sources), recipe, workspace)
-
-    return run
-
-
-def read(workspace: Workspace, split: str) -> pl.DataFrame:
-    return pl.read_ipc(workspace.training_set / f"{split}.arrow")
-
-
-def everything(workspace: Workspace) -> pl.DataFrame:
-    return pl.concat([read(workspace, "train"), read(workspace, "eval")])
 
 
 def sides(workspace: Workspace) -> dict[tuple[str, int], str]:
