@@ -386,7 +386,7 @@ def test_a_silent_server_is_given_up_and_each_attempt_is_told(
     assert "attempt 3 of 4 to read http" in caplog.text
 
 
-@pytest.mark.parametrize("location", ["http://host/a.jsonl", "zip://a.jsonl::https://host/a.zip"])
+@pytest.mark.parametrize("location", ["http://host/a.jsonl", "simplecache::https://host/a.jsonl"])
 def test_a_large_file_of_a_web_server_may_take_its_time(
     location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,5 +398,5 @@ def test_a_large_file_of_a_web_server_may_take_its_time(
 
 
 def test_a_server_that_fails_is_not_said_to_lack_a_file(moody: str) -> None:
-    with pytest.raises(ValueError, match=r"down/a\.jsonl cannot be opened: 503"):
+    with pytest.raises(ValueError, match=r"down/a\.jsonl cannot be opened: the server answered 503"):
         list_files(texts_at(f"{moody}/down/a.jsonl"))

@@ -6,6 +6,8 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from vipolyqwen_core.corpus.storage import open_file
+
 CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "blob_id", "sha", "CRC")
 """What storages say of a content: S3, Azure and HTTP; Google; HTTP; Hugging Face; GitHub; ZIP."""
 TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modificationTime")
@@ -34,9 +36,13 @@ def told_version(info: Mapping[str, Any]) -> str | None:
 
 
 def content_version(fs: AbstractFileSystem, path: str) -> str:
-    """Hash of the bytes of a file."""
+    """Hash of the bytes of a file.
+
+    Raises:
+        OSError, StorageError: it cannot be read
+    """
     digest = blake2b(digest_size=16)
-    with fs.open(path, "rb") as stream:
+    with open_file(fs, path) as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

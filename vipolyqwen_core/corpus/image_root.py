@@ -4,17 +4,24 @@ import posixpath
 import re
 import stat
 import unicodedata
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.manifest import unfilled
 from vipolyqwen_core.corpus.pictures import PictureError
-from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, is_folder, is_no_answer, open_storage, why
+from vipolyqwen_core.corpus.storage import (
+    REMOTE_ERRORS,
+    find_file,
+    is_folder,
+    is_no_answer,
+    open_storage,
+    why,
+)
 from vipolyqwen_core.corpus.text import writable
 
 T = TypeVar("T")
@@ -42,15 +49,19 @@ class ImageRoot:
         """Whether it is a folder of this machine."""
         if root is None:
             return
-        self._fs, path = open_storage(root)
-        if path.lower().endswith(".zip") and self._fs.isfile(path):
-            self._fs, path = _opened_archive(root)
-        self._named = path.rstrip("/")
-        self.is_local = isinstance(self._fs, LocalFileSystem)
-        self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
-        self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
-        if not self._is_folder():
+        try:
+            self._fs, path = open_storage(root)
+            if path.lower().endswith(".zip") and _is_file(self._fs, path):
+                self._fs, path = open_storage(f"zip://::{root}")
+            self.is_local = isinstance(self._fs, LocalFileSystem)
+            self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
+            found = is_folder(self._fs, self._folder)
+        except REMOTE_ERRORS as error:
+            raise ValueError(f"image root {root} cannot be opened: {why(error)}") from error
+        if not found:
             raise ValueError(f"image root {root} is no folder and no ZIP archive{unfilled(root)}")
+        self._named = path.rstrip("/")
+        self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
 
     def locate(self, path: str) -> str:
         """The path below the root, with slashes and without `.` or inner `..`.
@@ -133,12 +144,6 @@ class ImageRoot:
                 raise PictureError("unreadable_image", f"the picture cannot be read: {why(error)}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
 
-    def _is_folder(self) -> bool:
-        try:
-            return is_folder(self._fs, self._folder)
-        except self._errors as error:
-            raise ValueError(f"image root {self.root} cannot be opened: {why(error)}") from error
-
     def _version(self, below: str) -> str:
         place = f"{self._folder}/{below}"
         info = self._fs.info(place)
@@ -170,13 +175,6 @@ class ImageRoot:
             raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
 
 
-def _opened_archive(location: str) -> tuple[Any, str]:
-    """The file system within a ZIP archive, and its top.
-
-    Raises:
-        ValueError: it is none
-    """
-    try:
-        return open_storage(f"zip://::{location}")
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"image root {location} cannot be opened: {error}") from error
+def _is_file(fs: AbstractFileSystem, path: str) -> bool:
+    info = find_file(fs, path)
+    return info is not None and info["type"] == "file"

@@ -10,8 +10,10 @@ import tempfile
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from fsspec import AbstractFileSystem
+from fsspec import AbstractFileSystem, filesystem
+from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -22,6 +24,11 @@ ATTEMPTS = 4
 LONGEST_WAIT = 4.0
 """Seconds between two attempts."""
 HTTP_ABSENT = (404, 410)
+HTTP_LOGIN = (401, 403, 407)
+ARCHIVES = ("zip", "tar")
+"""Archives whose files have URLs, as `zip://a.jsonl::https://host/a.zip`."""
+PIECE_BYTES = 1024 * 1024
+"""What is read ahead of a file that lies elsewhere."""
 SILENCE_SECONDS = 60.0
 """What a web server may take to connect, or to send the next bytes."""
 REMOTE_ERRORS: tuple[type[Exception], ...] = (Exception,)
@@ -34,8 +41,11 @@ class StorageError(Exception):
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether a storage did not answer or asks to wait, rather than that it refused or sent rubbish."""
-    while error is not None:
+    """Whether a storage did not answer or asks to wait, rather than that it refused or sent rubbish.
+
+    What ends in a `StorageError` was asked for again already.
+    """
+    while error is not None and not isinstance(error, StorageError):
         status = getattr(error, "status", None)
         if isinstance(status, int):
             return status in (408, 429) or status >= 500
@@ -69,8 +79,18 @@ def open_storage(location: str) -> tuple[AbstractFileSystem, str]:
     """The storage that a path or URL names, and the path of the file there.
 
     Of a web server the silence is limited. aiohttp limits the whole answer instead, to 5 minutes: too long
-    for a server that is silent, too short for a large file.
+    for a server that is silent, too short for a large file. An archive elsewhere is read as any file there.
+
+    Raises:
+        StorageError: an archive cannot be fetched
     """
+    name, _, holder = location.partition("::")
+    protocol = name.partition("://")[0]
+    if holder and protocol in ARCHIVES:
+        fs, path = open_storage(holder)
+        if not isinstance(fs, LocalFileSystem):
+            archive = filesystem(protocol, fo=RemoteFile(fs, path))
+            return archive, archive._strip_protocol(name if "://" in name else "")
     protocols = {split_protocol(part)[0] for part in location.split("::")}.intersection(("http", "https"))
     if not protocols:
         return url_to_fs(location)  # type: ignore[no-any-return]
@@ -80,10 +100,15 @@ def open_storage(location: str) -> tuple[AbstractFileSystem, str]:
     return url_to_fs(location, **{name: {"timeout": limits} for name in protocols})  # type: ignore[no-any-return]
 
 
+def is_web(fs: AbstractFileSystem) -> bool:
+    """Whether a storage is a web server."""
+    return "http" in fs.protocol
+
+
 def is_no_answer(fs: AbstractFileSystem, error: FileNotFoundError) -> bool:
     """Whether a server failed: over HTTP fsspec calls a file missing whatever went wrong."""
     cause = error.__cause__
-    return "http" in fs.protocol and cause is not None and getattr(cause, "status", None) not in HTTP_ABSENT
+    return is_web(fs) and cause is not None and getattr(cause, "status", None) not in HTTP_ABSENT
 
 
 @patiently
@@ -99,6 +124,12 @@ def find_file(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
 
 
 @patiently
+def find_places(fs: AbstractFileSystem, pattern: str) -> list[str]:
+    """The places in a storage that a glob names."""
+    return list(fs.glob(pattern))
+
+
+@patiently
 def is_folder(fs: AbstractFileSystem, path: str) -> bool:
     """Whether a storage has a folder of that name."""
     return bool(fs.isdir(path))
@@ -108,7 +139,25 @@ def why(error: BaseException) -> str:
     """An error in a few words: those of its cause where it has none, or says that a file is missing."""
     is_vague = isinstance(error, FileNotFoundError) or not str(error)
     told = error.__cause__ if error.__cause__ is not None and is_vague else error
+    status = getattr(told, "status", None)
+    if status == 0:  # aiohttp's, with an empty message
+        return "the server sends from one address to the next without end"
+    if isinstance(status, int):
+        login = "; if it wants a login, download the files and name their paths" * (status in HTTP_LOGIN)
+        return " ".join(f"the server answered {status} {getattr(told, 'message', '')}".split()) + login
     return " ".join(str(told).split())[:200] or type(told).__name__
+
+
+def open_file(fs: AbstractFileSystem, path: str) -> IO[bytes]:
+    """The bytes of a file as it lies there.
+
+    Raises:
+        OSError: it cannot be opened
+        StorageError: also when read: it lies elsewhere and cannot be fetched
+    """
+    if isinstance(fs, LocalFileSystem | AbstractArchiveFileSystem):
+        return fs.open(path, "rb")  # type: ignore[no-any-return]
+    return io.BufferedReader(RemoteFile(fs, path), PIECE_BYTES)
 
 
 class RemoteFile(AbstractBufferedFile):
@@ -147,7 +196,7 @@ class RemoteFile(AbstractBufferedFile):
     @patiently
     def _num_bytes(self) -> int:
         size = self.fs.info(self.path)["size"]
-        return self._fetched().seek(0, io.SEEK_END) if size is None else size
+        return size or self._fetched().seek(0, io.SEEK_END)  # some answer HEAD with a length of 0
 
     @patiently
     def _part(self, start: int, end: int) -> bytes:

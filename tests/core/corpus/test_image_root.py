@@ -16,7 +16,7 @@ from tenacity import wait_none
 
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
-from vipolyqwen_core.corpus.storage import is_folder
+from vipolyqwen_core.corpus.storage import RemoteFile, is_folder
 
 
 @pytest.fixture
@@ -202,7 +202,9 @@ class Shaky(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for patient in (RemoteFile._num_bytes, RemoteFile._part, is_folder):
+        monkeypatch.setattr(patient.retry, "wait", wait_none())
     with ThreadingHTTPServer(("127.0.0.1", 0), Shaky) as serving:
         Thread(target=serving.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{serving.server_port}"
@@ -224,7 +226,6 @@ def test_a_server_that_fails_costs_a_picture_and_is_not_taken_for_a_missing_file
         assert refused.value.rule == "unreadable_image"
 
 
-def test_a_root_on_a_server_that_fails_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(is_folder.retry, "wait", wait_none())
-    with pytest.raises(ValueError, match="broken/ cannot be opened: 500"):
+def test_a_root_on_a_server_that_fails_is_refused(server: str) -> None:
+    with pytest.raises(ValueError, match="broken/ cannot be opened: the server answered 500"):
         ImageRoot(f"{server}/broken/")

@@ -17,7 +17,6 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
-from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.compression import compr
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
@@ -26,12 +25,19 @@ from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
-from vipolyqwen_core.corpus.storage import REMOTE_ERRORS, RemoteFile, find_file, open_storage, why
+from vipolyqwen_core.corpus.storage import (
+    PIECE_BYTES,
+    REMOTE_ERRORS,
+    find_file,
+    find_places,
+    is_web,
+    open_file,
+    open_storage,
+    why,
+)
 from vipolyqwen_core.corpus.text import compose
 
 ZSTD_SUFFIX = ".zst"
-PIECE_BYTES = 1024 * 1024
-"""A longer line may be read in pieces."""
 BYTE_ORDER_MARK = "\ufeff"
 HTTP = ("http://", "https://")
 Unpacker = bz2.BZ2Decompressor | lzma.LZMADecompressor
@@ -41,6 +47,8 @@ UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
     "lzma": lzma.LZMADecompressor,
 }
 _MAGIC = re.compile(r"[*?\[]")
+_WEB_MAGIC = re.compile(r"[*\[]")
+"""In a web address a question mark begins what is asked of the server."""
 _TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
 _TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -112,7 +120,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         if infos.get(path, {}).get("type") == "directory":
             raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
         if not of_files:
-            what = "no file matches" if _MAGIC.search(path) else "there is no file"
+            what = "no file matches" if _is_glob(fs, path) else "there is no file"
             raise ValueError(f"source {source.name!r}: {what} {pattern}{unfilled(pattern)}")
         before, after = ("", "") if is_local else _around(path, pattern, fs)
         above = f"{after.removeprefix('::')}/" if after else before  # an archive is a folder
@@ -143,17 +151,25 @@ def _find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
         OSError: one is a pipe or the like, which would be waited for without end
     """
     fs.invalidate_cache()  # a process that lives long, as a sensor's, would see old listings
-    if not _MAGIC.search(path) or fs.exists(path):
+    if not _is_glob(fs, path) or fs.exists(path):
         info = find_file(fs, path)
         infos = {} if info is None else {path: info}
     elif isinstance(fs, LocalFileSystem):
         infos = LocalFolders().glob(path, detail=True)
     else:
-        infos = {place: find_file(fs, place) or {"type": "file"} for place in fs.glob(path)}
+        if is_web(fs):
+            from vipolyqwen_core.corpus.readers.web_folders import WebFolders  # which needs aiohttp
+
+            fs = WebFolders(**fs.storage_options)
+        infos = {place: find_file(fs, place) or {"type": "file"} for place in find_places(fs, path)}
     strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
     if strange is not None:
         raise OSError(f"{strange} is no regular file")
     return infos
+
+
+def _is_glob(fs: AbstractFileSystem, path: str) -> bool:
+    return bool((_WEB_MAGIC if is_web(fs) else _MAGIC).search(path))
 
 
 def _spelled(name: str) -> str:
@@ -186,7 +202,7 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
     fs, path = open_storage(location)
     name = _without_query(path, path)
     packing = infer_compression(name)
-    with _opened(fs, path) as file:
+    with open_file(fs, path) as file:
         if PurePosixPath(name).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
             with pa.CompressedInputStream(file, "zstd") as stream:
                 yield io.BufferedReader(stream)
@@ -249,13 +265,6 @@ class UnpackedStreams(io.RawIOBase):
         while not packed and (piece := self._file.read(PIECE_BYTES)):
             packed = piece.lstrip(b"\0")
         return packed
-
-
-def _opened(fs: AbstractFileSystem, path: str) -> IO[bytes]:
-    """The bytes of a file as it lies there."""
-    if isinstance(fs, LocalFileSystem | AbstractArchiveFileSystem):
-        return fs.open(path, "rb")  # type: ignore[no-any-return]
-    return io.BufferedReader(RemoteFile(fs, path), PIECE_BYTES)
 
 
 @contextmanager

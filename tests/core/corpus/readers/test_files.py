@@ -360,7 +360,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> fsspec.AbstractFileSystem:
 def test_a_file_whose_version_cannot_be_read_is_refused_in_a_sentence(
     silent: fsspec.AbstractFileSystem,
 ) -> None:
-    with pytest.raises(ValueError, match=r"source 's': memory://silent/a.jsonl cannot be opened: 500"):
+    with pytest.raises(ValueError, match=r"source 's': memory://silent/a.jsonl cannot be opened: .*: 500"):
         list_files(source("memory://silent/a.jsonl"))
 
 

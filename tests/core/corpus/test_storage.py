@@ -1,0 +1,163 @@
+"""Web servers that are busy, refuse or lack something: asked again, and told of in words."""
+
+import io
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+from fsspec.implementations.http import HTTPFileSystem
+from tenacity import wait_none
+
+from vipolyqwen_core.contract import Task
+from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.readers.files import list_files
+from vipolyqwen_core.corpus.readers.read import read_source
+from vipolyqwen_core.corpus.readers.web_folders import WebFolders
+from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_folder
+
+ROW = b'{"instruction": "C\xc3\xa2u h\xe1\xbb\x8fi", "output": "Tr\xe1\xba\xa3 l\xe1\xbb\x9di"}\n'
+
+
+def archive_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Serves files without parts of them and without a mark or a time; some answers fail first, or all."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    failures: ClassVar[dict[str, tuple[int, int]]] = {}
+    """By path: a status, and how many times it is the answer."""
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_HEAD(self) -> None:
+        self._answer(405, b"")
+
+    def do_GET(self) -> None:
+        self.asked[self.path] += 1
+        status, times = self.failures.get(self.path, (0, 0))
+        if self.asked[self.path] <= times:
+            self._answer(status, b"")
+        elif self.path in self.files:
+            self._answer(200, self.files[self.path])
+        else:
+            self._answer(404, b"")
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", self.path)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Be silent."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for patient in (RemoteFile._num_bytes, RemoteFile._part, WebFolders._listed, find_file, is_folder):
+        monkeypatch.setattr(patient.retry, "wait", wait_none())
+    Scripted.files, Scripted.failures = {}, {}
+    Scripted.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as serving:
+        Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def source_at(address: str) -> Source:
+    return Source(name="far", task=Task.INSTR, format=Format.ALPACA, paths=(address,))
+
+
+def test_a_busy_server_is_asked_again_what_a_folder_holds(server: str) -> None:
+    Scripted.files = {"/texts/": b'<a href="a.jsonl">a</a>', "/texts/a.jsonl": ROW}
+    Scripted.failures = {"/texts/": (503, 2)}
+    assert [file.name for file in list_files(source_at(f"{server}/texts/*.jsonl"))] == ["a.jsonl"]
+
+
+def test_a_folder_of_a_server_that_does_not_answer_is_not_left_out(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec passes over it, as over one that is not there."""
+    Scripted.files = {"/": b'<a href="en/">en</a> <a href="vi/">vi</a>', "/en": b'<a href="a.jsonl">a</a>'}
+    Scripted.files["/en/a.jsonl"] = ROW
+    (found,) = list_files(source_at(f"{server}/*/a.jsonl"))
+    assert found.name == "en/a.jsonl"
+    listed = HTTPFileSystem._ls_real
+
+    async def silent(self: HTTPFileSystem, url: str, detail: bool = True, **settings: object) -> object:
+        if url.rstrip("/").endswith("/vi"):
+            raise TimeoutError("no answer within 60 s")
+        return await listed(self, url, detail=detail, **settings)
+
+    monkeypatch.setattr(HTTPFileSystem, "_ls_real", silent)
+    with pytest.raises(ValueError, match=r"cannot be opened: .*/vi cannot be listed: no answer within 60 s"):
+        list_files(source_at(f"{server}/*/a.jsonl"))
+
+
+def test_an_archive_of_a_busy_server_that_gives_no_parts_is_read(server: str) -> None:
+    Scripted.files = {"/a.zip": archive_of({"d/a.jsonl": ROW * 3, "b.txt": b"b"})}
+    Scripted.failures = {"/a.zip": (503, 2)}
+    records = list(read_source(source_at(f"zip://d/*.jsonl::{server}/a.zip")))
+    assert [len(record.pairs) for record in records] == [1, 1, 1]
+
+
+def test_pictures_in_an_archive_of_a_busy_server_that_gives_no_parts_are_read(server: str) -> None:
+    Scripted.files = {"/a.zip": archive_of({"d/x.png": b"picture"})}
+    Scripted.failures = {"/a.zip": (503, 2)}
+    root = ImageRoot(f"{server}/a.zip")
+    assert root.read("d/x.png") == b"picture"
+    with pytest.raises(PictureError, match="no such file"):
+        root.read("x.png")
+
+
+def test_a_large_file_of_which_a_server_tells_nothing_has_its_bytes_read_for_a_version(server: str) -> None:
+    """In parts of 5 MiB, which this server does not give."""
+    contents = [ROW * 100_000, ROW * 100_001]
+    versions = []
+    for content in (*contents, contents[0]):
+        assert len(content) > 5 * 2**20
+        Scripted.files = {"/a.jsonl": content}
+        versions += [file.version for file in list_files(source_at(f"{server}/a.jsonl"))]
+    assert versions[0] == versions[2] != versions[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (403, "cannot be opened: the server answered 403 Forbidden; if it wants a login, download the files"),
+        (500, "cannot be opened: the server answered 500 Internal Server Error"),
+        (302, "cannot be opened: the server sends from one address to the next without end"),
+        (404, "there is no file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl?download=true"])
+def test_what_a_server_answered_is_told_in_words(server: str, status: int, told: str, name: str) -> None:
+    """What an address asks of its server is no wildcard: else each failure would be that nothing matches."""
+    Scripted.failures = {f"/{name}": (status, 1000)}
+    with pytest.raises(ValueError, match="source 'far': ") as refused:
+        list_files(source_at(f"{server}/{name}"))
+    assert told in str(refused.value)
+    assert f"{server}/{name}" in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_an_archive_that_cannot_be_fetched_is_told_with_its_server_s_answer(server: str, status: int) -> None:
+    Scripted.failures = {"/a.zip": (status, 1000)}
+    with pytest.raises(ValueError, match=rf"cannot be opened: .*/a\.zip cannot be fetched: .*{status}"):
+        list_files(source_at(f"zip://a.jsonl::{server}/a.zip"))
+    assert Scripted.asked["/a.zip"] == (ATTEMPTS if status == 503 else 1)
+    with pytest.raises(ValueError, match=rf"image root .*/a\.zip cannot be opened: .* answered {status}"):
+        ImageRoot(f"{server}/a.zip")
