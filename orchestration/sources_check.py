@@ -48,8 +48,8 @@ class Reading:
     and whether they were refused."""
     lost: Counter[str] = field(default_factory=Counter)
     """Rules that refused some of them."""
-    first_lost: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Place and path of the first by rule."""
+    first_lost: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Place, path and reason of the first by rule."""
     judged: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """Place of each of the first pairs, and what rules look at: the number of pictures, not these."""
     refused: Counter[str] = field(default_factory=Counter)
@@ -149,7 +149,7 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
             except PictureError as error:
                 reading.paths[hash(path)] = True
                 reading.lost[error.rule] += 1
-                reading.first_lost.setdefault(error.rule, (f"{record.file}:{record.line}", path))
+                reading.first_lost.setdefault(error.rule, (f"{record.file}:{record.line}", path, str(error)))
         own = [path for path in (*pair.query_images, *pair.target_images) if isinstance(path, str)]
         reading.whole += not any(reading.paths.get(hash(path)) for path in own)
 
@@ -276,7 +276,6 @@ def _print_reading(reading: Reading, console: Console) -> None:
         lost = f"{reading.lost.total():,} cannot be read" if reading.lost else "each is there"
         console.print(f"{known} picture paths: {lost}", highlight=False)
     for rule, count in reading.lost.most_common():
-        place, path = reading.first_lost[rule]
-        console.print(
-            f"  {count:,} x {rule}: [yellow]{escape(place)}[/] {escape(repr(short(path)))}", highlight=False
-        )
+        place, path, reason = reading.first_lost[rule]
+        told = escape(f"{short(path)!r}: {short(reason)}")
+        console.print(f"  {count:,} x {rule}: [yellow]{escape(place)}[/] {told}", highlight=False)

@@ -45,7 +45,7 @@ def test_records_and_pictures_that_would_be_rejected_are_counted(tmp_path: Path)
     text = console.export_text()
     assert "3 picture paths: 2 cannot be read" in text
     assert "data [vi].jsonl:5 broken_json" in text
-    assert "1 x missing_image: data [vi].jsonl:2 'b.png'" in text
+    assert "1 x missing_image: data [vi].jsonl:2 'b.png': there is no such file below the image root" in text
 
 
 def test_a_picture_in_the_place_of_its_path_is_not_printed(tmp_path: Path) -> None:
