@@ -18,7 +18,7 @@ import polars as pl
 from quality.language import detect_languages
 from quality.ledger import polars_schema
 from quality.picture_files import picture_version
-from quality.picture_pool import CRASHED, PicturePool, UnreadPicture
+from quality.picture_pool import CRASHED, MemoryShortageError, PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR, Turn
@@ -62,6 +62,8 @@ class PictureIntake:
 
         Args:
             references: a path or bytes, and where it stands, for pictures without a path
+        Raises:
+            MemoryShortageError: memory is short for a picture, which is named
         """
         new = {}
         for reference, place in references:
@@ -70,7 +72,12 @@ class PictureIntake:
                 new[key] = (reference, place)
         files = self._read([reference for reference, _ in new.values()])
         loaded = self._pool.load(files)
-        for (key, (reference, place)), picture in zip(new.items(), loaded, strict=True):
+        for key, (reference, place) in new.items():
+            try:
+                picture = next(loaded)
+            except MemoryShortageError as error:
+                named = f"{self.root.root}: {reference}" if isinstance(reference, str) else f"in {place}"
+                raise MemoryShortageError(f"picture {named}: {error}") from error
             origin: str | None = place
             if isinstance(reference, str):
                 version, origin = self._versions.pop(reference), self._located(reference)

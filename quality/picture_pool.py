@@ -27,6 +27,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 
 from vipolyqwen_core.corpus.image_identity import image_id
@@ -55,6 +56,15 @@ MOST_WORKERS = 61
 """Windows cannot wait for more."""
 CRASHED = "decoder_crashed"
 """Rule of a picture that ended the process which decoded it."""
+
+
+DIED = "died of it"
+ROOM_BYTES = 256 * 1024 * 1024
+"""Where a process gets no more than this, a decoder's error may be want of memory in other words."""
+
+
+class MemoryShortageError(ChildProcessError):
+    """Memory is short for a picture, which is no fault of it."""
 
 
 class LoadedPicture(NamedTuple):
@@ -100,7 +110,8 @@ class PicturePool:
 
         Raises:
             RuntimeError: the processes do not start, or the pool was closed
-            ChildProcessError: the system lets no more of them start, or kills them
+            ChildProcessError: the system lets no more of them start
+            MemoryShortageError: instead of a picture
         """
         ahead: deque[tuple[Group, Future[list[LoadedPicture]]]] = deque()
         num_bytes = 0
@@ -141,32 +152,35 @@ class PicturePool:
 
     def _results(self, group: Group, future: "Future[list[LoadedPicture]]") -> Iterator[LoadedPicture]:
         try:
-            loaded = future.result()
-        except BrokenProcessPool:  # of which picture, nobody says: some worker died, and the others with it
-            loaded = [self._load_alone(picture) for picture in group]
+            loaded = iter(future.result())
+        except (BrokenProcessPool, MemoryError):  # at which picture, nobody says; the others died with it
+            loaded = (self._load_alone(picture) for picture in group)
         return map(self._with_bytes, group, loaded)
 
     def _load_alone(self, picture: UnreadPicture) -> LoadedPicture:
         """The picture in a process of its own; two that die of it, the second a new one, prove its fault.
 
-        Not where they were killed: a picture that is rejected because memory was short stays rejected.
+        Not where memory was short: a picture that is rejected stays rejected.
 
         Raises:
-            ChildProcessError: one was killed
+            MemoryShortageError: one was killed, or was given no more memory
         """
-        killed = False
+        ends = []
         for _ in range(2):
             lone = self._lone = self._lone or self._started(1)
             try:
                 return lone.submit(_load, [picture], self.max_image_pixels).result()[0]
             except BrokenProcessPool:
-                self._lone = None
-                killed |= lone.was_killed()
-        if killed:
-            what = picture if isinstance(picture, Path) else "a picture"
-            raise ChildProcessError(
-                f"the process that decoded {what} was killed, and so was a second one: they want memory, or "
-                "pictures with fewer pixels (curation.max_image_pixels)"
+                ends.append("was killed" if lone.was_killed() else DIED)
+            except MemoryError:
+                lone.shutdown()
+                ends.append("was given too little memory")
+            self._lone = None
+        first, second = ends
+        if (first, second) != (DIED, DIED):
+            raise MemoryShortageError(
+                f"the process that decoded it {first}, a second one {second}: they want memory, or pictures "
+                "with fewer pixels (curation.max_image_pixels)"
             )
         return LoadedPicture(
             None, PictureError(CRASHED, "the process that decoded the picture died of it, twice")
@@ -213,7 +227,7 @@ def _bytes_of(picture: UnreadPicture) -> bytes | PictureError:
         return picture
     try:
         return picture.read_bytes()
-    except (OSError, MemoryError) as error:
+    except OSError as error:
         return PictureError("unreadable_image", f"the picture cannot be read: {error}")
 
 
@@ -259,7 +273,11 @@ def _load(group: Group, max_image_pixels: int) -> list[LoadedPicture]:
 
 
 def _load_picture(data: bytes | PictureError, max_image_pixels: int) -> LoadedPicture:
-    """The row of a picture. Its `bytes` are None where they are `data`, which the caller has, or a path."""
+    """The row of a picture. Its `bytes` are None where they are `data`, which the caller has, or a path.
+
+    Raises:
+        MemoryError: memory is short, in whatever words a decoder says so
+    """
     if isinstance(data, PictureError):
         return LoadedPicture(None, data)
     try:
@@ -281,9 +299,9 @@ def _load_picture(data: bytes | PictureError, max_image_pixels: int) -> LoadedPi
                 "reencoded": stored.reencoded,
             }
     except PictureError as error:
+        if error.rule in ("broken_image", "truncated_image"):
+            np.empty(ROOM_BYTES, dtype=np.uint8)  # raises where there is no room; takes none otherwise
         return LoadedPicture(None, error)
-    except MemoryError:
-        return LoadedPicture(None, PictureError("broken_image", "there is not enough memory for the picture"))
     return LoadedPicture(row, None, xxhash.xxh3_64_intdigest(data))
 
 

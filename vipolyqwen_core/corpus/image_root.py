@@ -136,7 +136,7 @@ class ImageRoot:
         for form in dict.fromkeys(forms):
             try:
                 return use(form)
-            except PictureError:
+            except (PictureError, MemoryError):
                 raise
             except self._errors as error:
                 if isinstance(error, FileNotFoundError) and not is_no_answer(self._fs, error):

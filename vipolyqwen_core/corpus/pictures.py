@@ -22,12 +22,12 @@ DECODING_ERRORS = (
     LookupError,
     ArithmeticError,
     EOFError,
-    MemoryError,
     RuntimeError,
     struct.error,
     zlib.error,
 )
-"""What Pillow's decoders raise on broken bytes, by experience with mutated files."""
+"""What Pillow's decoders raise on broken bytes, by experience with mutated files. A `MemoryError` is the
+machine's want, not the picture's fault."""
 
 _PLAIN_MODES = frozenset({"RGB", "L", "1", "P"})
 """Modes that `convert("RGB")` turns into the normalised pixels, where there is no transparency."""
@@ -103,6 +103,7 @@ def decode_picture(
     Raises:
         PictureError: with rule `empty_image`, `not_an_image`, `too_many_pixels`, `truncated_image` or
             `broken_image`
+        MemoryError: memory is short
     """
     if not data:
         raise PictureError("empty_image", "the file is empty")
