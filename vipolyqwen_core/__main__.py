@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from vipolyqwen_core import __version__
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.first_process import heed_sigterm
 from vipolyqwen_core.standard_streams import open_closed_streams, outlive_terminal
 from vipolyqwen_core.workspace import (
     Workspace,
@@ -396,6 +397,7 @@ def _lines(file: Path) -> list[str]:
 
 def main() -> None:
     """Entry point."""
+    heed_sigterm()
     open_closed_streams()
     outlive_terminal()
     put_own_packages_first()
