@@ -8,6 +8,8 @@ from vipolyqwen_core.workspace import Workspace
 
 SIGNS = ("No space left on device", "Disk quota exceeded", "database or disk is full", "disk I/O error")
 """What the system says of it, and what SQLite does."""
+GOES_ON = "the same command goes on"
+"""What helps where there is room again; said once, by whoever knows what is kept."""
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what processes share: in a container 64 MB, unless somebody asked for more."""
 
@@ -28,4 +30,5 @@ def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
     free = [
         f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}" for folder in folders if folder.is_dir()
     ]
-    return f"; free now: {', '.join(free)}. Make room: the same command goes on"
+    helps = "" if GOES_ON in str(error) else f". Make room: {GOES_ON}"
+    return f"; free now: {', '.join(free)}{helps}"

@@ -31,7 +31,7 @@ from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
 from vipolyqwen_core.file_lock import file_lock
-from vipolyqwen_core.full_disk import sign_of_full_disk
+from vipolyqwen_core.full_disk import GOES_ON, sign_of_full_disk
 from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
@@ -160,7 +160,7 @@ def _full_disk_named(exports: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not (sign := sign_of_full_disk(error)):
             raise
-        helps = "make room: what was encoded is kept, and the same command goes on"
+        helps = f"make room: what was encoded is kept, and {GOES_ON}"
         raise OSError(errno.ENOSPC, f"{sign}; {helps}", str(exports)) from error
 
 

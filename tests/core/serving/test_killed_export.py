@@ -12,6 +12,7 @@ from lancedb.table import LanceTable
 
 from tests.core.serving.conftest import SETTINGS, rows_of, run_export
 from tests.core.small_training_set import SmallPair, some_pairs, write_training_set
+from vipolyqwen_core.full_disk import told_of_full_disk
 from vipolyqwen_core.serving import export as export_module
 from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import read_current
@@ -136,6 +137,9 @@ def test_a_full_disk_is_named_and_the_export_goes_on_once_there_is_room(
         ) as told:
             run_export(workspace, tiny_model_dir)
     assert told.value.filename == str(workspace.exports)
+    added = told_of_full_disk(told.value, workspace)  # by the command of the factory
+    assert added.startswith("; free now: ")
+    assert "Make room" not in added
     assert run_export(workspace, tiny_model_dir).encoded == 0
 
 
