@@ -20,6 +20,8 @@ from vipolyqwen_core.training.ranks import is_first, of_all, of_first, rank, tog
 
 SECONDS_TO_APPEAR = 60.0
 """For a file that another machine wrote: a client of NFS may look at a folder as it was a minute ago."""
+MARK = ".shared."
+"""How the file begins by which ranks see that they share a folder."""
 OF_A_MACHINE = "loader_workers"
 """The setting of the training process that may differ from machine to machine."""
 
@@ -63,10 +65,12 @@ def _refuse_other_facts(own: dict[str, Any]) -> None:
 
 
 def _refuse_other_folder(output: Path) -> None:
-    mark = output / of_first(f".shared.{uuid.uuid4().hex[:8]}")
+    mark = output / of_first(f"{MARK}{uuid.uuid4().hex[:8]}")
     with together(ValueError):
         if is_first():
             output.mkdir(parents=True, exist_ok=True)
+            for left_over in output.glob(f"{MARK}*"):  # by a rank that was killed meanwhile
+                left_over.unlink()
             mark.touch()
     try:
         with together(ValueError):

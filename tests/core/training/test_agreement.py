@@ -77,3 +77,11 @@ def test_two_machines_of_one_rank_start_unless_one_of_them_has_something_else(
         assert expected in told
         assert bool(expected) == bool(told)
     assert not list(run.output.iterdir())
+
+
+def test_the_mark_of_a_rank_that_was_killed_goes_at_the_next_start(make_run):
+    run = make_run()
+    run.output.mkdir()
+    (run.output / ".shared.0123abcd").touch()
+    prepare(run)
+    assert not list(run.output.iterdir())
