@@ -93,6 +93,7 @@ class Loop:
         """
         training = self.training
         num_ranks = training.accelerator.num_processes
+        self._leave_before(progress)
         with closing(chunk_stream(training, progress.step)) as chunks:
             stream = self.meter.watch(chunks)
             for planned in planned_steps(training.plan, training.run.recipe, progress.step, num_ranks):
@@ -102,6 +103,14 @@ class Loop:
                 refuse_divergence(progress, result, training.run.recipe.objective)
                 self._save(result, progress)
         return progress
+
+    def _leave_before(self, progress: Progress) -> None:
+        """Leave where a signal came while the run was set up: a step, and its checkpoint, take minutes."""
+        if not self._is_last(progress) and on_any(self.stop.asked(), self.training.accelerator.device):
+            raise StoppedEarly(
+                f"stopped before step {progress.step + 1} of {self.training.plan.num_steps}; "
+                "nothing had to be saved"
+            )
 
     def _step(
         self, planned: PlannedStep, stream: Iterator[LoadedChunk], progress: Progress

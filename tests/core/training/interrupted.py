@@ -12,10 +12,10 @@ class KilledAfter(StopSignal):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        self.steps = steps
+        self.looks = steps + 1  # it is looked at before the first step, and after each
 
     def asked(self) -> bool:
-        self.steps -= 1
-        if self.steps == 0:
+        self.looks -= 1
+        if self.looks == 0:
             raise Killed
         return False

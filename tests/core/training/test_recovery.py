@@ -61,11 +61,11 @@ class FullAfter(StopSignal):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        self.steps = steps
+        self.looks = steps + 1  # it is looked at before the first step, and after each
 
     def asked(self) -> bool:
-        self.steps -= 1
-        if self.steps == 0:
+        self.looks -= 1
+        if self.looks == 0:
             _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
         return False

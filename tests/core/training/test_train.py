@@ -39,11 +39,16 @@ from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import Diverged, train
 
 
-class Asked(StopSignal):
-    """SIGTERM has come."""
+class AskedIn(StopSignal):
+    """SIGTERM comes in a step of this part of the run; 0: before the first."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.looks = step
 
     def asked(self) -> bool:
-        return True
+        self.looks -= 1
+        return self.looks < 0
 
 
 def losses(run: TrainingRun) -> list[dict[str, object]]:
@@ -273,13 +278,26 @@ def test_what_the_recipe_says_of_a_step_reaches_the_engine(make_run):
 def test_sigterm_saves_and_the_same_command_resumes(make_run):
     run = make_run()
     with pytest.raises(StoppedEarly, match="after step 1 of 6"):
-        train(run, Asked())
+        train(run, AskedIn(1))
     assert (run.output / "checkpoints" / "step_1").is_dir()
     assert read_result(run.output) is None
     run_id = (run.output / "mlflow_run_id").read_text()
     result = train(run, StopSignal())
     assert [line["step"] for line in losses(run)] == [1, 2, 3, 4, 5, 6]
     assert result.mlflow_run_id == run_id
+
+
+def test_sigterm_while_a_run_is_set_up_costs_no_step_and_leaves_no_checkpoint(make_run):
+    run = make_run()
+    with pytest.raises(StoppedEarly, match="before step 1 of 6; nothing had to be saved"):
+        train(run, AskedIn(0))
+    assert not (run.output / "checkpoints").exists()
+    with pytest.raises(StoppedEarly, match="after step 1 of 6"):
+        train(run, AskedIn(1))
+    with pytest.raises(StoppedEarly, match="before step 2 of 6"):
+        train(run, AskedIn(0))
+    assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step_1"]
+    assert train(run, StopSignal()).steps == 6
 
 
 def test_sigterm_to_all_processes_of_a_run_saves_the_step_in_progress(make_run):
@@ -319,7 +337,7 @@ def test_a_run_that_is_stopped_at_a_refused_step_saves_what_it_has(make_run, mon
     monkeypatch.setattr(Engine, "step", lambda *given: replace(step(*given), refused=True))
     run = make_run(training={"save_steps": 100})
     with pytest.raises(StoppedEarly, match="after step 1 of 6"):
-        train(run, Asked())
+        train(run, AskedIn(1))
     assert (run.output / "checkpoints" / "step_1").is_dir()
 
 
