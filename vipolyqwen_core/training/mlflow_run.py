@@ -113,7 +113,8 @@ def mlflow_run(
         ValueError: MLflow cannot begin or continue the run; says what helps
     """
     place = run.output / MLFLOW_RUN_FILE
-    run_id = place.read_text(encoding="utf-8") if place.is_file() else None
+    written = place.read_text(encoding="utf-8") if place.is_file() else ""
+    run_id = written or None  # a power cut may leave the file without its content
     tracker = MLflowTracker(
         experiment_name=EXPERIMENT,
         logging_dir=artifacts,

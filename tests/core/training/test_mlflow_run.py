@@ -114,6 +114,19 @@ def losses_in_mlflow(run: TrainingRun) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in history]
 
 
+def test_a_training_whose_file_of_the_id_was_emptied_goes_on_under_a_new_run(make_run):
+    run = make_run()
+    with pytest.raises(Killed):
+        train(run, KilledAfter(3))
+    mlflow.end_run()
+    (run.output / "mlflow_run_id").write_bytes(b"")  # as a power cut leaves it
+    result = train(run, StopSignal())
+    assert result.mlflow_run_id == (run.output / "mlflow_run_id").read_text() != ""
+    told = [(line["step"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
+    assert losses_in_mlflow(run) == told
+    assert len(told) == 6
+
+
 @pytest.mark.parametrize("is_deleted", [True, False])
 def test_a_run_that_mlflow_has_lost_says_what_helps_and_goes_on_under_a_new_one(make_run, is_deleted):
     run, client = make_run(), mlflow.MlflowClient()
