@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from multiprocessing import resource_tracker
 from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from torch._utils import ExceptionWrapper
 from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
 
 Chunk = TypeVar("Chunk")
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that tell a run to stop."""
 
 
 def begin_worker(_: int) -> None:
@@ -30,6 +33,7 @@ def begin_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # see `all_started`
     Queue._on_queue_feeder_error = _tell_of_lost_chunk  # type: ignore[attr-defined]
 
 
@@ -61,10 +65,15 @@ def all_started() -> Iterator[None]:
 
     DataLoader forgets them, and this process would wait for them before it ends: see `received`.
 
+    Signals to stop are held back in the block: a worker inherits that, and needs seconds to come to
+    `begin_worker`, until when such a signal would end it, and the run by an error.
+
     Raises:
         OSError: says what workers want
     """
     others = multiprocessing.active_children()
+    resource_tracker.ensure_running()  # it lets the signals through where it starts
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -76,6 +85,8 @@ def all_started() -> Iterator[None]:
             f"the loader processes could not be started ({error}). They want memory, and room for processes "
             "and threads (ulimit -u; in a container, its limit of PIDs); training.loader_workers 0 needs none"
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def received(chunks: Any, are_pinned: bool) -> Generator[Chunk]:

@@ -180,6 +180,18 @@ def test_workers_change_nothing(loader):
             assert torch.equal(one.packed.pictures.patches, other.packed.pictures.patches)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_are_told_to_stop_while_they_start_go_on(loader, number):
+    """The launcher of several ranks tells all processes of a run at once, as many a service manager does."""
+    others = multiprocessing.active_children()
+    with closing(load_chunks(loader, [request(0)], num_workers=1, pin_memory=False)) as chunks:
+        (worker,) = (process for process in multiprocessing.active_children() if process not in others)
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
+        assert len(list(chunks)) == 1
+    assert not {number} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_a_chunk_that_is_held_keeps_no_file_open(loader):
     def num_open() -> int:
         return psutil.Process().num_fds()
