@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from multiprocessing import resource_tracker
 from multiprocessing.queues import Queue
@@ -97,13 +97,14 @@ def received(chunks: Any, are_pinned: bool) -> Generator[Chunk]:
 
     DataLoader would let workers leave when the last reference to it is gone, but an error's traceback has one
     to the end of the process, which then waits for workers whom nobody has told: its SIGTERM is no reason to
-    leave.
+    leave. One that is sending a chunk when it is told may die of that, by SIGABRT in torch's code.
     """
     try:
         for chunk in chunks:
             yield chunk if are_pinned else deepcopy(chunk)
     finally:
-        chunks._shutdown_workers()
+        with suppress(RuntimeError):  # of a worker that died while it left: nobody waits for its chunk
+            chunks._shutdown_workers()
         for worker in chunks._workers:
             worker.kill()  # one that hangs has not heard of it, and stays minutes after a SIGTERM
 

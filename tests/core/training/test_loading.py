@@ -39,7 +39,7 @@ from vipolyqwen_core.training.loader_workers import begin_worker, received
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks, refuse_other_lengths
 from vipolyqwen_core.training.plan import read_plan_index
 from vipolyqwen_core.training.rows import TrainingPictures, TrainingRows
-from vipolyqwen_core.training.stopping import StopSignal
+from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.training.train import train
 
 
@@ -405,5 +405,32 @@ def test_a_worker_that_hangs_does_not_keep_the_training_from_leaving() -> None:
             next(chunks)
         worker.join(60)
         assert worker.exitcode == -signal.SIGKILL
+    finally:
+        worker.kill()
+
+
+class AbortedAtTheEnd(Hanging):
+    """Chunks of a worker that was still sending one when it was told to leave, and dies of that."""
+
+    def _shutdown_workers(self) -> None:
+        super()._shutdown_workers()
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Aborted.")
+
+
+def test_how_a_worker_ends_that_was_told_to_leave_is_no_error() -> None:
+    """What its user says must not be lost for it: that the run was stopped, or what failed."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+
+    def stop() -> None:
+        with closing(received(AbortedAtTheEnd(worker), are_pinned=True)) as chunks:
+            next(chunks)
+            raise StoppedEarly
+
+    worker.start()
+    try:
+        with pytest.raises(StoppedEarly):
+            stop()
+        worker.join(60)
+        assert worker.exitcode is not None
     finally:
         worker.kill()
