@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 from torch._utils import ExceptionWrapper
 
 from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
+from vipolyqwen_core.training.stopping import SIGNALS
 
 Chunk = TypeVar("Chunk")
-STOPS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that tell a run to stop."""
 
 
 def begin_worker(_: int) -> None:
@@ -33,7 +32,7 @@ def begin_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_later)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # see `all_started`
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see `all_started`
     Queue._on_queue_feeder_error = _tell_of_lost_chunk  # type: ignore[attr-defined]
 
 
@@ -73,7 +72,7 @@ def all_started() -> Iterator[None]:
     """
     others = multiprocessing.active_children()
     resource_tracker.ensure_running()  # it lets the signals through where it starts
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -6,6 +6,10 @@ the terminal and from the launcher: a second one means nothing more.
 
 import signal
 from types import FrameType
+from typing import Final
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""What tells a run to stop."""
 
 
 class StoppedEarly(Exception):
@@ -20,7 +24,7 @@ class StopSignal:
 
     def listen(self) -> None:
         """Take the signals from now on. Only the main thread may call this."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ from vipolyqwen_core.training.loader_workers import begin_worker, received
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest, load_chunks, refuse_other_lengths
 from vipolyqwen_core.training.plan import read_plan_index
 from vipolyqwen_core.training.rows import TrainingPictures, TrainingRows
-from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
+from vipolyqwen_core.training.stopping import SIGNALS, StoppedEarly, StopSignal
 from vipolyqwen_core.training.train import train
 
 
@@ -180,7 +180,7 @@ def test_workers_change_nothing(loader):
             assert torch.equal(one.packed.pictures.patches, other.packed.pictures.patches)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_workers_that_are_told_to_stop_while_they_start_go_on(loader, number):
     """The launcher of several ranks tells all processes of a run at once, as many a service manager does."""
     others = multiprocessing.active_children()

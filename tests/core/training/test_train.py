@@ -1,11 +1,9 @@
 """A run trains, exports, is reused, and resumes to the bit."""
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -30,25 +28,12 @@ from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
-from vipolyqwen_core.training.parent import EXIT_CODE
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.setup import prepare
-from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
+from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import Diverged, train
-
-
-class AskedIn(StopSignal):
-    """SIGTERM comes in a step of this part of the run; 0: before the first."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.looks = step
-
-    def asked(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 def losses(run: TrainingRun) -> list[dict[str, object]]:
@@ -275,47 +260,6 @@ def test_what_the_recipe_says_of_a_step_reaches_the_engine(make_run):
         assert any("forward" in vars(module) for module in model.modules()) == asked  # compiled
 
 
-def test_sigterm_saves_and_the_same_command_resumes(make_run):
-    run = make_run()
-    with pytest.raises(StoppedEarly, match="after step 1 of 6"):
-        train(run, AskedIn(1))
-    assert (run.output / "checkpoints" / "step_1").is_dir()
-    assert read_result(run.output) is None
-    run_id = (run.output / "mlflow_run_id").read_text()
-    result = train(run, StopSignal())
-    assert [line["step"] for line in losses(run)] == [1, 2, 3, 4, 5, 6]
-    assert result.mlflow_run_id == run_id
-
-
-def test_sigterm_while_a_run_is_set_up_costs_no_step_and_leaves_no_checkpoint(make_run):
-    run = make_run()
-    with pytest.raises(StoppedEarly, match="before step 1 of 6; nothing had to be saved"):
-        train(run, AskedIn(0))
-    assert not (run.output / "checkpoints").exists()
-    with pytest.raises(StoppedEarly, match="after step 1 of 6"):
-        train(run, AskedIn(1))
-    with pytest.raises(StoppedEarly, match="before step 2 of 6"):
-        train(run, AskedIn(0))
-    assert [path.name for path in (run.output / "checkpoints").iterdir()] == ["step_1"]
-    assert train(run, StopSignal()).steps == 6
-
-
-def test_sigterm_to_all_processes_of_a_run_saves_the_step_in_progress(make_run):
-    run = make_run(training={"epochs": 200, "save_steps": 10_000, "loader_workers": 2})
-    run.output.mkdir()
-    config = run.output / "run.json"
-    config.write_text(to_json(run), encoding="utf-8")
-    command = [sys.executable, "-m", "vipolyqwen_core.training", "--config", str(config)]
-    with subprocess.Popen(command, start_new_session=True) as process:
-        while not read_metrics(run.output / "metrics.jsonl") and process.poll() is None:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=120) == EXIT_CODE
-    (saved,) = (run.output / "checkpoints").iterdir()
-    assert saved.name == f"step_{read_metrics(run.output / 'metrics.jsonl')[-1]['step']}"
-    assert not (run.output / "errors").exists()
-
-
 def test_a_refused_step_is_neither_judged_nor_takes_the_best_ones_place(make_run, monkeypatch):
     refused, losses_in_turn = {2, 3}, iter([1.0, 5.0, 4.0, 3.0])
     step = Engine.step
@@ -330,30 +274,6 @@ def test_a_refused_step_is_neither_judged_nor_takes_the_best_ones_place(make_run
     assert train(run, StopSignal()).exported_step == 1
     judged = [line["step"] for line in read_metrics(run.output / "metrics.jsonl") if "eval/loss" in line]
     assert judged == [1, 4, 5, 6]
-
-
-def test_a_run_that_is_stopped_at_a_refused_step_saves_what_it_has(make_run, monkeypatch):
-    step = Engine.step
-    monkeypatch.setattr(Engine, "step", lambda *given: replace(step(*given), refused=True))
-    run = make_run(training={"save_steps": 100})
-    with pytest.raises(StoppedEarly, match="after step 1 of 6"):
-        train(run, AskedIn(1))
-    assert (run.output / "checkpoints" / "step_1").is_dir()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_ask_to_stop_however_often_they_come(number):
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
-    stop = StopSignal()
-    try:
-        stop.listen()
-        assert not stop.asked()
-        signal.raise_signal(number)
-        signal.raise_signal(number)
-        assert stop.asked()
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, caplog):
