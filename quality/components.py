@@ -19,13 +19,8 @@ from quality.duplicates import UNBUFFERED, comparable, near_pairs, repeated, who
 SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
 
 
-def picture_key(image_id: pl.Expr) -> pl.Expr:
-    """Key of a picture, by its id."""
-    return ("picture:" + image_id).hash(seed=0)
-
-
 def link_keys(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
-    """What rows can be linked by: `row`, `key`, one line for each picture, text-only side and group of a row.
+    """What rows can be linked by: `row`, `key`, one line for each picture, group and text-only side of a row.
 
     A picture links wherever it stands. A text links only where its side has no picture and where it has
     `min_linking_chars` characters, since `Yes` and `What is the total?` say nothing about where rows come
@@ -34,16 +29,12 @@ def link_keys(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     Args:
         rows: `row` and the columns of a pair
     """
-    sides = [rows.select("row", picture=f"{side}_images") for side in ("query", "target")]
-    by_picture = pl.concat(sides).explode("picture").drop_nulls("picture")
-    by_group = rows.select("row", "source", "group_id").drop_nulls("group_id")
-    return pl.concat(
-        [
-            by_picture.select("row", key=picture_key(pl.col("picture"))),
-            by_group.select("row", key=pl.format("group:{}:{}", "source", "group_id").hash(seed=0)),
-            linking_sides(rows, min_linking_chars).select("row", "key"),
-        ]
-    )
+    sides = linking_sides(rows, min_linking_chars)
+    return pl.concat([_pictures_and_groups(rows, "key"), sides.select("row", "key")])
+
+
+def _pictures_and_groups(rows: pl.LazyFrame, name: str) -> pl.LazyFrame:
+    return rows.select("row", links_of_row().alias(name)).explode(name).drop_nulls(name)
 
 
 def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
@@ -83,8 +74,7 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
         ).select("row", hash=f"{side}_hash")
         for side, text in texts.items()
     ]
-    others = rows.select("row", hash=links_of_row()).explode("hash").drop_nulls("hash")
-    return pl.concat([*sides, others])
+    return pl.concat([*sides, _pictures_and_groups(rows, "hash")])
 
 
 def most_shared(rows: pl.LazyFrame, min_linking_chars: int) -> tuple[str, str, int] | None:

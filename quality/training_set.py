@@ -29,6 +29,7 @@ from quality.assignments import (
     content,
     earlier_places,
     links_of_row,
+    picture_numbers,
     read_assignments,
     write_assignments,
 )
@@ -42,7 +43,6 @@ from quality.components import (
     most_shared,
     name_components,
     near_sides,
-    picture_key,
 )
 from quality.duplicates import UNBUFFERED
 from quality.id_numbers import id_number
@@ -364,7 +364,7 @@ def _near_picture_keys(sources: list[AcceptedSource]) -> pl.DataFrame:
         return [found[order] for order in range(len(numbers))]
 
     pairs = near_pictures(pictures.select("picture", "phash", "width", "height"), read)
-    keys = pictures.select("picture", key=picture_key(pl.col("image_id")))
+    keys = pictures.select("picture", key=picture_numbers(pl.col("image_id")))
     return (
         pairs.join(keys.select(a="picture", key_a="key"), on="a")
         .join(keys.select(b="picture", key_b="key"), on="b")

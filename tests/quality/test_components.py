@@ -25,6 +25,7 @@ from tests.quality.conftest import sentence
 
 PLACED = ("row", "earlier")
 LONG = "ế" * 32  # characters count, not bytes
+A, B = "a" * 32, "b" * 32  # ids of pictures
 keys = st.integers(0, 12)
 NUM_ROWS = 15
 
@@ -71,10 +72,10 @@ TURNS = [{"role": "user", "text": LONG}, {"role": "assistant", "text": "ừ"}]
 @pytest.mark.parametrize(
     ("one", "two"),
     [
-        ({"query_images": ["a"]}, {"target_images": ["b", "a"]}),
+        ({"query_images": [A]}, {"target_images": [B, A]}),
         ({"group_id": "g"}, {"group_id": "g"}),
         ({"query": LONG}, {"target": LONG.upper()}),
-        ({"target": LONG, "query_images": ["a"]}, {"target": LONG, "query_images": ["b"]}),
+        ({"target": LONG, "query_images": [A]}, {"target": LONG, "query_images": [B]}),
         ({"query": "và", "history": TURNS}, {"query": "và", "history": TURNS}),
     ],
 )
@@ -87,8 +88,8 @@ def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
     [
         ({}, {}),
         ({"query": LONG[1:]}, {"query": LONG[1:]}),
-        ({"query": LONG, "query_images": ["a"]}, {"query": LONG, "query_images": ["b"]}),
-        ({"target": LONG, "target_images": ["a"]}, {"target": LONG, "target_images": ["b"]}),
+        ({"query": LONG, "query_images": [A]}, {"query": LONG, "query_images": [B]}),
+        ({"target": LONG, "target_images": [A]}, {"target": LONG, "target_images": [B]}),
         ({"query": LONG}, {"query": LONG, "history": TURNS}),
         ({"group_id": "g"}, {"group_id": "g", "source": "other"}),
     ],
@@ -108,7 +109,7 @@ def test_pictures_and_sides_that_link_by_themselves_have_hashes() -> None:
 
 
 def test_what_most_rows_have_in_common_counts_rows_and_equal_counts_go_by_the_alphabet() -> None:
-    both = {"query_images": ["a"], "target_images": ["a"]}
+    both = {"query_images": [A], "target_images": [A]}
     rows = [{**both, "group_id": "g"}, {**both, "group_id": "h"}, {"group_id": "h"}, {"group_id": "h"}]
     assert most_shared(pairs(*rows), 32) == ("group_id", "h", 3)
     assert most_shared(pairs(*rows[:3]), 32) == ("group_id", "h", 2)
