@@ -1,6 +1,7 @@
 """Tables between stages: schemas of the contract's columns, and files that appear whole or not at all."""
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -89,9 +90,9 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 def written_aside(path: Path) -> Iterator[Path]:
     """A new path beside `path`, file or folder; moved over it when the block ends well, else removed.
 
-    A reader sees the old content or the new, never a half. A killed process leaves only a hidden
-    `.NAME.*.partial`, which the next writer of the same path removes. Of several that write at once the last
-    one stays.
+    A reader sees the old content or the new, never a half, also after a power cut. A killed process leaves
+    only a hidden `.NAME.*.partial`, which the next writer of the same path removes. Of several that write at
+    once the last one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(f".{path.name}.*.partial"):
@@ -100,6 +101,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = _place_beside(path)
     try:
         yield aside
+        _to_disk(aside)
         if not path.is_dir():
             os.replace(aside, path)
         elif not _exchange(aside, path):  # os.replace does not move over a folder that is not empty
@@ -107,8 +109,38 @@ def written_aside(path: Path) -> Iterator[Path]:
             os.replace(path, old)
             os.replace(aside, path)
             _remove(old)
+        _entries_to_disk(path.parent)
     finally:
         _remove(aside)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or a whole folder has reached the disk: a rename may get there first."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for inside in path.iterdir():
+            _to_disk(inside)
+        _entries_to_disk(path)
+    else:
+        _synced(path)
+
+
+def _entries_to_disk(folder: Path) -> None:
+    """Wait until the names in a folder have reached the disk, where its file system can be asked to."""
+    try:
+        _synced(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _synced(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _place_beside(path: Path) -> Path:

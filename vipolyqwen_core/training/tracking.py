@@ -6,6 +6,7 @@ file reads as if nothing had happened.
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -53,9 +54,11 @@ class MetricsFile:
             aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def append(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write a line."""
+        """Write a line, to the disk: a later checkpoint outlives a power cut, and so does its curve."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """Files appear whole or not at all, and every column of the contract has an Arrow type."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,38 @@ def test_what_is_written_aside_replaces_the_old_only_at_the_end(tmp_path: Path, 
         assert read() == "old"
     assert read() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_is_renamed_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda opened: synced.append(os.fstat(opened).st_ino))
+    monkeypatch.setattr(os, "replace", lambda old, new: (synced.append("renamed"), os.rename(old, new)))
+    with written_aside(tmp_path / "target") as aside:
+        (aside / "folder").mkdir(parents=True)
+        (aside / "folder" / "inside").write_text("text")
+        (aside / "link").symlink_to("nowhere")
+    inside = [tmp_path / "target" / "folder" / "inside", tmp_path / "target" / "folder", tmp_path / "target"]
+    assert synced == [*(path.stat().st_ino for path in inside), "renamed", tmp_path.stat().st_ino]
+    synced.clear()
+    with written_aside(tmp_path / "file") as aside:
+        aside.write_text("text")
+    assert synced == [(tmp_path / "file").stat().st_ino, "renamed", tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize(("error", "is_passed_over"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_syncs_no_folders_is_taken_and_a_broken_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, is_passed_over: bool
+) -> None:
+    def fsync(opened: int) -> None:
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    outcome = nullcontext() if is_passed_over else pytest.raises(OSError, match="Input/output")
+    with outcome, written_aside(tmp_path / "target") as aside:
+        aside.mkdir()
+    assert (tmp_path / "target").is_dir() == is_passed_over
+    assert len(list(tmp_path.iterdir())) == is_passed_over
 
 
 WRITER = """
