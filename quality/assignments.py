@@ -64,9 +64,23 @@ def links_of_row() -> pl.Expr:
 
 
 def read_assignments(path: Path) -> pl.DataFrame:
-    """The persisted split; empty where no training set was built yet."""
+    """The persisted split; empty where no training set was built yet.
+
+    Raises:
+        ValueError: it is damaged
+    """
     if not path.is_file():
         return pl.DataFrame(schema=SCHEMA)
+    try:
+        assignments = _read(path)
+    except pl.exceptions.PolarsError as error:
+        raise _damage(path, str(error).partition("\n")[0]) from error
+    if assignments.null_count().sum_horizontal().item():
+        raise _damage(path, "it holds ids that are none")
+    return assignments
+
+
+def _read(path: Path) -> pl.DataFrame:
     spelled = pl.scan_parquet(path)
     kept = spelled.collect_schema()
     said = id_number(pl.col("content")) if "content" in kept else pl.lit(UNKNOWN)
@@ -79,9 +93,15 @@ def read_assignments(path: Path) -> pl.DataFrame:
         said.cast(ID_NUMBER).alias("content"),
         earlier.cast(LINKS).alias("links"),
     )
-    assignments = numbers.collect(engine="streaming")
-    assert assignments.null_count().sum_horizontal().item() == 0, f"{path} holds ids that are none"
-    return assignments
+    return numbers.collect(engine="streaming")
+
+
+def _damage(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({what}): bring it back from a backup. It tells which pairs trained. Where there "
+        "is no backup, delete it: all pairs are split anew, and new versions are then judged on pairs which "
+        "the champion was trained on"
+    )
 
 
 def write_assignments(assignments: pl.DataFrame, path: Path) -> None:

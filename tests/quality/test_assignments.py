@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,24 @@ def test_tables_from_before_contents_pictures_and_groups_were_kept_are_read(tmp_
     assert read_assignments(path).rows() == table.rows()
     written.drop("content", "links").write_parquet(path)
     assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN, [])]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "another table", "no id"])
+def test_a_damaged_table_is_named_with_what_hangs_on_it(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "assignments.parquet"
+    write_assignments(pl.DataFrame([(5, 3, "eval", 9, [1])], schema=SCHEMA, orient="row"), path)
+    written, table = path.read_bytes(), pl.read_parquet(path)
+    match damage:
+        case "emptied":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(written[: len(written) // 2])
+        case "another table":
+            table.drop("component").write_parquet(path)
+        case _:
+            table.with_columns(component=pl.lit("no hex digits")).write_parquet(path)
+    with pytest.raises(ValueError, match=r"assignments\.parquet is damaged \(.*bring it back from a backup"):
+        read_assignments(path)
 
 
 def test_pictures_of_both_sides_and_the_group_of_the_source_are_numbered() -> None:
