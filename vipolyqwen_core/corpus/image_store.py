@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from vipolyqwen_core.contract import IMAGE_STORE
-from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.corpus.tables import arrow_schema, to_disk
 
 ROWS_PER_BATCH = 64
 BYTES_PER_BATCH = 32 * 1024 * 1024
@@ -39,7 +39,9 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     mode = "overwrite" if path.exists() else "create"
-    return int(lance.write_dataset(reader, str(path), schema=schema, mode=mode).version)
+    written = lance.write_dataset(reader, str(path), schema=schema, mode=mode)
+    to_disk(path)  # before any table names the version: Lance leaves that to the system
+    return int(written.version)
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -101,7 +101,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = _place_beside(path)
     try:
         yield aside
-        _to_disk(aside)
+        to_disk(aside)
         if not path.is_dir():
             os.replace(aside, path)
         elif not _exchange(aside, path):  # os.replace does not move over a folder that is not empty
@@ -114,13 +114,13 @@ def written_aside(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until a file or a whole folder has reached the disk: a rename may get there first."""
     if path.is_symlink():
         return
     if path.is_dir():
         for inside in path.iterdir():
-            _to_disk(inside)
+            to_disk(inside)
         _entries_to_disk(path)
     else:
         _synced(path)

@@ -1,6 +1,7 @@
 """The image store gives back what was written, version by version, in any order, in another process too."""
 
 import multiprocessing
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,15 @@ def test_pictures_are_written_as_soon_as_they_are_many_or_large(
     many = [len(group) for group in image_store._groups([picture(1)] * 100)]
     assert many == [40, 40, 20]
     assert len(ImageStore(tmp_path / "s", write_images(tmp_path / "s", map(picture, range(1, 151))))) == 150
+
+
+def test_a_written_version_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda opened: synced.add(os.fstat(opened).st_ino))
+    write_images(tmp_path / "s.lance", map(picture, range(1, 9)))
+    files = [path for path in (tmp_path / "s.lance").rglob("*") if path.is_file()]
+    assert files
+    assert {path.stat().st_ino for path in files} <= synced
 
 
 def test_an_older_version_stays_as_it_was(tmp_path: Path) -> None:
