@@ -242,7 +242,8 @@ def registered_model_encodes(asked: Asked) -> Finding:
     version = version_of_run(asked.mlflow.connect(), asked.run()[0].run_name)
     if version is None:
         return Finding(passed=False, sentence="the run has no registered version")
-    return findings.encodes_unit_vectors(model_folder(asked.place, version.number))
+    model = model_folder(asked.place, version.number, version.model_digest)
+    return findings.encodes_unit_vectors(model)
 
 
 def export_complete(asked: Asked) -> Finding:

@@ -32,9 +32,8 @@ def export_under(version: Version, place: Workspace, settings: ExportSettings) -
     """Export the training set's pairs with the model of a version."""
     from vipolyqwen_core.serving.export import export
 
-    summary = export(
-        place.training_set, model_folder(place, version.number), str(version.number), place, settings
-    )
+    model = model_folder(place, version.number, version.model_digest)
+    summary = export(place.training_set, model, str(version.number), place, settings)
     rows = [("encoded", summary.encoded), ("kept", summary.kept), ("updated", summary.updated)]
     return dg.MaterializeResult(
         metadata={

@@ -44,7 +44,7 @@ def evaluation_report(
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
 
-        beside = None if rival is None else model_folder(place, rival.number)
+        beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
         evaluation = evaluate(run, run.output / "model", beside, folder)
         mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
         write_basis(folder, basis)

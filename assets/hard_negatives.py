@@ -60,10 +60,12 @@ def exported_model(exported: "CurrentExport", place: Workspace, mlflow: MlflowRe
     Raises:
         ValueError: it is neither here nor in the registry
     """
-    if Path(exported.model) != place.models / f"v{exported.model_version}":
+    model = Path(exported.model)
+    is_registered = model.parent == place.models and exported.model_version.isdecimal()
+    if (model / "config.json").is_file() or not is_registered:
         return exported.model_directory()
     mlflow.connect()
-    return model_folder(place, int(exported.model_version))
+    return model_folder(place, int(exported.model_version), exported.model_digest)
 
 
 def examples(place: Workspace) -> dg.MetadataValue[str]:

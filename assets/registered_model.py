@@ -12,6 +12,7 @@ from assets.findings import encodes_unit_vectors
 from assets.metadata import reused, table
 from assets.registry import (
     DECISION_TAG,
+    MODEL_TAG,
     NOT_JUDGED_TAG,
     RUN_TAG,
     Version,
@@ -19,6 +20,7 @@ from assets.registry import (
     give_alias,
     half_registered,
     keep_model,
+    model_place,
     numbered_version,
     version_of_run,
 )
@@ -32,6 +34,7 @@ from assets.resources import (
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
+from vipolyqwen_core.serving.model_directory import model_digest
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.promotion import Decision
@@ -93,7 +96,7 @@ def registered_model(
             "decision": version.tags[DECISION_TAG],
             "not judged": version.tags.get(NOT_JUDGED_TAG, "nothing recorded"),
             "tags": table(["tag", "value"], sorted(version.tags.items())),
-            "folder": dg.MetadataValue.path(str(place.models / f"v{version.number}")),
+            "folder": dg.MetadataValue.path(str(model_place(place, version.number, version.model_digest))),
             "reused": reused(stands),
             "MLflow run": mlflow.run_link(training.mlflow_run_id),
         },
@@ -118,7 +121,10 @@ def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: 
         evaluation.primary_metric: evaluation.primary["trained"],
     }
     info = log_registered_model(
-        run.output / "model", metadata_=facts, run_id=run_id, tags={RUN_TAG: run.run_name}
+        run.output / "model",
+        metadata_=facts,
+        run_id=run_id,
+        tags={RUN_TAG: run.run_name, MODEL_TAG: model_digest(run.output / "model")},
     )
     return int(info.registered_model_version)
 

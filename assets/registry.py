@@ -10,10 +10,13 @@ import dagster as dg
 
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.corpus.tables import link_or_copy, written_aside
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 RUN_TAG = "vipolyqwen.run"
 """Tag of a version: the training run it came of."""
+MODEL_TAG = "vipolyqwen.model_digest"
+"""Tag of a version: hash of its model's files. Absent at versions that were registered before it existed."""
 DECISION_TAG = "vipolyqwen.decision"
 """Tag of a version: why it is champion or challenger. Written last: a version without it is half done."""
 
@@ -37,6 +40,11 @@ class Version:
     def run_name(self) -> str | None:
         """The training run it came of."""
         return self.tags.get(RUN_TAG)
+
+    @property
+    def model_digest(self) -> str | None:
+        """Hash of its model's files; None: it was registered before this was kept."""
+        return self.tags.get(MODEL_TAG)
 
     @property
     def is_settled(self) -> bool:
@@ -118,27 +126,43 @@ def give_alias(client: Any, number: int, alias: str) -> None:
             client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
 
 
-def model_folder(workspace: Workspace, number: int) -> Path:
+def model_folder(workspace: Workspace, number: int, digest: str | None) -> Path:
     """The model directory of a version; where it is missing, as on a rebuilt machine, the registry's own.
 
+    Args:
+        digest: of the version's model; None: not known
     Raises:
         ValueError: it is neither here nor in the registry
     """
-    folder = workspace.models / f"v{number}"
+    folder = model_place(workspace, number, digest)
     if not (folder / "config.json").is_file():
         from vipolyqwen_core.serving.mlflow_model import download_model_directory
 
         with written_aside(folder) as aside:
             download_model_directory(number, aside)
+            if digest not in (None, model_digest(aside)):
+                raise ValueError(f"version {number} of the registry is another model than the one wanted")
     return folder
 
 
 def keep_model(workspace: Workspace, model: Path, number: int) -> Path:
     """A model directory at its place among the registered ones; without copying where the disk can link."""
-    folder = workspace.models / f"v{number}"
+    folder = model_place(workspace, number, model_digest(model))
     with written_aside(folder) as aside:
         shutil.copytree(model, aside, copy_function=link_or_copy)
     return folder
+
+
+def model_place(workspace: Workspace, number: int, digest: str | None) -> Path:
+    """Where the model of a version lies, or will: `models/vN`.
+
+    Another registry has other models under the same numbers: once MLFLOW_TRACKING_URI names it, those of
+    before stay where they are, since the exported table may be of one, and its own get the digest as well.
+    """
+    folder = workspace.models / f"v{number}"
+    if digest is None or not (folder / "config.json").is_file() or model_digest(folder) == digest:
+        return folder
+    return workspace.models / f"v{number}-{digest[:8]}"
 
 
 def _version(entry: Any) -> Version:

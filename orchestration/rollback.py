@@ -35,7 +35,7 @@ def roll_back(
             f"version {target.number} was never judged: its registration was stopped before its end; "
             "materialise registered_model, which goes on with it"
         )
-    model_folder(place, target.number)
+    model_folder(place, target.number, target.model_digest)
     give_alias(client, target.number, CHAMPION)
     context.log.info(f"champion: version {before.number if before else 'none'} -> {target.number}")
 

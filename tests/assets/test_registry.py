@@ -33,8 +33,8 @@ from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from tests.mlflow_store import mlflow_store
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
-from vipolyqwen_core.serving.export import model_digest
 from vipolyqwen_core.serving.mlflow_model import log_registered_model
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 MODEL = Path("model")
@@ -213,7 +213,9 @@ def test_model_directories_are_kept_by_version(tmp_path: Path) -> None:
     workspace, model = Workspace(tmp_path / "home"), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    assert keep_model(workspace, model, 3) == model_folder(workspace, 3) == workspace.models / "v3"
+    kept = keep_model(workspace, model, 3)
+    assert kept == model_folder(workspace, 3, None) == model_folder(workspace, 3, model_digest(model))
+    assert kept == workspace.models / "v3"
     assert (workspace.models / "v3" / "config.json").read_text() == "{}"
 
 
@@ -224,16 +226,36 @@ def test_a_model_directory_that_is_missing_here_comes_from_the_registry(
     with mlflow_store(store):
         mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(artifacts)))
         log_registered_model(tiny_model_dir)
-        assert model_folder(workspace, 1) == workspace.models / "v1"
+        assert model_folder(workspace, 1, model_digest(tiny_model_dir)) == workspace.models / "v1"
         assert model_digest(workspace.models / "v1") == model_digest(tiny_model_dir)
         shutil.rmtree(artifacts)
-        model_folder(workspace, 1)  # it stands
+        model_folder(workspace, 1, None)  # it stands
         shutil.rmtree(workspace.models / "v1")
         with pytest.raises(ValueError, match="cannot give the files of version 1"):
-            model_folder(workspace, 1)
+            model_folder(workspace, 1, None)
         with pytest.raises(ValueError, match=r"cannot give the files of version 3: .*not found"):
-            model_folder(workspace, 3)
+            model_folder(workspace, 3, None)
     assert [*workspace.models.iterdir()] == []
+
+
+def test_a_version_of_another_registry_stands_beside_that_of_the_same_number(
+    store: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace, before = Workspace(tmp_path / "home"), tmp_path / "before"
+    before.mkdir()
+    (before / "config.json").write_text("{}")
+    kept, digest = keep_model(workspace, before, 1), model_digest(tiny_model_dir)
+    with mlflow_store(store):
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(tmp_path / "artifacts")))
+        log_registered_model(tiny_model_dir)
+        found = model_folder(workspace, 1, digest)
+        assert model_digest(found) == digest
+        assert found == model_folder(workspace, 1, digest) == keep_model(workspace, tiny_model_dir, 1)
+        assert kept == model_folder(workspace, 1, model_digest(before))
+        shutil.rmtree(kept)
+        with pytest.raises(ValueError, match="version 1 of the registry is another model"):
+            model_folder(workspace, 1, model_digest(before))
+    assert {path.name for path in workspace.models.iterdir()} == {f"v1-{digest[:8]}"}
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -253,7 +275,7 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
     there = {*before.home.rglob("*")}
     with mlflow_store(after.mlflow_uri):
         client = MlflowResource.of(after).connect()
-        assert model_digest(model_folder(after, 1)) == model_digest(tiny_model_dir)
+        assert model_digest(model_folder(after, 1, None)) == model_digest(tiny_model_dir)
         client.log_text(run.info.run_id, "text", "late.txt")
         experiment = client.get_experiment_by_name("vipolyqwen")
         assert experiment.artifact_location == after.mlflow_artifacts.as_uri()

@@ -7,7 +7,6 @@ export goes on where it was. After an update in place, whoever has the table ope
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from vipolyqwen_core.full_disk import GOES_ON, sign_of_full_disk
 from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.serving.search import PARTITION_ROWS, TABLE
 from vipolyqwen_core.serving.table_update import damage_named, update_table
 from vipolyqwen_core.workspace import Workspace
@@ -190,19 +190,6 @@ def export_schema(model: Path, model_version: str) -> pa.Schema:
     place = schema.get_field_index("embedding")
     schema = schema.set(place, pa.field("embedding", pa.list_(pa.float32(), dim)))
     return schema.with_metadata({"model_version": model_version, "model_digest": model_digest(model)})
-
-
-def model_digest(model: Path) -> str:
-    """32 hex digits: hash of the files that decide a vector. A version with other files is another model."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(model.iterdir()):
-        if path.name in ("config.json", "tokenizer.json", "preprocessor_config.json") or (
-            path.suffix == ".safetensors"
-        ):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
 
 
 def _matching_table(folder: Path, schema: pa.Schema) -> Table | None:

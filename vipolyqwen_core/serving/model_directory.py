@@ -1,5 +1,6 @@
-"""Completes a saved model directory: loadable by sentence-transformers, and with its model card."""
+"""A saved model directory: made complete for sentence-transformers, and told from another."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,19 @@ def complete_model_directory(path: Path, facts: ModelFacts) -> None:
     _write_json(path / "modules.json", MODULES)
     _write_json(path / "config_sentence_transformers.json", SENTENCE_TRANSFORMERS)
     write_model_card(path, facts)
+
+
+def model_digest(model: Path) -> str:
+    """32 hex digits: hash of the files that decide a vector. A version with other files is another model."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(model.iterdir()):
+        if path.name in ("config.json", "tokenizer.json", "preprocessor_config.json") or (
+            path.suffix == ".safetensors"
+        ):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, content: Any) -> None:
