@@ -38,14 +38,15 @@ def evaluation_report(
     if crowned:
         rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
-    basis = evaluation_basis(run, None if rival is None else rival.number)
+    apart = rival is not None and is_of_other_split(rival, run)
+    basis = evaluation_basis(run, None if rival is None else rival.number, apart)
     evaluation = stored_evaluation(folder, basis, settled=crowned or registered is not None)
     stands = evaluation is not None
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
 
         beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
-        evaluation = evaluate(run, run.output / "model", beside, folder)
+        evaluation = evaluate(run, run.output / "model", beside, folder, apart)
         mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
         write_basis(folder, basis)
     return dg.MaterializeResult(
@@ -61,8 +62,17 @@ def evaluation_report(
     )
 
 
-def evaluation_basis(run: TrainingRun, champion_number: int | None) -> dict[str, Any]:
-    """Everything an evaluation depends on."""
+def is_of_other_split(rival: Version, run: TrainingRun) -> bool:
+    """Whether a version was trained under another split, as far as its own is known."""
+    return rival.split not in (None, run.tags.get("split"))
+
+
+def evaluation_basis(run: TrainingRun, champion_number: int | None, apart: bool) -> dict[str, Any]:
+    """Everything an evaluation depends on.
+
+    Args:
+        apart: whether the champion is of another split
+    """
     from vipolyqwen_core.evaluation.results import VERSION
 
     return {
@@ -72,6 +82,7 @@ def evaluation_basis(run: TrainingRun, champion_number: int | None) -> dict[str,
         "registry": json.loads(to_json(run.recipe.registry)),
         "positive_score": run.recipe.objective.positive_score,
         "champion": champion_number,
+        **({"apart": True} if apart else {}),
     }
 
 
@@ -103,7 +114,8 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     if before is None:
         return None
     differing = {name for name in basis if before.get(name) != basis[name]}
-    return read_evaluation(folder) if differing <= ({"champion", "registry"} if settled else set()) else None
+    passed_over = {"champion", "apart", "registry"} if settled else set()
+    return read_evaluation(folder) if differing <= passed_over else None
 
 
 def judged_evaluation(folder: Path, run_name: str, now: Version | None) -> "Evaluation":

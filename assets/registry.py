@@ -17,6 +17,8 @@ RUN_TAG = "vipolyqwen.run"
 """Tag of a version: the training run it came of."""
 MODEL_TAG = "vipolyqwen.model_digest"
 """Tag of a version: hash of its model's files. Absent at versions that were registered before it existed."""
+SPLIT_TAG = "vipolyqwen.split"
+"""Tag of a version: the split that it was trained under. Absent where that had no name yet."""
 DECISION_TAG = "vipolyqwen.decision"
 """Tag of a version: why it is champion or challenger. Written last: a version without it is half done."""
 
@@ -45,6 +47,11 @@ class Version:
     def model_digest(self) -> str | None:
         """Hash of its model's files; None: it was registered before this was kept."""
         return self.tags.get(MODEL_TAG)
+
+    @property
+    def split(self) -> str | None:
+        """The split that it was trained under; None: not known."""
+        return self.tags.get(SPLIT_TAG)
 
     @property
     def is_settled(self) -> bool:

@@ -74,15 +74,16 @@ def training_run(
     place: Workspace, sources: Manifest, settings: Recipe, tags: Mapping[str, str] | None = None
 ) -> TrainingRun:
     """The run of a recipe on the workspace's training set, with the weights of the manifest."""
+    from quality.assignments import split_id
     from vipolyqwen_core.model.backbone import resolve_backbone
 
-    commit = git_commit(Path(__file__).parent)
+    found = {"git_commit": git_commit(Path(__file__).parent), "split": split_id(place.assignments)}
     return identified_run(
         place,
         settings,
         resolve_backbone(settings.backbone, place),
         {source.name: source.weight for source in sources.sources},
-        tags={**(tags or {}), **({"git_commit": commit} if commit else {})},
+        tags={**(tags or {}), **{name: value for name, value in found.items() if value}},
     )
 
 

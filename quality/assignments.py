@@ -5,11 +5,15 @@ component    ID_NUMBER, the name of the component at that time
 split        SIDE
 content      ID_NUMBER, what the pair says (`content`); UNKNOWN where it was assigned before this was kept
 links        numbers of the pictures of both sides and of the declared group (`links_of_row`)
+
+The file also names its split among all that were ever begun (`split_id`): models of two splits cannot be
+compared, since one may have been trained on what evaluates the other.
 """
 
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from quality.id_numbers import ID_NUMBER, id_number, spell
@@ -28,6 +32,8 @@ SCHEMA = {
 }
 UNKNOWN = 0
 ROW_GROUP = 500_000
+SPLIT_ID = b"vipolyqwen.split"
+"""In the metadata of the file."""
 
 
 def content() -> pl.Expr:
@@ -96,6 +102,22 @@ def _read(path: Path) -> pl.DataFrame:
     return numbers.collect(engine="streaming")
 
 
+def split_id(path: Path) -> str | None:
+    """The name of the persisted split; None: there is none yet, or it was begun before it had a name.
+
+    Raises:
+        ValueError: it is damaged
+    """
+    if not path.is_file():
+        return None
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise _damage(path, str(error)) from error
+    name: bytes | None = metadata.get(SPLIT_ID)
+    return None if name is None else name.decode()
+
+
 def _damage(path: Path, what: str) -> ValueError:
     return ValueError(
         f"{path} is damaged ({what}): bring it back from a backup. It tells which pairs trained. Where there "
@@ -104,9 +126,9 @@ def _damage(path: Path, what: str) -> ValueError:
     )
 
 
-def write_assignments(assignments: pl.DataFrame, path: Path) -> None:
-    """Write the table ASSIGNMENTS, spelled piece by piece."""
-    schema = arrow_schema(ASSIGNMENTS)
+def write_assignments(assignments: pl.DataFrame, path: Path, name: str) -> None:
+    """Write the table ASSIGNMENTS of the split of that name, spelled piece by piece."""
+    schema = arrow_schema(ASSIGNMENTS).with_metadata({SPLIT_ID: name})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for piece in assignments.iter_slices(ROW_GROUP):
             spelled = piece.select(

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import polars as pl
@@ -31,6 +32,7 @@ from quality.assignments import (
     links_of_row,
     picture_numbers,
     read_assignments,
+    split_id,
     write_assignments,
 )
 from quality.components import (
@@ -172,7 +174,7 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         (aside / "images.json").write_text(json.dumps(images, indent=2), encoding="utf-8")
         rejected = _write_ledger(rows, copies, decided.rows, aside / "ledger.parquet")
         with written_aside(persisted) as table:
-            write_assignments(decided.assignments, table)
+            write_assignments(decided.assignments, table, split_id(persisted) or uuid4().hex)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,

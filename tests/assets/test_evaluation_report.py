@@ -9,6 +9,7 @@ import pytest
 
 from assets.evaluation_report import (
     evaluation_metadata,
+    is_of_other_split,
     judged_evaluation,
     read_basis,
     stored_evaluation,
@@ -16,8 +17,10 @@ from assets.evaluation_report import (
 )
 from assets.registered_model import MAX_DESCRIPTION_CHARS, described
 from assets.registry import Version
+from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.results import BM25, TRAINED, UNTRAINED, Evaluation, Verdict
+from vipolyqwen_core.recipes import demo
 
 RUN = "demo-1"
 
@@ -70,6 +73,29 @@ def test_other_rules_of_promotion_make_a_new_report_only_before_registration(fol
     changed = {**basis(3), "registry": {"min_gain": 0.1}}
     assert stored_evaluation(folder, changed, settled=False) is None
     assert stored_evaluation(folder, changed, settled=True) == evaluation()
+
+
+@pytest.mark.parametrize(
+    ("own", "rival", "apart"),
+    [("a", "a", False), ("a", "b", True), (None, "b", True), ("a", None, False), (None, None, False)],
+)
+def test_a_champion_is_of_another_split_where_its_own_is_known(
+    tmp_path: Path, own: str | None, rival: str | None, apart: bool
+) -> None:
+    place = tmp_path / "place"
+    run = TrainingRun(
+        recipe=demo(), backbone=place, training_set=place, output=place, tags={"split": own} if own else {}
+    )
+    version = Version(3, (), {"vipolyqwen.split": rival} if rival else {})
+    assert is_of_other_split(version, run) == apart
+
+
+def test_that_the_champion_is_of_another_split_reopens_the_judgement_only_before_registration(
+    folder: Path,
+) -> None:
+    apart = {**basis(3), "apart": True}
+    assert stored_evaluation(folder, apart, settled=False) is None
+    assert stored_evaluation(folder, apart, settled=True) == evaluation()
 
 
 def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:

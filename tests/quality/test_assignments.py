@@ -14,6 +14,7 @@ from quality.assignments import (
     earlier_places,
     links_of_row,
     read_assignments,
+    split_id,
     write_assignments,
 )
 from quality.id_numbers import ID_NUMBER, id_number, spell
@@ -39,6 +40,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("quality.assignments.ROW_GROUP", 3)
     path = tmp_path / "assignments.parquet"
     assert read_assignments(path).equals(pl.DataFrame(schema=SCHEMA))
+    assert split_id(path) is None
     split = ["train", "eval", "train", "train"]
     table = pl.DataFrame(
         {
@@ -51,10 +53,11 @@ def test_what_is_written_is_read_again(tmp_path: Path, monkeypatch) -> None:
         schema=SCHEMA,
     )
     for held in (table, table.head(0)):
-        write_assignments(held, path)
+        write_assignments(held, path, "s1")
         assert read_assignments(path).equals(held)
         assert pl.read_parquet_schema(path) == polars_schema(ASSIGNMENTS)
-    write_assignments(table, path)
+        assert split_id(path) == "s1"
+    write_assignments(table, path, "s1")
     assert pl.read_parquet(path)["sample_id"].to_list() == [f"{number:032x}" for number in table["sample_id"]]
 
 
@@ -64,9 +67,10 @@ def test_tables_from_before_contents_pictures_and_groups_were_kept_are_read(tmp_
         {"sample_id": [5], "component": [3], "split": ["eval"], "content": [9], "links": [[1]]},
         schema=SCHEMA,
     )
-    write_assignments(table, path)
+    write_assignments(table, path, "s1")
     written = pl.read_parquet(path)
     written.rename({"links": "pictures"}).write_parquet(path)
+    assert split_id(path) is None
     assert read_assignments(path).rows() == table.rows()
     written.drop("content", "links").write_parquet(path)
     assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN, [])]
@@ -75,7 +79,7 @@ def test_tables_from_before_contents_pictures_and_groups_were_kept_are_read(tmp_
 @pytest.mark.parametrize("damage", ["emptied", "cut", "another table", "no id"])
 def test_a_damaged_table_is_named_with_what_hangs_on_it(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "assignments.parquet"
-    write_assignments(pl.DataFrame([(5, 3, "eval", 9, [1])], schema=SCHEMA, orient="row"), path)
+    write_assignments(pl.DataFrame([(5, 3, "eval", 9, [1])], schema=SCHEMA, orient="row"), path, "s1")
     written, table = path.read_bytes(), pl.read_parquet(path)
     match damage:
         case "emptied":
@@ -88,6 +92,9 @@ def test_a_damaged_table_is_named_with_what_hangs_on_it(tmp_path: Path, damage: 
             table.with_columns(component=pl.lit("no hex digits")).write_parquet(path)
     with pytest.raises(ValueError, match=r"assignments\.parquet is damaged \(.*bring it back from a backup"):
         read_assignments(path)
+    if damage in ("emptied", "cut"):
+        with pytest.raises(ValueError, match=r"assignments\.parquet is damaged \("):
+            split_id(path)
 
 
 def test_pictures_of_both_sides_and_the_group_of_the_source_are_numbered() -> None:

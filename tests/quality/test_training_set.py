@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from quality.assignments import read_assignments, split_id
 from quality.ledger import polars_schema
-from quality.training_set import build_training_set, read_assignments
+from quality.training_set import build_training_set
 from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene, sentence
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
@@ -266,6 +267,7 @@ def test_equal_group_ids_of_two_sources_are_different_groups(workspace, write_so
 
 def test_the_split_stays_when_the_corpus_grows(workspace, write_source, build) -> None:
     before: dict[tuple[str, int], str] = {}
+    names = set()
     for size in (30, 45, 60):
         summary = build(write_source([instruction(i) for i in range(size)]))
         assert not summary.reused
@@ -274,6 +276,9 @@ def test_the_split_stays_when_the_corpus_grows(workspace, write_source, build) -
         assert 0.2 <= summary.details["eval"] / size <= 0.3
         before = now
         assert read_assignments(workspace.assignments).height == size
+        names.add(split_id(workspace.assignments))
+    (name,) = names
+    assert name is not None
     assert build(write_source([instruction(i) for i in range(60)])).reused
     # The same training set comes out when it is built again from its own assignments.
     version = summary.data_version
@@ -283,11 +288,12 @@ def test_the_split_stays_when_the_corpus_grows(workspace, write_source, build) -
 
 def test_a_lost_table_of_assignments_is_noticed(workspace, write_source, build) -> None:
     source = write_source([instruction(i) for i in range(10)])
-    first = build(source)
+    first, name = build(source), split_id(workspace.assignments)
     workspace.assignments.unlink()
     again = build(source)
     assert not again.reused
     assert again.data_version == first.data_version
+    assert split_id(workspace.assignments) != name, "models of before cannot be compared"
 
 
 def test_rows_that_meet_both_sides_retire(workspace, write_source, build) -> None:

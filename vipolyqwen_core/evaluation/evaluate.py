@@ -32,12 +32,16 @@ from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
 logger = logging.getLogger(__name__)
 
 
-def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path) -> Evaluation:
+def evaluate(
+    run: TrainingRun, model: Path, champion: Path | None, output: Path, champion_is_apart: bool = False
+) -> Evaluation:
     """Scores of a model on the evaluation pairs of its run; writes `evaluation.json` and `report.html`.
 
-    The split is sticky, so neither this model nor any earlier champion was trained on these pairs. No score
-    depends on `batch_tokens`.
+    The split is sticky, so neither this model nor any earlier champion was trained on these pairs, unless
+    that is of another split. No score depends on `batch_tokens`.
 
+    Args:
+        champion_is_apart: whether the champion is of another split
     Raises:
         ValueError: the training set holds no evaluation pair that can be ranked
     """
@@ -63,6 +67,7 @@ def evaluate(run: TrainingRun, model: Path, champion: Path | None, output: Path)
         run_name=run.run_name,
         model=str(model.resolve()),
         champion=None if champion is None else str(champion.resolve()),
+        champion_is_apart=champion_is_apart,
         data_version="unknown" if stage is None else stage.data_version,
         num_rows=table.num_rows,
         rows_by_task=_rows_by_task(pairs.rows),

@@ -65,6 +65,9 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
     - no language's Spearman over scored pairs falls by more than `max_similarity_loss`, where the pairs are
       enough to tell.
 
+    One of another split, be it of another workspace, is no rival: it may have been trained on these pairs, or
+    be made for other corpora. A person decides then, and the version is a challenger.
+
     Without a pool that is large enough nothing is proved, so the version is a challenger, whatever its gain.
     Nothing falls unseen: falls that may be chance are named, and so are tasks that have only small pools, or
     none.
@@ -89,6 +92,12 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
     if not evaluation.enough:
         not_judged.insert(
             0, "not judged: no pool is large enough to count, so no gain is proved; more pairs are needed"
+        )
+    if evaluation.champion_is_apart:
+        fallen.append(
+            "not promoted by itself: the champion was trained under another split (in another workspace, or "
+            "split/ was lost), perhaps on these pairs, perhaps for other corpora; `vipolyqwen rollback` with "
+            "the number of this version makes it champion"
         )
     promoted = evaluation.enough and gain.low > needed and not fallen
     alias = contract.CHAMPION if promoted else contract.CHALLENGER

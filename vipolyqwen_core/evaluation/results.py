@@ -141,6 +141,8 @@ class Evaluation:
     """Dimension -> mean primary metric of that slice of this model."""
     verdict: Verdict
     seconds: float
+    champion_is_apart: bool = False
+    """Whether the champion was trained under another split: perhaps on these pairs."""
 
     def counted(self) -> tuple[PoolResult, ...]:
         """Pools that make the primary metric."""

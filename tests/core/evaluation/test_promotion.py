@@ -141,6 +141,14 @@ def test_a_champion_is_replaced_only_by_a_sure_gain() -> None:
     assert not decide(evaluation(pool(champion=0.5), over_champion=unsure), settings).promoted
 
 
+def test_a_champion_of_another_split_is_not_replaced_without_a_person() -> None:
+    compared = evaluation(pool(champion=0.5), over_champion=GAIN)
+    assert decide(compared, RegistrySettings()).promoted
+    decision = decide(replace(compared, champion_is_apart=True), RegistrySettings())
+    assert not decision.promoted
+    assert "trained under another split" in decision.reasons[-1]
+
+
 def test_a_task_that_falls_too_far_keeps_the_champion() -> None:
     fallen = evaluation(
         pool(champion=0.3),
