@@ -16,11 +16,13 @@ from orchestration.definitions import build_definitions
 from orchestration.factory import FactoryError, FactoryOutcome, run_factory, run_rollback
 from orchestration.instance import open_instance
 from orchestration.jobs import ASSET_KEYS, CORPUS_ASSETS
+from quality.assignments import split_id
 from vipolyqwen_core.config import Recipe, to_json
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, MODEL_FILES, REGISTERED_MODEL
 from vipolyqwen_core.corpus.demo import write_demo_corpus
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.serving.search import search
 from vipolyqwen_core.workspace import Workspace, configure
 
@@ -111,6 +113,8 @@ def test_the_registered_version_says_where_it_came_from(place: Workspace, outcom
     assert version.tags["vipolyqwen.recipe"] == "small"
     assert version.tags["vipolyqwen.dagster_run_id"] == outcome.run_ids[-1]
     assert version.tags["vipolyqwen.run"] == Path(outcome.stage("trained_model").metadata["folder"]).name
+    assert version.tags["vipolyqwen.split"] == split_id(place.assignments)
+    assert version.tags["vipolyqwen.model_digest"] == model_digest(place.models / "v1")
     assert set(version.aliases) <= {CHAMPION, CHALLENGER}
     training = client.get_run(version.run_id)
     assert {data.dataset.name for data in training.inputs.dataset_inputs} >= {"training_set", "demo_ocr"}

@@ -68,7 +68,8 @@ def evaluated(
 def against_champion(
     run: TrainingRun, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Evaluation:
-    """Another model with the model of `evaluated` as champion; a pool counts from 10 pairs and targets on."""
+    """Another model with the model of `evaluated` as champion, of another split; a pool counts from 10 pairs
+    and targets on."""
     recipe, folder = run.recipe, tmp_path_factory.mktemp("other")
     ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, seed=1).save_pretrained(
         folder
@@ -76,7 +77,7 @@ def against_champion(
     ViPolyQwenProcessor.from_backbone(run.backbone, recipe.processing).save_pretrained(folder)
     settings = replace(recipe.evaluation, gallery_queries=0, min_pairs=10, min_distinct_targets=10)
     changed = replace(run, recipe=replace(recipe, evaluation=settings))
-    return evaluate(changed, folder, tiny_model_dir, folder)
+    return evaluate(changed, folder, tiny_model_dir, folder, champion_is_apart=True)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +170,7 @@ def test_a_champion_scores_as_when_it_was_the_model_and_gains_are_differences(
         ):
             assert gain.mean == pytest.approx(scores[results.TRAINED] - scores[rival])
     assert against_champion.gain_over_champion.mean != 0
+    assert (evaluated[0].champion_is_apart, against_champion.champion_is_apart) == (False, True)
 
 
 def test_a_pool_counts_from_so_many_pairs_targets_and_components_on(against_champion: Evaluation) -> None:
