@@ -121,8 +121,8 @@ def split_id(path: Path) -> str | None:
 def _damage(path: Path, what: str) -> ValueError:
     return ValueError(
         f"{path} is damaged ({what}): bring it back from a backup. It tells which pairs trained. Where there "
-        "is no backup, delete it: all pairs are split anew, and new versions are then judged on pairs which "
-        "the champion was trained on"
+        "is no backup, delete it: all pairs are split anew, and no new version takes the champion's place by "
+        "itself, since that was trained on pairs which judge it then"
     )
 
 
