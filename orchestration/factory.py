@@ -3,6 +3,7 @@
 The runs go to the workspace's own Dagster instance, so that the UI shows them like any others.
 """
 
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,15 +144,20 @@ def execute(
     ops: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Execute a job in this process, which signs the run; whoever typed the command repeats it."""
-    run_id = str(uuid4())
-    return job.execute_in_process(
-        instance=instance,
-        partition_key=source,
-        raise_on_error=False,
-        run_config={"loggers": {name: {} for name in loggers}, "ops": ops or {}},
-        run_id=run_id,
-        tags={**process_tags(run_id), "dagster/max_retries": "0"},
-    )
+    run_id, heeded = str(uuid4()), signal.getsignal(signal.SIGTERM)
+    try:
+        return job.execute_in_process(
+            instance=instance,
+            partition_key=source,
+            raise_on_error=False,
+            run_config={"loggers": {name: {} for name in loggers}, "ops": ops or {}},
+            run_id=run_id,
+            tags={**process_tags(run_id), "dagster/max_retries": "0"},
+        )
+    finally:
+        # Dagster leaves it as SIGINT is, which a shell's background job ignores: `kill` would do nothing
+        if signal.getsignal(signal.SIGTERM) is not heeded:
+            signal.signal(signal.SIGTERM, heeded)
 
 
 @contextmanager

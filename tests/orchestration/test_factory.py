@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import dagster as dg
 import pytest
@@ -15,12 +18,15 @@ from orchestration.definitions import build_definitions
 from orchestration.factory import (
     FactoryError,
     alone,
+    execute,
     refuse_failure,
     refuse_while_in_use,
     run_factory,
 )
 from orchestration.instance import PARTITION_TAG, open_instance
 from vipolyqwen_core.workspace import Workspace
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,33 @@ def test_whoever_stops_a_run_is_told_of_no_failure(raised: BaseException, told: 
     result = dg.materialize([training_set], raise_on_error=False)
     with pytest.raises(told):
         refuse_failure(result, None)
+
+
+@pytest.mark.parametrize("heeded", [signal.SIG_DFL, signal.default_int_handler])
+def test_sigterm_is_heeded_between_two_jobs_as_before_them(heeded: Handler) -> None:
+    """Also in a shell's background job, which ignores SIGINT."""
+    during = []
+
+    @dg.op
+    def look() -> None:
+        during.append(signal.getsignal(signal.SIGTERM))
+
+    @dg.job
+    def corpus() -> None:
+        look()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, heeded)
+        with dg.DagsterInstance.ephemeral() as instance:
+            assert execute(corpus, instance, []).success
+        after = signal.getsignal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert after is heeded
+    assert during[0] not in (signal.SIG_IGN, heeded), "Dagster's own, while it is at work"
 
 
 def test_a_command_is_refused_while_another_run_needs_the_training_set(
