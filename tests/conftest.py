@@ -3,6 +3,7 @@
 The model's modules are imported inside the fixtures: they take seconds, and most tests need none of them.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,12 @@ TEXTS = (
 def _one_thread() -> None:
     """The models of tests are too small for threads to help."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A background job ignores SIGINT, and Dagster then SIGTERM: processes that tests start would not end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
