@@ -221,8 +221,7 @@ def _read(
     first = next(rows, None)
     if first is None:
         return None
-    path = workspace.images(source.name)
-    return {"path": str(path), "version": write_images(path, chain([first], rows))}
+    return write_images(workspace.images(source.name), chain([first], rows)).pin
 
 
 def _batches(source: Source, settings: CurationSettings) -> Iterator[list[Record]]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from vipolyqwen_core.corpus.image_store import remove_versions, replaced_versions
+from vipolyqwen_core.corpus.image_store import read_pins, remove_versions, replaced_versions
 from vipolyqwen_core.corpus.tables import read_json, read_stage, written_aside
 from vipolyqwen_core.workspace import Workspace
 
@@ -63,7 +63,6 @@ def pinned_versions(source: str, workspace: Workspace) -> set[int]:
     folders = [workspace.curated(source), validated, *(path for path in validated.glob("*") if path.is_dir())]
     stages = [stage for stage in map(read_stage, folders) if stage is not None]
     pins: list[dict[str, Any] | None] = [stage.details.get("images") for stage in stages]
-    training = workspace.training_set / "images.json"
-    if training.is_file():
-        pins.append(read_json(training).get(source))
+    if (workspace.training_set / "images.json").is_file():
+        pins.append(read_pins(workspace.training_set).get(source))
     return {int(pin["version"]) for pin in pins if pin is not None}

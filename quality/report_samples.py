@@ -58,7 +58,7 @@ def kept_samples(rows: pl.LazyFrame, sources: dict[str, Any], workspace: Workspa
         places = (row.pop("query_image_rows") + row.pop("target_image_rows"))[:MAX_PICTURES]
         stage = read_stage(workspace.validated(row["source"]) / sources[row["source"]]["version"])
         images = stage.details["images"] if stage is not None else None
-        pictures = ImageStore(images["path"], images["version"]).read(places) if images and places else []
+        pictures = ImageStore(**images).read(places) if images and places else []
         for turn in row["history"] or ():
             turn["text"] = cut(turn["text"])
         texts = {side: cut(row[side]) for side in ("query", "target")}

@@ -3,7 +3,7 @@
     training_set/train.arrow       TRAINING, an uncompressed Arrow IPC file to be memory-mapped
     training_set/eval.arrow        the same of the evaluation
     training_set/index.parquet     PLAN_INDEX: row i describes row i of train.arrow
-    training_set/images.json       {source: {path, version}} of the image stores that rows point into
+    training_set/images.json       {source: {path, version, uuid}} of the image stores that rows point into
     training_set/ledger.parquet    LEDGER, stage `training_set`
     training_set/stage.json        StageSummary; details: sources, components, counts
     split/assignments.parquet      ASSIGNMENTS over all training sets: the split is sticky
@@ -92,7 +92,7 @@ class AcceptedSource:
     pairs: int
     """Rows of `pairs.parquet`."""
     images: dict[str, Any] | None
-    """`path` and `version` of its image store; None: no pictures."""
+    """Of its image store, as `ImageStore.pin`; None: no pictures."""
     off_limits: bool
     """A benchmark, which never trains."""
 
@@ -149,8 +149,7 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     sources = accepted_sources(manifest, workspace)
     folder, persisted = workspace.training_set, workspace.assignments
     versions = [
-        (source.name, source.version, (source.images or {}).get("version"), source.off_limits)
-        for source in sources
+        (source.name, source.version, _identity(source.images), source.off_limits) for source in sources
     ]
     mark = fingerprint(STAGE, CODE_VERSION, versions, to_json(recipe.curation), to_json(recipe.split))
     earlier = unchanged_stage(folder, mark, TABLES)
@@ -194,6 +193,11 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         summary.write(aside)
     logger.info("training set: %d train, %d eval", summary.details["train"], summary.details["eval"])
     return summary
+
+
+def _identity(images: dict[str, Any] | None) -> Any:
+    """What tells a version of an image store from any other; its number, where it was written without."""
+    return None if images is None else images.get("uuid") or images["version"]
 
 
 def _digest(path: Path) -> str:
@@ -276,7 +280,7 @@ def _shown(kind: str, value: str, sources: list[AcceptedSource]) -> str:
         return repr(value if len(value) <= SHOWN_CHARS else value[:SHOWN_CHARS] + "…")
     for source in sources:
         if source.images is not None:
-            store = ImageStore(source.images["path"], source.images["version"]).table(["image_id", "origin"])
+            store = ImageStore(**source.images).table(["image_id", "origin"])
             origins = store.filter(pc.field("image_id") == value)["origin"].to_pylist()
             if origins and origins[0]:
                 return f"{origins[0]} of {source.name}"
@@ -343,7 +347,7 @@ def _links(
 
 def _near_picture_keys(sources: list[AcceptedSource]) -> pl.DataFrame:
     """Keys of pictures that look the same, within and across sources: `a`, `b`."""
-    stores = [ImageStore(s.images["path"], s.images["version"]) for s in sources if s.images is not None]
+    stores = [ImageStore(**s.images) for s in sources if s.images is not None]
     if not stores:
         return pl.DataFrame(schema=SAME_SCHEMA)
     tables = []

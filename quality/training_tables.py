@@ -62,7 +62,7 @@ def write_tables(
 
 
 def _image_ids(images: dict[str, Any]) -> pa.Array:
-    return ImageStore(images["path"], images["version"]).table(["image_id"])["image_id"].combine_chunks()
+    return ImageStore(**images).table(["image_id"])["image_id"].combine_chunks()
 
 
 def _batches(path: Path) -> Iterator[pa.Table]:

@@ -238,7 +238,7 @@ def _tables(
     named = pictures_of(rows).collect(engine="streaming")
     missing = named
     if images is not None:
-        store = ImageStore(images["path"], images["version"])
+        store = ImageStore(**images)
         columns = ["image_id", "width", "height", "phash", "reencoded"]
         stored = pl.from_arrow(store.table(columns))
         assert isinstance(stored, pl.DataFrame)

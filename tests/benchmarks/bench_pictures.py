@@ -84,7 +84,7 @@ def store_all(folder: Path, store: Path) -> int:
     intake = PictureIntake(ImageRoot(str(folder)), MAX_PIXELS)
     names = [(path.name, path.name) for path in sorted(folder.iterdir())]
     try:
-        return write_images(store, intake.load(names))
+        return write_images(store, intake.load(names)).version
     finally:
         intake.close()
 

@@ -73,11 +73,9 @@ def write_training_set(folder: Path, pairs: Iterable[SmallPair]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pairs = list(pairs)
     numbers = sorted({n for pair in pairs for n in (*pair.query_pictures, *pair.target_pictures)})
-    images = folder / "images.lance"
-    version = write_images(
-        images, (store_row(picture(number), f"pictures/{number}.png") for number in numbers)
-    )
-    (folder / "images.json").write_text(json.dumps({SOURCE: {"path": str(images), "version": version}}))
+    rows_of_store = (store_row(picture(number), f"pictures/{number}.png") for number in numbers)
+    store = write_images(folder / "images.lance", rows_of_store)
+    (folder / "images.json").write_text(json.dumps({SOURCE: store.pin}))
     rows = {number: row for row, number in enumerate(numbers)}
     for split in Split:
         members = [_row(pair, line, rows) for line, pair in enumerate(pairs, 1) if pair.split is split]

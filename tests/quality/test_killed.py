@@ -65,4 +65,4 @@ def test_curation_that_was_killed_at_random_times_gives_the_same_tables(write_so
 
 def stored(workspace: Workspace) -> pa.Table:
     images = read_stage(workspace.curated("corpus")).details["images"]
-    return ImageStore(images["path"], images["version"]).table([column.name for column in IMAGE_STORE])
+    return ImageStore(**images).table([column.name for column in IMAGE_STORE])

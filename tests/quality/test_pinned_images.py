@@ -12,10 +12,13 @@ import pytest
 from quality import pinned_images
 from quality.curate import curate
 from quality.pinned_images import pinned_versions, remove_unpinned
-from tests.quality.conftest import question
+from quality.training_set import build_training_set
+from tests.quality.conftest import RECIPE, question
 from vipolyqwen_core.config import CurationSettings
-from vipolyqwen_core.corpus.image_store import ImageStore, write_images
+from vipolyqwen_core.corpus.image_store import ImageStore, read_pins, write_images
+from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.corpus.tables import StageSummary
+from vipolyqwen_core.training.rows import TrainingPictures
 from vipolyqwen_core.workspace import Workspace
 
 NAME = "corpus"
@@ -127,6 +130,21 @@ def test_a_source_that_changes_every_day_does_not_keep_every_version(
     with pytest.raises(ValueError, match="has no version"):
         ImageStore(workspace.images(NAME), versions[0])
     assert len(ImageStore(workspace.images(NAME), versions[-1])) == 5
+
+
+def test_a_training_set_whose_store_was_deleted_and_filled_otherwise_does_not_read_other_pictures(
+    workspace: Workspace, write_source, build
+) -> None:
+    build(write_source(map(question, range(4)), pictures=range(4)))
+    pinned = read_pins(workspace.training_set)["corpus"]
+    shutil.rmtree(workspace.images("corpus"))
+    changed = write_source(map(question, range(4, 8)), pictures=range(4, 8))
+    assert curate(changed, RECIPE.curation, workspace).details["images"]["version"] == pinned["version"]
+    assert build_training_set(Manifest(sources=(changed,)), RECIPE, workspace).reused, "not accepted yet"
+    with pytest.raises(ValueError, match="was deleted or replaced"):
+        TrainingPictures(workspace.training_set).check()
+    build(changed)
+    TrainingPictures(workspace.training_set).check()
 
 
 @pytest.mark.parametrize("error", [OSError("permission denied"), ValueError("LanceError(IO): disk")])

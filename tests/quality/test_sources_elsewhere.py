@@ -123,7 +123,7 @@ def test_pictures_in_the_rows_are_stored_in_bounded_batches(
     assert summary.pairs_out == 40
     assert max(sizes) < 10
     images = summary.details["images"]
-    assert ImageStore(images["path"], images["version"]).table(["image_id"]).num_rows == 20
+    assert ImageStore(**images).table(["image_id"]).num_rows == 20
     used = pl.read_parquet(workspace.curated("packed") / "pairs.parquet")["query_images"].explode().n_unique()
     assert used == 20
 

@@ -16,7 +16,7 @@ from tests.quality.conftest import RECIPE, everything, instruction, question, re
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
 from vipolyqwen_core.corpus.image_identity import image_id
-from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.corpus.pictures import decode_picture
 from vipolyqwen_core.corpus.tables import arrow_schema
@@ -53,8 +53,7 @@ def test_tables_are_those_of_the_contract(workspace, write_source, build) -> Non
 def test_pictures_are_pinned_to_their_rows_in_the_store(workspace, write_source, build) -> None:
     record = {**question(1), "negatives": ["sai", {"text": "<image><image>", "images": ["3.png", "0.png"]}]}
     build(write_source([question(0), record, question(2), instruction(3)], pictures=range(4)))
-    pinned = json.loads((workspace.training_set / "images.json").read_text())["corpus"]
-    store = ImageStore(workspace.training_set / pinned["path"], pinned["version"])
+    store = ImageStore(**read_pins(workspace.training_set)["corpus"])
     ids = store.table(["image_id"])["image_id"].to_pylist()
     for row in everything(workspace).to_dicts():
         assert [ids[place] for place in row["query_image_rows"]] == row["query_images"]

@@ -204,7 +204,7 @@ def _picture_sizes(curated: StageSummary) -> dict[str, Size]:
     images = curated.details.get("images")
     if not images:
         return {}
-    table = ImageStore(images["path"], images["version"]).table(["image_id", "width", "height"])
+    table = ImageStore(**images).table(["image_id", "width", "height"])
     ids, widths, heights = (table[name].to_pylist() for name in ("image_id", "width", "height"))
     return dict(zip(ids, zip(widths, heights, strict=True), strict=True))
 

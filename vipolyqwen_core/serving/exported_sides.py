@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import EXPORT, Side, Split
-from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.tables import arrow_schema, read_json
+from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
+from vipolyqwen_core.corpus.tables import arrow_schema
 from vipolyqwen_core.serving.row_hashes import Hashes
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
 
@@ -94,12 +94,10 @@ class ExportedSides:
 
     def _origin(self, source: str, row: int) -> str:
         if source not in self._origin_columns:
-            pinned = self._pinned[source]
-            store = ImageStore(self.training_set / pinned["path"], pinned["version"])
+            store = ImageStore(**self._pinned[source])
             self._origin_columns[source] = store.table(["origin"])["origin"].combine_chunks()
         return str(self._origin_columns[source][row])
 
     @cached_property
     def _pinned(self) -> dict[str, dict[str, Any]]:
-        pinned: dict[str, dict[str, Any]] = read_json(self.training_set / "images.json")
-        return pinned
+        return read_pins(self.training_set)

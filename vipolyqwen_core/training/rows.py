@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from vipolyqwen_core.contract import TRAINING
-from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
 from vipolyqwen_core.corpus.pictures import DECODING_ERRORS
-from vipolyqwen_core.corpus.tables import read_json
 
 COLUMNS = (
     "sample_id",
@@ -168,16 +167,11 @@ class TrainingPictures:
 
     @cached_property
     def _pinned(self) -> dict[str, dict[str, Any]]:
-        path = self.training_set / "images.json"
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: build the training set first")
-        pinned: dict[str, dict[str, Any]] = read_json(path)
-        return pinned
+        return read_pins(self.training_set)
 
     def _store(self, source: str) -> ImageStore:
         if source not in self._stores:
             if source not in self._pinned:
                 raise ValueError(f"{self.training_set / 'images.json'} pins no image store for {source!r}")
-            pinned = self._pinned[source]
-            self._stores[source] = ImageStore(self.training_set / pinned["path"], pinned["version"])
+            self._stores[source] = ImageStore(**self._pinned[source])
         return self._stores[source]

@@ -129,9 +129,8 @@ def write_mix(
     sizes = [size for *_, size in drafts if size is not None]
     with ThreadPoolExecutor() as pool:
         stored = list(pool.map(_picture, sizes, range(len(sizes))))
-    version = write_images(folder / "images.lance", iter(stored))
-    pinned = {SOURCE: {"path": str(folder / "images.lance"), "version": version}}
-    (folder / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    store = write_images(folder / "images.lance", iter(stored))
+    (folder / "images.json").write_text(json.dumps({SOURCE: store.pin}), encoding="utf-8")
     rows = list(_rows(drafts, stored, processor))
     table = pa.Table.from_pylist(rows, schema=arrow_schema(TRAINING))
     with pa.ipc.new_file(str(folder / "train.arrow"), table.schema) as writer:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,7 @@ def picture(number: int) -> dict[str, Any]:
 
 
 def test_pictures_come_back_by_row_in_the_order_asked_for(tmp_path: Path) -> None:
-    version = write_images(tmp_path / "a" / "s.lance", map(picture, range(1, 151)))
-    store = ImageStore(tmp_path / "a" / "s.lance", version)
+    store = write_images(tmp_path / "a" / "s.lance", map(picture, range(1, 151)))
     assert len(store) == 150
     assert store.read([149, 2, 149, 0]) == [b"picture" * n for n in (150, 3, 150, 1)]
     assert store.read([]) == []
@@ -51,7 +51,7 @@ def test_pictures_are_written_as_soon_as_they_are_many_or_large(
     assert sum(sizes) == 150
     many = [len(group) for group in image_store._groups([picture(1)] * 100)]
     assert many == [40, 40, 20]
-    assert len(ImageStore(tmp_path / "s", write_images(tmp_path / "s", map(picture, range(1, 151))))) == 150
+    assert len(write_images(tmp_path / "s", map(picture, range(1, 151)))) == 150
 
 
 def test_a_written_version_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +65,8 @@ def test_a_written_version_has_reached_the_disk(tmp_path: Path, monkeypatch: pyt
 
 def test_an_older_version_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "s.lance"
-    first = write_images(path, [picture(1), picture(2)])
-    second = write_images(path, [picture(2)])
+    first = write_images(path, [picture(1), picture(2)]).version
+    second = write_images(path, [picture(2)]).version
     assert ImageStore(path, first).table(["image_id"])["image_id"].to_pylist() == [f"{1:032x}", f"{2:032x}"]
     assert ImageStore(path, second).table(["image_id"])["image_id"].to_pylist() == [f"{2:032x}"]
     assert ImageStore(path).version == second
@@ -74,7 +74,7 @@ def test_an_older_version_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_a_writer_that_fails_leaves_the_last_version(tmp_path: Path) -> None:
     path = tmp_path / "s.lance"
-    first = write_images(path, [picture(1)])
+    first = write_images(path, [picture(1)]).version
 
     def failing() -> Iterator[dict[str, Any]]:
         yield from map(picture, range(2, 200))
@@ -93,7 +93,7 @@ def test_only_what_was_replaced_is_listed_and_a_first_writer_that_was_killed_is_
     assert replaced_versions(path) == []
     (path / "data").mkdir(parents=True)
     assert replaced_versions(path) == []
-    versions = [write_images(path, [picture(n)]) for n in (1, 2, 3)]
+    versions = [write_images(path, [picture(n)]).version for n in (1, 2, 3)]
     assert replaced_versions(path) == versions[:2]
     remove_versions(path, versions[:1])
     assert replaced_versions(path) == versions[1:2]
@@ -110,10 +110,23 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         ImageStore(tmp_path / "s.lance", 9)
 
 
+def test_a_store_that_was_deleted_and_written_anew_is_not_taken_for_the_pinned_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.lance"
+    pinned = write_images(path, [picture(1)]).pin
+    assert ImageStore(**pinned).read([0]) == [b"picture"]
+    shutil.rmtree(path)
+    anew = write_images(path, [picture(2)]).pin
+    assert anew["version"] == pinned["version"]
+    assert not is_stored(pinned)
+    with pytest.raises(ValueError, match=r"s\.lance was deleted or replaced: version 1 is another one"):
+        ImageStore(**pinned)
+    before = {"path": str(path), "version": 1}  # as pins were written before versions had a uuid
+    assert ImageStore(**before).pin == anew
+
+
 def test_a_store_travels_to_spawned_processes(tmp_path: Path) -> None:
-    version = write_images(tmp_path / "s.lance", map(picture, range(1, 4)))
-    store = ImageStore(tmp_path / "s.lance", version)
+    store = write_images(tmp_path / "s.lance", map(picture, range(1, 4)))
     copy = pickle.loads(pickle.dumps(store))
-    assert copy.version == version
+    assert copy.pin == store.pin
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(store.read, ([2, 0],)) == [b"picture" * 3, b"picture"]

@@ -69,9 +69,8 @@ def workspace(tmp_path: Path) -> Workspace:
         }
         for identity, size in sizes.items()
     ]  # fmt: skip
-    version = write_images(place.images("s"), rows)
+    images = write_images(place.images("s"), rows).pin
     write_images(place.images("s"), rows[:1])  # a later version must not be read
-    images = {"path": str(place.images("s")), "version": version}
     curate(place, PAIRS, images)
     return place
 

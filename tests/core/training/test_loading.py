@@ -326,9 +326,8 @@ def test_a_side_that_cannot_be_encoded_is_named_with_its_sample(
     (tmp_path / "train.arrow").replace(copy / "train.arrow")
     stored = ImageStore(copy / "shop.lance").table([column.name for column in IMAGE_STORE]).to_pylist()
     cut = {**stored[0], "bytes": stored[0]["bytes"][:60], "origin": "cut.png"}
-    version = write_images(copy / "shop.lance", [*stored, cut])
-    pinned = {"shop": {"path": "shop.lance", "version": version}}
-    (copy / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    store = write_images(copy / "shop.lance", [*stored, cut])
+    (copy / "images.json").write_text(json.dumps({"shop": store.pin}), encoding="utf-8")
     _, *others, _ = loader.arguments
     with pytest.raises(ValueError, match=f"^step 0, sample {spoilt['sample_id']}, {side}: {reason}"):
         ChunkLoader(copy, *others)[request(1, 3, 7)]

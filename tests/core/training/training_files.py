@@ -49,12 +49,11 @@ def write_training_files(
     """Write tables, plan index, image store and summary; returns the folder."""
     folder.mkdir(parents=True)
     ids = [image_id(picture) for picture in pictures]
-    version = write_images(
+    store = write_images(
         folder / f"{SOURCE}.lance",
         (store_row(picture, f"{identity}.png") for picture, identity in zip(pictures, ids, strict=True)),
     )
-    pinned = {SOURCE: {"path": str(folder / f"{SOURCE}.lance"), "version": version}}
-    (folder / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    (folder / "images.json").write_text(json.dumps({SOURCE: store.pin}), encoding="utf-8")
     rows = [
         _row(number, pair, split, processor, pictures, ids)
         for split, pairs in (("train", train), ("eval", evaluation))
