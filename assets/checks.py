@@ -19,6 +19,7 @@ from assets.resources import ManifestResource, MlflowResource, RecipeResource, W
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import Recipe, TrainingRun
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings PyTorch along
@@ -239,7 +240,9 @@ def evaluation_learned(asked: Asked) -> Finding:
 
 def registered_model_encodes(asked: Asked) -> Finding:
     """The registered directory loads on its own and encodes a text and a picture."""
-    version = version_of_run(asked.mlflow.connect(), asked.run()[0].run_name)
+    run, _ = asked.run()
+    digest = model_digest(run.output / "model")
+    version = version_of_run(asked.mlflow.connect(), run.run_name, digest)
     if version is None:
         return Finding(passed=False, sentence="the run has no registered version")
     model = model_folder(asked.place, version.number, version.model_digest)

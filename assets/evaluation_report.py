@@ -15,6 +15,7 @@ from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.corpus.tables import read_json, written_aside
 from vipolyqwen_core.evaluation import EVALUATION_FILE
+from vipolyqwen_core.serving.model_directory import model_digest
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.bootstrap import Interval
@@ -33,8 +34,9 @@ def evaluation_report(
     place = workspace.open()
     run, training = finished_run(place, manifest.load(), recipe.load())
     client = mlflow.connect()
-    registered, rival = version_of_run(client, run.run_name), champion(client)
-    crowned = rival is not None and rival.run_name == run.run_name
+    digest = model_digest(run.output / "model")
+    registered, rival = version_of_run(client, run.run_name, digest), champion(client)
+    crowned = rival is not None and rival.is_of(run.run_name, digest)
     if crowned:
         rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
@@ -118,11 +120,14 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     return read_evaluation(folder) if differing <= passed_over else None
 
 
-def judged_evaluation(folder: Path, run_name: str, now: Version | None) -> "Evaluation":
+def judged_evaluation(folder: Path, run_name: str, digest: str, now: Version | None) -> "Evaluation":
     """The evaluation that a decision may rest on: it was held against the champion of this moment.
 
     A run that is champion itself was killed between its alias and its last tag: it was decided on already.
 
+    Args:
+        digest: of the run's model
+        now: the champion of this moment
     Raises:
         dg.Failure: there is none, or the champion has changed since
     """
@@ -132,7 +137,7 @@ def judged_evaluation(folder: Path, run_name: str, now: Version | None) -> "Eval
     if basis is None:
         raise dg.Failure(f"no evaluation in {folder} to decide on: materialise evaluation_report first")
     number = None if now is None else now.number
-    crowned = now is not None and now.run_name == run_name
+    crowned = now is not None and now.is_of(run_name, digest)
     if basis["champion"] != number and not crowned:
         raise dg.Failure(
             f"the evaluation was held against champion {basis['champion'] or 'none'}, but the champion is "

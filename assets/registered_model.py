@@ -65,15 +65,16 @@ def registered_model(
     place, settings, corpora = workspace.open(), recipe.load(), manifest.load()
     run, training = finished_run(place, corpora, settings)
     client = mlflow.connect()
-    version = version_of_run(client, run.run_name)
+    digest = model_digest(run.output / "model")
+    version = version_of_run(client, run.run_name, digest)
     stands = version is not None
     if version is None:
         folder = place.evaluations / run.run_name
-        evaluation = judged_evaluation(folder, run.run_name, champion(client))
-        half = half_registered(client, run.run_name)
+        evaluation = judged_evaluation(folder, run.run_name, digest, champion(client))
+        half = half_registered(client, run.run_name, digest)
         if half is None:
             licenses = {source.name: source.license for source in corpora.sources}
-            number = register(training.mlflow_run_id, run, evaluation, licenses)
+            number = register(training.mlflow_run_id, run, digest, evaluation, licenses)
         else:
             number = half.number
         kept = keep_model(place, run.output / "model", number)
@@ -103,12 +104,15 @@ def registered_model(
     )
 
 
-def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: Mapping[str, str]) -> int:
+def register(
+    run_id: str, run: TrainingRun, digest: str, evaluation: "Evaluation", licenses: Mapping[str, str]
+) -> int:
     """Log the model to its run as models-from-code and register it; the number of the new version.
 
     The version names its run from the first moment: a killed registration goes on with it.
 
     Args:
+        digest: of the run's model
         licenses: of each source, for the model card
     """
     from vipolyqwen_core.serving.mlflow_model import log_registered_model
@@ -124,7 +128,7 @@ def register(run_id: str, run: TrainingRun, evaluation: "Evaluation", licenses: 
         run.output / "model",
         metadata_=facts,
         run_id=run_id,
-        tags={RUN_TAG: run.run_name, MODEL_TAG: model_digest(run.output / "model")},
+        tags={RUN_TAG: run.run_name, MODEL_TAG: digest},
     )
     return int(info.registered_model_version)
 

@@ -53,6 +53,14 @@ class Version:
         """The split that it was trained under; None: not known."""
         return self.tags.get(SPLIT_TAG)
 
+    def is_of(self, run_name: str, digest: str) -> bool:
+        """Whether it is the model that a run has made.
+
+        The name alone does not tell: another workspace with the same recipe and data, or a run that was
+        deleted and trained again, gives other weights under it.
+        """
+        return self.run_name == run_name and self.model_digest in (None, digest)
+
     @property
     def is_settled(self) -> bool:
         """Whether its registration came to its end."""
@@ -104,22 +112,29 @@ def version_with_alias(client: Any, alias: str) -> Version | None:
         raise
 
 
-def version_of_run(client: Any, run_name: str) -> Version | None:
-    """The version that came of a training run, as far as one was finished."""
-    return next((version for version in versions_of_run(client, run_name) if version.is_settled), None)
+def version_of_run(client: Any, run_name: str, digest: str) -> Version | None:
+    """The version of the model that a training run has made, as far as one was finished."""
+    own = versions_of_run(client, run_name, digest)
+    return next((version for version in own if version.is_settled), None)
 
 
-def half_registered(client: Any, run_name: str) -> Version | None:
-    """The version of a training run whose registration was killed before its decision was written."""
-    return next((version for version in versions_of_run(client, run_name) if not version.is_settled), None)
+def half_registered(client: Any, run_name: str, digest: str) -> Version | None:
+    """The version of a run's model whose registration was killed before its decision was written."""
+    own = versions_of_run(client, run_name, digest)
+    return next((version for version in own if not version.is_settled), None)
 
 
-def versions_of_run(client: Any, run_name: str) -> list[Version]:
-    """Versions that name a training run, the newest first."""
+def versions_of_run(client: Any, run_name: str, digest: str) -> list[Version]:
+    """Versions of the model that a training run has made, the newest first.
+
+    Args:
+        digest: of the model
+    """
     found = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
-    own = [entry for entry in found if entry.tags.get(RUN_TAG) == run_name]
-    own.sort(key=lambda entry: -int(entry.version))
-    return [_version(client.get_model_version(REGISTERED_MODEL, entry.version)) for entry in own]
+    named = [entry for entry in found if entry.tags.get(RUN_TAG) == run_name]
+    named.sort(key=lambda entry: -int(entry.version))
+    versions = [_version(client.get_model_version(REGISTERED_MODEL, entry.version)) for entry in named]
+    return [version for version in versions if version.is_of(run_name, digest)]
 
 
 def give_alias(client: Any, number: int, alias: str) -> None:

@@ -15,6 +15,7 @@ from assets.registry import Version
 from assets.resources import ManifestResource, MlflowResource
 from vipolyqwen_core.config import SplitSettings
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 QUESTIONS = {f"{asset}.{name}": question for asset, name, question, _ in MODEL_CHECKS}
@@ -155,9 +156,12 @@ def test_a_model_has_learned_where_no_condition_failed(asked: Asked, monkeypatch
 def test_the_version_of_the_run_is_the_one_that_must_encode(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = {"r1": Version(4, (), {})}
+    model = asked.run()[0].output / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    versions = {("r1", model_digest(model)): Version(4, (), {})}
     monkeypatch.setattr(MlflowResource, "connect", lambda _: "client")
-    monkeypatch.setattr(checks, "version_of_run", lambda client, run_name: versions.get(run_name))
+    monkeypatch.setattr(checks, "version_of_run", lambda client, *of_run: versions.get(of_run))
     monkeypatch.setattr(findings, "encodes_unit_vectors", lambda model: Finding(True, str(model)))
     (asked.place.models / "v4").mkdir(parents=True)
     (asked.place.models / "v4" / "config.json").touch()

@@ -103,19 +103,24 @@ def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> No
     assert read_basis(folder) is None
     assert stored_evaluation(folder, basis(3), settled=True) is None
     with pytest.raises(dg.Failure, match="materialise evaluation_report first"):
-        judged_evaluation(folder, RUN, Version(3, (), {}))
+        judged_evaluation(folder, RUN, "d", Version(3, (), {}))
 
 
 def test_a_decision_rests_on_the_champion_of_this_moment(folder: Path) -> None:
-    assert judged_evaluation(folder, RUN, Version(3, (), {})) == evaluation()
+    assert judged_evaluation(folder, RUN, "d", Version(3, (), {})) == evaluation()
     with pytest.raises(dg.Failure, match="held against champion 3, but the champion is 5 by now"):
-        judged_evaluation(folder, RUN, Version(5, (), {"vipolyqwen.run": "demo-2"}))
+        judged_evaluation(folder, RUN, "d", Version(5, (), {"vipolyqwen.run": "demo-2"}))
     with pytest.raises(dg.Failure, match="the champion is none by now"):
-        judged_evaluation(folder, RUN, None)
+        judged_evaluation(folder, RUN, "d", None)
 
 
 def test_a_run_that_is_champion_already_is_decided_on(folder: Path) -> None:
-    assert judged_evaluation(folder, RUN, Version(4, (), {"vipolyqwen.run": RUN})) == evaluation()
+    own = {"vipolyqwen.run": RUN, "vipolyqwen.model_digest": "d"}
+    assert judged_evaluation(folder, RUN, "d", Version(4, (), own)) == evaluation()
+    before = {"vipolyqwen.run": RUN}  # registered before versions named their model
+    assert judged_evaluation(folder, RUN, "d", Version(4, (), before)) == evaluation()
+    with pytest.raises(dg.Failure, match="the champion is 4 by now"):  # the same run, trained elsewhere
+        judged_evaluation(folder, RUN, "other", Version(4, (), own))
 
 
 def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:

@@ -18,6 +18,7 @@ from assets.findings import Finding, encodes_unit_vectors
 from assets.registered_model import settle
 from assets.registry import (
     DECISION_TAG,
+    MODEL_TAG,
     NOT_JUDGED_TAG,
     RUN_TAG,
     champion,
@@ -79,7 +80,7 @@ def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
 
 def test_an_empty_registry_has_no_champion(client: mlflow.MlflowClient) -> None:
     assert champion(client) is None
-    assert version_of_run(client, "demo-1") is None
+    assert version_of_run(client, "demo-1", "d") is None
     with pytest.raises(ValueError, match="has no version 7; it has none yet"):
         numbered_version(client, 7)
     register(client, "demo-1", CHAMPION)
@@ -168,7 +169,7 @@ def test_a_version_that_is_settled_again_keeps_nothing_of_the_first_decision(
         decision = Decision(CHALLENGER, ("a gain",), ("few pairs",))
         with pytest.raises(KeyboardInterrupt):
             settle(client, number, {RUN_TAG: "demo-1"}, decision, MODEL)
-    assert half_registered(client, "demo-1").tags[NOT_JUDGED_TAG] == "few pairs"
+    assert half_registered(client, "demo-1", "d").tags[NOT_JUDGED_TAG] == "few pairs"
     version = settle(client, number, {RUN_TAG: "demo-1"}, Decision(CHAMPION, ("a gain",)), MODEL)
     assert version.aliases == (CHAMPION,)
     assert {RUN_TAG: "demo-1", DECISION_TAG: "a gain"}.items() <= version.tags.items()
@@ -178,10 +179,26 @@ def test_a_version_that_is_settled_again_keeps_nothing_of_the_first_decision(
 def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.MlflowClient) -> None:
     number = register(client, "demo-1", None)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), "vipolyqwen.run", "demo-1")
-    assert version_of_run(client, "demo-1") is None
-    assert half_registered(client, "demo-1").number == number
+    assert version_of_run(client, "demo-1", "d") is None
+    assert half_registered(client, "demo-1", "d").number == number
     whole = register(client, "demo-1", CHAMPION)
-    assert version_of_run(client, "demo-1").number == whole
+    assert version_of_run(client, "demo-1", "d").number == whole
+
+
+def test_a_version_of_the_same_run_of_another_workspace_is_not_taken_for_the_runs_own(
+    client: mlflow.MlflowClient,
+) -> None:
+    elsewhere = register(client, "demo-1", CHAMPION)
+    assert version_of_run(client, "demo-1", "d").number == elsewhere, "from before versions named their model"
+    client.set_model_version_tag(REGISTERED_MODEL, str(elsewhere), MODEL_TAG, "other")
+    assert version_of_run(client, "demo-1", "d") is None
+    own = register(client, "demo-1", CHALLENGER)
+    client.set_model_version_tag(REGISTERED_MODEL, str(own), MODEL_TAG, "d")
+    assert version_of_run(client, "demo-1", "d").number == own
+    assert version_of_run(client, "demo-1", "other").number == elsewhere
+    client.delete_model_version_tag(REGISTERED_MODEL, str(elsewhere), DECISION_TAG)
+    assert half_registered(client, "demo-1", "d") is None
+    assert half_registered(client, "demo-1", "other").number == elsewhere
 
 
 def test_a_registration_that_is_killed_at_once_is_recognised_and_leaves_no_run_open(
@@ -203,10 +220,10 @@ def test_a_registration_that_is_killed_at_once_is_recognised_and_leaves_no_run_o
         with pytest.raises(KeyboardInterrupt):
             log_registered_model(tiny_model_dir, run_id=run.info.run_id, tags={RUN_TAG: "demo-1"})
         assert statuses == ["FINISHED"]
-        half = half_registered(client, "demo-1")
+        half = half_registered(client, "demo-1", "d")
         assert half is not None
         assert half.number == 1
-        assert version_of_run(client, "demo-1") is None
+        assert version_of_run(client, "demo-1", "d") is None
 
 
 def test_model_directories_are_kept_by_version(tmp_path: Path) -> None:
