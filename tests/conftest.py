@@ -37,8 +37,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A background job ignores SIGINT, and Dagster then SIGTERM: processes that tests start would not end."""
+    """A background job ignores SIGINT, and Dagster then SIGTERM; after `trap '' TERM` that is ignored, too.
+
+    Processes that tests start would inherit it, and not end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
