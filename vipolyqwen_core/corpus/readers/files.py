@@ -25,6 +25,7 @@ from vipolyqwen_core.corpus.file_version import file_version, told_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
+from vipolyqwen_core.corpus.readers.not_text import refuse_other_than_text
 from vipolyqwen_core.corpus.storage import (
     PIECE_BYTES,
     REMOTE_ERRORS,
@@ -269,10 +270,15 @@ class UnpackedStreams(io.RawIOBase):
 
 @contextmanager
 def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
-    """UTF-16 as text; else bytes, without the mark of UTF-8."""
+    """UTF-16 as text; else bytes, without the mark of UTF-8.
+
+    Raises:
+        OSError: it is no text
+    """
     with open_bytes(location) as stream:
         buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
         start = buffered.peek(4)
+        refuse_other_than_text(start)
         if wide := _utf_16(start):
             newline = _line_break(start.decode(wide, "ignore"))
             yield io.TextIOWrapper(buffered, encoding=wide, errors="replace", newline=newline)
@@ -307,7 +313,7 @@ def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]
     line feed, with a carriage return before it, or in the whole file with that alone.
 
     Raises:
-        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
+        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off, or it is no text
     """
     with _open_text(location) as stream:
         if isinstance(stream, io.TextIOWrapper):
@@ -326,7 +332,7 @@ def read_pieces(location: str, languages: Collection[str]) -> Iterator[str]:
     """The text of a file as `read_lines` decodes it, in pieces that end with a line where lines are short.
 
     Raises:
-        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off
+        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off, or it is no text
     """
     with _open_text(location) as stream:
         if isinstance(stream, io.TextIOWrapper):

@@ -14,6 +14,7 @@ from typing import Literal
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vipolyqwen_core.corpus.manifest import Format, Source
@@ -190,6 +191,12 @@ def zstd(data: bytes) -> bytes:
     return bytes(pa.compress(data, codec="zstd", asbytes=True))
 
 
+def parquet() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"a": ["mot"]}), buffer)
+    return buffer.getvalue()
+
+
 PACKERS = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -212,6 +219,35 @@ def test_packed_files_are_unpacked(tmp_path: Path, suffix: str, packed: object) 
     path.write_bytes(packed(b"\xef\xbb\xbfmot\r\nhai"))  # type: ignore[operator]
     assert [tuple(line) for line in read_lines(str(path))] == [(1, "mot"), (2, "hai")]
     assert list_files(source(path))[0].suffix == ".csv"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (gzip.compress(b"{}\n"), "packed by gzip, but"),
+        (bz2.compress(b"{}\n"), "packed by bzip2, but"),
+        (lzma.compress(b"{}\n"), "packed by xz, but"),
+        (zstd(b"{}\n"), "packed by zstd, but"),
+        (zipped(b"xl/workbook.xml"), "a ZIP archive, as workbooks of Excel are"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504), "an old workbook of Excel"),
+        (parquet(), "Parquet, but its name does not end with .parquet"),
+    ],
+)
+def test_what_was_given_a_texts_name_is_told_for_what_it_is(
+    tmp_path: Path, content: bytes, what: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UNREADABLE, match=f"no text: it is {what}"):
+        next(read_lines(str(tmp_path / "a.jsonl")))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(UNREADABLE, match=f"no text: it is {what}"):
+        next(read_lines(str(tmp_path / "a.jsonl.gz")))
+
+
+@pytest.mark.parametrize("text", ["BZh9 là một mã số", "PK 12 đường số 3", "PAR1 and PAR2", "(/ và )"])
+def test_a_text_that_begins_like_another_kind_of_file_is_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert next(read_lines(str(tmp_path / "a.txt"))).text == text
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
