@@ -14,11 +14,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from vipolyqwen_core import __version__
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.first_process import heed_sigterm
+from vipolyqwen_core.full_disk import told_of_full_disk
 from vipolyqwen_core.standard_streams import open_closed_streams, outlive_terminal
 from vipolyqwen_core.workspace import (
     Workspace,
@@ -54,11 +56,6 @@ class Commands(TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except USER_ERRORS as error:
-            if ctx.params.get(DEBUG):
-                raise
-            _complain(one_sentence(error))
-            raise typer.Exit(1) from error
         except ModuleNotFoundError as error:
             if ctx.params.get(DEBUG) or not _is_absent(error):
                 raise
@@ -71,6 +68,12 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as error:
             complaints.print("Interrupted.")
             raise typer.Exit(130) from error
+        except Exception as error:
+            full = told_of_full_disk(error, current_workspace())  # whatever a library calls it
+            if ctx.params.get(DEBUG) or not (full or isinstance(error, USER_ERRORS)):
+                raise
+            _complain(f"{one_sentence(error)}{escape(full)}")
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(
@@ -96,7 +99,6 @@ def _is_absent(error: ModuleNotFoundError) -> bool:
 def one_sentence(error: BaseException) -> str:
     """The message of an error on one line, with rich's markup made harmless."""
     from pydantic import ValidationError
-    from rich.markup import escape
 
     from vipolyqwen_core.config import explain
 

@@ -10,6 +10,8 @@ SIGNS = ("No space left on device", "Disk quota exceeded", "database or disk is 
 """What the system says of it, and what SQLite does."""
 GOES_ON = "the same command goes on"
 """What helps where there is room again; said once, by whoever knows what is kept."""
+FREE = "free now: "
+"""Said once, too."""
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what processes share: in a container 64 MB, unless somebody asked for more."""
 
@@ -20,15 +22,15 @@ def sign_of_full_disk(error: BaseException) -> str:
 
 
 def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
-    """What to add to the message of an error; empty where no disk is full.
+    """What to add to the message of an error; empty where no disk is full, or where it was added already.
 
     A file that did not fit is removed at once, so much may be free again by now.
     """
-    if not sign_of_full_disk(error):
+    if not sign_of_full_disk(error) or FREE in str(error):
         return ""
     folders = [workspace.home, Path(tempfile.gettempdir()), SHARED_MEMORY]
     free = [
         f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}" for folder in folders if folder.is_dir()
     ]
     helps = "" if GOES_ON in str(error) else f". Make room: {GOES_ON}"
-    return f"; free now: {', '.join(free)}{helps}"
+    return f"; {FREE}{', '.join(free)}{helps}"

@@ -1,5 +1,6 @@
 """The command line: what a person types, and what a mistake ends in."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -123,6 +124,32 @@ def test_ctrl_c_ends_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = CliRunner().invoke(cli.app, ["encode", "--file", "lines.txt"])
     assert ended.exit_code == 130
     assert ended.stderr == "Interrupted.\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "report.html"),
+        RuntimeError("LanceError(IO): No space left on device (os error 28)"),
+        ValueError("sqlite3.OperationalError: database or disk is full"),
+    ],
+    ids=["system", "library", "database"],
+)
+def test_a_full_disk_ends_in_a_sentence_with_what_is_free_and_what_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path))
+    monkeypatch.setattr(cli, "configure", lambda workspace: None)
+    monkeypatch.setattr("vipolyqwen_core.training.run_file.read_run", fails)
+    told = CliRunner().invoke(cli.app, ["evaluate", "run"])
+    assert told.exit_code == 1
+    assert "; free now: " in told.stderr
+    assert f" GB in {tmp_path}, " in told.stderr
+    assert told.stderr.endswith(". Make room: the same command goes on\n")
+    assert told.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(vipolyqwen) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.standard_streams import outlive_terminal
 from vipolyqwen_core.training.only_training import only_training
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def recorded_failure(output: Path, rank: int) -> Iterator[None]:
     """Leave the traceback of whatever ends the block in `errors/rank<N>.txt`, for the launcher to find.
 
-    Where the folder takes no file, the block itself says so, and its error is the one to read.
+    Where the folder takes no file, the error of the block is the one to read, and `explain_errors` says so.
     """
     place = output / ERRORS_FOLDER / f"rank{rank}.txt"
     with suppress(OSError):
@@ -82,9 +83,8 @@ def recorded_failure(output: Path, rank: int) -> Iterator[None]:
         raise
     except BaseException:
         trace = traceback.format_exc()
-        with suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(trace, encoding="utf-8")
+        with suppress(OSError), written_aside(place) as aside:  # never without its last line: it explains
+            aside.write_text(trace, encoding="utf-8")
         raise
 
 

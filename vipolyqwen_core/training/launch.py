@@ -15,9 +15,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.training.parent import SECONDS_TO_SAVE, guarded
@@ -25,6 +27,9 @@ from vipolyqwen_core.training.run_file import ERRORS_FOLDER, write_run
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Variable of torch's launcher: seconds between the signal that it passes on to its ranks and SIGKILL."""
+
+TRACEBACK_BYTES = 65_536
+"""A long traceback."""
 
 
 class TrainingFailed(RuntimeError):
@@ -100,10 +105,12 @@ class Explanation:
 def explain_errors(run: TrainingRun) -> Explanation:
     """What ended the ranks: the earliest traceback they left, since the others' are often its consequence.
 
-    Ranks that left none died by a signal: SIGKILL, out of memory.
+    Ranks that left none died by a signal: SIGKILL, out of memory. Or the folder took none: the disk is full.
     """
     folder = run.output / ERRORS_FOLDER
     left = sorted(folder.glob("rank*.txt"), key=lambda path: path.stat().st_mtime_ns)
+    if not left and (refusal := _refusal(run.output)):
+        return Explanation(f"training ended without a traceback: {run.output} takes no file: {refusal}", "")
     if not left:
         return Explanation(
             "training ended without a traceback: it was told to stop (and has saved a checkpoint) or "
@@ -115,3 +122,13 @@ def explain_errors(run: TrainingRun) -> Explanation:
     silent = [f"rank {rank}" for rank in range(processes) if not (folder / f"rank{rank}.txt").is_file()]
     died = f" ({', '.join(silent)} died without a traceback)" if silent else ""
     return Explanation(f"training failed on {left[0].stem}{died}: {trace.splitlines()[-1]}", trace)
+
+
+def _refusal(folder: Path) -> str:
+    """Why a folder takes no file as long as a traceback; empty where it takes one."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(TRACEBACK_BYTES))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

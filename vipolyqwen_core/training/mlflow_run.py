@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.full_disk import sign_of_full_disk
 from vipolyqwen_core.training.identity import flatten
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,8 @@ def mlflow_run(
 def _refusal(error: Exception, place: Path, run_id: str | None) -> str:
     """Why a training does not start, for a person: its run, its experiment or the whole store may be gone."""
     reason = str(error).partition("\n")[0] or type(error).__name__
+    if sign_of_full_disk(error):
+        return f"MLflow cannot begin or continue the run of this training: {reason}"
     if run_id is None:
         return (
             f"MLflow cannot begin a run of experiment {EXPERIMENT} ({reason}): restore the experiment, if it "

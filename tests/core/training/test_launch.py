@@ -1,6 +1,7 @@
 """The line that launches names what the settings ask for, and nothing that it starts is left behind."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from tests.hung_up import run_hung_up
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
+from vipolyqwen_core.training.__main__ import recorded_failure
 from vipolyqwen_core.training.launch import (
     SHUTDOWN_TIMEOUT,
     TrainingFailed,
@@ -132,6 +134,23 @@ def test_a_traceback_of_an_earlier_attempt_does_not_explain_the_next_one(make_ru
     assert "no picture 7" in explain_errors(run).sentence
     launch_command(run)
     assert "without a traceback" in explain_errors(run).sentence
+
+
+def test_a_disk_that_takes_no_traceback_is_named_in_its_place(make_run):
+    run = make_run()
+    write_run(run)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # a file that cannot grow, as on a full disk
+    try:
+        with pytest.raises(LookupError), recorded_failure(run.output, 0):
+            raise LookupError("a sentence of its own")
+        explained = explain_errors(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert explained.sentence == (
+        f"training ended without a traceback: {run.output} takes no file: File too large"
+    )
+    assert not list((run.output / "errors").iterdir())  # nor the beginning of one, whose last line explains
 
 
 def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):

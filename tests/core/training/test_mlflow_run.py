@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 from accelerate.tracking import MLflowTracker
+from mlflow.exceptions import MlflowException
 
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
@@ -147,6 +148,15 @@ def test_a_run_that_mlflow_has_lost_says_what_helps_and_goes_on_under_a_new_one(
     told = [(line["step"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
     assert len(told) == 6
     assert losses_in_mlflow(run) == told
+
+
+def test_a_store_on_a_full_disk_is_no_deleted_experiment(make_run, monkeypatch: pytest.MonkeyPatch):
+    def full(_: MLflowTracker) -> None:
+        raise MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO runs]")
+
+    monkeypatch.setattr(MLflowTracker, "start", full)
+    with pytest.raises(ValueError, match=r"^MLflow cannot begin .*: \(sqlite3.Opera.* is full$"):
+        train(make_run(), StopSignal())
 
 
 def test_a_training_whose_experiment_was_deleted_says_what_helps(make_run):
