@@ -42,7 +42,7 @@ from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.serving.current_export import CURRENT_FILE, CurrentExport, read_current
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
-from vipolyqwen_core.training.identity import MINING, mining_fingerprint
+from vipolyqwen_core.training.identity import MINING, data_version, mining_fingerprint
 from vipolyqwen_core.training.plan import mix
 from vipolyqwen_core.workspace import Workspace
 
@@ -65,7 +65,8 @@ def mine(
     `find_model` gives the directory of that model; it is called only where something is mined.
 
     Raises:
-        ValueError: the recipe asks for none, there is no training set, or the exported table is gone
+        ValueError: the recipe asks for none, there is no training set or it was built anew meanwhile, or the
+            exported table is gone
     """
     started = time.monotonic()
     if not recipe.mining.negatives_per_pair:
@@ -86,10 +87,14 @@ def mine(
     mined = Mined.none(len(pairs), recipe.mining)
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
+        parquet = None
         if teacher is not None:
             model = find_model(teacher)
             exported = export(workspace.training_set, model, teacher.model_version, workspace, recipe.export)
-            vectors = read_vectors(exported.parquet, pairs, aside)
+            parquet = exported.parquet
+        _refuse_built_anew(workspace.training_set, stage.data_version)  # from here on it is not read again
+        if parquet is not None:
+            vectors = read_vectors(parquet, pairs, aside)
             mined = find_negatives(pairs, vectors, recipe.mining)
             vectors.remove()
         write_mined(mined, pairs, aside / MINED_TABLE)
@@ -128,6 +133,19 @@ def refuse_lost_table(workspace: Workspace) -> None:
             f"the exported table, {workspace.lancedb}, is gone, and no model can find hard negatives without "
             "it: materialise embedding_export, or run `vipolyqwen export` with the champion's model and "
             "version first, which takes the vectors that its Parquet file holds"
+        )
+
+
+def _refuse_built_anew(training_set: Path, version: str) -> None:
+    """Let nothing that was read of two training sets pass for one.
+
+    Raises:
+        ValueError: the training set is of another version now
+    """
+    if data_version(training_set) != version:
+        raise ValueError(
+            f"{training_set} was built anew meanwhile, by another command: when that has ended, run the same "
+            "command again"
         )
 
 

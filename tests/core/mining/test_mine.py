@@ -6,6 +6,8 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -254,6 +256,25 @@ def test_a_disk_without_room_for_the_vectors_is_named_and_mining_goes_on_once_th
             mine(workspace, recipe)
     assert not list(workspace.home.glob("*hard_negatives*"))
     assert mine(workspace, recipe).data_version == mined.data_version
+
+
+@pytest.mark.parametrize("read", ["read_pairs", "export"])
+def test_a_training_set_that_is_built_anew_meanwhile_is_not_mined_under_the_name_of_the_old_one(
+    workspace: Workspace, mined: StageSummary, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    working = resolve_name(f"vipolyqwen_core.mining.mine:{read}")
+
+    def late(*arguments: Any) -> Any:
+        write_training_set(workspace.training_set, training_pairs()[:12])
+        return working(*arguments)
+
+    fewer = replace(recipe, mining=replace(recipe.mining, negatives_per_pair=1))
+    monkeypatch.setattr(f"vipolyqwen_core.mining.mine.{read}", late)
+    with pytest.raises(ValueError, match=r"was built anew meanwhile.*again"):
+        mine(workspace, fewer)
+    assert read_stage(workspace.hard_negatives) == mined
+    monkeypatch.undo()
+    assert mine(workspace, fewer).pairs_in == len(mined_rows(workspace)) < mined.pairs_in
 
 
 def test_what_was_mined_stands_until_data_or_settings_change(
