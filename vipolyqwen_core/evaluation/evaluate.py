@@ -9,7 +9,6 @@ import numpy as np
 
 from vipolyqwen_core.config import EvaluationSettings, TrainingRun
 from vipolyqwen_core.contract import Side, Split, Task
-from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.baselines import Bm25, untrained_embedder
 from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS, Interval, bootstrap_mean
@@ -28,6 +27,7 @@ from vipolyqwen_core.evaluation.retrieval import (
 )
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder, shorten
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
+from vipolyqwen_core.training.identity import data_version, refuse_built_anew
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,11 @@ def evaluate(
     Args:
         champion_is_apart: whether the champion is of another split
     Raises:
-        ValueError: the training set holds no evaluation pair that can be ranked
+        ValueError: the training set holds no evaluation pair that can be ranked, or was built anew meanwhile
     """
     started = time.monotonic()
     settings = run.recipe.evaluation
+    version = data_version(run.training_set)
     table = read_split(run.training_set, Split.EVAL)
     pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), settings.batch_tokens)
     positive_score = run.recipe.objective.positive_score
@@ -62,13 +63,13 @@ def evaluate(
     cross = [_judge(pool, vectors, pairs) for pool in build_cross_lingual_pools(pairs.rows, positive_score)]
     counted, enough = _counted(judged, settings)
     pool_results = tuple(_pool_result(each, settings, each in counted) for each in judged)
-    stage = read_stage(run.training_set)
+    refuse_built_anew(run.training_set, version)  # every file of it is open by now
     evaluation = Evaluation(
         run_name=run.run_name,
         model=str(model.resolve()),
         champion=None if champion is None else str(champion.resolve()),
         champion_is_apart=champion_is_apart,
-        data_version="unknown" if stage is None else stage.data_version,
+        data_version=version or "unknown",
         num_rows=table.num_rows,
         rows_by_task=_rows_by_task(pairs.rows),
         primary_metric=PRIMARY,

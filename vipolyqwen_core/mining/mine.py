@@ -42,7 +42,7 @@ from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.serving.current_export import CURRENT_FILE, CurrentExport, read_current
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
-from vipolyqwen_core.training.identity import MINING, data_version, mining_fingerprint
+from vipolyqwen_core.training.identity import MINING, mining_fingerprint, refuse_built_anew
 from vipolyqwen_core.training.plan import mix
 from vipolyqwen_core.workspace import Workspace
 
@@ -92,7 +92,7 @@ def mine(
             model = find_model(teacher)
             exported = export(workspace.training_set, model, teacher.model_version, workspace, recipe.export)
             parquet = exported.parquet
-        _refuse_built_anew(workspace.training_set, stage.data_version)  # from here on it is not read again
+        refuse_built_anew(workspace.training_set, stage.data_version)  # from here on it is not read again
         if parquet is not None:
             vectors = read_vectors(parquet, pairs, aside)
             mined = find_negatives(pairs, vectors, recipe.mining)
@@ -133,19 +133,6 @@ def refuse_lost_table(workspace: Workspace) -> None:
             f"the exported table, {workspace.lancedb}, is gone, and no model can find hard negatives without "
             "it: materialise embedding_export, or run `vipolyqwen export` with the champion's model and "
             "version first, which takes the vectors that its Parquet file holds"
-        )
-
-
-def _refuse_built_anew(training_set: Path, version: str) -> None:
-    """Let nothing that was read of two training sets pass for one.
-
-    Raises:
-        ValueError: the training set is of another version now
-    """
-    if data_version(training_set) != version:
-        raise ValueError(
-            f"{training_set} was built anew meanwhile, by another command: when that has ended, run the same "
-            "command again"
         )
 
 

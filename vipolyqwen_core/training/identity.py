@@ -124,6 +124,21 @@ def refuse_other_data(run: TrainingRun) -> None:
         )
 
 
+def refuse_built_anew(training_set: Path, version: str | None) -> None:
+    """Let nothing that was read of two training sets pass for one.
+
+    Args:
+        version: that it had before anything was read of it
+    Raises:
+        ValueError: the training set is of another version now
+    """
+    if data_version(training_set) != version:
+        raise ValueError(
+            f"{training_set} was built anew meanwhile, by another command: when that has ended, run the same "
+            "command again"
+        )
+
+
 def mining_fingerprint(recipe: Recipe, version: str) -> str:
     """What the mined hard negatives of a recipe depend on, but for the model that finds them.
 

@@ -360,3 +360,19 @@ def test_a_set_with_nothing_to_rank_is_refused(
     lonely = write_training_set(tmp_path / "lonely", [SmallPair("one", "two")])
     with pytest.raises(ValueError, match=r"1 evaluation pairs .* nothing to rank"):
         evaluate(replace(run, training_set=lonely), tiny_model_dir, None, tmp_path)
+
+
+def test_a_set_that_is_built_anew_meanwhile_is_not_judged_as_half_of_each(
+    run: TrainingRun, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_training_set(tmp_path / "set", some_pairs())
+
+    def late(*arguments: Any) -> Any:
+        folder.rename(tmp_path / "old")
+        write_training_set(folder, [*reversed(some_pairs()), SmallPair("one", "two")])
+        return build_pools(*arguments)
+
+    monkeypatch.setattr("vipolyqwen_core.evaluation.evaluate.build_pools", late)
+    with pytest.raises(ValueError, match=r"set was built anew meanwhile.*again"):
+        evaluate(replace(run, training_set=folder), tiny_model_dir, None, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
