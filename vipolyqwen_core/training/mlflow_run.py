@@ -19,12 +19,17 @@ from pydantic import TypeAdapter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.tables import written_aside
-from vipolyqwen_core.full_disk import sign_of_full_disk
+from vipolyqwen_core.full_disk import SIGNS
 from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.workspace import current_workspace
 
 logger = logging.getLogger(__name__)
 
 MLFLOW_RUN_FILE = "mlflow_run_id"
+UNWRITABLE = (*SIGNS, "readonly database", "unable to open database file")
+"""What SQLite says where it cannot write: then the store is there, and nothing in it was deleted."""
+ASIDE = "(raised as a result of "
+"""Begins a line of SQLAlchemy before the reason."""
 SECONDS_BETWEEN_TRIES = 60.0
 """Behind those that MLflow makes by itself for each request."""
 SECONDS_TO_ARRIVE = 60.0
@@ -148,9 +153,11 @@ def mlflow_run(
 
 def _refusal(error: Exception, place: Path, run_id: str | None) -> str:
     """Why a training does not start, for a person: its run, its experiment or the whole store may be gone."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    if sign_of_full_disk(error):
-        return f"MLflow cannot begin or continue the run of this training: {reason}"
+    lines = [line for line in str(error).splitlines() if not line.startswith(ASIDE)]
+    reason = lines[0] if lines else type(error).__name__
+    if any(sign in reason for sign in UNWRITABLE):
+        store = current_workspace().mlflow_uri
+        return f"MLflow cannot begin or continue the run of this training in {store}: {reason}"
     if run_id is None:
         return (
             f"MLflow cannot begin a run of experiment {EXPERIMENT} ({reason}): restore the experiment, if it "

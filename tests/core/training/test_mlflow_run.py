@@ -150,12 +150,16 @@ def test_a_run_that_mlflow_has_lost_says_what_helps_and_goes_on_under_a_new_one(
     assert losses_in_mlflow(run) == told
 
 
-def test_a_store_on_a_full_disk_is_no_deleted_experiment(make_run, monkeypatch: pytest.MonkeyPatch):
-    def full(_: MLflowTracker) -> None:
-        raise MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO runs]")
+@pytest.mark.parametrize("reason", ["database or disk is full", "attempt to write a readonly database"])
+def test_a_store_that_takes_nothing_is_no_deleted_experiment(
+    make_run, monkeypatch: pytest.MonkeyPatch, reason: str
+):
+    def refuse(_: MLflowTracker) -> None:
+        aside = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
+        raise MlflowException(f"{aside}\n(sqlite3.OperationalError) {reason}\n[SQL: INSERT INTO runs]")
 
-    monkeypatch.setattr(MLflowTracker, "start", full)
-    with pytest.raises(ValueError, match=r"^MLflow cannot begin .*: \(sqlite3.Opera.* is full$"):
+    monkeypatch.setattr(MLflowTracker, "start", refuse)
+    with pytest.raises(ValueError, match=rf"^MLflow cannot .* in sqlite:.*\.db: \(sqlite3\..*\) {reason}$"):
         train(make_run(), StopSignal())
 
 
