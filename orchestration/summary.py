@@ -80,11 +80,13 @@ def print_examples(workspace: Workspace, console: Console) -> None:
     from vipolyqwen_core.contract import Side, Split
     from vipolyqwen_core.serving.search import search
     from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
+    from vipolyqwen_core.training.identity import data_version
 
+    version = data_version(workspace.training_set)
     table = read_split(workspace.training_set, Split.EVAL)
     queries, targets = side_texts(table, Side.QUERY), side_texts(table, Side.TARGET)
     rows = example_rows(table.column("task").to_pylist())
-    items = StoredSides(workspace.training_set, Split.EVAL).items(
+    items = StoredSides(workspace.training_set, Split.EVAL, version).items(
         SideRequest(row, Side.QUERY) for row in rows
     )
     for row, item in zip(rows, items, strict=True):

@@ -27,7 +27,7 @@ from vipolyqwen_core.evaluation.retrieval import (
 )
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder, shorten
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
-from vipolyqwen_core.training.identity import data_version, refuse_built_anew
+from vipolyqwen_core.training.identity import data_version
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def evaluate(
     settings = run.recipe.evaluation
     version = data_version(run.training_set)
     table = read_split(run.training_set, Split.EVAL)
-    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), settings.batch_tokens)
+    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL, version), settings.batch_tokens)
     positive_score = run.recipe.objective.positive_score
     pools = build_pools(pairs.rows, positive_score)
     if not pools:
@@ -63,7 +63,6 @@ def evaluate(
     cross = [_judge(pool, vectors, pairs) for pool in build_cross_lingual_pools(pairs.rows, positive_score)]
     counted, enough = _counted(judged, settings)
     pool_results = tuple(_pool_result(each, settings, each in counted) for each in judged)
-    refuse_built_anew(run.training_set, version)  # every file of it is open by now
     evaluation = Evaluation(
         run_name=run.run_name,
         model=str(model.resolve()),

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
 from vipolyqwen_core.corpus.tables import arrow_schema
 from vipolyqwen_core.serving.row_hashes import Hashes
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
+from vipolyqwen_core.training.identity import data_version, refuse_built_anew
 
 BLOCK_ROWS: Final = 4096
 """Pairs that are looked at together."""
@@ -50,9 +50,16 @@ class ExportedSides:
     """All sides of a training set, in blocks, always in the same order."""
 
     def __init__(self, training_set: Path) -> None:
-        self.training_set = training_set
+        """Open the tables.
+
+        Raises:
+            ValueError: there is no training set, or it was built anew in this moment
+        """
+        version = data_version(training_set)
         self._splits = {split: read_split(training_set, split) for split in Split}
-        self._sides = {split: StoredSides(training_set, split) for split in Split}
+        self._sides = {split: StoredSides(training_set, split, version) for split in Split}
+        self._pinned = read_pins(training_set)
+        refuse_built_anew(training_set, version)
         self._origin_columns: dict[str, pa.Array] = {}
 
     def blocks(self) -> Iterator[SideBlock]:
@@ -97,7 +104,3 @@ class ExportedSides:
             store = ImageStore(**self._pinned[source])
             self._origin_columns[source] = store.table(["origin"])["origin"].combine_chunks()
         return str(self._origin_columns[source][row])
-
-    @cached_property
-    def _pinned(self) -> dict[str, dict[str, Any]]:
-        return read_pins(self.training_set)

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
 from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Split, Task, Turn
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.processing.processor import Item
+from vipolyqwen_core.training.identity import refuse_built_anew
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
 BLOCK_SIDES: Final = 64
@@ -62,14 +63,42 @@ def side_texts(table: pa.Table, side: Side) -> list[str]:
 
 
 class StoredSides:
-    """Reads sides of one split of a training set."""
+    """Reads sides of one split of a training set. Another process opens its files by their paths, too."""
 
-    def __init__(self, training_set: Path, split: Split) -> None:
+    def __init__(self, training_set: Path, split: Split, version: str | None) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            version: of the training set, as `data_version` gave it before anything was read of it
+        """
+        self.training_set, self.version = training_set, version
         self.rows = TrainingRows(training_set / f"{split.value}.arrow")
         self.pictures = TrainingPictures(training_set)
+        self._is_open = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_is_open": False}
+
+    def _open(self) -> None:
+        """Open the files, and only then look whether they are those of the version; they stay what they are.
+
+        Raises:
+            ValueError: the training set was built anew meanwhile
+        """
+        if not self._is_open:
+            self.rows.take([])
+            _ = self.pictures.pinned
+            refuse_built_anew(self.training_set, self.version)
+            self._is_open = True
 
     def items(self, requests: Iterable[SideRequest]) -> Iterator[Item]:
-        """The requested sides, in order."""
+        """The requested sides, in order.
+
+        Raises:
+            ValueError: the training set was built anew since its version was read, or a row or a picture of
+                it cannot be read
+        """
+        self._open()
         waiting = iter(requests)
         while block := list(islice(waiting, BLOCK_SIDES)):
             rows = self.rows.take([request.row for request in block])

@@ -137,7 +137,7 @@ class TrainingPictures:
         Raises:
             ValueError: one is missing, or not in the version that the training set pins
         """
-        for source in self._pinned:
+        for source in self.pinned:
             self._store(source)
 
     def _read_bytes(self, source: str, rows: list[int]) -> list[bytes]:
@@ -166,12 +166,13 @@ class TrainingPictures:
         return {}
 
     @cached_property
-    def _pinned(self) -> dict[str, dict[str, Any]]:
+    def pinned(self) -> dict[str, dict[str, Any]]:
+        """What the training set pins of each source; once read it stays."""
         return read_pins(self.training_set)
 
     def _store(self, source: str) -> ImageStore:
         if source not in self._stores:
-            if source not in self._pinned:
+            if source not in self.pinned:
                 raise ValueError(f"{self.training_set / 'images.json'} pins no image store for {source!r}")
-            self._stores[source] = ImageStore(**self._pinned[source])
+            self._stores[source] = ImageStore(**self.pinned[source])
         return self._stores[source]

@@ -33,6 +33,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
+from vipolyqwen_core.training.identity import data_version
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +81,15 @@ def against_champion(
     return evaluate(changed, folder, tiny_model_dir, folder, champion_is_apart=True)
 
 
+def sides_of(run: TrainingRun) -> StoredSides:
+    return StoredSides(run.training_set, Split.EVAL, data_version(run.training_set))
+
+
 @pytest.fixture(scope="module")
 def encoded(run: TrainingRun, tiny_model_dir: Path) -> tuple[EvaluationPairs, PairVectors]:
     """The evaluation pairs with their vectors under the model of `evaluated`, with prefixes."""
     table = read_split(run.training_set, Split.EVAL)
-    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    pairs = EvaluationPairs(table, sides_of(run), 4096)
     (vectors,) = pairs.encode(ViPolyQwenEmbedder.from_pretrained(tiny_model_dir), (True,), results.TRAINED)
     return pairs, vectors
 
@@ -280,7 +285,7 @@ def test_the_batch_size_moves_no_score(
 
 def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny_model_dir: Path) -> None:
     table = read_split(run.training_set, Split.EVAL)
-    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    pairs = EvaluationPairs(table, sides_of(run), 4096)
     embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
     seen = []
     encode = embedder.encode_items
@@ -297,7 +302,7 @@ def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny
 
 def test_a_vector_that_is_not_finite_is_named(run: TrainingRun, tiny_model_dir: Path) -> None:
     table = read_split(run.training_set, Split.EVAL)
-    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    pairs = EvaluationPairs(table, sides_of(run), 4096)
     embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
     encode = embedder.encode_items
 
@@ -319,7 +324,7 @@ def test_a_vector_that_is_not_finite_is_named(run: TrainingRun, tiny_model_dir: 
 
 def test_the_text_of_a_dialogue_holds_its_earlier_turns(run: TrainingRun) -> None:
     table = read_split(run.training_set, Split.EVAL)
-    pairs = EvaluationPairs(table, StoredSides(run.training_set, Split.EVAL), 4096)
+    pairs = EvaluationPairs(table, sides_of(run), 4096)
     row = table["query"].to_pylist().index("Count to three")
     (text,) = pairs.texts(np.array([row]), Side.QUERY)
     assert text == "user: Hello\nassistant: Hi, how can I help?\nCount to three"

@@ -21,6 +21,7 @@ from vipolyqwen_core.serving import encoding_pool
 from vipolyqwen_core.serving.encoding_pool import EncodingPool, encoding_devices
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
+from vipolyqwen_core.training.identity import data_version
 from vipolyqwen_core.workspace import Workspace
 
 TWO = ("cpu", "cpu")
@@ -34,7 +35,7 @@ def training_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def blocks(training_set: Path) -> list[tuple[StoredSides, list[SideRequest]]]:
     """Both sides of the evaluation pairs, in blocks of seven; one of the last is short."""
-    sides = StoredSides(training_set, Split.EVAL)
+    sides = StoredSides(training_set, Split.EVAL, data_version(training_set))
     requests = [SideRequest(row, side) for row in range(len(sides.rows)) for side in Side]
     return [(sides, requests[start : start + 7]) for start in range(0, len(requests), 7)]
 
@@ -47,12 +48,15 @@ def test_two_processes_give_the_vectors_of_one_and_errors_with_their_block(
         with EncodingPool(tiny_model_dir, SETTINGS, devices) as pool:
             pending = [pool.submit(*block) for block in blocks(training_set)]
             if devices == TWO:
-                sides = StoredSides(training_set, Split.EVAL)
+                sides = StoredSides(training_set, Split.EVAL, data_version(training_set))
                 broken = pool.submit(sides, [SideRequest(10_000, Side.QUERY)])
                 pending.append(pool.submit(sides, [SideRequest(0, Side.QUERY)]))
                 with pytest.raises(ValueError, match="row 10000 was asked for"):
                     broken.result()
                 assert len(pending.pop().result()) == 1
+                older = StoredSides(training_set, Split.EVAL, "older")
+                with pytest.raises(ValueError, match="was built anew meanwhile"):
+                    pool.submit(older, [SideRequest(0, Side.QUERY)]).result()
             found.append(np.concatenate([future.result() for future in pending]))
     assert np.array_equal(*found)
 

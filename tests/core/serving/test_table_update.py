@@ -79,6 +79,32 @@ def test_rows_that_go_or_move_are_deleted_in_few_steps(
         assert np.array_equal(row["embedding"], vectors[row["sample_id"], row["side"]])
 
 
+def test_a_set_that_is_built_anew_meanwhile_leaves_no_vector_of_another_row(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace, schema = Workspace(tmp_path), export_schema(tiny_model_dir, "1")
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(8)]
+    write_training_set(workspace.training_set, pairs)
+    table = lancedb.connect(workspace.lancedb).create_table("embeddings", schema=schema)
+    sides, pool = ExportedSides(workspace.training_set), EncodingPool(tiny_model_dir, SETTINGS)
+    workspace.training_set.rename(tmp_path / "old")
+    write_training_set(workspace.training_set, [*pairs[::-1], SmallPair("one more", "row")])
+    with pytest.raises(ValueError, match=r"was built anew meanwhile.*again"):
+        update_table(table, sides, pool)
+    assert table.count_rows() == 0
+    # a set whose files were opened before is read to its end as it was
+    sides, blocks = ExportedSides(workspace.training_set), []
+    for block in sides.blocks():
+        blocks.append(pool.submit(block.sides, block.requests(np.arange(block.rows.num_rows))).result())
+        if len(blocks) == 1:
+            workspace.training_set.rename(tmp_path / "reversed")
+            write_training_set(workspace.training_set, pairs)
+    again = ExportedSides(tmp_path / "reversed").blocks()
+    for found, block in zip(blocks, again, strict=True):
+        whole = pool.submit(block.sides, block.requests(np.arange(block.rows.num_rows))).result()
+        assert np.array_equal(found, whole)
+
+
 def test_a_table_that_another_process_rewrote_meanwhile_is_not_touched(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
