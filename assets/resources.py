@@ -20,7 +20,7 @@ from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
 from vipolyqwen_core.mlflow_database import make_mlflow_database
 from vipolyqwen_core.recipes import load_recipe
-from vipolyqwen_core.workspace import Workspace, is_served
+from vipolyqwen_core.workspace import Workspace, is_served, without_login
 
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
@@ -105,22 +105,17 @@ class DataInput:
 
 
 class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
-    """Tracking and registry."""
+    """Tracking and registry: the store of a workspace, or the one that MLFLOW_TRACKING_URI names.
 
-    tracking_uri: str
-    artifacts: str
-    """Folder of the artifacts, unless a server says where they lie."""
-    ui_url: str
-    """Where a person reads it: `vipolyqwen ui` serves the workspace's store there."""
+    That is no setting of the resource, which Dagster's pages show: it may hold a password.
+    """
 
-    @classmethod
-    def of(cls, workspace: Workspace) -> "MlflowResource":
-        """The store of a workspace, or the one that MLFLOW_TRACKING_URI names."""
-        return cls(
-            tracking_uri=workspace.mlflow_uri,
-            artifacts=str(workspace.mlflow_artifacts),
-            ui_url=workspace.mlflow_ui,
-        )
+    home: str
+
+    @property
+    def place(self) -> Workspace:
+        """The workspace."""
+        return Workspace(Path(self.home))
 
     def connect(self) -> Any:
         """MLflow's client; the process's default is settled too, and the experiment is there.
@@ -131,16 +126,17 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        mlflow.set_tracking_uri(self.tracking_uri)
+        uri = self.place.mlflow_uri
+        mlflow.set_tracking_uri(uri)
         self.prepare_own()
-        client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
+        client = mlflow.MlflowClient(tracking_uri=uri)
         try:
             experiment = client.get_experiment_by_name(EXPERIMENT)
         except MlflowException:
             self.refuse_silence()
             raise
         if experiment is None:
-            artifacts = None if is_served(self.tracking_uri) else Path(self.artifacts).as_uri()
+            artifacts = None if is_served(uri) else self.place.mlflow_artifacts.as_uri()
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         return client
 
@@ -163,11 +159,10 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             ValueError: it is damaged, or MLflow finds no home folder
         """
         refuse_homeless()
-        artifacts = Path(self.artifacts)
-        place = Workspace(artifacts.parent)
-        if self.tracking_uri == place.own_mlflow_uri:
+        place = self.place
+        if place.mlflow_uri == place.own_mlflow_uri:
             make_mlflow_database(place.mlflow_database)
-            follow_move(place.mlflow_database, EXPERIMENT, artifacts)
+            follow_move(place.mlflow_database, EXPERIMENT, place.mlflow_artifacts)
 
     def refuse_silence(self) -> None:
         """Nothing, where the store is no server, or one that answers: anything, and at once.
@@ -175,18 +170,19 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         Raises:
             ValueError: it does not answer
         """
-        if not self.tracking_uri.startswith(("http://", "https://")):
+        uri = self.place.mlflow_uri
+        if not uri.startswith(("http://", "https://")):
             return
         try:
-            with urlopen(self.tracking_uri, timeout=ANSWER_SECONDS):
+            with urlopen(without_login(uri), timeout=ANSWER_SECONDS):
                 pass
         except HTTPError:  # it wants a login, say, which MLflow's client may have
             pass
         except OSError as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise ValueError(
-                f"MLflow does not answer at {self.tracking_uri}, which MLFLOW_TRACKING_URI names ({reason}): "
-                "start its server, or unset the variable for the workspace's own store"
+                f"MLflow does not answer at {without_login(uri)}, which MLFLOW_TRACKING_URI names "
+                f"({reason}): start its server, or unset the variable for the workspace's own store"
             ) from error
 
     def log_evaluation(
@@ -241,7 +237,8 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
     def run_link(self, run_id: str, artifact: str = "") -> dg.MetadataValue[str]:
         """Page of a run in MLflow's UI, or of one of its artifacts."""
         experiment = self.connect().get_run(run_id).info.experiment_id
-        base = self.tracking_uri if self.tracking_uri.startswith("http") else self.ui_url
+        uri = self.place.mlflow_uri
+        base = without_login(uri) if uri.startswith("http") else self.place.mlflow_ui
         page = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
         return dg.MetadataValue.url(f"{page}/artifacts/{artifact}" if artifact else page)
 

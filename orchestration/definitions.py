@@ -77,7 +77,7 @@ def model_resources(workspace: Workspace, recipe: str) -> dict[str, Any]:
     return {
         "workspace": WorkspaceResource(home=str(workspace.home)),
         "recipe": RecipeResource(name=recipe),
-        "mlflow": MlflowResource.of(workspace),
+        "mlflow": MlflowResource(home=str(workspace.home)),
     }
 
 

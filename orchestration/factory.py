@@ -90,7 +90,7 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
 
     check_backbone(settings, workspace)
     refuse_without_links(workspace)
-    MlflowResource.of(workspace).prepare()
+    MlflowResource(home=str(workspace.home)).prepare()
     definitions = build_definitions(workspace, sources, recipe)
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
     stages: list[StageOutcome] = []
@@ -121,7 +121,7 @@ def run_rollback(workspace: Workspace, recipe: str, version: int, console: Conso
         KeyboardInterrupt: a person stopped it
         ValueError: MLflow's server does not answer, or its database is damaged, or it finds no home
     """
-    MlflowResource.of(workspace).prepare()
+    MlflowResource(home=str(workspace.home)).prepare()
     with open_instance(workspace) as instance:
         close_interrupted_runs(instance)
         loggers = {"patience": patient_logger(instance, console.print)}

@@ -19,7 +19,7 @@ from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
 from orchestration.terminal import begin_anew
 from vipolyqwen_core.training.parent import guarded
-from vipolyqwen_core.workspace import Workspace, is_served
+from vipolyqwen_core.workspace import Workspace, is_served, without_login
 
 STOP_SECONDS = 15
 OPTIONS = {"Dagster": "--port", "MLflow": "--mlflow-port"}
@@ -49,7 +49,7 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
             )
     if own:
         workspace.remember_mlflow_port(mlflow_port)
-        MlflowResource.of(workspace).prepare_own()
+        MlflowResource(home=str(workspace.home)).prepare_own()
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begin_anew(workspace.home / "ui.log")
@@ -65,7 +65,8 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
             console.print("Dagster and MLflow are starting. Ctrl-C stops both.")
         else:
             console.print("Dagster is starting. Ctrl-C stops it.")
-            console.print(f"MLflow, by its own server: {workspace.mlflow_uri}", soft_wrap=True, markup=False)
+            served = without_login(workspace.mlflow_uri)
+            console.print(f"MLflow, by its own server: {served}", soft_wrap=True, markup=False)
         silent = dict(ports)
         try:
             while all(server.poll() is None for server in servers.values()):

@@ -16,6 +16,7 @@ import sys
 import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -184,6 +185,11 @@ def is_served(tracking_uri: str) -> bool:
     return tracking_uri.startswith(("http:", "https:", "databricks"))
 
 
+def without_login(text: str) -> str:
+    """A URI, or a text with some, without users and passwords: as it is shown where others read it, too."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
 def current_workspace() -> Workspace:
     """The workspace of this process."""
     return Workspace(Path(os.environ.get("VIPOLYQWEN_HOME") or ".vipolyqwen").expanduser().resolve())
@@ -243,7 +249,7 @@ def configure(
         os.environ.setdefault(name, value)
     os.environ["VIPOLYQWEN_HOME"] = str(workspace.home)
     # also where they are set to nothing, which MLflow and Dagster take for a store of their own choice
-    os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_uri
+    os.environ["MLFLOW_TRACKING_URI"] = _login_apart(workspace.mlflow_uri)
     os.environ["DAGSTER_HOME"] = str(workspace.dagster_home)
     if sources is not None:
         os.environ["VIPOLYQWEN_SOURCES"] = str(Path(sources).resolve())
@@ -251,6 +257,19 @@ def configure(
         os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(data_root).resolve())
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
+
+
+def _login_apart(uri: str) -> str:
+    """The address of a tracking server without a login, which MLflow takes from variables of its own.
+
+    With it the address would stand in MLflow's messages, and in logs and on pages that show these.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.username:
+        return uri
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    return without_login(uri)
 
 
 def lead_children(first: Path | None = None) -> None:

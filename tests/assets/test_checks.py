@@ -38,7 +38,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
         Workspace(tmp_path),
         recipe,
         ManifestResource(path=None, home=str(tmp_path)),
-        MlflowResource(tracking_uri="", artifacts="", ui_url=""),
+        MlflowResource(home=str(tmp_path)),
     )
 
 

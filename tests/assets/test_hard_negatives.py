@@ -36,7 +36,7 @@ def materialize(place: Workspace, recipe: Recipe, manifest: str | None = None) -
             "workspace": WorkspaceResource(home=str(place.home)),
             "recipe": RecipeResource(name=str(path)),
             "manifest": ManifestResource(path=manifest, home=str(place.home)),
-            "mlflow": MlflowResource(tracking_uri="", artifacts="", ui_url=""),
+            "mlflow": MlflowResource(home=str(place.home)),
         },
     )
     (check,) = result.get_asset_check_evaluations()

@@ -12,14 +12,10 @@ from rich.console import Console
 from assets.resources import MlflowResource
 from orchestration.factory import run_factory, run_rollback
 from tests.mlflow_store import mlflow_store
-from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.workspace import Workspace, without_login
 
 SILENT = "http://127.0.0.1:9"
 """The discard port: nobody listens there."""
-
-
-def store(uri: str) -> MlflowResource:
-    return MlflowResource(tracking_uri=uri, artifacts="", ui_url="")
 
 
 def commands(place: Workspace) -> list[Callable[[], object]]:
@@ -31,7 +27,7 @@ def commands(place: Workspace) -> list[Callable[[], object]]:
 
 @pytest.fixture
 def guarded_server() -> Iterator[str]:
-    """A server that wants a login."""
+    """A server that wants a login, in its address."""
 
     class Refusing(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -42,14 +38,32 @@ def guarded_server() -> Iterator[str]:
 
     server = HTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"http://ann:open%20sesame@127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def test_a_server_that_answers_with_anything_is_there(guarded_server: str, tmp_path: Path) -> None:
-    store(guarded_server).refuse_silence()
-    store(f"sqlite:///{tmp_path / 'none.db'}").refuse_silence()
+def test_a_server_that_answers_with_anything_is_there(
+    guarded_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = MlflowResource(home=str(tmp_path))
+    for store in (guarded_server, f"sqlite:///{tmp_path / 'none.db'}"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+        resource.refuse_silence()
+
+
+def test_a_password_in_the_address_of_a_store_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SILENT.replace("://", "://ann:sesame@"))
+    resource = MlflowResource(home=str(tmp_path))
+    assert "sesame" not in str(resource.model_dump())  # Dagster's pages show it
+    with pytest.raises(ValueError, match=f"MLflow does not answer at {SILENT}"):
+        resource.refuse_silence()
+    assert (
+        without_login("postgresql+psycopg://ann:p@ss@db:5432/mlflow") == "postgresql+psycopg://db:5432/mlflow"
+    )
+    assert without_login("sqlite:////home/ann@work/mlflow.db") == "sqlite:////home/ann@work/mlflow.db"
 
 
 def test_a_command_says_before_any_work_that_the_server_is_silent(
@@ -91,7 +105,7 @@ def test_a_command_names_a_damaged_database_of_the_workspace_before_any_work(
     assert set(place.home.iterdir()) == {place.demo_corpus, place.mlflow_database}
 
 
-def test_a_stage_says_so_after_mlflow_has_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_says_so_after_mlflow_has_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with mlflow_store(SILENT), pytest.raises(ValueError, match=f"MLflow does not answer at {SILENT}"):
-        store(SILENT).connect()
+        MlflowResource(home=str(tmp_path)).connect()

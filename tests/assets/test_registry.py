@@ -68,6 +68,10 @@ def client(store: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(store)
 
 
+def mlflow_of(workspace: Workspace) -> MlflowResource:
+    return MlflowResource(home=str(workspace.home))
+
+
 def register(client: mlflow.MlflowClient, run: str, alias: str | None) -> int:
     """A version; without alias it is half done, as a killed process leaves it."""
     if not client.search_registered_models():
@@ -283,7 +287,7 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
     before.home.mkdir()
     shutil.copy(empty_store, before.mlflow_database)
     with mlflow_store(before.mlflow_uri):
-        experiment = MlflowResource.of(before).connect().get_experiment_by_name("vipolyqwen")
+        experiment = mlflow_of(before).connect().get_experiment_by_name("vipolyqwen")
         with mlflow.start_run(experiment_id=experiment.experiment_id) as run:
             log_registered_model(tiny_model_dir)
     shutil.copytree(before.home, after.home)
@@ -291,7 +295,7 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
         shutil.rmtree(before.home)
     there = {*before.home.rglob("*")}
     with mlflow_store(after.mlflow_uri):
-        client = MlflowResource.of(after).connect()
+        client = mlflow_of(after).connect()
         assert model_digest(model_folder(after, 1, None)) == model_digest(tiny_model_dir)
         client.log_text(run.info.run_id, "text", "late.txt")
         experiment = client.get_experiment_by_name("vipolyqwen")
@@ -309,7 +313,7 @@ def test_a_place_that_a_training_alone_chose_follows_a_move(
     shutil.copy(empty_store, after.mlflow_database)
     with mlflow_store(after.mlflow_uri):
         mlflow.create_experiment("vipolyqwen", spell(tmp_path / "before" / "mlartifacts"))
-        found = MlflowResource.of(after).connect().get_experiment_by_name("vipolyqwen")
+        found = mlflow_of(after).connect().get_experiment_by_name("vipolyqwen")
         assert found.artifact_location == after.mlflow_artifacts.as_uri()
 
 
@@ -322,14 +326,14 @@ def test_a_store_that_mlflow_has_not_completed_is_left_to_it(tmp_path: Path, tab
             connection.execute(f"CREATE TABLE {table} (name, artifact_location, artifact_uri)")
             connection.execute(f"INSERT INTO {table} VALUES ('vipolyqwen', 'file:///gone/mlartifacts', '')")
     before = database.read_bytes()
-    MlflowResource.of(Workspace(tmp_path)).prepare_own()
+    mlflow_of(Workspace(tmp_path)).prepare_own()
     assert database.read_bytes() == before
 
 
 def test_places_that_somebody_chose_stay(empty_store: Path, store: str, tmp_path: Path) -> None:
     with mlflow_store(store):  # a database that two workspaces share
         for name in ("one", "other"):
-            client = MlflowResource.of(Workspace(tmp_path / name)).connect()
+            client = mlflow_of(Workspace(tmp_path / name)).connect()
             found = client.get_experiment_by_name("vipolyqwen")
             assert found.artifact_location == (tmp_path / "one" / "mlartifacts").as_uri()
     place = Workspace(tmp_path / "own")
@@ -337,13 +341,13 @@ def test_places_that_somebody_chose_stay(empty_store: Path, store: str, tmp_path
     shutil.copy(empty_store, place.mlflow_database)
     with mlflow_store(place.mlflow_uri):
         mlflow.create_experiment("vipolyqwen", "s3://bucket/mlartifacts")
-        found = MlflowResource.of(place).connect().get_experiment_by_name("vipolyqwen")
+        found = mlflow_of(place).connect().get_experiment_by_name("vipolyqwen")
         assert found.artifact_location == "s3://bucket/mlartifacts"
 
 
 def test_a_run_that_the_store_does_not_have_is_named_with_its_folder(store: str, tmp_path: Path) -> None:
     with mlflow_store(store):
-        resource = MlflowResource(tracking_uri=store, artifacts=str(tmp_path), ui_url="http://127.0.0.1:5000")
+        resource = mlflow_of(Workspace(tmp_path / "home"))
         experiment = resource.connect().get_experiment_by_name("vipolyqwen").experiment_id
         run = resource.connect().create_run(experiment).info.run_id
         resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
@@ -364,7 +368,5 @@ def test_an_export_without_any_alias_says_how_to_give_it_back(store: str, tmp_pa
         embedding_export(
             workspace=WorkspaceResource(home=str(tmp_path)),
             recipe=RecipeResource(name="demo"),
-            mlflow=MlflowResource(
-                tracking_uri=store, artifacts=str(tmp_path), ui_url="http://127.0.0.1:5000"
-            ),
+            mlflow=mlflow_of(Workspace(tmp_path / "home")),
         )

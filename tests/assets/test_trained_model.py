@@ -88,11 +88,7 @@ def told_by_the_asset(home: Path, backbone: Path) -> str:
             "workspace": WorkspaceResource(home=str(home)),
             "manifest": ManifestResource(path=str(home / "manifest.yaml"), home=str(home)),
             "recipe": RecipeResource(name=str(home / "recipe.json")),
-            "mlflow": MlflowResource(
-                ui_url="http://127.0.0.1:5000",
-                tracking_uri=f"sqlite:///{home / 'mlflow.db'}",
-                artifacts=str(home / "artifacts"),
-            ),
+            "mlflow": MlflowResource(home=str(home)),
             "pipes": dg.PipesSubprocessClient(),
         },
         raise_on_error=False,

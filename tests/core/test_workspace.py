@@ -35,6 +35,20 @@ def test_variables_that_are_set_take_over_and_dagster_gets_an_absolute_path(
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
 
 
+def test_a_login_in_the_address_of_a_server_is_handed_to_mlflow_apart(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment["MLFLOW_TRACKING_URI"] = "https://ann%40work:open%20sesame@mlflow:5000/team"
+    configure(Workspace(tmp_path))
+    assert environment["MLFLOW_TRACKING_URI"] == "https://mlflow:5000/team"
+    assert environment["MLFLOW_TRACKING_USERNAME"] == "ann@work"
+    assert environment["MLFLOW_TRACKING_PASSWORD"] == "open sesame"
+    database = "postgresql://ann:sesame@db/mlflow"  # SQLAlchemy reads it there, and hides it itself
+    environment["MLFLOW_TRACKING_URI"] = database
+    configure(Workspace(tmp_path))
+    assert environment["MLFLOW_TRACKING_URI"] == database
+
+
 @pytest.mark.parametrize("name", ["runs [old]", "home*", "what?", "my%20models", "$HOME"])
 def test_a_folder_whose_name_libraries_do_not_take_literally_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="must not hold"):

@@ -138,7 +138,7 @@ def test_links_lead_to_the_port_that_mlflow_is_served_on(
     def link_base() -> str:
         resources = build_definitions(workspace, None, "demo").resources
         assert resources is not None
-        return str(resources["mlflow"].ui_url)
+        return str(resources["mlflow"].place.mlflow_ui)
 
     assert link_base() == "http://127.0.0.1:5000"
     ports = serve_and_end(workspace, monkeypatch)

@@ -21,7 +21,7 @@ from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.full_disk import SIGNS
 from vipolyqwen_core.training.identity import flatten
-from vipolyqwen_core.workspace import current_workspace
+from vipolyqwen_core.workspace import current_workspace, without_login
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +154,9 @@ def mlflow_run(
 def _refusal(error: Exception, place: Path, run_id: str | None) -> str:
     """Why a training does not start, for a person: its run, its experiment or the whole store may be gone."""
     lines = [line for line in str(error).splitlines() if not line.startswith(ASIDE)]
-    reason = lines[0] if lines else type(error).__name__
+    reason = without_login(lines[0]) if lines else type(error).__name__
     if any(sign in reason for sign in UNWRITABLE):
-        store = current_workspace().mlflow_uri
+        store = without_login(current_workspace().mlflow_uri)
         return f"MLflow cannot begin or continue the run of this training in {store}: {reason}"
     if run_id is None:
         return (
