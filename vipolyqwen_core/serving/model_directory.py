@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,15 +43,27 @@ def complete_model_directory(path: Path, facts: ModelFacts) -> None:
 
 
 def model_digest(model: Path) -> str:
-    """32 hex digits: hash of the files that decide a vector. A version with other files is another model."""
+    """32 hex digits: hash of the files that decide a vector. A version with other files is another model.
+
+    A process reads them once, while they stay as they are: a run of the factory asks at each of its last
+    stages, and gigabytes take seconds.
+    """
+    decisive = ("config.json", "tokenizer.json", "preprocessor_config.json")
+    files = [
+        path for path in sorted(model.iterdir()) if path.name in decisive or path.suffix == ".safetensors"
+    ]
+    states = (path.stat() for path in files)
+    return _digest(tuple(files), tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states))
+
+
+@cache
+def _digest(files: tuple[Path, ...], _states: tuple[tuple[int, int, int], ...]) -> str:
+    """Hash of files by name and content; inodes, sizes and times tell whether they are the same as before."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(model.iterdir()):
-        if path.name in ("config.json", "tokenizer.json", "preprocessor_config.json") or (
-            path.suffix == ".safetensors"
-        ):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
 
 
