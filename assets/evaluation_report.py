@@ -41,7 +41,7 @@ def evaluation_report(
         rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
     apart = rival is not None and is_of_other_split(rival, run)
-    basis = evaluation_basis(run, None if rival is None else rival.number, apart)
+    basis = evaluation_basis(run, rival, apart)
     evaluation = stored_evaluation(folder, basis, settled=crowned or registered is not None)
     stands = evaluation is not None
     if evaluation is None:
@@ -69,10 +69,11 @@ def is_of_other_split(rival: Version, run: TrainingRun) -> bool:
     return rival.split not in (None, run.tags.get("split"))
 
 
-def evaluation_basis(run: TrainingRun, champion_number: int | None, apart: bool) -> dict[str, Any]:
+def evaluation_basis(run: TrainingRun, rival: Version | None, apart: bool) -> dict[str, Any]:
     """Everything an evaluation depends on.
 
     Args:
+        rival: the champion
         apart: whether the champion is of another split
     """
     from vipolyqwen_core.evaluation.results import VERSION
@@ -83,9 +84,16 @@ def evaluation_basis(run: TrainingRun, champion_number: int | None, apart: bool)
         "settings": json.loads(to_json(run.recipe.evaluation)),
         "registry": json.loads(to_json(run.recipe.registry)),
         "positive_score": run.recipe.objective.positive_score,
-        "champion": champion_number,
+        **champion_basis(rival),
         **({"apart": True} if apart else {}),
     }
+
+
+def champion_basis(rival: Version | None) -> dict[str, Any]:
+    """Which champion it is: another registry has another model under its number."""
+    if rival is None:
+        return {"champion": None, "champion_model": None}
+    return {"champion": rival.number, "champion_model": rival.model_digest}
 
 
 def write_basis(folder: Path, basis: Mapping[str, Any]) -> None:
@@ -116,7 +124,7 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     if before is None:
         return None
     differing = {name for name in basis if before.get(name) != basis[name]}
-    passed_over = {"champion", "apart", "registry"} if settled else set()
+    passed_over = {"champion", "champion_model", "apart", "registry"} if settled else set()
     return read_evaluation(folder) if differing <= passed_over else None
 
 
@@ -136,12 +144,14 @@ def judged_evaluation(folder: Path, run_name: str, digest: str, now: Version | N
     basis = read_basis(folder)
     if basis is None:
         raise dg.Failure(f"no evaluation in {folder} to decide on: materialise evaluation_report first")
-    number = None if now is None else now.number
     crowned = now is not None and now.is_of(run_name, digest)
-    if basis["champion"] != number and not crowned:
+    held = {name: basis.get(name) for name in ("champion", "champion_model")}
+    if held != champion_basis(now) and not crowned:
+        before, number = basis["champion"] or "none", "none" if now is None else now.number
+        other = " of another model" if before == number else ""
         raise dg.Failure(
-            f"the evaluation was held against champion {basis['champion'] or 'none'}, but the champion is "
-            f"{number or 'none'} by now: materialise evaluation_report again"
+            f"the evaluation was held against champion {before}{other}, but the champion is {number} by now: "
+            "materialise evaluation_report again"
         )
     return read_evaluation(folder)
 

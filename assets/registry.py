@@ -121,7 +121,8 @@ def version_of_run(client: Any, run_name: str, digest: str) -> Version | None:
 def half_registered(client: Any, run_name: str, digest: str) -> Version | None:
     """The version of a run's model whose registration was killed before its decision was written."""
     own = versions_of_run(client, run_name, digest)
-    return next((version for version in own if not version.is_settled), None)
+    half = (version for version in own if not version.is_settled)
+    return next((version for version in half if version.model_digest == digest), None)
 
 
 def versions_of_run(client: Any, run_name: str, digest: str) -> list[Version]:

@@ -44,7 +44,11 @@ def accepted_stages(source: str, workspace: Workspace) -> list[Path]:
 
     The first two may have run again since, and what they made then may not have been accepted.
     """
-    accepted = accepted_folder(workspace.validated(source))
+    return stages_of(accepted_folder(workspace.validated(source)), source, workspace)
+
+
+def stages_of(accepted: Path | None, source: str, workspace: Workspace) -> list[Path]:
+    """As `accepted_stages`, of the version in a folder; None: as the stages are now."""
     now = {"curated": workspace.curated(source), "tagged": workspace.tagged(source)}
     if accepted is None:
         return list(now.values())

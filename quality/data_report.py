@@ -98,6 +98,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     Raises:
         ValueError: no training set was built yet
     """
+    mark = report_mark(workspace)  # first: a version that is accepted meanwhile makes the report an old one
     summary = _training_summary(workspace)
     sources = list(summary.details["sources"])
     rows = training_rows(workspace)
@@ -108,7 +109,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
         path,
         Path(__file__).parent / TEMPLATE,
         summary=summary,
-        mark=report_mark(workspace),
+        mark=mark,
         funnel=[*stages, _total(stages)] if len(stages) > 1 else stages,
         rejects=_rejects(ledger),
         expectations=_failed_expectations(workspace, sources),

@@ -8,11 +8,12 @@ in the component and is gone. The other way round, a copy that is dropped may be
 version: it is remembered with the row that stays in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
 import polars as pl
 
-from quality.accepted import accepted_stages
+from quality.accepted import stages_of
 from quality.assignments import UNKNOWN, side_hashes
 from quality.id_numbers import ID_NUMBER, id_number
 from quality.row_duplicates import EXACT, NEAR
@@ -86,9 +87,13 @@ def copies_of_rows(rows: pl.DataFrame, copies: pl.DataFrame, dropped: pl.LazyFra
     return pl.concat(found).unique().select("row", "sample_id", "content")
 
 
-def dropped_copies(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
-    """The copies that curation dropped for another row: `sample_id`, `kept`, as numbers."""
-    ledgers = [accepted_stages(name, workspace)[0] / "ledger.parquet" for name in sources]
+def dropped_copies(workspace: Workspace, sources: Mapping[str, Path]) -> pl.LazyFrame:
+    """The copies that curation dropped for another row: `sample_id`, `kept`, as numbers.
+
+    Args:
+        sources: folder of the accepted version of each
+    """
+    ledgers = [stages_of(place, name, workspace)[0] / "ledger.parquet" for name, place in sources.items()]
     ledgers = [ledger for ledger in ledgers if ledger.is_file()]
     if not ledgers:
         return pl.LazyFrame(schema={"sample_id": ID_NUMBER, "kept": ID_NUMBER})

@@ -220,7 +220,7 @@ def _decide(
     same, counts = _same_keys(rows, sources, recipe.curation, scratch)
     assignments = read_assignments(workspace.assignments)
     facts = _facts(rows, sources, copies, assignments)
-    dropped = dropped_copies(workspace, [source.name for source in sources])
+    dropped = dropped_copies(workspace, {source.name: source.folder for source in sources})
     sides = linking_hashes(rows, recipe.curation.min_linking_chars)
     predecessors = find_predecessors(facts, assignments, dropped, sides)
     earlier = earlier_links(facts, assignments, predecessors)

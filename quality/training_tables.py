@@ -29,7 +29,7 @@ def write_tables(
     """Write `train.arrow`, `eval.arrow` and `index.parquet`.
 
     Args:
-        sources: folder with `pairs.parquet`, and path and version of the image store, in order
+        sources: folder with `pairs.parquet`, and the pin of the image store, in order
         decisions: `split` and `component` (its number) of each row of all sources, in the same order; split
             null: left out
         names: name of each component, by number

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from vipolyqwen_core import __version__
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.first_process import heed_sigterm
-from vipolyqwen_core.full_disk import told_of_full_disk
+from vipolyqwen_core.full_disk import sign_of_full_disk, told_of_full_disk
 from vipolyqwen_core.standard_streams import open_closed_streams, outlive_terminal
 from vipolyqwen_core.workspace import (
     Workspace,
@@ -69,7 +69,8 @@ class Commands(TyperGroup):
             complaints.print("Interrupted.")
             raise typer.Exit(130) from error
         except Exception as error:
-            full = told_of_full_disk(error, current_workspace())  # whatever a library calls it
+            # whatever a library calls it
+            full = told_of_full_disk(error, current_workspace()) if sign_of_full_disk(error) else ""
             if ctx.params.get(DEBUG) or not (full or isinstance(error, USER_ERRORS)):
                 raise
             _complain(f"{one_sentence(error)}{escape(full)}")

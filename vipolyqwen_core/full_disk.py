@@ -28,9 +28,17 @@ def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
     """
     if not sign_of_full_disk(error) or FREE in str(error):
         return ""
-    folders = [workspace.home, Path(tempfile.gettempdir()), SHARED_MEMORY]
+    folders = [workspace.home, *_temporary_folder(), SHARED_MEMORY]
     free = [
         f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}" for folder in folders if folder.is_dir()
     ]
     helps = "" if GOES_ON in str(error) else f". Make room: {GOES_ON}"
     return f"; {FREE}{', '.join(free)}{helps}"
+
+
+def _temporary_folder() -> list[Path]:
+    """Where temporary files go; empty where that is full, too: Python tries, and finds no such folder."""
+    try:
+        return [Path(tempfile.gettempdir())]
+    except FileNotFoundError:
+        return []

@@ -16,7 +16,7 @@ import sys
 import zoneinfo
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -187,7 +187,7 @@ def is_served(tracking_uri: str) -> bool:
 
 def without_login(text: str) -> str:
     """A URI, or a text with some, without users and passwords: as it is shown where others read it, too."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    return re.sub(r"://[^:/@\s]*(?::\S*)?@", "://", text)
 
 
 def current_workspace() -> Workspace:
@@ -259,17 +259,22 @@ def configure(
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
 
 
+MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
 def _login_apart(uri: str) -> str:
     """The address of a tracking server without a login, which MLflow takes from variables of its own.
 
     With it the address would stand in MLflow's messages, and in logs and on pages that show these.
     """
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.username:
+    if parts.scheme not in ("http", "https") or not (parts.username and parts.password):
         return uri
-    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
-    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
-    return without_login(uri)
+    if not all(
+        os.environ.get(name) for name in MLFLOW_LOGIN
+    ):  # those come first with MLflow, where both are set
+        os.environ.update(zip(MLFLOW_LOGIN, map(unquote, (parts.username, parts.password)), strict=True))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def lead_children(first: Path | None = None) -> None:

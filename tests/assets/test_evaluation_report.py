@@ -48,7 +48,13 @@ def evaluation(mrr: float = 0.5) -> Evaluation:
 
 
 def basis(champion: int | None) -> dict[str, Any]:
-    return {"version": 1, "result": "r", "champion": champion}
+    model = None if champion is None else f"model-{champion}"
+    return {"version": 1, "result": "r", "champion": champion, "champion_model": model}
+
+
+def version(number: int, run: str | None = None, model: str | None = None) -> Version:
+    tags = {"vipolyqwen.model_digest": model or f"model-{number}"}
+    return Version(number, (), tags if run is None else {**tags, "vipolyqwen.run": run})
 
 
 @pytest.fixture
@@ -65,6 +71,9 @@ def test_an_evaluation_is_reused_on_the_same_basis(folder: Path) -> None:
 
 
 def test_a_later_champion_reopens_the_judgement_only_before_registration(folder: Path) -> None:
+    elsewhere = {**basis(3), "champion_model": "of another registry"}
+    assert stored_evaluation(folder, elsewhere, settled=False) is None
+    assert stored_evaluation(folder, elsewhere, settled=True) == evaluation()
     assert stored_evaluation(folder, basis(4), settled=False) is None
     assert stored_evaluation(folder, basis(4), settled=True) == evaluation()
 
@@ -86,8 +95,8 @@ def test_a_champion_is_of_another_split_where_its_own_is_known(
     run = TrainingRun(
         recipe=demo(), backbone=place, training_set=place, output=place, tags={"split": own} if own else {}
     )
-    version = Version(3, (), {"vipolyqwen.split": rival} if rival else {})
-    assert is_of_other_split(version, run) == apart
+    found = Version(3, (), {"vipolyqwen.split": rival} if rival else {})
+    assert is_of_other_split(found, run) == apart
 
 
 def test_that_the_champion_is_of_another_split_reopens_the_judgement_only_before_registration(
@@ -103,24 +112,25 @@ def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> No
     assert read_basis(folder) is None
     assert stored_evaluation(folder, basis(3), settled=True) is None
     with pytest.raises(dg.Failure, match="materialise evaluation_report first"):
-        judged_evaluation(folder, RUN, "d", Version(3, (), {}))
+        judged_evaluation(folder, RUN, "d", version(3))
 
 
 def test_a_decision_rests_on_the_champion_of_this_moment(folder: Path) -> None:
-    assert judged_evaluation(folder, RUN, "d", Version(3, (), {})) == evaluation()
+    assert judged_evaluation(folder, RUN, "d", version(3)) == evaluation()
     with pytest.raises(dg.Failure, match="held against champion 3, but the champion is 5 by now"):
-        judged_evaluation(folder, RUN, "d", Version(5, (), {"vipolyqwen.run": "demo-2"}))
+        judged_evaluation(folder, RUN, "d", version(5, "demo-2"))
+    with pytest.raises(dg.Failure, match="champion 3 of another model, but the champion is 3 by now"):
+        judged_evaluation(folder, RUN, "d", version(3, model="of another registry"))
     with pytest.raises(dg.Failure, match="the champion is none by now"):
         judged_evaluation(folder, RUN, "d", None)
 
 
 def test_a_run_that_is_champion_already_is_decided_on(folder: Path) -> None:
-    own = {"vipolyqwen.run": RUN, "vipolyqwen.model_digest": "d"}
-    assert judged_evaluation(folder, RUN, "d", Version(4, (), own)) == evaluation()
+    assert judged_evaluation(folder, RUN, "d", version(4, RUN, "d")) == evaluation()
     before = {"vipolyqwen.run": RUN}  # registered before versions named their model
     assert judged_evaluation(folder, RUN, "d", Version(4, (), before)) == evaluation()
     with pytest.raises(dg.Failure, match="the champion is 4 by now"):  # the same run, trained elsewhere
-        judged_evaluation(folder, RUN, "other", Version(4, (), own))
+        judged_evaluation(folder, RUN, "other", version(4, RUN, "d"))
 
 
 def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:

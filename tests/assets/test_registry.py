@@ -168,6 +168,7 @@ def test_a_version_that_is_settled_again_keeps_nothing_of_the_first_decision(
         raise KeyboardInterrupt
 
     number = register(client, "demo-1", None)
+    client.set_model_version_tag(REGISTERED_MODEL, str(number), MODEL_TAG, "d")
     with monkeypatch.context() as patch:
         patch.setattr("assets.registered_model.give_alias", killed)
         decision = Decision(CHALLENGER, ("a gain",), ("few pairs",))
@@ -184,6 +185,8 @@ def test_a_half_registered_version_is_not_taken_for_the_runs_own(client: mlflow.
     number = register(client, "demo-1", None)
     client.set_model_version_tag(REGISTERED_MODEL, str(number), "vipolyqwen.run", "demo-1")
     assert version_of_run(client, "demo-1", "d") is None
+    assert half_registered(client, "demo-1", "d") is None, "of which model, nobody knows"
+    client.set_model_version_tag(REGISTERED_MODEL, str(number), MODEL_TAG, "d")
     assert half_registered(client, "demo-1", "d").number == number
     whole = register(client, "demo-1", CHAMPION)
     assert version_of_run(client, "demo-1", "d").number == whole
@@ -222,7 +225,9 @@ def test_a_registration_that_is_killed_at_once_is_recognised_and_leaves_no_run_o
         # what MLflow does first when the version stands
         monkeypatch.setattr(mlflow.MlflowClient, "set_logged_model_tags", killed)
         with pytest.raises(KeyboardInterrupt):
-            log_registered_model(tiny_model_dir, run_id=run.info.run_id, tags={RUN_TAG: "demo-1"})
+            log_registered_model(
+                tiny_model_dir, run_id=run.info.run_id, tags={RUN_TAG: "demo-1", MODEL_TAG: "d"}
+            )
         assert statuses == ["FINISHED"]
         half = half_registered(client, "demo-1", "d")
         assert half is not None

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 import vipolyqwen_core.__main__ as cli
 from vipolyqwen_core.config import ExportSettings, TrainingRun, to_json
+from vipolyqwen_core.full_disk import told_of_full_disk
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.workspace import Workspace
 
 
 @pytest.fixture
@@ -150,6 +152,32 @@ def test_a_full_disk_ends_in_a_sentence_with_what_is_free_and_what_helps(
     assert f" GB in {tmp_path}, " in told.stderr
     assert told.stderr.endswith(". Make room: the same command goes on\n")
     assert told.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_told_where_temporary_files_have_no_room_either(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    told = told_of_full_disk(OSError(errno.ENOSPC, "No space left on device"), Workspace(tmp_path))
+    assert told.startswith("; free now: ")
+    assert f" GB in {tmp_path}" in told
+
+
+def test_a_command_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    program = (
+        "import os; from vipolyqwen_core.__main__ import app\n"
+        f"os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n"
+        "app(['search', 'a'])"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("VIPOLYQWEN")}
+    ended = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert "Traceback" not in ended.stderr
 
 
 def test_debug_shows_the_traceback(vipolyqwen) -> None:

@@ -43,6 +43,13 @@ def test_a_login_in_the_address_of_a_server_is_handed_to_mlflow_apart(
     assert environment["MLFLOW_TRACKING_URI"] == "https://mlflow:5000/team"
     assert environment["MLFLOW_TRACKING_USERNAME"] == "ann@work"
     assert environment["MLFLOW_TRACKING_PASSWORD"] == "open sesame"
+    environment["MLFLOW_TRACKING_URI"] = "https://bob:other@mlflow:5000"  # MLflow takes the variables first
+    configure(Workspace(tmp_path))
+    assert environment["MLFLOW_TRACKING_URI"] == "https://mlflow:5000"
+    assert environment["MLFLOW_TRACKING_PASSWORD"] == "open sesame"
+    environment["MLFLOW_TRACKING_URI"] = "https://token@mlflow:5000"  # half a login, which MLflow hands on
+    configure(Workspace(tmp_path))
+    assert environment["MLFLOW_TRACKING_URI"] == "https://token@mlflow:5000"
     database = "postgresql://ann:sesame@db/mlflow"  # SQLAlchemy reads it there, and hides it itself
     environment["MLFLOW_TRACKING_URI"] = database
     configure(Workspace(tmp_path))

@@ -138,7 +138,8 @@ class ImageStore:
         self.uuid = None if found is None else found.decode()
         if uuid not in (None, self.uuid):
             raise ValueError(
-                f"image store {self.path} was deleted or replaced: version {self.version} is another one now"
+                f"image store {self.path} was deleted or replaced: version {self.version} is another one "
+                "now; curate and validate its source, and build the training set anew"
             )
 
     def __reduce__(self) -> tuple[type["ImageStore"], tuple[Path, int, str | None]]:

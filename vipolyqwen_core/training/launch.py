@@ -128,7 +128,7 @@ def _refusal(folder: Path) -> str:
     """Why a folder takes no file as long as a traceback; empty where it takes one."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(TRACEBACK_BYTES))
+            file.write(os.urandom(TRACEBACK_BYTES))  # a file system that compresses has room for zeros
     except OSError as error:
         return error.strerror or str(error)
     return ""

@@ -86,9 +86,9 @@ class ChunkLoader(Dataset[LoadedChunk]):
         mined: Path | None = None,
         versions: tuple[str | None, str | None] | None = None,
     ) -> None:
-        """`mined`: folder of mined hard negatives; `versions`: of the training set and of these, as they are
-        found now unless they are given."""
-        opened = versions or _versions(training_set, mined)
+        """`mined`: folder of mined hard negatives; `versions`: of the training set and of these, as
+        `read_versions` gave them before the plan was read, or as they are now."""
+        opened = versions or read_versions(training_set, mined)
         self.arguments = training_set, backbone, processing, prefix_dropout, seed, table, mined, opened
         self._is_open = False
         self.rows = TrainingRows(training_set / table)
@@ -119,7 +119,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
         nothing = np.empty(0, dtype=np.int64)
         self.hard_negatives.of(nothing, self.rows.take(nothing))
         self.pictures.check()
-        if _versions(training_set, mined) != versions:
+        if read_versions(training_set, mined) != versions:
             raise ValueError(
                 f"{training_set} or {mined} was replaced while a run trained on it: start it anew"
             )
@@ -232,8 +232,8 @@ def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
                 )
 
 
-def _versions(training_set: Path, mined: Path | None) -> tuple[str | None, str | None]:
-    """Of a training set and of the hard negatives mined for it."""
+def read_versions(training_set: Path, mined: Path | None) -> tuple[str | None, str | None]:
+    """Versions of a training set and of the hard negatives mined for it."""
     return data_version(training_set), None if mined is None else data_version(mined)
 
 

@@ -27,9 +27,11 @@ EVALUATION_ROWS = "eval.arrow"
 class QuickEvaluation:
     """The sample, and how it is embedded. All ranks take part."""
 
-    def __init__(self, run: TrainingRun, engine: Engine) -> None:
+    def __init__(self, run: TrainingRun, engine: Engine, version: str | None) -> None:
         """Choose the sample: the same pairs whatever their order in the table.
 
+        Args:
+            version: of the training set, from before the plan was made
         Raises:
             ValueError: there are no evaluation pairs, or the training set was replaced just now
         """
@@ -45,6 +47,7 @@ class QuickEvaluation:
             prefix_dropout=0.0,
             seed=recipe.training.seed,
             table=EVALUATION_ROWS,
+            versions=(version, None),
         )
         path = run.training_set / EVALUATION_ROWS
         self.index = read_evaluation_index(path)

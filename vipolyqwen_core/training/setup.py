@@ -22,6 +22,7 @@ from vipolyqwen_core.training.loading import (
     ChunkLoader,
     ChunkRequest,
     LoadedChunk,
+    read_versions,
     refuse_other_lengths,
 )
 from vipolyqwen_core.training.optimizer import build_optimizer
@@ -40,6 +41,8 @@ class Training:
     run: TrainingRun
     accelerator: Accelerator
     plan: TrainingPlan
+    versions: tuple[str | None, str | None]
+    """Of the training set and of the mined hard negatives, from before the plan was made."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     engine: Engine
@@ -62,6 +65,7 @@ def prepare(run: TrainingRun) -> Training:
     recipe, settings = run.recipe, run.recipe.training
     accelerator = start_accelerator(settings)
     with together(ValueError):  # a machine may lack what the others have
+        versions = read_versions(run.training_set, run.hard_negatives)
         refuse_other_data(run)
         index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
         plan = plan_training(
@@ -99,7 +103,7 @@ def prepare(run: TrainingRun) -> Training:
     if isinstance(model, DistributedDataParallel):
         engine.settle_buckets(_first_pair(run))
     checkpoints = Checkpoints(run.output / CHECKPOINTS_FOLDER, settings.keep_checkpoints, trajectory(run))
-    return Training(run, accelerator, plan, model, optimizer, engine, counter, checkpoints)
+    return Training(run, accelerator, plan, versions, model, optimizer, engine, counter, checkpoints)
 
 
 def _first_pair(run: TrainingRun) -> LoadedChunk:

@@ -83,7 +83,10 @@ class Loop:
         self.stop = stop
         self.settings = training.run.recipe.training
         self.meter = Meter(training.counter)
-        self.judge = QuickEvaluation(training.run, training.engine) if self.settings.eval_steps else None
+        version, _ = training.versions
+        self.judge = (
+            QuickEvaluation(training.run, training.engine, version) if self.settings.eval_steps else None
+        )
 
     def run(self, progress: Progress) -> Progress:
         """All steps that are left.
@@ -192,6 +195,7 @@ def chunk_stream(training: Training, first_step: int) -> Generator[LoadedChunk]:
         recipe.batches.prefix_dropout,
         recipe.training.seed,
         mined=run.hard_negatives,
+        versions=training.versions,
     )
     requests = chunk_requests(
         training.plan, recipe, first_step, accelerator.process_index, accelerator.num_processes

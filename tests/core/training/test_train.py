@@ -27,6 +27,7 @@ from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.engine import Engine
+from vipolyqwen_core.training.identity import data_version
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.result import read_result
@@ -43,6 +44,10 @@ def losses(run: TrainingRun) -> list[dict[str, object]]:
         {key: value for key, value in line.items() if key.startswith("loss") or key in kept}
         for line in read_metrics(run.output / "metrics.jsonl")
     ]
+
+
+def quick_evaluation(run: TrainingRun, engine: Engine) -> QuickEvaluation:
+    return QuickEvaluation(run, engine, data_version(run.training_set))
 
 
 def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
@@ -120,7 +125,7 @@ def test_quick_evaluations_choose_the_checkpoint_that_is_exported(make_run):
     assert kept == {f"step_{result.exported_step}", "step_12"}
     engine = prepare(run).engine
     engine.accelerator.unwrap_model(engine.model).load_state_dict(weights(run))
-    exported = QuickEvaluation(run, engine).metrics()["eval/loss"]
+    exported = quick_evaluation(run, engine).metrics()["eval/loss"]
     assert exported == pytest.approx(judged[result.exported_step], rel=1e-5)
 
 
@@ -134,7 +139,7 @@ def test_quick_evaluations_take_the_same_pairs_whatever_their_order(
     with pa.ipc.new_file(moved.training_set / "eval.arrow", table.schema) as writer:
         writer.write_table(table.take([*range(1, len(table)), 0]))
     engine = prepare(run).engine
-    one, other = (QuickEvaluation(each, engine) for each in (run, moved))
+    one, other = (quick_evaluation(each, engine) for each in (run, moved))
     assert len(one.rows) == 5
     assert set(one.index.keys[one.rows]) == set(other.index.keys[other.rows])
 
@@ -157,13 +162,29 @@ def test_a_quick_evaluation_is_the_loss_of_evaluation_pairs_whatever_is_built_me
     expected = compute_losses(
         pairs, pairs, run.recipe.objective, num_step_pairs=len(rows), matryoshka_dims=(16,)
     )
-    evaluation = QuickEvaluation(run, engine)
+    evaluation = quick_evaluation(run, engine)
     stage = read_stage(run.training_set)
     (run.training_set / "eval.arrow").unlink()
     replace(stage, data_version="data2").write(run.training_set)
     assert evaluation.metrics()["eval/loss"] == pytest.approx(float(expected.total), rel=1e-5)
     with pytest.raises(ValueError, match=r"eval\.arrow does not exist: build the training set first"):
-        QuickEvaluation(run, engine)
+        quick_evaluation(run, engine)
+
+
+def test_a_set_that_is_built_anew_while_the_model_loads_is_not_trained_on(
+    make_run, training_set, tmp_path, monkeypatch
+):
+    run = replace(make_run(), training_set=shutil.copytree(training_set, tmp_path / "set"))
+    working = ViPolyQwenModel.from_backbone
+
+    def late(*arguments):
+        replace(read_stage(run.training_set), data_version="data2").write(run.training_set)
+        return working(*arguments)
+
+    monkeypatch.setattr(ViPolyQwenModel, "from_backbone", late)
+    with pytest.raises(ValueError, match="was replaced while a run trained on it"):
+        train(run, StopSignal())
+    assert not list((run.output / "checkpoints").glob("step_*"))
 
 
 def test_a_run_that_is_resumed_without_quick_evaluations_exports_its_last_step(make_run, monkeypatch):

@@ -277,7 +277,7 @@ def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
     """
     with open_bytes(location) as stream:
         buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
-        start = buffered.peek(4)
+        start = buffered.peek(16)
         refuse_other_than_text(start)
         if wide := _utf_16(start):
             newline = _line_break(start.decode(wide, "ignore"))
