@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from quality import training_set
 from quality.assignments import read_assignments, split_id
 from quality.ledger import polars_schema
 from quality.training_set import build_training_set
@@ -187,6 +189,24 @@ def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
     # Gone are the rows that stayed: of one source, and with another source.
     build(write_source(shorter[:30], name="one"), three)
     assert by_text() == first
+
+
+def test_copies_are_those_of_the_version_that_is_joined_whatever_is_accepted_meanwhile(
+    workspace, write_source, build, monkeypatch
+) -> None:
+    longer = [{**instruction(i), "input": sentence(i, 30) + " Vâng."} for i in range(6)]
+    shorter = [{**instruction(i), "input": sentence(i, 30)} for i in range(6)]
+    source = write_source(longer + shorter)
+    working = training_set.find_copies
+
+    def late(*arguments: Any) -> pl.DataFrame:
+        (workspace.validated("corpus") / "accepted.json").write_text('{"version": "the next one"}')
+        (workspace.curated("corpus") / "ledger.parquet").unlink()
+        return working(*arguments)
+
+    monkeypatch.setattr(training_set, "find_copies", late)
+    assert build(source).pairs_in == 6
+    assert read_assignments(workspace.assignments).height == 12
 
 
 def test_copies_in_another_source_are_dropped_once(workspace, write_source, build) -> None:
