@@ -232,6 +232,7 @@ def test_packed_files_are_unpacked(tmp_path: Path, suffix: str, packed: object) 
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504), "an old workbook of Excel"),
         (parquet(), "Parquet, but its name does not end with .parquet"),
     ],
+    ids=["gzip", "bzip2", "xz", "zstd", "zip", "workbook", "parquet"],  # packed bytes hold the time
 )
 def test_what_was_given_a_texts_name_is_told_for_what_it_is(
     tmp_path: Path, content: bytes, what: str
