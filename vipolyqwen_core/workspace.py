@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""Where MLflow looks for a login: there first, where both are set."""
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -259,9 +261,6 @@ def configure(
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
 
 
-MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-
-
 def _login_apart(uri: str) -> str:
     """The address of a tracking server without a login, which MLflow takes from variables of its own.
 
@@ -270,9 +269,7 @@ def _login_apart(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not (parts.username and parts.password):
         return uri
-    if not all(
-        os.environ.get(name) for name in MLFLOW_LOGIN
-    ):  # those come first with MLflow, where both are set
+    if not all(os.environ.get(name) for name in MLFLOW_LOGIN):
         os.environ.update(zip(MLFLOW_LOGIN, map(unquote, (parts.username, parts.password)), strict=True))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -71,13 +71,13 @@ class StoredSides:
         Args:
             version: of the training set, as `data_version` gave it before anything was read of it
         """
-        self.training_set, self.version = training_set, version
+        self.arguments = training_set, split, version
         self.rows = TrainingRows(training_set / f"{split.value}.arrow")
         self.pictures = TrainingPictures(training_set)
         self._is_open = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_is_open": False}
+    def __reduce__(self) -> tuple[type["StoredSides"], tuple[Path, Split, str | None]]:
+        return StoredSides, self.arguments
 
     def _open(self) -> None:
         """Open the files, and only then look whether they are those of the version; they stay what they are.
@@ -88,7 +88,8 @@ class StoredSides:
         if not self._is_open:
             self.rows.take([])
             _ = self.pictures.pinned
-            refuse_built_anew(self.training_set, self.version)
+            training_set, _, version = self.arguments
+            refuse_built_anew(training_set, version)
             self._is_open = True
 
     def items(self, requests: Iterable[SideRequest]) -> Iterator[Item]:

@@ -109,7 +109,7 @@ def explain_errors(run: TrainingRun) -> Explanation:
     """
     folder = run.output / ERRORS_FOLDER
     left = sorted(folder.glob("rank*.txt"), key=lambda path: path.stat().st_mtime_ns)
-    if not left and (refusal := _refusal(run.output)):
+    if not left and (refusal := _why_no_file(run.output)):
         return Explanation(f"training ended without a traceback: {run.output} takes no file: {refusal}", "")
     if not left:
         return Explanation(
@@ -124,7 +124,7 @@ def explain_errors(run: TrainingRun) -> Explanation:
     return Explanation(f"training failed on {left[0].stem}{died}: {trace.splitlines()[-1]}", trace)
 
 
-def _refusal(folder: Path) -> str:
+def _why_no_file(folder: Path) -> str:
     """Why a folder takes no file as long as a traceback; empty where it takes one."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

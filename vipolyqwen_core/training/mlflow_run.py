@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 MLFLOW_RUN_FILE = "mlflow_run_id"
 UNWRITABLE = (*SIGNS, "readonly database", "unable to open database file")
 """What SQLite says where it cannot write: then the store is there, and nothing in it was deleted."""
-ASIDE = "(raised as a result of "
-"""Begins a line of SQLAlchemy before the reason."""
+SQLALCHEMY_NOTE = "(raised as a result of "
+"""Begins a line that SQLAlchemy puts before the reason."""
 SECONDS_BETWEEN_TRIES = 60.0
 """Behind those that MLflow makes by itself for each request."""
 SECONDS_TO_ARRIVE = 60.0
@@ -153,7 +153,7 @@ def mlflow_run(
 
 def _refusal(error: Exception, place: Path, run_id: str | None) -> str:
     """Why a training does not start, for a person: its run, its experiment or the whole store may be gone."""
-    lines = [line for line in str(error).splitlines() if not line.startswith(ASIDE)]
+    lines = [line for line in str(error).splitlines() if not line.startswith(SQLALCHEMY_NOTE)]
     reason = without_login(lines[0]) if lines else type(error).__name__
     if any(sign in reason for sign in UNWRITABLE):
         store = without_login(current_workspace().mlflow_uri)
