@@ -174,7 +174,9 @@ def test_a_command_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -
         "app(['search', 'a'])"
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith("VIPOLYQWEN")}
-    ended = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True)
+    own["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
+    # -P: the installed command does not import from the current folder either
+    ended = subprocess.run([sys.executable, "-P", "-c", program], env=own, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert "Traceback" not in ended.stderr
