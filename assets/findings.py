@@ -196,9 +196,9 @@ def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
     """Training and evaluation share no component, picture, declared group or long text."""
     import polars as pl
 
-    from quality.duplicates import UNBUFFERED, whole_query
+    from quality.duplicates import UNBUFFERED, comparable, whole_query
 
-    texts = {"query": whole_query(), "target": pl.col("target")}
+    texts = {"query": comparable(whole_query()), "target": comparable(pl.col("target"))}  # as rows are linked
 
     def values(split: Split) -> dict[str, pl.LazyFrame]:
         rows = pl.scan_ipc(training_set / f"{split.value}.arrow")

@@ -192,6 +192,14 @@ def test_a_long_text_beside_a_picture_is_no_leak(tmp_path: Path) -> None:
     assert findings.no_leak(split(tmp_path, *rows), 32).passed
 
 
+def test_a_text_that_is_long_by_its_empty_lines_alone_links_nothing_and_is_no_leak(tmp_path: Path) -> None:
+    answer = f"{LONG[:15]}\n\n{LONG[:15]}"
+    assert len(answer) == 32
+    assert findings.no_leak(split(tmp_path, {"target": answer}, {"target": answer}), 32).passed
+    case = {"query": LONG.upper()}, {"target": LONG.lower()}  # linked, so a leak
+    assert not findings.no_leak(split(tmp_path, *case), 32).passed
+
+
 def test_equal_groups_of_two_sources_are_different_groups(tmp_path: Path) -> None:
     folder = split(tmp_path, {"group_id": "1", "source": "a"}, {"group_id": "1", "source": "b"})
     assert findings.no_leak(folder, 32).passed
