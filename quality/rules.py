@@ -4,6 +4,7 @@ Rules for records and pictures are applied where they are read (`vipolyqwen_core
 here with the rest, so that one place says what each name means.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ OPTION = r"^\(?((?:\p{L}+ ){0,3})\(?[A-H1-9][.:)]\s"
 """How the text of an option begins; the words in front of its letter or digit are captured."""
 ANY_OPTION = r"(?:^|\s)\(?{}\(?[A-H1-9][.:)]\s"
 """The beginning of an option with given words."""
+LEADING_PICTURES = rf"^(?:\s*{re.escape(IMAGE_PLACEHOLDER)})+"
+"""Where the pictures of a query stand; tagging puts them there where the data does not say where."""
 MIN_ANSWER_CHARS = 32
 """A shorter answer may well stand at the end of a question: `true or false`."""
 
@@ -170,9 +173,11 @@ def answered() -> pl.Expr:
     """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair.
 
     A question may end with the option that is right: `Which is stronger? Claim A: ... Claim B: ...`. Then the
-    answer begins with a label that the query has for another option too, and it stands there once.
+    answer begins with a label that the query has for another option too, and it stands there once. Pictures
+    in front do not count: what curation has passed passes with those that tagging puts there.
     """
-    query, target = pl.col("query").str.strip_chars(), pl.col("target").str.strip_chars()
+    query = pl.col("query").str.replace(LEADING_PICTURES, "").str.strip_chars()
+    target = pl.col("target").str.strip_chars()
     ends = query.str.ends_with(target) & (target.str.len_chars() >= MIN_ANSWER_CHARS)
     words = pl.when(ends).then(target.str.extract(OPTION, 1))  # null for nearly all rows: nothing to count
     options = query.str.count_matches(pl.format(ANY_OPTION, words.str.escape_regex()))

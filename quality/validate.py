@@ -66,7 +66,7 @@ from vipolyqwen_core.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 STAGE = "validated"
-CODE_VERSION = 6
+CODE_VERSION = 7
 ROW_GROUP = 50_000
 
 

@@ -168,6 +168,9 @@ FIRST, SECOND = "Sản phẩm của chúng tôi là tốt nhất.", "Sản phẩ
         (f"{QUESTION} (1) {FIRST} (2) {SECOND}", f"(2) {SECOND}", False),
         # the answer was put behind the options
         (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}\nB. {SECOND}", f"B. {SECOND}", True),
+        # the same, where tagging put the pictures in front
+        (f"<image><image>A. {FIRST}\nB. {SECOND}", f"B. {SECOND}", False),
+        (f"<image>\n{SECOND}", SECOND, True),
         # a label, but nothing to choose from
         (f"{QUESTION}\nA. {FIRST}", f"A. {FIRST}", True),
         (f"{QUESTION}\nCâu A: {FIRST}", f"Câu A: {FIRST}", True),
