@@ -20,14 +20,20 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Turn
 # leaves out what stands behind a capital in sound text too: closing quotes, an ellipsis, a dash, a space.
 _CONTINUATION = "\x80-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _STRICT = "\x80-\x9f¡-ª¬-º¼-¿€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ"
+# Of the strict set, what sound text writes right behind a word: footnotes, exponents, `NESCAFÉ®`, a dot
+# between two words. Behind one of these capitals, and twice behind one of these letters, it is hardly a
+# letter that was lost; behind others it may be: `Ã©` is é, `è®°` is 记.
+_PRINTED = "¹²³®©°·"
+_CAPITALS = "ÈÉÊÌÍÒÓÔÕÙÚÝ"
+_LETTERS = "àáâãéêìí"
 # Read as Mac Roman: Vietnamese letters begin with `·∫` and `·ª` there. What stands in formulas is left out.
 _MAC_CONTINUATION = "ÄÅÇÉÑÖÜáàâäãåçéèêëíìîïñóòôöõúùûü†°¢£§•¶ß®©™´¨ÆØ¥ªºæø"
 _RUN = (
     f"(?:â€[{_CONTINUATION}]"
     f"|·[∫ª][{_MAC_CONTINUATION}]"
-    f"|[à-ï][{_STRICT}»][{_STRICT}«»]"
+    f"|(?![{_LETTERS}][{_PRINTED}]{{2}})[à-ï][{_STRICT}»][{_STRICT}«»]"
     f"|[ð-ô][{_STRICT}][{_CONTINUATION}][{_CONTINUATION}]"
-    f"|[Â-ß][{_STRICT}])"
+    f"|(?![{_CAPITALS}][{_PRINTED}])[Â-ß][{_STRICT}])"
 )
 # Quotes, dashes and the like, read as Mac Roman or as its Central European sister, which ftfy does not know.
 _MAC_MARKS = {

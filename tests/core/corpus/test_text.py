@@ -106,6 +106,11 @@ def test_mojibake_within_sound_text_is_read_back_alone() -> None:
         "‚Äpfel‘ und ‚Äußerung‘",
         "x·∫π dx + √π ≈ ∆°",
         "chữ “Ă” và “Ơ”",
+        "NESCAFÉ® và NESTLÉ® MILO",
+        "LÝ¹ THUYẾT, HÓA VÀ LÝ²",
+        "MÙA HÈ³ năm nay",
+        "TRÀ·CAFÉ·BÁNH",
+        "Năm 2020, là¹² của tỉnh và²² hai nơi khác",
     ],
 )
 def test_sound_text_with_suspicious_letters_is_left_alone(text: str) -> None:
