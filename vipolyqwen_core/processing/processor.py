@@ -207,9 +207,12 @@ class ViPolyQwenProcessor:
         """The segment of one item; see `encode_batch`."""
         return self.encode_batch([item])[0]
 
-    def encode_batch(self, items: Sequence[Item]) -> list[EncodedItem]:
+    def encode_batch(self, items: Sequence[Item], *, exceed: bool = False) -> list[EncodedItem]:
         """The segments of items, all texts tokenised at once.
 
+        Args:
+            exceed: an item whose pictures and turns alone take more tokens than the limit keeps them, and of
+                its texts as many tokens as the limit; else it is refused
         Raises:
             ItemError: names the item: placeholders and pictures disagree, a picture is not RGB or too narrow,
                 pictures alone exceed the limit of tokens, an unknown role, a text that is not Unicode
@@ -220,7 +223,7 @@ class ViPolyQwenProcessor:
         ]
         texts = self._tokenise([draft.pieces for draft in drafts])
         return [
-            self._finish(number, item, draft, ids)
+            self._finish(number, item, draft, self._truncate(number, draft.pieces, ids, exceed))
             for number, (item, draft, ids) in enumerate(zip(items, drafts, texts, strict=True))
         ]
 
@@ -293,13 +296,23 @@ class ViPolyQwenProcessor:
         return [[next(encodings).ids if piece.text else piece.ids for piece in pieces] for pieces in drafts]
 
     def _truncate(
-        self, number: int, pieces: Sequence[Piece], ids: Sequence[Sequence[int]]
+        self, number: int, pieces: Sequence[Piece], ids: Sequence[Sequence[int]], exceed: bool = False
     ) -> tuple[list[Sequence[int]], int]:
         """Ids within the limit, and how many were cut: only texts give way, each from its end.
 
         The earliest turns go first; of the item's own text, the last part.
         """
-        excess = sum(len(piece) for piece in ids) - self.settings.max_tokens
+        limit = self.settings.max_tokens
+        frame = sum(len(piece.ids) for piece in pieces if not piece.text)
+        if frame > limit:
+            if not exceed:
+                raise ItemError(
+                    number,
+                    "pictures_too_long",
+                    f"pictures and turns alone take {frame} tokens; max_tokens is {limit}",
+                )
+            limit += frame
+        excess = sum(len(piece) for piece in ids) - limit
         kept, left = list(ids), excess
         own = [place for place, piece in enumerate(pieces) if piece.text and not piece.earlier]
         earlier = [place for place, piece in enumerate(pieces) if piece.text and piece.earlier]
@@ -309,18 +322,13 @@ class ViPolyQwenProcessor:
             cut = min(left, len(kept[place]))
             kept[place] = kept[place][: len(kept[place]) - cut]
             left -= cut
-        if left > 0:
-            frame = self.settings.max_tokens + left
-            raise ItemError(
-                number,
-                "pictures_too_long",
-                f"pictures and turns alone take {frame} tokens; max_tokens is {self.settings.max_tokens}",
-            )
         return kept, max(excess, 0)
 
-    def _finish(self, number: int, item: Item, draft: _Draft, ids: Sequence[Sequence[int]]) -> EncodedItem:
-        """The segment of an item whose texts are tokenised, cut to the limit, with its patches."""
-        kept, truncated_tokens = self._truncate(number, draft.pieces, ids)
+    def _finish(
+        self, number: int, item: Item, draft: _Draft, within_limit: tuple[list[Sequence[int]], int]
+    ) -> EncodedItem:
+        """The segment of an item whose texts are tokenised and cut to the limit, with its patches."""
+        kept, truncated_tokens = within_limit
         with _blame(number, "picture_mode"):
             frames = [
                 cut_patches(image, grid, self.layout)

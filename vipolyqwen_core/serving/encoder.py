@@ -161,23 +161,30 @@ class ViPolyQwenEmbedder:
     def encode_items(self, items: Iterable[Item], batch_tokens: int) -> Vectors:
         """Unit vectors of items that are normalised already, as a training set holds them.
 
+        An item may have more pictures and turns than the limit of tokens has room for: it was measured with
+        the settings of another model, or shows the pictures of another item.
+
         Shapes:
             returns: [N, D] float32
         Raises:
             ValueError: names the item by its place
         """
         sources = (partial(_as_it_is, item) for item in items)
-        return self._encode(sources, None, batch_tokens)
+        return self._encode(sources, None, batch_tokens, exceed=True)
 
     def _encode(
-        self, sources: Iterable[Callable[[], Item]], batch_size: int | None, batch_tokens: int
+        self,
+        sources: Iterable[Callable[[], Item]],
+        batch_size: int | None,
+        batch_tokens: int,
+        exceed: bool = False,
     ) -> Vectors:
         if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size >= 1):
             raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
         windows: list[Vectors] = []
         launched: LaunchedWindow | None = None
         cut_items = cut_tokens = 0
-        for window in _windows(self._prepared(sources), max(WINDOW_TOKENS, 2 * batch_tokens)):
+        for window in _windows(self._prepared(sources, exceed), max(WINDOW_TOKENS, 2 * batch_tokens)):
             following = self._launch(window, batch_size, batch_tokens)
             if launched is not None:  # only now: a GPU has the following window to work on meanwhile
                 windows.append(self._collect(launched))
@@ -189,14 +196,14 @@ class ViPolyQwenEmbedder:
         warn_of_cut_texts(cut_items, cut_tokens, self.processor.settings.max_tokens)
         return np.concatenate(windows) if windows else np.empty((0, self.embedding_dim), dtype=np.float32)
 
-    def _prepared(self, sources: Iterable[Callable[[], Item]]) -> Iterator[EncodedItem]:
+    def _prepared(self, sources: Iterable[Callable[[], Item]], exceed: bool) -> Iterator[EncodedItem]:
         """Items as tokens and patches, in order, prepared by threads ahead of their use."""
         remaining = enumerate(sources)
         waiting: deque[Future[list[EncodedItem]]] = deque()
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
             try:
                 while block := list(islice(remaining, BLOCK_ITEMS)):
-                    waiting.append(threads.submit(self._prepare, block))
+                    waiting.append(threads.submit(self._prepare, block, exceed))
                     if len(waiting) >= LOOKAHEAD_BLOCKS:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -205,7 +212,7 @@ class ViPolyQwenEmbedder:
                 for future in waiting:
                     future.cancel()
 
-    def _prepare(self, block: list[tuple[int, Callable[[], Item]]]) -> list[EncodedItem]:
+    def _prepare(self, block: list[tuple[int, Callable[[], Item]]], exceed: bool) -> list[EncodedItem]:
         """Tokens and patches of numbered items.
 
         Raises:
@@ -218,7 +225,7 @@ class ViPolyQwenEmbedder:
             except ValueError as error:
                 raise ItemError(number, "input", str(error)) from error
         try:
-            return self.processor.encode_batch(items)
+            return self.processor.encode_batch(items, exceed=exceed)
         except ItemError as error:
             raise ItemError(block[0][0] + error.item, error.rule, error.reason) from error
 

@@ -150,6 +150,20 @@ def test_errors_name_the_item(processor: ViPolyQwenProcessor, item: Item, rule: 
     assert str(caught.value).startswith("item 1: ")
 
 
+def test_pictures_beyond_the_limit_may_be_kept_with_as_much_text_as_the_limit(
+    short: ViPolyQwenProcessor,
+) -> None:
+    long = " ".join(map(str, range(200)))
+    pictures, fits = Item("<image>" * 4 + long, (RED,) * 4), Item(f"<image>{long}", (RED,))
+    with pytest.raises(ItemError, match="alone take 33 tokens; max_tokens is 24"):
+        short.encode(pictures)
+    kept, as_ever = short.encode_batch([pictures, fits], exceed=True)
+    assert kept.num_tokens == 33 + 24
+    assert kept.truncated_tokens == len(short.tokenizer.encode(long).ids) - 24
+    assert kept.image_starts == (1, 9, 17, 25)
+    assert as_ever.input_ids.tolist() == short.encode(fits).input_ids.tolist()
+
+
 def test_item_errors_survive_a_process_boundary() -> None:
     error = pickle.loads(pickle.dumps(ItemError(3, "placeholders", "two for one")))
     assert (error.item, error.rule, str(error)) == (3, "placeholders", "item 3: two for one")

@@ -334,15 +334,29 @@ def test_what_is_cut_is_counted_and_logged(
         assert not caplog.records
 
 
+def test_stored_pictures_beyond_the_limit_of_an_older_model_have_a_vector(
+    embedder: ViPolyQwenEmbedder, tiny_model_dir: Path
+) -> None:
+    """A champion scores and exports rows that were measured with the settings of a newer recipe."""
+    older = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
+    older.processor.settings = replace(older.processor.settings, max_tokens=16)
+    pages = [picture(number) for number in range(3)]
+    items = [Item("a text"), Item("<image>" * 3 + "Hà Nội", tuple(pages))]
+    assert embedder.processor.encode(items[1]).num_tokens > 16
+    assert np.allclose(older.encode_items(items, 64), embedder.encode_items(items, 64), atol=1e-6)
+    with pytest.raises(ValueError, match=r"pictures and turns alone take \d+ tokens; max_tokens is 16"):
+        older.encode("Hà Nội", images=pages)
+
+
 def test_inputs_are_prepared_off_the_main_thread(
     embedder: ViPolyQwenEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = set()
     encode_batch = embedder.processor.encode_batch
 
-    def recorded(items: Any) -> Any:
+    def recorded(items: Any, **how: Any) -> Any:
         threads.add(threading.current_thread())
-        return encode_batch(items)
+        return encode_batch(items, **how)
 
     monkeypatch.setattr(embedder.processor, "encode_batch", recorded)
     embedder.encode(["text"] * 40, images=[picture(1)] * 40)
