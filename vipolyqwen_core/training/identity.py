@@ -23,6 +23,8 @@ MINING = "hard_negatives"
 MINING_VERSION = 3
 """... and of its code: raised when it would find others."""
 
+TRAINING_VERSION = 1
+"""Of the code of training: raised when the same data and settings would give other weights."""
 TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")
 """Sections of a recipe that shape the weights. How a model is judged or exported does not retrain it."""
 
@@ -39,7 +41,9 @@ def trajectory(run: TrainingRun) -> dict[str, Any]:
     """Everything that decides the weights of a run. Runs that share it are the same run."""
     settings = TypeAdapter(Recipe).dump_python(run.recipe, mode="json")
     mined = {} if run.hard_negatives is None else {"hard_negatives": data_version(run.hard_negatives)}
+    code = {} if TRAINING_VERSION == 1 else {"code": TRAINING_VERSION}  # runs of version 1 do not say so
     return {
+        **code,
         "data": data_version(run.training_set),
         **mined,
         **{section: settings[section] for section in TRAINING_SECTIONS},

@@ -10,6 +10,7 @@ import pytest
 from vipolyqwen_core.config import EvaluationSettings, Precision, RegistrySettings, TrainingSettings
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.training import identity
 from vipolyqwen_core.training.identity import identified_run, refuse_other_data
 from vipolyqwen_core.workspace import Workspace
 
@@ -74,6 +75,14 @@ def test_data_and_weights_of_sources_make_another_run_and_how_it_is_judged_does_
         demo(), registry=RegistrySettings(min_gain=0.5), evaluation=EvaluationSettings(confidence=0.9)
     )
     assert identified_run(workspace, judged, tiny_backbone, {}, training_set).run_name == name
+
+
+def test_code_that_gives_other_weights_starts_another_run(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = run_name(workspace, training_set, tiny_backbone)
+    monkeypatch.setattr(identity, "TRAINING_VERSION", identity.TRAINING_VERSION + 1)
+    assert run_name(workspace, training_set, tiny_backbone) != name
 
 
 def test_a_run_of_another_version_of_the_training_set_is_refused(
