@@ -35,6 +35,7 @@ from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
 from vipolyqwen_core.serving.model_directory import model_digest
+from vipolyqwen_core.training.identity import refuse_other_data
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.promotion import Decision
@@ -118,7 +119,9 @@ def register(
     from vipolyqwen_core.serving.mlflow_model import log_registered_model
     from vipolyqwen_core.serving.model_card import ModelFacts, write_model_card
 
-    write_model_card(run.output / "model", ModelFacts.of(run, licenses), evaluation)
+    card = ModelFacts.of(run, licenses)
+    refuse_other_data(run)
+    write_model_card(run.output / "model", card, evaluation)
     facts = {
         "run": run.run_name,
         "data_version": run.tags["data_version"],

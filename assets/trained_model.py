@@ -21,7 +21,7 @@ from assets.resources import (
 )
 from vipolyqwen_core.config import Recipe, TrainingRun
 from vipolyqwen_core.corpus.manifest import Manifest
-from vipolyqwen_core.training.identity import identified_run
+from vipolyqwen_core.training.identity import data_version, identified_run, refuse_built_anew
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings PyTorch along
@@ -43,8 +43,11 @@ def trained_model(
     from vipolyqwen_core.training.tracking import read_metrics
 
     place, settings, sources = workspace.open(), recipe.load(), manifest.load()
+    version = data_version(place.training_set)
     refuse_unfit_data(place, settings)
     run = training_run(place, sources, settings, {"dagster_run_id": context.run_id})
+    inputs = datasets(place, run)  # now: another training set may be there when the training ends
+    refuse_built_anew(place.training_set, version)
     result = read_result(run.output)
     stands = result is not None
     if result is None:
@@ -57,7 +60,7 @@ def trained_model(
     if result is None:
         raise training_failure(run)
     mlflow.refuse_unknown_run(result.mlflow_run_id, run.output)
-    mlflow.log_datasets(result.mlflow_run_id, datasets(place, run))
+    mlflow.log_datasets(result.mlflow_run_id, inputs)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(run.run_name),
         metadata={

@@ -1,7 +1,7 @@
 """How processes share the model: accelerate, set up as the settings say, and held to it."""
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import (
@@ -14,6 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vipolyqwen_core.config import Distribution, Precision, TrainingSettings
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+
+
+def meet() -> None:
+    """Wait for the other ranks that were launched. The mode that they train in is not looked at yet."""
+    PartialState(cpu=not torch.cuda.is_available())
 
 
 def start_accelerator(settings: TrainingSettings) -> Accelerator:

@@ -18,9 +18,11 @@ from vipolyqwen_core.training.result import MODEL_FOLDER
 BACKBONE = "backbone."
 
 
-def export_model(accelerator: Accelerator, model: nn.Module, run: TrainingRun) -> None:
-    """Write weights, configuration and processor to `model/` of the run. All ranks take part.
+def export_model(accelerator: Accelerator, model: nn.Module, run: TrainingRun, facts: ModelFacts) -> None:
+    """Write weights, configuration, processor and card to `model/` of the run. All ranks take part.
 
+    Args:
+        facts: for the card
     Raises:
         OSError: it cannot be written, for example because the disk is full; on all ranks, in the same words
     """
@@ -35,7 +37,7 @@ def export_model(accelerator: Accelerator, model: nn.Module, run: TrainingRun) -
                 with written_aside(place) as folder:
                     bare.save_pretrained(folder, state_dict=_as_used(weights, run.recipe.training.precision))
                     processor.save_pretrained(folder)
-                    complete_model_directory(folder, ModelFacts.of(run))
+                    complete_model_directory(folder, facts)
     except OSError as error:
         raise OSError(f"{place} could not be written: {error}; the same command tries again") from error
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.model.compilation import compile_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.training.agreement import refuse_disagreement
 from vipolyqwen_core.training.checkpoints import Checkpoints, Progress, initialise_optimizer
 from vipolyqwen_core.training.distribution import autocast_type, check_wrapped, shard_ends, start_accelerator
@@ -48,6 +49,8 @@ class Training:
     engine: Engine
     counter: FlopCounter
     checkpoints: Checkpoints
+    facts: ModelFacts
+    """For the model's card: the next training set may lie there when the model is exported."""
 
     @property
     def is_main(self) -> bool:
@@ -71,6 +74,7 @@ def prepare(run: TrainingRun) -> Training:
         plan = plan_training(
             index, recipe.batches, run.source_weights, settings.seed, settings.epochs, settings.max_steps
         )
+        facts = ModelFacts.of(run)
         TrainingPictures(run.training_set).check()
         if accelerator.is_main_process:
             refuse_other_lengths(run, index)
@@ -103,7 +107,7 @@ def prepare(run: TrainingRun) -> Training:
     if isinstance(model, DistributedDataParallel):
         engine.settle_buckets(_first_pair(run))
     checkpoints = Checkpoints(run.output / CHECKPOINTS_FOLDER, settings.keep_checkpoints, trajectory(run))
-    return Training(run, accelerator, plan, versions, model, optimizer, engine, counter, checkpoints)
+    return Training(run, accelerator, plan, versions, model, optimizer, engine, counter, checkpoints, facts)
 
 
 def _first_pair(run: TrainingRun) -> LoadedChunk:

@@ -24,6 +24,7 @@ from vipolyqwen_core.objectives.collapse_watch import collapse_watch
 from vipolyqwen_core.objectives.routing import UNIFORMITY, TermSums
 from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, refuse_other_trajectory
+from vipolyqwen_core.training.distribution import meet
 from vipolyqwen_core.training.engine import PlannedStep, StepResult
 from vipolyqwen_core.training.export import export_model
 from vipolyqwen_core.training.flops import peak_flops
@@ -32,7 +33,7 @@ from vipolyqwen_core.training.loader_workers import told_of_workers_later
 from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chunks
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
-from vipolyqwen_core.training.ranks import is_first, largest, on_any, sums, together
+from vipolyqwen_core.training.ranks import is_first, largest, of_first, on_any, sums, together
 from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
@@ -59,9 +60,8 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
         OSError: the model or the result could not be written; the same command tries again
         Diverged: the gradient stopped being finite
     """
-    finished = read_result(run.output)
+    finished = _finished(run)
     if finished is not None:
-        refuse_other_trajectory(run.output, finished.trajectory, trajectory(run))
         logger.info("this run is finished: %s", run.output / MODEL_FOLDER)
         return finished
     disable_progress_bar()  # of transformers, for each file it reads
@@ -72,6 +72,23 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
     with tracking(run, training.plan.num_steps, progress.step, training.is_main) as tracker:
         progress = Loop(training, tracker, stop).run(progress)
         return _finish(training, progress, tracker.mlflow_run_id)
+
+
+def _finished(run: TrainingRun) -> TrainingResult | None:
+    """The result of a run that is finished already; None where there is still something to do.
+
+    Rank 0 looks, and when all are there: it may have waited for a training that has ended meanwhile, and
+    ranks that looked for themselves, before that, would wait for it for ever.
+
+    Raises:
+        ValueError: the result is that of other data or settings
+    """
+    meet()
+    result = None
+    with together(ValueError):
+        if is_first() and (result := read_result(run.output)) is not None:
+            refuse_other_trajectory(run.output, result.trajectory, trajectory(run))
+    return of_first(result)
 
 
 class Loop:
@@ -87,6 +104,8 @@ class Loop:
         self.judge = (
             QuickEvaluation(training.run, training.engine, version) if self.settings.eval_steps else None
         )
+        self.saved_step = 0
+        """The last step that was saved."""
 
     def run(self, progress: Progress) -> Progress:
         """All steps that are left.
@@ -96,6 +115,7 @@ class Loop:
         """
         training = self.training
         num_ranks = training.accelerator.num_processes
+        self.saved_step = progress.step
         self._leave_before(progress)
         with closing(chunk_stream(training, progress.step)) as chunks:
             stream = self.meter.watch(chunks)
@@ -171,11 +191,14 @@ class Loop:
         training = self.training
         stopped = on_any(self.stop.asked(), training.accelerator.device)
         is_best = progress.best_step == progress.step
-        is_due = is_best or self._is_due(progress, self.settings.save_steps)
-        # a model that has gone wrong must not displace a good one, unless there will be no other occasion
+        every = self.settings.save_steps
+        is_due = is_best or progress.step // every > self.saved_step // every
+        # A model that has gone wrong must not displace a good one, unless there will be no other occasion.
+        # The next good step is saved.
         if self._is_last(progress) or stopped or (is_due and not result.refused):
             with told_of_workers_later():
                 training.checkpoints.save(progress, training.model, training.optimizer)
+            self.saved_step = progress.step
         if stopped and not self._is_last(progress):
             saved = training.checkpoints.complete()
             raise StoppedEarly(
@@ -297,7 +320,7 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
     """Export the model, the best where quick evaluations chose one, and write the result."""
     run = training.run
     exported_step = _choose_weights(training, progress)
-    export_model(training.accelerator, training.model, run)
+    export_model(training.accelerator, training.model, run, training.facts)
     last = read_metrics(run.output / METRICS_FILE)[-1:] if training.is_main else []
     result = TrainingResult(
         steps=progress.step,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from accelerate import Accelerator
 from torch import nn
@@ -14,11 +15,14 @@ from torch import nn
 from tests.core.distributed import run_on_ranks
 from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.pruning import leftovers, prune
+from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, missing_parts
 from vipolyqwen_core.training.export import export_model
-from vipolyqwen_core.training.result import TrainingResult
+from vipolyqwen_core.training.ranks import is_first
+from vipolyqwen_core.training.result import TrainingResult, read_result
 from vipolyqwen_core.training.setup import Training
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
@@ -83,10 +87,45 @@ def test_a_full_disk_is_named_and_the_run_goes_on_from_what_was_saved(make_run: 
     assert losses(run) == losses(whole)
 
 
+def training_that_only_the_first_sees_finished(run: TrainingRun) -> TrainingResult:
+    """As when another training ended while rank 0 waited for it: the others would have looked before."""
+    if not is_first():
+        train_module.read_result = lambda _: None
+    return train(run, StopSignal())
+
+
+def test_ranks_of_a_repeated_command_leave_together_where_the_first_finds_it_finished(whole: TrainingRun):
+    expected = read_result(whole.output)
+    told = run_on_ranks(training_that_only_the_first_sees_finished, 2, whole, timeout_seconds=60)
+    assert told == [expected, expected]
+
+
+def test_the_card_tells_of_the_data_that_were_trained_on(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The next training set may be there before the model is exported, days later."""
+    run = make_run(training={"max_steps": 2})
+    place = shutil.copytree(run.training_set, tmp_path / "training_set")
+
+    def replaced_meanwhile(*given: object) -> None:
+        index = pq.read_table(place / "index.parquet")
+        pq.write_table(index.slice(0, 5), place / "index.parquet")
+        stage = read_stage(place)
+        assert stage is not None
+        replace(stage, data_version="next").write(place)
+        export_model(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_module, "export_model", replaced_meanwhile)
+    train(replace(run, training_set=place), StopSignal())
+    card = (run.output / "model" / "README.md").read_text(encoding="utf-8")
+    assert "training set version `data1`" in card
+    assert "| shop | 48 |" in card
+
+
 def words_of_an_export(run: TrainingRun) -> str:
     """What a rank says where the model cannot be written."""
     try:
-        export_model(Accelerator(cpu=True), nn.Linear(2, 2), run)
+        export_model(Accelerator(cpu=True), nn.Linear(2, 2), run, ModelFacts.of(run))
     except OSError as error:
         return str(error)
     return ""

@@ -80,6 +80,16 @@ def test_a_run_that_is_stopped_at_a_refused_step_saves_what_it_has(make_run, mon
     assert (run.output / "checkpoints" / "step_1").is_dir()
 
 
+def test_a_checkpoint_that_a_refused_step_put_off_comes_with_the_next_good_one(make_run, monkeypatch):
+    step = Engine.step
+    monkeypatch.setattr(
+        Engine, "step", lambda *given: replace(step(*given), refused=given[1].number + 1 in (2, 4, 5))
+    )
+    run = make_run(training={"save_steps": 2, "keep_checkpoints": 10})
+    train(run, StopSignal())
+    assert sorted(path.name for path in (run.output / "checkpoints").iterdir()) == ["step_3", "step_6"]
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_ask_to_stop_however_often_they_come(number):
     before = {one: signal.getsignal(one) for one in SIGNALS}
