@@ -1,5 +1,6 @@
 """Web servers that are busy, refuse or lack something: asked again, and told of in words."""
 
+import errno
 import io
 import zipfile
 from collections import Counter
@@ -8,8 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import ClassVar
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.http import HTTPFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from tenacity import wait_none
 
 from vipolyqwen_core.contract import Task
@@ -18,7 +22,7 @@ from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
-from vipolyqwen_core.corpus.readers.web_folders import WebFolders
+from vipolyqwen_core.corpus.readers.remote_folders import _listed, _listed_by
 from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_folder
 
 ROW = b'{"instruction": "C\xc3\xa2u h\xe1\xbb\x8fi", "output": "Tr\xe1\xba\xa3 l\xe1\xbb\x9di"}\n'
@@ -67,7 +71,7 @@ class Scripted(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for patient in (RemoteFile._num_bytes, RemoteFile._part, WebFolders._listed, find_file, is_folder):
+    for patient in (RemoteFile._num_bytes, RemoteFile._part, _listed, _listed_by, find_file, is_folder):
         monkeypatch.setattr(patient.retry, "wait", wait_none())
     Scripted.files, Scripted.failures = {}, {}
     Scripted.asked.clear()
@@ -161,3 +165,25 @@ def test_an_archive_that_cannot_be_fetched_is_told_with_its_server_s_answer(serv
     assert Scripted.asked["/a.zip"] == (ATTEMPTS if status == 503 else 1)
     with pytest.raises(ValueError, match=rf"image root .*/a\.zip cannot be opened: .* answered {status}"):
         ImageRoot(f"{server}/a.zip")
+
+
+@pytest.mark.parametrize("pattern", ["*/a.jsonl", "**/a.jsonl", "v*/a.jsonl"])
+def test_a_folder_that_an_object_storage_does_not_list_is_not_left_out(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec passes over it: of a corpus in S3, that of a busy moment would be curated without it."""
+    memory = fsspec.filesystem("memory")
+    for folder in ("en", "vi"):
+        memory.pipe_file(f"/busy/{folder}/a.jsonl", ROW)
+    monkeypatch.setattr(MemoryFileSystem, "find", AbstractFileSystem.find)  # as others find: folder by folder
+    assert len(list_files(source_at("memory://busy/*/a.jsonl"))) == 2
+    listed = MemoryFileSystem.ls
+
+    def ls(self: MemoryFileSystem, path: str, detail: bool = True, **settings: object) -> list[object]:
+        if path.endswith("/vi"):
+            raise OSError(errno.EBUSY, "Please reduce your request rate.")
+        return listed(self, path, detail, **settings)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    with pytest.raises(ValueError, match=r"cannot be opened: .*/vi cannot be listed: .*reduce your"):
+        list_files(source_at(f"memory://busy/{pattern}"))

@@ -26,6 +26,7 @@ from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
 from vipolyqwen_core.corpus.readers.not_text import refuse_other_than_text
+from vipolyqwen_core.corpus.readers.remote_folders import remote_folders
 from vipolyqwen_core.corpus.storage import (
     PIECE_BYTES,
     REMOTE_ERRORS,
@@ -158,11 +159,9 @@ def _find(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
     elif isinstance(fs, LocalFileSystem):
         infos = LocalFolders().glob(path, detail=True)
     else:
-        if is_web(fs):
-            from vipolyqwen_core.corpus.readers.web_folders import WebFolders  # which needs aiohttp
-
-            fs = WebFolders(**fs.storage_options)
-        infos = {place: find_file(fs, place) or {"type": "file"} for place in find_places(fs, path)}
+        folders = remote_folders(fs)
+        places = find_places(folders, path)
+        infos = {place: find_file(folders, place) or {"type": "file"} for place in places}
     strange = next((place for place, info in infos.items() if info["type"] == "other"), None)
     if strange is not None:
         raise OSError(f"{strange} is no regular file")
