@@ -7,13 +7,8 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from vipolyqwen_core.corpus.storage import open_file
+from vipolyqwen_core.corpus.told_version import told_version
 
-CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "blob_id", "sha", "CRC")
-"""What storages say of a content: S3, Azure and HTTP; Google; HTTP; Hugging Face; GitHub; ZIP."""
-TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modificationTime")
-"""When a content was written: local files, SFTP and Google; S3; Azure; HTTP; Google; HDFS."""
-VERSION_FIELDS = (*CONTENT_FIELDS, *TIME_FIELDS, "modify", "created")
-"""The first that a storage tells is taken. `modify` is FTP's; `created` stands for a storage in memory."""
 BLOCK_BYTES = 1 << 20
 
 
@@ -28,11 +23,6 @@ def file_version(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> 
     """
     told = told_version(info)
     return content_version(fs, path) if told is None else told
-
-
-def told_version(info: Mapping[str, Any]) -> str | None:
-    """What the storage says; None: neither a mark of the content nor a time."""
-    return next((str(info[field]) for field in VERSION_FIELDS if info.get(field) is not None), None)
 
 
 def content_version(fs: AbstractFileSystem, path: str) -> str:

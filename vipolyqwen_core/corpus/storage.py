@@ -17,6 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from vipolyqwen_core.corpus.told_version import told_version
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -25,6 +27,9 @@ LONGEST_WAIT = 4.0
 """Seconds between two attempts."""
 HTTP_ABSENT = (404, 410)
 HTTP_LOGIN = (401, 403, 407)
+OBJECT_STORAGE_LOGIN = (400, 401, 403)
+"""400, too: so S3 answers a token that has expired; to a question without content it says no more."""
+CREDENTIALS = "; are the credentials right, not expired, and may they read and list it?"
 ARCHIVES = ("zip", "tar")
 """Archives whose files have URLs, as `zip://a.jsonl::https://host/a.zip`."""
 PIECE_BYTES = 1024 * 1024
@@ -131,8 +136,17 @@ def find_places(fs: AbstractFileSystem, pattern: str) -> list[str]:
 
 @patiently
 def is_folder(fs: AbstractFileSystem, path: str) -> bool:
-    """Whether a storage has a folder of that name."""
-    return bool(fs.isdir(path))
+    """Whether a storage has a folder of that name.
+
+    Of an object storage `isdir` lists the whole folder, and keeps the list: with a hundred thousand pictures
+    each later question goes through all of it.
+    """
+    if is_web(fs):  # where every address is a file, too
+        return bool(fs.isdir(path))
+    try:
+        return bool(fs.info(path)["type"] == "directory")
+    except FileNotFoundError:
+        return False
 
 
 def why(error: BaseException) -> str:
@@ -145,7 +159,18 @@ def why(error: BaseException) -> str:
     if isinstance(status, int):
         login = "; if it wants a login, download the files and name their paths" * (status in HTTP_LOGIN)
         return " ".join(f"the server answered {status} {getattr(told, 'message', '')}".split()) + login
-    return " ".join(str(told).split())[:200] or type(told).__name__
+    if isinstance(told, FileNotFoundError) and told.errno is None:  # with the path alone for a message
+        return "there is no such file"
+    said = " ".join(str(told).split())[:200] or type(told).__name__
+    return said + CREDENTIALS * (_object_storage_status(error) in OBJECT_STORAGE_LOGIN)
+
+
+def _object_storage_status(error: BaseException) -> int | None:
+    """The status of an answer of S3, as botocore's errors carry it."""
+    response = getattr(error.__cause__ or error, "response", None)
+    told = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    status = told.get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def open_file(fs: AbstractFileSystem, path: str) -> IO[bytes]:
@@ -173,6 +198,8 @@ class RemoteFile(AbstractBufferedFile):
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
         self.fs, self.path = fs, path
         self._whole: IO[bytes] | None = None
+        self._version: str | None = None
+        """As it was opened, where the storage tells it."""
         super().__init__(fs, path, size=self._ask(self._num_bytes))
 
     def close(self) -> None:
@@ -185,6 +212,8 @@ class RemoteFile(AbstractBufferedFile):
         part = self._ask(self._part, start, end)
         if len(part) != end - start:  # or a file that was cut meanwhile would seem to end there
             raise StorageError(f"{self.path} is shorter than it was: {self.size} bytes")
+        if self._version is not None and self._ask(self._told) != self._version:  # or parts of two would mix
+            raise StorageError(f"{self.path} was replaced while it was read; start again")
         return part
 
     def _ask(self, question: Callable[..., T], *arguments: int) -> T:
@@ -195,8 +224,15 @@ class RemoteFile(AbstractBufferedFile):
 
     @patiently
     def _num_bytes(self) -> int:
-        size = self.fs.info(self.path)["size"]
+        info = self.fs.info(self.path)
+        if not is_web(self.fs):  # whose servers may each have a mark of their own for one file
+            self._version = told_version(info)
+        size = info["size"]
         return size or self._fetched().seek(0, io.SEEK_END)  # some answer HEAD with a length of 0
+
+    @patiently
+    def _told(self) -> str | None:
+        return told_version(self.fs.info(self.path))
 
     @patiently
     def _part(self, start: int, end: int) -> bytes:

@@ -23,7 +23,7 @@ from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
 from vipolyqwen_core.corpus.readers.remote_folders import _listed, _listed_by
-from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_folder
+from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_folder, why
 
 ROW = b'{"instruction": "C\xc3\xa2u h\xe1\xbb\x8fi", "output": "Tr\xe1\xba\xa3 l\xe1\xbb\x9di"}\n'
 
@@ -187,3 +187,48 @@ def test_a_folder_that_an_object_storage_does_not_list_is_not_left_out(
     monkeypatch.setattr(MemoryFileSystem, "ls", ls)
     with pytest.raises(ValueError, match=r"cannot be opened: .*/vi cannot be listed: .*reduce your"):
         list_files(source_at(f"memory://busy/{pattern}"))
+
+
+@pytest.mark.parametrize("number", [2_000, 2_600, 4_000])
+def test_a_file_that_is_replaced_while_it_is_read_gives_no_rows_of_both(number: int) -> None:
+    """Whatever the length of the other, and where a part of it ends."""
+    text = "".join(chr(ord("a") + place % 26) for place in range(3000))
+
+    def rows(kind: str, number: int) -> bytes:
+        row = '{"instruction": "%s %d ' + text + '", "output": "%d"}\n'
+        return "".join(row % (kind, n, n) for n in range(number)).encode()
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/replaced/a.jsonl", rows("old", 2_600))
+    records = read_source(source_at("memory://replaced/*.jsonl"))
+    assert next(records).pairs
+    memory.pipe_file("/replaced/a.jsonl", rows("new", number))
+    with pytest.raises(ValueError, match=r"behind line \d+ of a\.jsonl: .*(replaced while|shorter than)"):
+        list(records)
+
+
+def test_what_a_folder_holds_is_not_listed_to_tell_that_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 has no other folders than these lists: with many pictures it takes long, and s3fs keeps it."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/many/pictures/x.png", b"picture")
+    for name in ("isdir", "ls", "find"):
+        monkeypatch.setattr(MemoryFileSystem, name, None)
+    assert ImageRoot("memory://many/pictures").read("x.png") == b"picture"
+    with pytest.raises(ValueError, match="is no folder"):
+        ImageRoot("memory://many/scans")
+
+
+def answered_by_s3(error: Exception, status: int) -> Exception:
+    """As s3fs raises it."""
+    error.__cause__ = cause = Exception("An error occurred when calling the HeadObject operation")
+    cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+    return error
+
+
+def test_what_s3_refuses_is_told_with_what_to_do() -> None:
+    """Where it was asked for no content, it says `Bad Request` of a token that has expired."""
+    for status, error in ((400, OSError(errno.EINVAL, "Bad Request")), (403, PermissionError("Forbidden"))):
+        told = why(answered_by_s3(error, status))
+        assert "are the credentials right, not expired, and may they" in told
+    assert "credentials" not in why(answered_by_s3(OSError(errno.EBUSY, "Slow Down"), 503))
+    assert why(FileNotFoundError("bucket/a.zip")) == "there is no such file"

@@ -21,7 +21,7 @@ from fsspec.compression import compr
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
-from vipolyqwen_core.corpus.file_version import file_version, told_version
+from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
@@ -38,6 +38,7 @@ from vipolyqwen_core.corpus.storage import (
     why,
 )
 from vipolyqwen_core.corpus.text import compose
+from vipolyqwen_core.corpus.told_version import told_version
 
 ZSTD_SUFFIX = ".zst"
 BYTE_ORDER_MARK = "\ufeff"
