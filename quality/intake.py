@@ -17,7 +17,7 @@ import polars as pl
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
-from quality.picture_files import picture_version
+from quality.picture_files import UNREADABLE, picture_version
 from quality.picture_pool import CRASHED, MemoryShortageError, PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
@@ -26,7 +26,7 @@ from vipolyqwen_core.corpus.hashing import pair_hashes
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
-from vipolyqwen_core.corpus.storage import patiently
+from vipolyqwen_core.corpus.storage import StorageError, may_pass, patiently
 from vipolyqwen_core.corpus.text import normalise_text, writable
 
 INTAKE_SCHEMA = pl.Schema(
@@ -129,6 +129,9 @@ class PictureIntake:
         try:
             return _read_patiently(self.root, path)
         except PictureError as error:
+            # what a storage told of a file that it then did not give is the version of no reading
+            if may_pass(error) or isinstance(error.__cause__, StorageError):
+                self._versions[path] = UNREADABLE
             return PictureError(error.rule, str(error))
 
     def identity(self, reference: RawImage) -> str:

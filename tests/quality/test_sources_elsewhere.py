@@ -169,10 +169,13 @@ def test_a_picture_whose_server_is_busy_is_asked_for_again(
         root = f"http://127.0.0.1:{server.server_port}/images/"
         source = Source(name="tired", paths=(str(tmp_path / "a.jsonl"),), image_root=root, **QA)
         summary = curate(source, CurationSettings(), workspace)
+        asked = Tired.asked["/images/never.png"]
+        again = curate(source, CurationSettings(), workspace)
         server.shutdown()
     assert summary.pairs_out == 5
     assert summary.rejected == {"unreadable_image": 1}
-    assert Tired.asked["/images/never.png"] == ATTEMPTS
+    assert asked == ATTEMPTS
+    assert not again.reused, "its server told its version, but did not give it: else its row is lost for good"
 
 
 class Downloads(BaseHTTPRequestHandler):
@@ -218,6 +221,14 @@ def answered(status: int) -> Exception:
     return error
 
 
+def answered_by_s3(status: int) -> Exception:
+    """As s3fs raises it of botocore's errors."""
+    error = OSError("Please reduce your request rate.")
+    error.__cause__ = cause = Exception("An error occurred when calling the GetObject operation")
+    cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
+    return error
+
+
 @pytest.mark.parametrize(
     ("cause", "again"),
     [
@@ -225,6 +236,9 @@ def answered(status: int) -> Exception:
         (answered(500), True),
         (answered(429), True),
         (answered(408), True),
+        (answered_by_s3(503), True),
+        (answered_by_s3(500), True),
+        (answered_by_s3(403), False),
         (answered(403), False),
         (ConnectionResetError(), True),
         (TimeoutError(), True),

@@ -52,12 +52,21 @@ def may_pass(error: BaseException | None) -> bool:
     """
     while error is not None and not isinstance(error, StorageError):
         status = getattr(error, "status", None)
-        if isinstance(status, int):
+        status = status if isinstance(status, int) else _object_storage_status(error)
+        if status is not None:
             return status in (408, 429) or status >= 500
         if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith("aiohttp"):
             return True
         error = error.__cause__
     return False
+
+
+def _object_storage_status(error: BaseException) -> int | None:
+    """The status of an answer of S3, as botocore's errors carry it."""
+    response = getattr(error, "response", None)
+    told = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    status = told.get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def _say(state: RetryCallState) -> None:
@@ -162,15 +171,7 @@ def why(error: BaseException) -> str:
     if isinstance(told, FileNotFoundError) and told.errno is None:  # with the path alone for a message
         return "there is no such file"
     said = " ".join(str(told).split())[:200] or type(told).__name__
-    return said + CREDENTIALS * (_object_storage_status(error) in OBJECT_STORAGE_LOGIN)
-
-
-def _object_storage_status(error: BaseException) -> int | None:
-    """The status of an answer of S3, as botocore's errors carry it."""
-    response = getattr(error.__cause__ or error, "response", None)
-    told = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = told.get("HTTPStatusCode")
-    return status if isinstance(status, int) else None
+    return said + CREDENTIALS * (_object_storage_status(error.__cause__ or error) in OBJECT_STORAGE_LOGIN)
 
 
 def open_file(fs: AbstractFileSystem, path: str) -> IO[bytes]:
