@@ -13,9 +13,10 @@ from assets.registry import Version, champion, model_folder, version_of_run
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
-from vipolyqwen_core.corpus.tables import read_json, written_aside
+from vipolyqwen_core.corpus.tables import read_json
 from vipolyqwen_core.evaluation import EVALUATION_FILE
 from vipolyqwen_core.serving.model_directory import model_digest
+from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.bootstrap import Interval

@@ -9,9 +9,10 @@ from typing import Any
 import dagster as dg
 
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
-from vipolyqwen_core.corpus.tables import link_or_copy, written_aside
+from vipolyqwen_core.corpus.tables import link_or_copy
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 RUN_TAG = "vipolyqwen.run"
 """Tag of a version: the training run it came of."""

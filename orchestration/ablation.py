@@ -19,7 +19,7 @@ from assets.trained_model import refuse_unfit_data, training_run
 from orchestration.executor import signed_executor
 from orchestration.jobs import ALONE
 from vipolyqwen_core.config import Pooling, Recipe
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.results import Evaluation

@@ -9,8 +9,8 @@ import yaml
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from assets.training_set import TRAINING_SET_TAG
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 PARTITION_TAG = "dagster/partition"
 """Dagster's own tag of a run: the source that it is for."""

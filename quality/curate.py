@@ -49,8 +49,9 @@ from vipolyqwen_core.corpus.readers import (
     files_fingerprint,
     read_source,
 )
-from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage, written_aside
+from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.execution_engine import pandas_execution_engine
 
 from quality.expectations import Suite
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.written_aside import written_aside
 
 pandas_execution_engine.HASH_THRESHOLD = 0  # frames below 1 GB are fingerprinted with md5 otherwise
 SITE = "data_docs"

@@ -11,7 +11,8 @@ import polars as pl
 
 from vipolyqwen_core.contract import LEDGER, Column
 from vipolyqwen_core.corpus.readers.records import VALUE_CHARS
-from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, written_aside
+from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
+from vipolyqwen_core.written_aside import written_aside
 
 READ_STAGE = "read"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from vipolyqwen_core.corpus.image_store import read_pins, remove_versions, replaced_versions
-from vipolyqwen_core.corpus.tables import read_json, read_stage, written_aside
+from vipolyqwen_core.corpus.tables import read_json, read_stage
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -62,9 +62,10 @@ from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Manifest
-from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage, written_aside
+from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage
 from vipolyqwen_core.portable_paths import spelled
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

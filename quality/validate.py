@@ -53,15 +53,9 @@ from vipolyqwen_core.contract import PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore, are_same_pictures, is_stored
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.tables import (
-    StageSummary,
-    is_whole,
-    link_or_copy,
-    read_stage,
-    unchanged_stage,
-    written_aside,
-)
+from vipolyqwen_core.corpus.tables import StageSummary, is_whole, link_or_copy, read_stage, unchanged_stage
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -163,6 +163,7 @@ def encode(
     import numpy as np
 
     from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+    from vipolyqwen_core.serving.vector_file import write_vectors
 
     embedder = ViPolyQwenEmbedder.from_pretrained(model)
     together = bool(texts and pictures)
@@ -175,9 +176,7 @@ def encode(
         show_progress=not together,
     )
     vectors = np.atleast_2d(vectors)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as target:
-        np.save(target, vectors)
+    write_vectors(out, vectors)
     output.print(
         f"{len(vectors):,} vectors of {vectors.shape[1]} dimensions: {out.resolve()}",
         soft_wrap=True,
@@ -373,7 +372,8 @@ def refuse_unwritable(file: Path) -> None:
         ValueError: it is a folder, or below a file, or this user may not write there
     """
     there = next(place for place in (file, *file.absolute().parents) if place.exists())
-    if there.is_dir() == (there == file) or not os.access(there, os.W_OK):
+    written = [there, there.resolve().parent] if there.is_file() else [there]  # a file is replaced
+    if there.is_dir() == (there == file) or not all(os.access(place, os.W_OK) for place in written):
         raise ValueError(f"{file} cannot be written: look at {there}, what it is and who may write there")
 
 

@@ -28,12 +28,19 @@ def told_of_full_disk(error: BaseException, workspace: Workspace) -> str:
     """
     if not sign_of_full_disk(error) or FREE in str(error):
         return ""
-    folders = [workspace.home, *_temporary_folder(), SHARED_MEMORY]
+    folders = [*_folder_elsewhere(error, workspace), workspace.home, *_temporary_folder(), SHARED_MEMORY]
     free = [
         f"{shutil.disk_usage(folder).free / 1e9:.2f} GB in {folder}" for folder in folders if folder.is_dir()
     ]
     helps = "" if GOES_ON in str(error) else f". Make room: {GOES_ON}"
     return f"; {FREE}{', '.join(free)}{helps}"
+
+
+def _folder_elsewhere(error: BaseException, workspace: Workspace) -> list[Path]:
+    """Where the file lies that an error names; empty where that is the workspace, or it names none."""
+    name = error.filename if isinstance(error, OSError) else None
+    folder = Path(name).absolute().parent if isinstance(name, str) else workspace.home
+    return [] if folder.is_relative_to(workspace.home) else [folder]
 
 
 def _temporary_folder() -> list[Path]:

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.written_aside import written_aside
 
 
 def make_mlflow_database(database: Path) -> None:

@@ -38,9 +38,10 @@ from tests.benchmarks.synthetic_corpus import (
     write_corpus,
 )
 from vipolyqwen_core.contract import TAGGED
-from vipolyqwen_core.corpus.tables import read_stage, written_aside
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.recipes import qwen2vl_2b_h100x4
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 THRESHOLD = qwen2vl_2b_h100x4().curation.near_duplicate_threshold
 SIDED = ("train", "eval")

@@ -1,6 +1,7 @@
 """The command line: what a person types, and what a mistake ends in."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import vipolyqwen_core.__main__ as cli
 from vipolyqwen_core.config import ExportSettings, TrainingRun, to_json
 from vipolyqwen_core.full_disk import told_of_full_disk
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.serving.vector_file import write_vectors
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -166,6 +168,13 @@ def test_a_full_disk_is_told_where_temporary_files_have_no_room_either(
     assert f" GB in {tmp_path}" in told
 
 
+def test_a_full_disk_apart_from_the_workspace_is_told_of(tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out" / "v.npy"))
+    (tmp_path / "out").mkdir()
+    assert f" GB in {tmp_path / 'out'}, " in told_of_full_disk(error, Workspace(tmp_path / "home"))
+    assert f" GB in {tmp_path / 'out'}" not in told_of_full_disk(error, Workspace(tmp_path))
+
+
 def test_a_command_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     program = (
@@ -203,6 +212,42 @@ def test_encode_writes_unit_vectors(vipolyqwen, tiny_model_dir: Path, tmp_path: 
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert str(tmp_path / "out [vi]" / "v.npy") in ended.stdout
+
+
+def test_a_full_disk_leaves_the_vectors_of_before_and_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
+    out = tmp_path / "out [vi].npy"
+    left_over = tmp_path / ".out [vi].npy.0-0.ab.partial"  # of a process that was killed
+    for file in (out, left_over):
+        file.write_bytes(b"before")
+    texts = [str(number) for number in range(40)]
+    limited = f"ulimit -f 8; exec {sys.executable} -m vipolyqwen_core encode {' '.join(texts)} --model "
+    ended = subprocess.run(
+        ["bash", "-c", f"{limited} {tiny_model_dir} --out '{out.name}'"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert f"error: {out} cannot be used: File too large" in ended.stderr
+    assert out.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("is_link", [True, False], ids=["link", "pipe"])
+def test_vectors_go_where_a_link_leads_and_into_a_pipe(tmp_path: Path, is_link: bool) -> None:
+    vectors, file = np.eye(3, dtype=np.float32), tmp_path / "v.npy"
+    if is_link:
+        (tmp_path / "link").symlink_to(file)
+        write_vectors(tmp_path / "link", vectors)
+        assert (tmp_path / "link").is_symlink()
+        found = file.read_bytes()
+    else:
+        reader, writer = os.pipe()
+        write_vectors(Path(f"/dev/fd/{writer}"), vectors)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            found = pipe.read()
+    np.testing.assert_array_equal(np.load(io.BytesIO(found)), vectors)
 
 
 @pytest.mark.parametrize("out", ["folder", "file/v.npy"])

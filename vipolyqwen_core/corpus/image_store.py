@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from vipolyqwen_core.contract import IMAGE_STORE
-from vipolyqwen_core.corpus.tables import arrow_schema, read_json, to_disk
+from vipolyqwen_core.corpus.tables import arrow_schema, read_json
+from vipolyqwen_core.written_aside import to_disk
 
 ROWS_PER_BATCH = 64
 BYTES_PER_BATCH = 32 * 1024 * 1024

@@ -1,15 +1,10 @@
-"""Tables between stages: schemas of the contract's columns, and files that appear whole or not at all."""
+"""Tables between stages: schemas of the contract's columns, how they are read, and `stage.json`."""
 
-import ctypes
-import errno
 import json
 import os
 import re
 import shutil
-import sys
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +14,7 @@ import pyarrow.parquet as pq
 
 from vipolyqwen_core.contract import Column
 from vipolyqwen_core.portable_paths import meant, spelled
+from vipolyqwen_core.written_aside import written_aside
 
 SCALARS: dict[str, pa.DataType] = {
     "string": pa.large_string(),
@@ -82,98 +78,6 @@ def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([(column.name, arrow_type(column.dtype)) for column in columns])
 
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of Linux's renameat2: paths relative to the current folder, and both change places."""
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A new path beside `path`, file or folder; moved over it when the block ends well, else removed.
-
-    A reader sees the old content or the new, never a half, also after a power cut. A killed process leaves
-    only a hidden `.NAME.*.partial`, which the next writer of the same path removes. Of several that write at
-    once the last one stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*.partial"):
-        if not _is_being_written(left_over):
-            _remove(left_over)
-    aside = _place_beside(path)
-    try:
-        yield aside
-        to_disk(aside)
-        if not path.is_dir():
-            os.replace(aside, path)
-        elif not _exchange(aside, path):  # os.replace does not move over a folder that is not empty
-            old = _place_beside(path)
-            os.replace(path, old)
-            os.replace(aside, path)
-            _remove(old)
-        _entries_to_disk(path.parent)
-    finally:
-        _remove(aside)
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file or a whole folder has reached the disk: a rename may get there first."""
-    if path.is_symlink():
-        return
-    if path.is_dir():
-        for inside in path.iterdir():
-            to_disk(inside)
-        _entries_to_disk(path)
-    else:
-        _synced(path)
-
-
-def _entries_to_disk(folder: Path) -> None:
-    """Wait until the names in a folder have reached the disk, where its file system can be asked to."""
-    try:
-        _synced(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-
-
-def _synced(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _place_beside(path: Path) -> Path:
-    """A name that nobody else has, and that tells who writes there: `.NAME.PROCESS-START.RANDOM.partial`."""
-    pid = os.getpid()
-    return path.parent / f".{path.name}.{pid}-{_started(pid)}.{uuid.uuid4().hex[:8]}.partial"
-
-
-def _is_being_written(aside: Path) -> bool:
-    """Whether the process that its name tells lives on this machine."""
-    match = re.search(r"\.(\d+)-(\d+)\.\w+\.partial$", aside.name)
-    return match is not None and int(match[2]) == _started(int(match[1])) != 0
-
-
-def _started(pid: int) -> int:
-    """When a living process started, in ticks from the boot; 0: there is none, or no Linux to tell it."""
-    try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if state in "ZX" else int(numbers[18])
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places at once; False where system or file system cannot.
-
-    Two renames would leave a moment without the folder: for readers, and for good after a kill.
-    """
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    arguments = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
-    return rename is not None and rename(*arguments) == 0
-
-
 def link_or_copy(file: Path | str, place: Path | str) -> None:
     """A second name for a file that is never written in place, or a copy where the disk cannot link."""
     try:
@@ -197,15 +101,6 @@ def read_json(path: Path) -> Any:
 def _damage(path: Path, error: ValueError) -> ValueError:
     """What to say of a file that the factory wrote and cannot read."""
     return ValueError(f"{path} is damaged ({error}): delete it, and what wrote it runs again")
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder. It may be going already: who is left over is removed by all that come."""
-    if path.is_dir():
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from vipolyqwen_core.corpus.tables import (
     open_parquet,
     read_stage,
     unchanged_stage,
-    written_aside,
 )
 from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
 from vipolyqwen_core.processing.processor import Measures, ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

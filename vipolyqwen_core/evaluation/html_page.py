@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.written_aside import written_aside
 
 
 def write_page(path: Path, template: Path, **content: Any) -> None:

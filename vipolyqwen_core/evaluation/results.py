@@ -9,11 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from vipolyqwen_core.config import explain
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.evaluation import EVALUATION_FILE
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.portable_paths import meant, spelled
+from vipolyqwen_core.written_aside import written_aside
 
 VERSION: Final = 4
 """Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored

@@ -28,13 +28,7 @@ import torch
 from vipolyqwen_core.config import MiningSettings, Recipe
 from vipolyqwen_core.contract import MINED
 from vipolyqwen_core.corpus.hashing import content_digest
-from vipolyqwen_core.corpus.tables import (
-    StageSummary,
-    arrow_schema,
-    read_stage,
-    unchanged_stage,
-    written_aside,
-)
+from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage, unchanged_stage
 from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest_below, similarities
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
@@ -45,6 +39,7 @@ from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint, refuse_built_anew
 from vipolyqwen_core.training.plan import mix
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

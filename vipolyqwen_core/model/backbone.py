@@ -7,13 +7,13 @@ from typing import Final
 from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.corpus.demo import demo_texts
 from vipolyqwen_core.corpus.hashing import fingerprint
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.model.compilation import COMPILED_FAMILY
 from vipolyqwen_core.model.modeling import known_backbone
 from vipolyqwen_core.model.pooling import POOLINGS
 from vipolyqwen_core.model.tiny import VERSION, build_tiny_backbone
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

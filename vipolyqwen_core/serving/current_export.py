@@ -11,8 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from vipolyqwen_core.corpus.tables import read_json, written_aside
+from vipolyqwen_core.corpus.tables import read_json
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 CURRENT_FILE: Final = "current.json"
 VECTORS_FILE: Final = "embeddings.parquet"

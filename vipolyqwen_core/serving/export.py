@@ -28,7 +28,7 @@ from lancedb.table import Table
 
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
-from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, written_aside
+from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.full_disk import GOES_ON, sign_of_full_disk
 from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
@@ -38,6 +38,7 @@ from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.serving.search import PARTITION_ROWS, TABLE
 from vipolyqwen_core.serving.table_update import damage_named, update_table
 from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

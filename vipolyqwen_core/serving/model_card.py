@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.tables import read_stage, written_aside
+from vipolyqwen_core.corpus.tables import read_stage
+from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # scipy comes along with it, and writing a card needs none of it
     from vipolyqwen_core.evaluation.results import Evaluation

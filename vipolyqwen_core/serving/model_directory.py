@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from vipolyqwen_core.contract import PREFIX_TOKENS
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.serving.model_card import ModelFacts, write_model_card
+from vipolyqwen_core.written_aside import written_aside
 
 MODULES: Final = [
     {

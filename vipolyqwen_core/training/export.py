@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vipolyqwen_core.config import Precision, TrainingRun
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.serving.model_directory import complete_model_directory
 from vipolyqwen_core.training.ranks import together
 from vipolyqwen_core.training.result import MODEL_FOLDER
+from vipolyqwen_core.written_aside import written_aside
 
 BACKBONE = "backbone."
 

@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.full_disk import SIGNS
 from vipolyqwen_core.training.identity import flatten
 from vipolyqwen_core.workspace import current_workspace, without_login
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

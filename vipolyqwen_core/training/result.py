@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vipolyqwen_core.corpus.tables import read_json, written_aside
+from vipolyqwen_core.corpus.tables import read_json
+from vipolyqwen_core.written_aside import written_aside
 
 RESULT_FILE = "result.json"
 MODEL_FOLDER = "model"

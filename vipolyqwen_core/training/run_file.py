@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.portable_paths import meant, spelled
+from vipolyqwen_core.written_aside import written_aside
 
 RUN_FILE = "run.json"
 ERRORS_FOLDER = "errors"

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vipolyqwen_core.config import TrainingRun
-from vipolyqwen_core.corpus.tables import written_aside
 from vipolyqwen_core.mlflow_database import make_mlflow_database
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
 from vipolyqwen_core.workspace import current_workspace, is_served
+from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from vipolyqwen_core.corpus.demo.dirt import DIRT, REJECTED, plant
 from vipolyqwen_core.corpus.demo.files import IMAGE_ROOT, SOURCE_FILES, Entry, SourceFile
 from vipolyqwen_core.corpus.demo.samples import Picture, Sample
 from vipolyqwen_core.corpus.demo.spoiling import photo_outside
-from vipolyqwen_core.corpus.tables import written_aside
+from vipolyqwen_core.written_aside import written_aside
 
 VERSION = 4
 """Rises with every change of what is written."""
