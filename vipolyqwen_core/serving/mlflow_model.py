@@ -19,6 +19,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Array
 from packaging.requirements import Requirement
@@ -155,12 +156,34 @@ def log_registered_model(
     if run_id is None:
         info = mlflow.pyfunc.log_model(**arguments)
     else:
+        remove_unregistered(run_id, arguments["tags"])
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(**arguments)
     if registered_name is not None:  # behind the run: with a version that stands nobody opens it again
         version = mlflow.register_model(info.model_uri, registered_name, tags=arguments["tags"])
         info.registered_model_version = version.version
     return info
+
+
+def remove_unregistered(run_id: str, tags: Mapping[str, str]) -> None:
+    """Delete what earlier registrations of a run's model left in the store when they were stopped.
+
+    Each is a copy of the model, whole or half, that no version names: gigabytes, on a disk that may be full.
+    What lies elsewhere than on a disk of this machine stays: who may log there may perhaps not delete.
+
+    Args:
+        tags: that they were logged with
+    """
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    named = {version.source for version in client.search_model_versions()}
+    for model in logged:
+        is_own = bool(tags) and tags.items() <= model.tags.items()
+        is_named = model.model_uri in named or model.artifact_location in named
+        if is_own and not is_named and model.artifact_location.startswith(("file:", "/")):
+            get_artifact_repository(model.artifact_location).delete_artifacts()
+            client.delete_logged_model(model.model_id)
 
 
 def download_model_directory(number: int, target: Path) -> None:

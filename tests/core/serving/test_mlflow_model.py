@@ -1,6 +1,7 @@
 """The registered model: logged to SQLite, loaded without pickles, it predicts what the embedder encodes."""
 
 import base64
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc.model import PythonModel
 
 from tests.core.small_training_set import picture
 from tests.mlflow_store import mlflow_store
@@ -181,3 +183,35 @@ def test_requirements_are_pinned_and_leave_the_factory_out() -> None:
 def test_a_folder_without_a_model_is_not_logged(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no model directory"):
         log_registered_model(tmp_path)
+
+
+def test_a_registration_that_was_stopped_leaves_no_copy_of_the_model(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    artifacts = tmp_path / "artifacts"
+
+    def stopped(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}"):
+        experiment = mlflow.create_experiment("test", artifact_location=str(artifacts))
+        with mlflow.start_run(experiment_id=experiment) as run:
+            other = mlflow.pyfunc.log_model(name="own", python_model=PythonModel()).model_id
+
+        def log() -> Any:
+            return log_registered_model(tiny_model_dir, run_id=run.info.run_id, tags={"run": "r"})
+
+        for stage in (
+            "mlflow.register_model",
+            "mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.log_artifacts",
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(stage, stopped)
+                with pytest.raises(OSError, match="No space left"):
+                    log()
+        info = log()
+        held = {folder.name for folder in (artifacts / "models").iterdir() if any(folder.rglob("MLmodel"))}
+        assert held == {other, info.model_id}
+        log()
+        assert (artifacts / "models" / info.model_id / "artifacts" / "MLmodel").is_file()
