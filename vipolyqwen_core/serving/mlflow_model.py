@@ -6,9 +6,11 @@ unit length. It takes bytes, never paths or URLs.
 """
 
 import base64
+import errno
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from packaging.requirements import Requirement
 
 import vipolyqwen_core
 from vipolyqwen_core.contract import REGISTERED_MODEL
+from vipolyqwen_core.full_disk import sign_of_full_disk
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 
 ARTIFACT: Final = "model"
@@ -140,6 +143,7 @@ def log_registered_model(
         MLflow's ModelInfo: `model_uri`, `registered_model_version` ...
     Raises:
         ValueError: the directory holds no model
+        OSError: the disk of temporary files, where MLflow puts the model together, is full
     """
     if not (model_dir / "config.json").is_file():
         raise ValueError(f"{model_dir} is no model directory: it has no config.json")
@@ -153,16 +157,33 @@ def log_registered_model(
         "metadata": dict(metadata_ or {}),
         "tags": dict(tags or {}),
     }
-    if run_id is None:
-        info = mlflow.pyfunc.log_model(**arguments)
-    else:
-        remove_unregistered(run_id, arguments["tags"])
-        with mlflow.start_run(run_id=run_id):
+    with _full_disk_named():
+        if run_id is None:
             info = mlflow.pyfunc.log_model(**arguments)
+        else:
+            remove_unregistered(run_id, arguments["tags"])
+            with mlflow.start_run(run_id=run_id):
+                info = mlflow.pyfunc.log_model(**arguments)
     if registered_name is not None:  # behind the run: with a version that stands nobody opens it again
         version = mlflow.register_model(info.model_uri, registered_name, tags=arguments["tags"])
         info.registered_model_version = version.version
     return info
+
+
+@contextmanager
+def _full_disk_named() -> Iterator[None]:
+    """MLflow takes a copy of the code for which there is no room for a code path that cannot be copied.
+
+    Raises:
+        OSError: the disk of temporary files is full
+    """
+    try:
+        yield
+    except MlflowException as error:
+        sign = sign_of_full_disk(error.__cause__ or error)
+        if not sign or sign_of_full_disk(error):  # or it says so itself
+            raise
+        raise OSError(errno.ENOSPC, sign, tempfile.gettempdir()) from error
 
 
 def remove_unregistered(run_id: str, tags: Mapping[str, str]) -> None:

@@ -3,6 +3,8 @@
 import base64
 import errno
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,3 +217,21 @@ def test_a_registration_that_was_stopped_leaves_no_copy_of_the_model(
         assert held == {other, info.model_id}
         log()
         assert (artifacts / "models" / info.model_id / "artifacts" / "MLmodel").is_file()
+
+
+def test_a_full_temporary_folder_is_named_where_mlflow_copies_the_code(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree
+
+    def full(src: Any, *rest: Any, **options: Any) -> Any:
+        if Path(src).name == "vipolyqwen_core":
+            raise shutil.Error([(src, "there", "[Errno 28] No space left on device: 'there'")])
+        return copy(src, *rest, **options)
+
+    with mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}"):
+        experiment = mlflow.create_experiment("test", artifact_location=str(tmp_path / "artifacts"))
+        monkeypatch.setattr(shutil, "copytree", full)
+        with mlflow.start_run(experiment_id=experiment), pytest.raises(OSError, match="No space") as caught:
+            log_registered_model(tiny_model_dir, registered_name=None)
+        assert caught.value.filename == tempfile.gettempdir()
