@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from vipolyqwen_core.written_aside import written_aside
+
 MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Where MLflow looks for a login: there first, where both are set."""
 QUIET = {
@@ -170,8 +172,8 @@ class Workspace:
 
     def remember_mlflow_port(self, port: int) -> None:
         """Say where MLflow is served; links that are made from now on lead there."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        (self.home / MLFLOW_PORT_FILE).write_text(f"{port}\n", encoding="utf-8")
+        with written_aside(self.home / MLFLOW_PORT_FILE) as aside:
+            aside.write_text(f"{port}\n", encoding="utf-8")
 
     @property
     def dagster_home(self) -> Path:

@@ -1,6 +1,8 @@
 """The workspace: its path, what the environment says about it, and what child processes are told."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,12 @@ def test_only_a_server_says_where_artifacts_lie() -> None:
         "file:/data",
     ]
     assert [uri for uri in served + stores if is_served(uri)] == served
+
+
+def test_a_port_for_which_the_disk_has_no_room_leaves_that_of_before(tmp_path: Path) -> None:
+    Workspace(tmp_path).remember_mlflow_port(5001)
+    place = f"Workspace(Path({str(tmp_path)!r}))"
+    remember = f"from vipolyqwen_core.workspace import *; {place}.remember_mlflow_port(5002)"
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$0" -c "$1"', sys.executable, remember]
+    assert subprocess.run(limited, stderr=subprocess.DEVNULL).returncode == 1
+    assert Workspace(tmp_path).mlflow_ui == "http://127.0.0.1:5001"
