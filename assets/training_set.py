@@ -54,7 +54,7 @@ def training_set(
     report = folder / "data_report.html"
     if not report_is_current(place, report):
         write_data_report(place, report)
-    ledger = whole_ledger(place, list(summary.details["sources"]))
+    ledger = whole_ledger(place, summary)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
         metadata={

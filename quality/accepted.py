@@ -3,8 +3,9 @@
 validated/<source>/accepted.json    {"version": ...}, the name of a folder beside it
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vipolyqwen_core.corpus.tables import StageSummary, read_json, read_stage
 from vipolyqwen_core.workspace import Workspace
@@ -27,11 +28,19 @@ def accepted_stage(folder: Path) -> StageSummary | None:
     return None if version is None else read_stage(version)
 
 
-def accepted_pictures(folder: Path) -> int | None:
-    """The version of the image store that the accepted version of a source points into; None: no pictures."""
+def accepted_pictures(folder: Path) -> str | int | None:
+    """The pictures that the accepted version of a source points to, as `pictures_identity`."""
     stage = accepted_stage(folder)
-    images = None if stage is None else stage.details.get("images")
-    return None if images is None else int(images["version"])
+    return None if stage is None else pictures_identity(stage.details.get("images"))
+
+
+def pictures_identity(images: Mapping[str, Any] | None) -> str | int | None:
+    """What tells a version of an image store (its pin, None: no pictures) from others.
+
+    Its number alone does not, since a store that was deleted counts from 1 again. Versions of before have no
+    more than that.
+    """
+    return None if images is None else images.get("uuid") or int(images["version"])
 
 
 def judged_folder(folder: Path, judgement: StageSummary) -> Path:
@@ -39,16 +48,14 @@ def judged_folder(folder: Path, judgement: StageSummary) -> Path:
     return folder / (judgement.data_version if judgement.details["accepted"] else CANDIDATE)
 
 
-def accepted_stages(source: str, workspace: Workspace) -> list[Path]:
-    """Folders with the ledger and the summary of curation, tagging and validation of the accepted version.
+def stages_of(accepted: Path | None, source: str, workspace: Workspace) -> list[Path]:
+    """Folders with the ledger and the summary of curation, tagging and validation of an accepted version.
 
     The first two may have run again since, and what they made then may not have been accepted.
+
+    Args:
+        accepted: the folder of the version; None: as the stages are now
     """
-    return stages_of(accepted_folder(workspace.validated(source)), source, workspace)
-
-
-def stages_of(accepted: Path | None, source: str, workspace: Workspace) -> list[Path]:
-    """As `accepted_stages`, of the version in a folder; None: as the stages are now."""
     now = {"curated": workspace.curated(source), "tagged": workspace.tagged(source)}
     if accepted is None:
         return list(now.values())

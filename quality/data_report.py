@@ -18,7 +18,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from quality.accepted import accepted_stage, accepted_stages
+from quality.accepted import stages_of
 from quality.language import LANGUAGES
 from quality.report_samples import kept_samples, near_copies, rejected_samples
 from quality.rules import RULES
@@ -77,10 +77,9 @@ def report_is_current(workspace: Workspace, path: Path) -> bool:
 
 def report_mark(workspace: Workspace) -> str:
     """Hash of all that a report depends on: the stages' summaries and the code that writes it."""
-    summary = _training_summary(workspace)
     folders = [workspace.training_set]
-    for name in summary.details["sources"]:
-        folders += accepted_stages(name, workspace)
+    for stages_of_source in held_stages(workspace, _training_summary(workspace)).values():
+        folders += stages_of_source
     stages = [file for folder in folders if (file := folder / "stage.json").is_file()]
     return content_digest([*stages, *REPORT_CODE])
 
@@ -90,6 +89,17 @@ def _training_summary(workspace: Workspace) -> StageSummary:
     if summary is None:
         raise ValueError(f"no training set in {workspace.training_set}: build it first")
     return summary
+
+
+def held_stages(workspace: Workspace, summary: StageSummary) -> dict[str, list[Path]]:
+    """Folders of curation, tagging and validation of each source, of the version that a training set holds.
+
+    Another one may have been accepted since.
+    """
+    return {
+        name: stages_of(workspace.validated(name) / facts["version"], name, workspace)
+        for name, facts in summary.details["sources"].items()
+    }
 
 
 def write_data_report(workspace: Workspace, path: Path) -> Path:
@@ -102,7 +112,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     summary = _training_summary(workspace)
     sources = list(summary.details["sources"])
     rows = training_rows(workspace)
-    ledger = whole_ledger(workspace, sources)
+    ledger = whole_ledger(workspace, summary)
     counts = _counts(rows)
     stages = funnel(workspace, summary)
     write_page(
@@ -112,14 +122,14 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
         mark=mark,
         funnel=[*stages, _total(stages)] if len(stages) > 1 else stages,
         rejects=_rejects(ledger),
-        expectations=_failed_expectations(workspace, sources),
+        expectations=_failed_expectations(workspace, summary),
         languages=[name for name in LANGUAGES if any(row["language"] == name for row in counts)],
         by_task=_pivot(counts, ["task"], [task.value for task in Task]),
         by_source=_pivot(counts, ["source", "task"], sources),
         histograms=[(title, _svg(figure)) for title, figure in histograms(rows)],
         components=_component_sizes(rows),
         linked=_linked(rows, sources),
-        kept=kept_samples(rows, summary.details["sources"], workspace),
+        kept=kept_samples(rows, workspace.training_set),
         rejected=rejected_samples(ledger, workspace),
         copies=near_copies(ledger, workspace),
     )
@@ -129,8 +139,9 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
 def funnel(workspace: Workspace, summary: StageSummary) -> list[FunnelRow]:
     """What became of each source, from its files to the two sides of the split."""
     rows = []
+    held = held_stages(workspace, summary)
     for name, facts in summary.details["sources"].items():
-        curated, tagged = map(read_stage, accepted_stages(name, workspace)[:2])
+        curated, tagged = map(read_stage, held[name][:2])
         rows.append(
             FunnelRow(
                 source=name,
@@ -157,11 +168,11 @@ def _total(rows: Sequence[FunnelRow]) -> FunnelRow:
     return FunnelRow("all", **{name: sum(getattr(row, name) for row in rows) for name in names})
 
 
-def whole_ledger(workspace: Workspace, sources: Sequence[str]) -> pl.LazyFrame:
+def whole_ledger(workspace: Workspace, summary: StageSummary) -> pl.LazyFrame:
     """The ledgers of all stages of the sources, each of the version that the training set holds."""
     files = [workspace.training_set / "ledger.parquet"]
-    for name in sources:
-        files += [folder / "ledger.parquet" for folder in accepted_stages(name, workspace)]
+    for folders in held_stages(workspace, summary).values():
+        files += [folder / "ledger.parquet" for folder in folders]
     return pl.concat([pl.scan_parquet(file) for file in files if file.is_file()])
 
 
@@ -181,11 +192,11 @@ def _rejects(ledger: pl.LazyFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _failed_expectations(workspace: Workspace, sources: Sequence[str]) -> list[dict[str, Any]]:
-    """What the accepted versions did not meet; nothing critical, or they were not accepted."""
+def _failed_expectations(workspace: Workspace, summary: StageSummary) -> list[dict[str, Any]]:
+    """What the versions that were accepted did not meet; nothing critical, or they had not been."""
     failed = []
-    for name in sources:
-        stage = accepted_stage(workspace.validated(name))
+    for name, (*_, validated) in held_stages(workspace, summary).items():
+        stage = read_stage(validated)
         lines = stage.details["expectations"] if stage is not None else []
         failed += [{"source": name, **line} for line in lines if not line["success"]]
     return failed

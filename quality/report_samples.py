@@ -19,10 +19,9 @@ from quality.row_duplicates import EXACT, NEAR
 from quality.text_changes import marked
 from quality.trace import curated_source, may_be, raw_pair
 from vipolyqwen_core.corpus.image_root import ImageRoot
-from vipolyqwen_core.corpus.image_store import ImageStore
+from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture
 from vipolyqwen_core.corpus.readers import RawImage, RawPair
-from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
 
 KEPT_SAMPLES = 4
@@ -40,13 +39,13 @@ LINES_BEFORE = 3
 """Shown before the first place where two long texts differ."""
 
 
-def kept_samples(rows: pl.LazyFrame, sources: dict[str, Any], workspace: Workspace) -> list[dict[str, Any]]:
+def kept_samples(rows: pl.LazyFrame, training_set: Path) -> list[dict[str, Any]]:
     """Some rows of each task, with their pictures.
 
     Args:
         rows: of both sides of the split
-        sources: facts of each source by name, with its `version`
     """
+    pins = read_pins(training_set)
     smallest = rows.group_by("task", "source").agg(pl.col("sample_id").bottom_k(KEPT_SAMPLES).sort())
     chosen = _spread(smallest.collect(engine="streaming"), "task", "sample_id", KEPT_SAMPLES)
     columns = ["sample_id", "source", "task", "language", "split", "query", "history", "target", "score"]
@@ -56,9 +55,7 @@ def kept_samples(rows: pl.LazyFrame, sources: dict[str, Any], workspace: Workspa
     shown = []
     for row in some.sort("task", "source", "sample_id").collect(engine="streaming").to_dicts():
         places = (row.pop("query_image_rows") + row.pop("target_image_rows"))[:MAX_PICTURES]
-        stage = read_stage(workspace.validated(row["source"]) / sources[row["source"]]["version"])
-        images = stage.details["images"] if stage is not None else None
-        pictures = ImageStore(**images).read(places) if images and places else []
+        pictures = ImageStore(**pins[row["source"]]).read(places) if places else []
         for turn in row["history"] or ():
             turn["text"] = cut(turn["text"])
         texts = {side: cut(row[side]) for side in ("query", "target")}

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import pyarrow.compute as pc
 
-from quality.accepted import accepted_folder, accepted_stage
+from quality.accepted import accepted_folder, pictures_identity
 from quality.assignments import (
     content,
     earlier_places,
@@ -62,7 +62,7 @@ from vipolyqwen_core.contract import Split, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Manifest
-from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage
+from vipolyqwen_core.corpus.tables import StageSummary, read_stage, unchanged_stage
 from vipolyqwen_core.portable_paths import spelled
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
@@ -107,7 +107,8 @@ def accepted_sources(manifest: Manifest, workspace: Workspace) -> list[AcceptedS
     found, missing = [], []
     for source in manifest.sources:
         folder = workspace.validated(source.name)
-        version, stage = accepted_folder(folder), accepted_stage(folder)
+        version = accepted_folder(folder)
+        stage = None if version is None else read_stage(version)
         if version is None or stage is None:
             missing.append(source.name)
             continue
@@ -150,7 +151,8 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     sources = accepted_sources(manifest, workspace)
     folder, persisted = workspace.training_set, workspace.assignments
     versions = [
-        (source.name, source.version, _identity(source.images), source.off_limits) for source in sources
+        (source.name, source.version, pictures_identity(source.images), source.off_limits)
+        for source in sources
     ]
     mark = fingerprint(STAGE, CODE_VERSION, versions, to_json(recipe.curation), to_json(recipe.split))
     earlier = unchanged_stage(folder, mark, TABLES)
@@ -194,11 +196,6 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         summary.write(aside)
     logger.info("training set: %d train, %d eval", summary.details["train"], summary.details["eval"])
     return summary
-
-
-def _identity(images: dict[str, Any] | None) -> Any:
-    """What tells a version of an image store from any other; its number, where it was written without."""
-    return None if images is None else images.get("uuid") or images["version"]
 
 
 def _digest(path: Path) -> str:

@@ -171,8 +171,9 @@ def test_the_model_is_trained_anew_where_the_manifest_changes_the_use_of_a_sourc
 def test_pictures_with_other_paths_are_exported_anew(place: Workspace) -> None:
     """Their rows are the same, and so is the accepted version."""
 
-    def accept_pictures(version: int) -> None:
-        details = {"images": {"path": str(place.images("receipts")), "version": version}}
+    def accept_pictures(version: int, uuid: str | None = None) -> None:
+        images = {"path": str(place.images("receipts")), "version": version, "uuid": uuid}
+        details = {"images": images}
         folder = place.validated("receipts") / "1"
         folder.mkdir(exist_ok=True)
         StageSummary("validated", "", "1", 1, 1, {}, details=details).write(folder)
@@ -185,6 +186,8 @@ def test_pictures_with_other_paths_are_exported_anew(place: Workspace) -> None:
     assert len(first.run_requests) == 1
     assert tick(place, "accepted_data", instance, first.cursor).run_requests == []
     accept_pictures(2)
+    assert len(tick(place, "accepted_data", instance, first.cursor).run_requests) == 1
+    accept_pictures(1, "of a store that was deleted and counts anew")
     assert len(tick(place, "accepted_data", instance, first.cursor).run_requests) == 1
 
 

@@ -264,7 +264,11 @@ def test_what_became_of_the_accepted_version_is_kept_while_later_ones_are_refuse
     again = build_training_set(Manifest(sources=(source,)), recipe, workspace)
     assert again.reused
     assert funnel(workspace, again) == before
-    ledger = whole_ledger(workspace, ["corpus"]).collect()
+    ledger = whole_ledger(workspace, summary).collect()
     assert sorted(ledger.select("line", "rule").rows()) == [(13, "broken_json"), (14, "exact_duplicate")]
     (shown,) = rejected_samples(ledger.lazy(), workspace)
     assert (shown["line"], shown["texts"]) == (13, {})
+    monkeypatch.undo()
+    assert through(write_source([instruction(i) for i in range(40, 60)])).details["accepted"]
+    assert funnel(workspace, summary) == before  # a training set holds what it was built of
+    assert whole_ledger(workspace, summary).collect().equals(ledger)

@@ -38,7 +38,7 @@ def evaluate(
     """Scores of a model on the evaluation pairs of its run; writes `evaluation.json` and `report.html`.
 
     The split is sticky, so neither this model nor any earlier champion was trained on these pairs, unless
-    that is of another split. No score depends on `batch_tokens`.
+    that is of another split. No score depends on `batch_tokens`, but for the rounding of a model in bfloat16.
 
     Args:
         champion_is_apart: whether the champion is of another split

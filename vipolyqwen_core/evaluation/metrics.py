@@ -23,8 +23,9 @@ PRIMARY: Final = "mrr@10"
 
 TIE_TOLERANCE: Final = 1e-5
 """Similarities closer than this are a tie, which counts against the model. It is far above the rounding
-that moves with the make-up of a batch (1e-7), so a score does not move with it; and a collapsed model,
-whose similarities are all alike, gets nothing for the order in which candidates happen to lie."""
+that moves with the make-up of a batch in float32 (1e-7), so a score does not move with it; and a collapsed
+model, whose similarities are all alike, gets nothing for the order in which candidates happen to lie. In
+bfloat16 that rounding reaches 1e-3, more than lies between many candidates: no tolerance tells them apart."""
 
 BLOCK_SIMILARITIES: Final = 4_000_000
 """Similarities that are ranked at once: some 150 MB."""
