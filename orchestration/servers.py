@@ -19,7 +19,7 @@ from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
 from orchestration.terminal import begin_anew
 from vipolyqwen_core.training.parent import guarded
-from vipolyqwen_core.workspace import Workspace, is_served, without_login
+from vipolyqwen_core.workspace import Workspace, is_served, serving_environment, without_login
 
 STOP_SECONDS = 15
 OPTIONS = {"Dagster": "--port", "MLflow": "--mlflow-port"}
@@ -53,10 +53,15 @@ def serve(workspace: Workspace, port: int, mlflow_port: int, console: Console) -
     # a shell's background job ignores SIGINT, its children inherit that, and Dagster takes SIGTERM for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begin_anew(workspace.home / "ui.log")
+    environment = serving_environment(workspace)
     with (workspace.home / "ui.log").open("ab") as log:
         servers = {
             name: subprocess.Popen(
-                guarded(sys.executable, "-m", *command), stdout=log, stderr=log, start_new_session=True
+                guarded(sys.executable, "-m", *command),
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
             for name, command in commands(workspace, port, mlflow_port).items()
         }
@@ -103,15 +108,17 @@ def listens(port: int) -> bool:
 
 
 def commands(workspace: Workspace, port: int, mlflow_port: int) -> dict[str, list[str]]:
-    """Arguments behind `python -m`; of MLflow none where a server stands before its store."""
+    """Arguments behind `python -m`; of MLflow none where a server stands before its store.
+
+    `serving_environment` tells it its store.
+    """
     dagster = ["dagster", "dev", "-m", "orchestration.definitions", "-p", str(port)]
     # else Dagster imports from the current folder first, which may have packages of the same names
     dagster += ["-d", str(Path(__file__).parents[1])]
     started = {"Dagster": dagster}
     if not is_served(workspace.mlflow_uri):  # `mlflow ui` takes no server for a store
         started["MLflow"] = [
-            *("mlflow", "ui", "--backend-store-uri", workspace.mlflow_uri),
-            *("--default-artifact-root", workspace.mlflow_artifacts.as_uri()),
+            *("mlflow", "ui", "--default-artifact-root", workspace.mlflow_artifacts.as_uri()),
             *("--port", str(mlflow_port), "--workers", "1"),
         ]
     return started

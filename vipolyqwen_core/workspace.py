@@ -293,6 +293,14 @@ def lead_children(first: Path | None = None) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
+def serving_environment(workspace: Workspace) -> dict[str, str]:
+    """Environment of the servers of the interfaces; MLflow's is told its store here.
+
+    Everybody on the machine can read a program's arguments, and the address of a store may hold a password.
+    """
+    return os.environ | {"MLFLOW_BACKEND_STORE_URI": workspace.mlflow_uri}
+
+
 def configure_mlflow_of_training() -> None:
     """Settle how MLflow behaves in a training process, before it is imported."""
     for name, value in MLFLOW_OF_TRAINING.items():
