@@ -155,7 +155,7 @@ def picture_weights(embedder: ViPolyQwenEmbedder, item: Item) -> list[NDArray[np
     if not item.images:
         return []
     layout = embedder.processor.layout
-    encoded = embedder.processor.encode(item)
+    (encoded,) = embedder.processor.encode_batch([item], exceed=True)  # as its vector was made
     with torch.inference_mode():
         weights = embedder.model.pooling_weights(pack([encoded], layout).to(embedder.device))
     by_token = weights.float().cpu().numpy()

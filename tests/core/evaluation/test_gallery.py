@@ -1,5 +1,6 @@
 """What the gallery shows, and where a picture is bright."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ def test_weights_lie_on_the_tokens_of_each_picture(tiny_model_dir: Path) -> None
     assert 0 < first.sum() + second.sum() < 1  # the rest lies on the text
     assert len(heat_maps(embedder, item)) == 2
     assert heat_maps(embedder, Item("no picture")) == []
+    embedder.processor.settings = replace(embedder.processor.settings, max_tokens=8)  # of an older recipe
+    assert len(picture_weights(embedder, item)) == 2
 
 
 def test_words_are_letters_and_digits_and_single_characters_of_east_asian_scripts() -> None:
