@@ -202,7 +202,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
 
 
 def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
-    """Make sure that pairs are those of the plan and as long, by a few of them, half with pictures.
+    """Make sure that pairs are those of the plan and as long, by a few of them: any, with pictures, longest.
 
     Tagging has measured them by the tokenizer and the `processing` of its day. By others a chunk is not what
     its budgets allow, and a device runs out of memory. Mined hard negatives are left out: what the plan adds
@@ -216,20 +216,22 @@ def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
     mixed = f"{run.training_set}: index.parquet and train.arrow are not of one training set: build it anew"
     if len(table) != len(index):
         raise ValueError(mixed)
-    for rows in (np.arange(len(index)), np.flatnonzero(index.images)):
-        for row in rows[:: -(-len(rows) // MEASURED_PAIRS) or 1]:
-            request = ChunkRequest(step=0, epoch=0, rows=np.array([row]), needs_picture=False)
-            (tagged,) = table.take([row])
-            if sample_keys([tagged["sample_id"]])[0] != index.keys[row]:
-                raise ValueError(mixed)
-            measured = tagged["query_tokens"] + tagged["target_tokens"]
-            found = loader[request].packed.num_tokens
-            if found != measured:
-                raise ValueError(
-                    f"{run.training_set} was measured for another `processing` or backbone than the "
-                    f"recipe's: sample {tagged['sample_id']} has {measured} tokens there and {found} now. "
-                    "Build the training set with this recipe (`vipolyqwen run`), or train with that one's"
-                )
+    with_pictures = np.flatnonzero(index.images)
+    some = [rows[:: -(-len(rows) // MEASURED_PAIRS) or 1] for rows in (np.arange(len(index)), with_pictures)]
+    longest = [table.largest(column) for column in ("query_tokens", "target_tokens")]  # others have room
+    for row in np.concatenate([*some, longest, [index.patches.argmax()]]):
+        request = ChunkRequest(step=0, epoch=0, rows=np.array([row]), needs_picture=False)
+        (tagged,) = table.take([row])
+        if sample_keys([tagged["sample_id"]])[0] != index.keys[row]:
+            raise ValueError(mixed)
+        measured = tagged["query_tokens"] + tagged["target_tokens"]
+        found = loader[request].packed.num_tokens
+        if found != measured:
+            raise ValueError(
+                f"{run.training_set} was measured for another `processing` or backbone than the "
+                f"recipe's: sample {tagged['sample_id']} has {measured} tokens there and {found} now. "
+                "Build the training set with this recipe (`vipolyqwen run`), or train with that one's"
+            )
 
 
 def read_versions(training_set: Path, mined: Path | None) -> tuple[str | None, str | None]:

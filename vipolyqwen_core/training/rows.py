@@ -77,6 +77,14 @@ class TrainingRows:
             found[places] = pc.fill_null(pc.list_value_length(batch[column].take(taken)), 0).to_numpy()
         return found
 
+    def largest(self, column: str) -> int:
+        """The first row with the largest number in a column of a table that has rows.
+
+        Raises:
+            ValueError: as `take`
+        """
+        return int(np.concatenate([batch[column].to_numpy() for batch in self._batches]).argmax())
+
     def _located(
         self, rows: Sequence[int] | npt.NDArray[np.int64]
     ) -> Iterator[tuple[npt.NDArray[np.intp], pa.RecordBatch, pa.Array]]:

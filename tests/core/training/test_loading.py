@@ -33,6 +33,7 @@ from vipolyqwen_core.corpus.image_store import ImageStore, write_images
 from vipolyqwen_core.corpus.tables import arrow_schema, read_arrow, read_stage
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import PackedBatch
+from vipolyqwen_core.training import loading
 from vipolyqwen_core.training.checkpoints import Checkpoints
 from vipolyqwen_core.training.dry_run import describe
 from vipolyqwen_core.training.loader_workers import begin_worker, received
@@ -333,13 +334,19 @@ def test_a_side_that_cannot_be_encoded_is_named_with_its_sample(
         ChunkLoader(copy, *others)[request(1, 3, 7)]
 
 
-def test_pairs_that_were_measured_for_another_processing_or_backbone_are_not_trained_on(make_run):
+def test_pairs_measured_for_another_processing_or_backbone_are_not_trained_on(make_run, monkeypatch):
     run = make_run()
     index = read_plan_index(run.training_set / "index.parquet")
     refuse_other_lengths(run, index)
     with_pictures = make_run(processing={"min_pixels": 100 * 28 * 28, "max_pixels": 100 * 28 * 28})
     with pytest.raises(ValueError, match=r"was measured for another .*: sample \w{32} has \d+ tokens there"):
         refuse_other_lengths(with_pictures, index)
+    table = TrainingRows(run.training_set / "train.arrow", ("query_tokens",))
+    (longest,) = table.take([table.largest("query_tokens")])
+    shorter = make_run(processing={"max_tokens": longest["query_tokens"] - 1})  # this row alone shows it
+    monkeypatch.setattr(loading, "MEASURED_PAIRS", 1)
+    with pytest.raises(ValueError, match="was measured for another"):
+        refuse_other_lengths(shorter, index)
     cut = make_run(processing={"max_tokens": 4})
     for use in (describe, lambda run: train(run, StopSignal())):
         with pytest.raises(ValueError, match="was measured for another"):
