@@ -266,14 +266,14 @@ def check_components(
     """Size and share of the largest component.
 
     Args:
-        rows: row, component, source and the others of `split_rows`
+        rows: row, component, source and the others of `split_rows`, of those that may train or evaluate
         names: name of each component, by number
         cause: what links rows of these numbers, as a sentence for a person
     Raises:
         ValueError: it is larger than `max_component_share` allows: the links are wrong
     """
     if rows.is_empty():
-        return {"component": None, "rows": 0, "share": 0.0}
+        return {"component": None, "rows": 0, "share": 0.0, "of": 0}
     sizes = np.bincount(rows["component"].to_numpy())
     size = int(sizes.max())
     largest = np.flatnonzero(sizes == size)
@@ -291,4 +291,4 @@ def check_components(
             + ", ".join(f"{name} {count}" for name, count in sources)
             + f"; one of them: sample {component}"
         )
-    return {"component": component, "rows": size, "share": share}
+    return {"component": component, "rows": size, "share": share, "of": rows.height}

@@ -229,7 +229,7 @@ def _decide(
     facts = facts.with_columns(component=pl.Series(labels))
     logger.info("training set: %d rows in %d components", facts.height, len(names))
     largest = check_components(
-        facts.filter(~pl.col("dropped")),
+        facts.filter(~pl.col("dropped") & ~pl.col("off_limits")),
         names,
         recipe.split,
         lambda members: _what_links(rows, members, predecessors["row"], sources, recipe.curation),

@@ -214,13 +214,17 @@ def test_the_same_question_after_other_turns_is_another_query(tmp_path: Path) ->
 
 
 def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None:
-    def found(train: list[str], evaluation: list[str]) -> findings.Finding:
+    def found(train: list[str], evaluation: list[str], of: int | None = None) -> findings.Finding:
         for name, components in (("train", train), ("eval", evaluation)):
             pl.DataFrame({"component": components}).write_ipc(tmp_path / f"{name}.arrow")
+        details = {"largest_component": {} if of is None else {"of": of}}
+        StageSummary("training_set", "", "", 1, 1, {}, details=details).write(tmp_path)
         return findings.largest_component(tmp_path, SplitSettings(max_component_share=0.5))
 
     rest = [str(row) for row in range(199)]
     assert not found(["one"] * 201, rest).passed
+    assert not found(["one"] * 201, rest, of=401).passed
+    assert found(["one"] * 201, rest, of=402).passed  # the others are linked to a benchmark, and left out
     assert found(["one"] * 199, rest).passed
     assert found(["one"] * 90, rest[:10]).passed  # of a small corpus it may hold nearly all
 
