@@ -199,6 +199,17 @@ def current_workspace() -> Workspace:
     return Workspace(Path(os.environ.get("VIPOLYQWEN_HOME") or ".vipolyqwen").expanduser().resolve())
 
 
+def workspace_of_run(config: Path) -> Workspace:
+    """The workspace of a training process: where none is named, that which `run.json` lies in.
+
+    HOME/runs/RUN/run.json; one that lies elsewhere has the workspace of the current folder.
+    """
+    runs = config.resolve().parent.parent
+    if os.environ.get("VIPOLYQWEN_HOME") or runs.name != "runs":
+        return current_workspace()
+    return Workspace(runs.parent)
+
+
 def manifest_setting() -> str | None:
     """Path of the manifest that the environment asks for; None: the built-in demo corpus."""
     return os.environ.get("VIPOLYQWEN_SOURCES") or None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.workspace import Workspace, configure, is_served
+from vipolyqwen_core.workspace import Workspace, configure, is_served, workspace_of_run
 
 
 @pytest.fixture
@@ -35,6 +35,19 @@ def test_variables_that_are_set_take_over_and_dagster_gets_an_absolute_path(
     configure(Workspace(tmp_path / "home"))
     assert environment["DAGSTER_HOME"] == str(tmp_path / "instance")
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
+def test_a_run_json_tells_the_workspace_where_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "shared" / "runs" / "demo-1" / "run.json"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIPOLYQWEN_HOME", raising=False)
+    assert workspace_of_run(config).home == tmp_path / "shared"
+    assert workspace_of_run(Path("shared/runs/demo-1/run.json")).home == tmp_path / "shared"
+    assert workspace_of_run(tmp_path / "run.json").home == tmp_path / ".vipolyqwen"
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path / "named"))
+    assert workspace_of_run(config).home == tmp_path / "named"
 
 
 def test_a_login_in_the_address_of_a_server_is_handed_to_mlflow_apart(

@@ -18,7 +18,7 @@ from vipolyqwen_core.training.only_training import only_training
 from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
-from vipolyqwen_core.workspace import configure, configure_mlflow_of_training, current_workspace, process_rank
+from vipolyqwen_core.workspace import configure, configure_mlflow_of_training, process_rank, workspace_of_run
 from vipolyqwen_core.written_aside import written_aside
 
 USER_ERROR = 2
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(message)s" if rank == 0 else f"rank {rank}: %(message)s",
     )
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    configure(current_workspace())
+    configure(workspace_of_run(told.config))
     configure_mlflow_of_training()
     try:
         run = read_run(told.config)
