@@ -211,6 +211,14 @@ class BatchSettings:
     prefix_dropout: Share = 0.1
     """Share of a row's uses that go without prefix, chosen by hash(seed, epoch, sample_id)."""
 
+    @model_validator(mode="after")
+    def _fit(self) -> "BatchSettings":
+        if self.task_batching is TaskBatching.SUB_BATCHES and self.sub_batch_pairs > self.pairs_per_step:
+            raise ValueError(
+                f"sub_batch_pairs {self.sub_batch_pairs} is above pairs_per_step {self.pairs_per_step}"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MiningSettings:
@@ -297,7 +305,7 @@ class EvaluationSettings:
     min_distinct_targets: Positive = 50
     """A pool needs this many distinct targets to count in the primary metric..."""
     min_pairs: Positive = 150
-    """... and this many pairs."""
+    """... and this many pairs; besides, ten components of linked rows, which an interval is drawn from."""
     gallery_queries: NonNegative = 4
     """Queries of each task shown with their hits in the report."""
     seed: Seed = 0

@@ -56,11 +56,11 @@ class ModelFacts:
                 counts = table[column].value_counts().to_pylist()
                 counter.update({entry["values"]: entry["counts"] for entry in counts})
         stage = read_stage(run.training_set)
-        backbone = Path(run.recipe.backbone)
+        backbone = run.recipe.backbone
         return cls(
             run_name=run.run_name,
             recipe=run.recipe.name,
-            backbone=backbone.name if backbone.is_absolute() else run.recipe.backbone,
+            backbone=Path(backbone).name if run.backbone.is_dir() else backbone,
             data_version=stage.data_version if stage is not None else "unknown",
             pairs=tasks,
             sources=sources,

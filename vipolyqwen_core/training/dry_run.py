@@ -13,6 +13,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.flops import FlopCounter
+from vipolyqwen_core.training.identity import refuse_other_data
 from vipolyqwen_core.training.loading import refuse_other_lengths
 from vipolyqwen_core.training.plan import (
     IntArray,
@@ -68,6 +69,7 @@ def describe(run: TrainingRun, pairs_per_second: float | None = None, machines: 
 def _lines(run: TrainingRun, pairs_per_second: float | None, machines: int) -> Iterator[tuple[str, str]]:
     settings, batches = run.recipe.training, run.recipe.batches
     processes = settings.processes * machines
+    refuse_other_data(run)
     index = read_plan_index(run.training_set / "index.parquet", run.hard_negatives)
     refuse_other_lengths(run, index)
     plan = plan_training(

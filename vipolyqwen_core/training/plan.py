@@ -242,10 +242,6 @@ def _group_pairs(settings: BatchSettings) -> int:
     """Pairs that stay together and share a task."""
     if settings.task_batching is TaskBatching.HOMOGENEOUS:
         return settings.pairs_per_step
-    if settings.sub_batch_pairs > settings.pairs_per_step:
-        raise ValueError(
-            f"sub_batch_pairs {settings.sub_batch_pairs} is above pairs_per_step {settings.pairs_per_step}"
-        )
     return settings.sub_batch_pairs
 
 
@@ -325,7 +321,7 @@ def plan_training(
     Epochs behind `max_steps` are not looked at: there may be any number of them.
 
     Raises:
-        ValueError: sub-batches are larger than a step, or an epoch has no pair, or more than can be ordered
+        ValueError: an epoch has no pair, or more than can be ordered
     """
     first_steps = [0]
     for epoch in range(epochs):

@@ -50,6 +50,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
     assert not run.output.exists()
 
 
+def test_a_run_of_other_data_is_not_planned(make_run):
+    with pytest.raises(ValueError, match="is one of version older of the training set"):
+        describe(replace(make_run(), tags={"data_version": "older"}))
+
+
 @pytest.mark.parametrize("max_steps", [None, 2, 4])
 def test_a_dry_run_counts_what_the_run_then_does(make_run, max_steps):
     run = make_run(training={"max_steps": max_steps})

@@ -250,9 +250,7 @@ def test_prefix_dropout_is_a_share_that_changes_by_epoch():
 def test_wrong_settings_are_named():
     index = make_index(10)
     with pytest.raises(ValueError, match="sub_batch_pairs 64 is above pairs_per_step 8"):
-        plan_training(
-            index, BatchSettings(pairs_per_step=8, task_batching=TaskBatching.SUB_BATCHES), {}, 0, epochs=1
-        )
+        BatchSettings(pairs_per_step=8, task_batching=TaskBatching.SUB_BATCHES)
     with pytest.raises(ValueError, match="source weights"):
         plan_training(index, BatchSettings(), {"source0": 1e-9, "source1": 1e-9}, 0, epochs=1)
     with pytest.raises(ValueError, match="leave an epoch without a pair"):  # half of them
