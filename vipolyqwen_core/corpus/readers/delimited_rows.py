@@ -10,6 +10,7 @@ from vipolyqwen_core.corpus.readers.csv_cells import cells_of
 from vipolyqwen_core.corpus.readers.files import SourceFile, read_lines
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Row
+from vipolyqwen_core.corpus.text import compose
 
 TOLD_DELIMITER = re.compile(r'"?sep=(.)"?,*', re.IGNORECASE)
 """A first line that Excel takes for what stands between the cells, and for no row."""
@@ -37,7 +38,7 @@ def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
         if width is None:
             width = len(cells)
             if source.header:
-                names = [name.strip() for name in cells]
+                names = [compose(name.strip()) for name in cells]
                 continue
         if names is not None and "".join(cells[width:]).strip():
             reason = f"the line has {len(cells)} cells, the header {width}: is a {delimiter!r} not quoted?"

@@ -8,6 +8,7 @@ from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import SourceFile, list_files, read_lines
 from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, parse_score
+from vipolyqwen_core.corpus.text import compose
 
 SIDES = ("query", "target", "score")
 
@@ -44,8 +45,9 @@ def _named(source: Source, side: str, files: list[SourceFile]) -> SourceFile:
         if 0 <= wanted < len(files):
             return files[wanted]
     else:
+        name = compose(wanted)
         for file in files:
-            if wanted == file.name or file.location.endswith("/" + wanted):
+            if name == compose(file.name) or compose(file.location).endswith(f"/{name}"):
                 return file
     known = ", ".join(file.name for file in files)
     raise ValueError(f"source {source.name!r}: columns.{side} names {wanted!r}, the files are {known}")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from vipolyqwen_core.corpus.readers.files import SourceFile, open_bytes
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Row
+from vipolyqwen_core.corpus.text import compose
 
 PARQUET_ROWS = 256
 """Rows of a Parquet file in memory at once."""
@@ -25,9 +26,10 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
             raise OSError("a Parquet file that is packed once more is not read: unpack it")
         number = 0
         table = pq.ParquetFile(stream)
-        counts = Counter(table.schema_arrow.names)
-        ambiguous = [name for name, count in counts.items() if count > 1]
+        names = [compose(name) for name in table.schema_arrow.names]
+        ambiguous = [name for name, count in Counter(names).items() if count > 1]
         for batch in table.iter_batches(PARQUET_ROWS):
+            batch = batch.rename_columns(names)
             try:
                 rows = [(fields, None) for fields in batch.to_pylist()]
             except UNCONVERTIBLE:

@@ -6,7 +6,7 @@ from math import isfinite, isnan
 from typing import Any, NamedTuple
 
 from vipolyqwen_core.corpus.readers.records import RecordError
-from vipolyqwen_core.corpus.text import writable
+from vipolyqwen_core.corpus.text import compose, writable
 
 Key = str | int
 Needs = Sequence[Sequence[Key]]
@@ -29,23 +29,34 @@ MISSING = object()
 def look_up(fields: Mapping[Key, Any], key: Key) -> Any:
     """The value at a key; `a.b.0` reaches into objects and lists; `MISSING` where there is none.
 
-    A number that is no place of a column is the name of one, as pandas writes them.
+    A number that is no place of a column is the name of one, as pandas writes them. Names are found in either
+    Unicode form: a Mac writes them decomposed, and they look the same.
     """
-    if key in fields:
-        return fields[key]
     if isinstance(key, int):
-        return fields.get(str(key), MISSING)
-    if "." not in key:
-        return MISSING
-    value: Any = fields
+        return fields.get(key, fields.get(str(key), MISSING))
+    value = _named(fields, key)
+    if value is not MISSING or "." not in key:
+        return value
+    value = fields
     for part in key.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
+        if isinstance(value, Mapping):
+            value = _named(value, part)
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
             return MISSING
     return value
+
+
+def _named(fields: Mapping[Key, Any], name: str) -> Any:
+    """The value under a name, or under an equal one in the other Unicode form."""
+    if name in fields:
+        return fields[name]
+    if name.isascii():  # which has one form
+        return MISSING
+    composed = compose(name)
+    alike = (value for key, value in fields.items() if isinstance(key, str) and compose(key) == composed)
+    return next(alike, MISSING)
 
 
 def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
@@ -79,7 +90,8 @@ def required(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
     value = optional(fields, keys)
     if value is None:
         names = " or ".join(repr(key) for key in keys)
-        found = ", ".join(f"{key} (empty)" if key in keys else str(key) for key in list(fields)[:20])
+        wanted = {compose(str(key)) for key in keys}
+        found = ", ".join(f"{key}{' (empty)' * (compose(str(key)) in wanted)}" for key in list(fields)[:20])
         raise RecordError("missing_field", f"the record has no {names}", f"fields: {found}")
     return value
 
