@@ -1,10 +1,10 @@
 """The folder or ZIP archive that holds the pictures of a source, local or a URL; nothing else is read."""
 
+import os
 import posixpath
 import re
 import stat
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.manifest import unfilled
+from vipolyqwen_core.corpus.names_on_disk import forms_on_disk, unicode_forms
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.storage import (
     REMOTE_ERRORS,
@@ -22,7 +23,7 @@ from vipolyqwen_core.corpus.storage import (
     open_storage,
     why,
 )
-from vipolyqwen_core.corpus.text import writable
+from vipolyqwen_core.corpus.text import compose, writable
 
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
@@ -51,15 +52,17 @@ class ImageRoot:
             return
         try:
             self._fs, path = open_storage(root)
+            if isinstance(self._fs, LocalFileSystem):
+                root = path = next(filter(os.path.exists, forms_on_disk(path)), path)
             if path.lower().endswith(".zip") and _is_file(self._fs, path):
                 self._fs, path = open_storage(f"zip://::{root}")
             self.is_local = isinstance(self._fs, LocalFileSystem)
             self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
             found = is_folder(self._fs, self._folder)
         except REMOTE_ERRORS as error:
-            raise ValueError(f"image root {root} cannot be opened: {why(error)}") from error
+            raise ValueError(f"image root {self.root} cannot be opened: {why(error)}") from error
         if not found:
-            raise ValueError(f"image root {root} is no folder and no ZIP archive{unfilled(root)}")
+            raise ValueError(f"image root {self.root} is no folder and no ZIP archive{unfilled(root)}")
         self._named = path.rstrip("/")
         self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
 
@@ -82,7 +85,8 @@ class ImageRoot:
         slashed = path.strip().replace("\\", "/")
         below = posixpath.normpath(slashed)
         if below.startswith("../") and self._named:
-            below = posixpath.relpath(posixpath.join(self._named, below), self._named)
+            named = compose(self._named)
+            below = posixpath.relpath(posixpath.join(named, compose(below)), named)
         if _ABSOLUTE.match(slashed) or below == ".." or below.startswith("../"):
             raise PictureError("path_leaves_root", "the path of the picture leaves the image root")
         return below
@@ -131,9 +135,7 @@ class ImageRoot:
         below = self.locate(path)
         if self.root is None:
             raise PictureError("no_image_root", "the source names no image_root that the path lies below")
-        forms = [below, *(unicodedata.normalize(form, below) for form in ("NFC", "NFD"))]
-        forms += [form.replace("/", "\\") for form in forms]
-        for form in dict.fromkeys(forms):
+        for form in self._forms(below):
             try:
                 return use(form)
             except (PictureError, MemoryError):
@@ -143,6 +145,11 @@ class ImageRoot:
                     continue
                 raise PictureError("unreadable_image", f"the picture cannot be read: {why(error)}") from error
         raise PictureError("missing_image", "there is no such file below the image root")
+
+    def _forms(self, below: str) -> Iterator[str]:
+        """The spellings under which a picture may lie below the root, itself first."""
+        for spelled in dict.fromkeys((below, below.replace("/", "\\"))):
+            yield from forms_on_disk(spelled, self._folder) if self.is_local else unicode_forms(spelled)
 
     def _version(self, below: str) -> str:
         place = f"{self._folder}/{below}"

@@ -1,6 +1,7 @@
 """Pictures are read below their root only, under whatever form of the path a file has."""
 
 import os
+import sys
 import unicodedata
 import zipfile
 import zlib
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import fsspec
 import pytest
@@ -17,6 +18,9 @@ from tenacity import wait_none
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.storage import RemoteFile, is_folder
+
+Form = Literal["NFC", "NFD"]
+NO_MAC = pytest.mark.skipif(sys.platform == "darwin", reason="names are found in either form there")
 
 
 @pytest.fixture
@@ -44,6 +48,36 @@ def test_a_path_below_the_root_is_found(root: ImageRoot, path: str) -> None:
 
 def test_names_are_found_in_either_unicode_form(root: ImageRoot) -> None:
     assert root.read("ảnh.png") == b"nfd"
+
+
+@NO_MAC
+@pytest.mark.parametrize(("written", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("name", ["ảnh", "ảnh.zip"])
+def test_a_root_is_found_in_either_form(tmp_path: Path, written: Form, asked: Form, name: str) -> None:
+    place = tmp_path / unicodedata.normalize(written, f"Dữ liệu/{name}")
+    place.parent.mkdir()
+    if place.suffix:
+        with zipfile.ZipFile(place, "w") as packed:
+            packed.writestr("x.png", b"x")
+    else:
+        place.mkdir()
+        (place / "x.png").write_bytes(b"x")
+    root = ImageRoot(str(tmp_path / unicodedata.normalize(asked, f"Dữ liệu/{name}")))
+    assert root.read("x.png") == b"x"
+    assert root.version("x.png") == ImageRoot(str(place)).version("x.png")
+
+
+@NO_MAC
+def test_a_folder_from_a_mac_is_found_below_one_that_was_made_here(tmp_path: Path) -> None:
+    here, copied = unicodedata.normalize("NFC", "của tôi"), unicodedata.normalize("NFD", "dữ liệu")
+    (tmp_path / here / copied).mkdir(parents=True)
+    (tmp_path / here / copied / unicodedata.normalize("NFC", "ảnh.png")).write_bytes(b"x")
+    for form in ("NFC", "NFD"):
+        below = unicodedata.normalize(form, "của tôi/dữ liệu/ảnh.png")
+        assert ImageRoot(str(tmp_path)).read(below) == b"x"
+        root = ImageRoot(str(tmp_path / unicodedata.normalize(form, "của tôi/dữ liệu")))
+        assert root.read("ảnh.png") == b"x"
+        assert root.read(unicodedata.normalize(form, "../dữ liệu/ảnh.png")) == b"x"
 
 
 def test_a_located_path_is_the_same_for_every_spelling(root: ImageRoot) -> None:

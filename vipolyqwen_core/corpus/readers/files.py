@@ -6,7 +6,6 @@ import io
 import lzma
 import os
 import re
-import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from fsspec.utils import infer_compression
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
+from vipolyqwen_core.corpus.names_on_disk import forms_on_disk
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
 from vipolyqwen_core.corpus.readers.not_text import refuse_other_than_text
 from vipolyqwen_core.corpus.readers.remote_folders import remote_folders
@@ -110,8 +110,8 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             if is_local:
                 path = str(PurePosixPath(path))  # `a//b` and `a/./b` are the file `a/b`
             infos = _find(fs, path)
-            if is_local and not infos:  # names that a Mac wrote are decomposed, and look the same
-                forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+            if is_local and not infos:
+                forms = forms_on_disk(path)
                 path, infos = next(
                     ((form, some) for form in forms if (some := _find(fs, form))), (path, infos)
                 )

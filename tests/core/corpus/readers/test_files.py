@@ -74,6 +74,19 @@ def test_names_are_found_in_either_form_of_unicode(
     assert Path(file.location).is_file()
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are found in either form there")
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["dữ liệu/tệp.csv", "dữ liệu/*.csv", "*/tệp.csv"])
+def test_names_are_found_where_each_is_in_a_form_of_its_own(
+    tmp_path: Path, asked: Literal["NFC", "NFD"], name: str
+) -> None:
+    """A folder from a Mac below one that was made here, and back."""
+    folder = f"{unicodedata.normalize('NFC', 'của tôi')}/{unicodedata.normalize('NFD', 'dữ liệu')}"
+    write(tmp_path, f"{folder}/{unicodedata.normalize('NFC', 'tệp.csv')}")
+    (file,) = list_files(source(tmp_path / unicodedata.normalize(asked, f"của tôi/{name}")))
+    assert Path(file.location).is_file()
+
+
 @pytest.mark.parametrize("pattern", ["in/*/*.jsonl", "in/**/*.jsonl"])
 def test_a_folder_behind_a_link_belongs_to_a_glob_and_one_of_two_names_counts(
     tmp_path: Path, pattern: str
