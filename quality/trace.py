@@ -22,6 +22,7 @@ from vipolyqwen_core.corpus.hashing import sample_id as identity
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import RawPair, list_files, read_source
 from vipolyqwen_core.corpus.tables import read_stage
+from vipolyqwen_core.corpus.text import compose
 from vipolyqwen_core.workspace import Workspace
 
 KEPT, REJECTED = "kept", "rejected"
@@ -101,7 +102,8 @@ def _trace(wanted: str, workspace: Workspace) -> list[Step]:
 
 def _steps_at(file: str, line: int, curated: Path, workspace: Workspace) -> Iterator[Step]:
     """The steps of what stands at one place of a source: of a record that was rejected, and of each pair."""
-    here = pl.col("line") == line, pl.col("file").is_in([file, file.removeprefix(f"{curated.name}/")])
+    names = [compose(file), compose(file.removeprefix(f"{curated.name}/"))]  # a Mac spells them otherwise
+    here = pl.col("line") == line, pl.col("file").str.normalize("NFC").is_in(names)
     ledger = pl.scan_parquet(curated / "ledger.parquet").filter(*here).collect(engine="streaming")
     for entry in ledger.filter(pl.col("stage") == READ_STAGE).iter_rows(named=True):
         yield Step("source", "read", f"{curated.name}: {entry['file']}, line {line}.")

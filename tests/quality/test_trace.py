@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -106,6 +108,17 @@ def test_a_line_is_followed_even_where_it_could_not_be_read(workspace, write_sou
     assert "empty_target" in trace("data.jsonl:3", workspace)[-1].sentence
     with pytest.raises(ValueError, match=r"no curated source .* has a record in data\.jsonl, line 4"):
         trace("data.jsonl:4", workspace)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_line_is_found_whichever_unicode_form_its_file_has(workspace, write_source, tmp_path, form) -> None:
+    source = write_source([instruction(1), "{"])
+    (tmp_path / "corpus/data.jsonl").rename(tmp_path / unicodedata.normalize(form, "hội thoại.jsonl"))
+    curate(replace(source, paths=(str(tmp_path / "*.jsonl"),)), CurationSettings(), workspace)
+    for asked in ("NFC", "NFD"):
+        name = unicodedata.normalize(asked, "hội thoại.jsonl")
+        assert [step.stage for step in trace(f"{name}:1", workspace)] == ["source", "curated", "tagged"]
+        assert [step.stage for step in trace(f"corpus/{name}:2", workspace)] == ["source", "read"]
 
 
 def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) -> None:
