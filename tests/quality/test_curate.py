@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,6 +87,14 @@ def test_pictures_in_base64_need_no_folder(workspace, tmp_path) -> None:
     assert summary.rejected == {"truncated_image": 1}
     assert pairs(workspace)["query_images"].to_list() == [[image_id(scene(1))]]
     assert all(len(text) <= 200 for text in ledger(workspace).select("reason", "value").row(0))
+
+
+def test_a_declared_key_is_one_in_either_unicode_form(workspace, write_source) -> None:
+    """Else its group would cross the split, and a right answer would train as a negative."""
+    forms = [unicodedata.normalize(form, "hoá_đơn_quận_ba") for form in ("NFC", "NFD")]
+    rows = [instruction(n, group_id=form, positive_key=form) for n, form in enumerate(forms)]
+    curate(write_source(rows), SETTINGS, workspace)
+    assert pairs(workspace).select("group_id", "positive_key").rows() == [(forms[0],) * 2] * 2
 
 
 def test_each_rule_finds_its_row(workspace, write_source) -> None:
