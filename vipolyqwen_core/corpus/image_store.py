@@ -28,7 +28,8 @@ UNCOMPRESSED = {"lance-encoding:compression": "none"}
 def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> "ImageStore":
     """Write rows of `IMAGE_STORE` as a new version of the dataset and open it.
 
-    The new version appears when the last row is written; a reader of an older version is not disturbed.
+    The new version appears when the last row is written; a reader of an older version is not disturbed. What
+    the rows raise is raised again as it was: Lance makes an `OSError` of it, whose message is the traceback.
     """
     uuid = uuid4().hex
     fields = [
@@ -37,15 +38,32 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> "ImageStore":
     ]
     schema = pa.schema(fields, metadata={UUID: uuid})
 
+    raised: list[BaseException] = []
+
+    def kept() -> Iterator[dict[str, Any]]:
+        try:
+            yield from rows
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raised.append(error)
+            raise
+
     def batches() -> Iterator[pa.RecordBatch]:
-        for group in _groups(rows):
+        for group in _groups(kept()):
             columns = [pa.array([row[field.name] for row in group], type=field.type) for field in schema]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     mode = "overwrite" if path.exists() else "create"
-    written = lance.write_dataset(reader, str(path), schema=schema, mode=mode)
+    try:
+        written = lance.write_dataset(reader, str(path), schema=schema, mode=mode)
+    except OSError:
+        if not raised:
+            raise
+    if raised:  # out of the handler, so that Lance's error does not become its context
+        raise raised[0]
     to_disk(path)  # before any table names the version: Lance leaves that to the system
     return ImageStore(path, int(written.version), uuid)
 

@@ -80,10 +80,32 @@ def test_a_writer_that_fails_leaves_the_last_version(tmp_path: Path) -> None:
         yield from map(picture, range(2, 200))
         raise RuntimeError("the disk is full")
 
-    with pytest.raises(Exception, match="the disk is full"):
+    with pytest.raises(RuntimeError, match=r"^the disk is full$"):
         write_images(path, failing())
     store = ImageStore(path)
     assert (store.version, len(store)) == (first, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("behind line 3"), ChildProcessError("killed"), KeyboardInterrupt()]
+)
+def test_what_the_rows_raise_stays_what_it_is(tmp_path: Path, error: BaseException) -> None:
+    """Lance would make an OSError of it, whose message is the traceback."""
+
+    def failing() -> Iterator[dict[str, Any]]:
+        yield picture(1)
+        raise error
+
+    with pytest.raises(BaseException) as raised:  # noqa: PT011
+        write_images(tmp_path / "s.lance", failing())
+    assert raised.value is error
+    assert (error.__cause__, error.__context__) == (None, None)
+
+
+def test_an_error_of_lance_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "s.lance").write_text("no folder")
+    with pytest.raises(OSError, match=r"s\.lance"):
+        write_images(tmp_path / "s.lance", map(picture, range(1, 200)))
 
 
 def test_only_what_was_replaced_is_listed_and_a_first_writer_that_was_killed_is_no_hindrance(
