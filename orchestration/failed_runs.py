@@ -1,5 +1,7 @@
 """The sensor `failed_runs`, off until somebody turns it on in the UI: tells somebody that a run failed."""
 
+import os
+import signal
 import subprocess
 
 import dagster as dg
@@ -41,22 +43,26 @@ def failed_runs(command: str | None) -> dg.SensorDefinition:
 def tell(command: str, sentence: str) -> None:
     """Run a shell command with a sentence on its standard input.
 
+    It has a process group of its own, all of which is killed where it takes too long: a pipeline would go on.
+
     Raises:
         dg.Failure: it failed, or took too long; Dagster shows that as the failure of the sensor's tick
     """
-    try:
-        subprocess.run(
-            command,
-            shell=True,  # a command line of the operator's own
-            input=f"{sentence}\n",
-            capture_output=True,
-            check=True,
-            encoding="utf-8",
-            timeout=SECONDS_TO_TELL,
-        )
-    except subprocess.CalledProcessError as error:
-        raise dg.Failure(
-            f"VIPOLYQWEN_ON_FAILURE ended with {error.returncode}: {error.stderr.strip()}"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise dg.Failure(f"VIPOLYQWEN_ON_FAILURE took more than {SECONDS_TO_TELL} seconds") from error
+    with subprocess.Popen(
+        command,
+        shell=True,  # a command line of the operator's own
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
+    ) as process:
+        try:
+            _, complaint = process.communicate(f"{sentence}\n", timeout=SECONDS_TO_TELL)
+        except subprocess.TimeoutExpired as error:
+            raise dg.Failure(f"VIPOLYQWEN_ON_FAILURE took more than {SECONDS_TO_TELL} seconds") from error
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise dg.Failure(f"VIPOLYQWEN_ON_FAILURE ended with {process.returncode}: {complaint.strip()}")

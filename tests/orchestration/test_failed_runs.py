@@ -1,12 +1,14 @@
 """The operator's command is told of a run that failed for good, once and in one sentence."""
 
+import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from orchestration.failed_runs import WILL_RETRY_TAG, failed_runs
+from orchestration.failed_runs import WILL_RETRY_TAG, failed_runs, tell
 
 
 @dg.asset
@@ -61,3 +63,18 @@ def test_a_command_that_fails_or_hangs_is_the_failure_of_the_tick(
     monkeypatch.setattr("orchestration.failed_runs.SECONDS_TO_TELL", 0.1)
     with pytest.raises(dg.Failure, match=r"took more than 0.1 seconds"):
         failed_runs("exec sleep 60")(context)
+
+
+@pytest.mark.parametrize("command", ["sleep 60 | cat", "sleep 60 & wait", "sleep 60 &"])
+def test_nothing_of_a_command_that_hangs_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("orchestration.failed_runs.SECONDS_TO_TELL", 1)
+    os.mkfifo(tmp_path / "held")
+    reading = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(reading, "rb", buffering=0) as held:
+        with pytest.raises(dg.Failure, match=r"took more than 1 seconds"):
+            tell(f"exec 9>{tmp_path / 'held'}; echo at it >&9; {command}", "it failed")
+        assert held.read() == b"at it\n"
+        assert select.select([held], [], [], 10)[0]  # at its end: nobody writes to it any more
+        assert held.read() == b""
