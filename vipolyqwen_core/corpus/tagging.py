@@ -34,7 +34,7 @@ from vipolyqwen_core.corpus.tables import (
     read_stage,
     unchanged_stage,
 )
-from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
+from vipolyqwen_core.corpus.text import PlaceholderError, normalise_text, repair_dialogue
 from vipolyqwen_core.processing.processor import Measures, ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
@@ -129,8 +129,8 @@ def tag_rows(
     for number, row in enumerate(rows):
         try:
             sides.append(repaired_sides(row))
-        except ValueError as error:
-            refusals[number] = Rejection(TOO_MANY_PLACEHOLDERS, str(error), shorten(row["query"]))
+        except PlaceholderError as error:
+            refusals[number] = Rejection(TOO_MANY_PLACEHOLDERS, str(error), shorten(error.text))
             sides.append([])
     places = [(number, which) for number, some in enumerate(sides) for which in range(len(some))]
     measured = _measure(rows, sides, places, sizes, processor)
@@ -220,7 +220,7 @@ def repaired_sides(row: Mapping[str, Any]) -> list[RepairedSide]:
     """Query, target and hard negatives of a row, with as many placeholders as pictures.
 
     Raises:
-        ValueError: a side has more placeholders than pictures
+        PlaceholderError: a side has more placeholders than pictures
     """
     turns = [Turn(turn["role"], turn["text"]) for turn in row["history"] or ()]
     query_images, target_images = row["query_images"] or (), row["target_images"] or ()

@@ -189,6 +189,15 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+class PlaceholderError(ValueError):
+    """A side with more placeholders than pictures."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(reason)
+        self.text = text
+        """Those of its texts that have placeholders, one a line."""
+
+
 def repair_placeholders(texts: Sequence[str], num_images: int, first_user: int = 0) -> list[str]:
     """The texts with as many `<image>` as there are pictures; missing ones go in front of one of them.
 
@@ -199,13 +208,15 @@ def repair_placeholders(texts: Sequence[str], num_images: int, first_user: int =
         num_images: pictures of the side
         first_user: which of the texts is the first of the user
     Raises:
-        ValueError: more placeholders than pictures, or pictures without a text
+        PlaceholderError: more placeholders than pictures
+        ValueError: pictures without a text
     """
     if num_images == 0:
         return list(texts)
     num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in texts)
     if num_placeholders > num_images:
-        raise ValueError(f"{num_placeholders} placeholders {IMAGE_PLACEHOLDER} for {num_images} pictures")
+        reason = f"{num_placeholders} placeholders {IMAGE_PLACEHOLDER} for {num_images} pictures"
+        raise PlaceholderError(reason, "\n".join(text for text in texts if IMAGE_PLACEHOLDER in text))
     if not 0 <= first_user < len(texts):
         raise ValueError(f"no text number {first_user} to put {IMAGE_PLACEHOLDER} in front of")
     repaired = list(texts)
@@ -219,7 +230,7 @@ def repair_dialogue(
     """A side's text and history with as many `<image>` as pictures, in front of the first user text.
 
     Raises:
-        ValueError: more placeholders than pictures
+        PlaceholderError: more placeholders than pictures
     """
     if not history:
         return repair_placeholders([text], num_images)[0], None

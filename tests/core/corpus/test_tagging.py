@@ -109,6 +109,29 @@ def test_every_pair_is_tagged_or_in_the_ledger(
     assert summary.details["truncated_pairs"] == 1
 
 
+def test_the_ledger_shows_the_text_with_too_many_placeholders(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings
+) -> None:
+    turns = [{"role": "user", "text": "<image> rồi <image>?"}, {"role": "assistant", "text": "mèo"}]
+    rows = [
+        pair(1, Task.VQA_SINGLE, "<image> và <image>", "t", query_images=[RED]),
+        pair(2, Task.VQA_SINGLE, "q <image>", "t", query_images=[RED], history=turns),
+        pair(3, Task.INSTR, "q", "<image><image>", target_images=[RED]),
+        pair(4, Task.INSTR, "q", "t", negatives=[
+            {"text": "sai", "images": []}, {"text": "<image><image>", "images": [RED]},
+        ]),
+    ]  # fmt: skip
+    processor = ViPolyQwenProcessor.from_backbone(tiny_backbone, tiny_processing)
+    tagged, refused, _ = tag_rows(rows, {RED: (60, 40)}, processor)
+    assert tagged == []
+    assert {line["line"]: line["value"] for line in refused} == {
+        1: "<image> và <image>",
+        2: "<image> rồi <image>?\nq <image>",
+        3: "<image><image>",
+        4: "<image><image>",
+    }
+
+
 def test_placeholders_stand_where_pictures_belong(
     workspace: Workspace, tiny_backbone: Path, tiny_processing: ProcessingSettings
 ) -> None:
