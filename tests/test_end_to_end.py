@@ -170,5 +170,8 @@ def test_kinds_of_pooling_are_compared(place: Workspace, outcome: FactoryOutcome
     assert found["attention"]["gain over the baseline"] is None
     mean, low, high = found["mean"]["gain over the baseline"]
     assert low <= mean <= high
+    for pooling in found:
+        report = place.evaluations / "pooling_ablation-small" / pooling / "report.html"
+        assert "champion" not in report.read_text("utf-8")
     registered = mlflow.MlflowClient(place.mlflow_uri).search_model_versions(f"name = '{REGISTERED_MODEL}'")
     assert [int(version.version) for version in registered] == [1]

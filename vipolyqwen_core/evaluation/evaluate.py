@@ -33,7 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: TrainingRun, model: Path, champion: Path | None, output: Path, champion_is_apart: bool = False
+    run: TrainingRun,
+    model: Path,
+    champion: Path | None,
+    output: Path,
+    champion_is_apart: bool = False,
+    rival: str = results.CHAMPION,
 ) -> Evaluation:
     """Scores of a model on the evaluation pairs of its run; writes `evaluation.json` and `report.html`.
 
@@ -42,6 +47,7 @@ def evaluate(
 
     Args:
         champion_is_apart: whether the champion is of another split
+        rival: what the report calls the champion; under another name it tells of no promotion
     Raises:
         ValueError: the training set holds no evaluation pair that can be ranked, or was built anew meanwhile
     """
@@ -84,7 +90,7 @@ def evaluate(
         seconds=time.monotonic() - started,
     )
     evaluation.write(output)
-    write_report(evaluation, judged, run, pairs, vectors, embedder, output / "report.html")
+    write_report(evaluation, judged, run, pairs, vectors, embedder, output / "report.html", rival)
     logger.info("evaluated %d pairs in %.0f s: %s", table.num_rows, evaluation.seconds, output)
     return evaluation
 

@@ -76,8 +76,12 @@ def loss_curves(lines: Sequence[Mapping[str, Any]]) -> str | None:
         return _data_uri(figure)
 
 
-def recall_bars(pools: Sequence[PoolResult]) -> str | None:
-    """Recall of each pool by system, with chance as a line across; None without pools."""
+def recall_bars(pools: Sequence[PoolResult], labels: Mapping[str, str]) -> str | None:
+    """Recall of each pool by system, with chance as a line across; None without pools.
+
+    Args:
+        labels: what each system is called
+    """
     if not pools:
         return None
     metrics = ("recall@1", "recall@10")
@@ -91,11 +95,11 @@ def recall_bars(pools: Sequence[PoolResult]) -> str | None:
         for axes, metric in zip(panels, metrics, strict=True):
             for i, system in enumerate(systems):
                 values = [pool.scores.get(system, {}).get(metric, 0.0) for pool in pools]
-                colour, label = SYSTEM_COLOURS[system], results.LABELS[system]
+                colour, label = SYSTEM_COLOURS[system], labels[system]
                 axes.barh(places + i * height, values, height, color=colour, label=label)
             chance = [pool.scores[results.CHANCE].get(metric, math.nan) for pool in pools]
             ends = places - 0.5 * height, places + (len(systems) - 0.5) * height
-            axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label=results.LABELS[results.CHANCE])
+            axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label=labels[results.CHANCE])
             axes.set(xlim=(0, 1), title=metric)
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(places + (len(systems) - 1) * height / 2, [_pool_label(pool) for pool in pools])

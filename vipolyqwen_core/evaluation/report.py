@@ -30,8 +30,13 @@ def write_report(
     vectors: Mapping[str, PairVectors],
     embedder: ViPolyQwenEmbedder,
     path: Path,
+    rival: str,
 ) -> None:
-    """Write the report of an evaluation."""
+    """Write the report of an evaluation.
+
+    Args:
+        rival: what the champion is called; under another name it is none, and nothing is promoted
+    """
     settings = run.recipe.evaluation
     trained = vectors[results.TRAINED]
     retrieval = [pool for pool in evaluation.pools if not pool.is_choice]
@@ -41,18 +46,24 @@ def write_report(
         for each in judged
         if each.pool.name in counted
     }
+    systems, labels = (
+        {name: text.replace(results.CHAMPION, rival) for name, text in texts.items()}
+        for texts in (results.SYSTEMS, results.LABELS)
+    )
     write_page(
         path,
         Path(__file__).parent / TEMPLATE,
         evaluation=evaluation,
         run=run,
-        decision=decide(evaluation, run.recipe.registry),
-        systems={name: text for name, text in results.SYSTEMS.items() if _has(evaluation, name)},
+        decision=decide(evaluation, run.recipe.registry) if rival == results.CHAMPION else None,
+        systems={name: text for name, text in systems.items() if _has(evaluation, name)},
+        labels=labels,
+        rival=rival,
         names=results,
         retrieval=retrieval,
         choices=[pool for pool in evaluation.pools if pool.is_choice],
         loss_plot=plots.loss_curves(read_metrics(run.output / METRICS_FILE)),
-        bars=plots.recall_bars([pool for pool in retrieval if pool.counts] or retrieval),
+        bars=plots.recall_bars([pool for pool in retrieval if pool.counts] or retrieval, labels),
         histogram=plots.similarity_histograms(histograms) if histograms else None,
         gallery=build_gallery(judged, pairs, trained, embedder, settings.gallery_queries, settings.seed),
     )

@@ -272,6 +272,22 @@ def test_the_report_stands_alone(evaluated: tuple[Evaluation, Path]) -> None:
     assert html.count("data:image/png;base64") == 3  # losses, recalls, histograms
 
 
+def test_the_report_of_a_comparison_tells_of_no_champion(
+    run: TrainingRun, tiny_model_dir: Path, evaluated: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    """The kinds of pooling are compared so, of which none is registered."""
+    settings = replace(run.recipe.evaluation, gallery_queries=0)
+    beside = replace(run, recipe=replace(run.recipe, evaluation=settings))
+    evaluate(beside, tiny_model_dir, tiny_model_dir, tmp_path, rival="baseline")
+    told, judged = (
+        (folder / "report.html").read_text(encoding="utf-8") for folder in (tmp_path, evaluated[1])
+    )
+    for term in ("over the {}, [", "<th>over the {}</th>", "<dt>{}</dt>", "<th>{}</th>"):
+        assert term.format("baseline") in told
+        assert term.format("champion") in judged
+    assert [word for word in ("hampion", "hallenger", "registry", "Promotion") if word in told] == []
+
+
 def test_the_batch_size_moves_no_score(
     run: TrainingRun, tiny_model_dir: Path, evaluated: tuple[Evaluation, Path], tmp_path: Path
 ) -> None:
