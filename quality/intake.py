@@ -27,7 +27,7 @@ from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
 from vipolyqwen_core.corpus.storage import StorageError, may_pass, patiently
-from vipolyqwen_core.corpus.text import compose, normalise_text, writable
+from vipolyqwen_core.corpus.text import declared_key, normalise_text
 
 INTAKE_SCHEMA = pl.Schema(
     [
@@ -228,8 +228,8 @@ def _row(
         "target_images": target_images,
         "score": pair.score,
         "negatives": _negatives(pair.negatives, negative_images),
-        "group_id": _declared(pair.group_id),
-        "positive_key": _declared(pair.positive_key),
+        "group_id": declared_key(pair.group_id),
+        "positive_key": declared_key(pair.positive_key),
         "file": file,
         "line": line,
         "item": item,
@@ -239,11 +239,6 @@ def _row(
         "reason": reason,
         "value": value,
     }
-
-
-def _declared(key: str | None) -> str | None:
-    """A key as it is compared: rows that a Mac wrote, and others, spell the same one in two Unicode forms."""
-    return None if key is None else compose(writable(key))
 
 
 def _negatives(negatives: Sequence[RawSide], images: Sequence[list[str]]) -> list[dict[str, Any]] | None:

@@ -34,7 +34,7 @@ from vipolyqwen_core.corpus.tables import (
     read_stage,
     unchanged_stage,
 )
-from vipolyqwen_core.corpus.text import PlaceholderError, normalise_text, repair_dialogue
+from vipolyqwen_core.corpus.text import PlaceholderError, declared_key, normalise_text, repair_dialogue
 from vipolyqwen_core.processing.processor import Measures, ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
@@ -311,6 +311,6 @@ def _preview_row(pair: RawPair, root: ImageRoot, max_image_pixels: int, sizes: d
         "target_images": target_images,
         "score": pair.score,
         "negatives": negatives or None,
-        "group_id": pair.group_id,
-        "positive_key": pair.positive_key,
+        "group_id": declared_key(pair.group_id),
+        "positive_key": declared_key(pair.positive_key),
     }

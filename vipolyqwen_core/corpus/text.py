@@ -198,6 +198,14 @@ class PlaceholderError(ValueError):
         """Those of its texts that have placeholders, one a line."""
 
 
+def declared_key(key: str | None) -> str | None:
+    """A declared key as it is compared; None where there is none, or it is empty.
+
+    Rows that a Mac wrote, and others, spell the same one in two Unicode forms.
+    """
+    return compose(writable(key)) or None if key is not None else None
+
+
 def repair_placeholders(texts: Sequence[str], num_images: int, first_user: int = 0) -> list[str]:
     """The texts with as many `<image>` as there are pictures; missing ones go in front of one of them.
 

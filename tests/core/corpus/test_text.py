@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus import text as text_module
-from vipolyqwen_core.corpus.text import compose, normalise_text, repair_dialogue, repair_placeholders
+from vipolyqwen_core.corpus.text import (
+    compose,
+    declared_key,
+    normalise_text,
+    repair_dialogue,
+    repair_placeholders,
+)
 
 SENTENCE = "Nước Việt Nam là một, dân tộc Việt Nam là một; sông có thể cạn."
 
@@ -206,6 +212,12 @@ def test_missing_placeholders_go_in_front_of_the_first_user_text(
 ) -> None:
     assert repair_placeholders(texts, num_images, first_user) == repaired
     assert repair_placeholders(repaired, num_images, first_user) == repaired
+
+
+def test_a_declared_key_is_none_where_it_is_empty_and_else_fit_for_comparison() -> None:
+    """An adapter gives an empty text where a record has none: all its rows would be one group."""
+    assert [declared_key(key) for key in (None, "")] == [None, None]
+    assert [declared_key(key) for key in ("7", "hoa\u0301", "\ud800")] == ["7", "hoá", "?"]
 
 
 def test_more_placeholders_than_pictures_are_refused() -> None:

@@ -4,14 +4,14 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.records import RawImage, RawSide, RecordError
-from vipolyqwen_core.corpus.readers.row_fields import Key, optional, optional_text, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, optional, text_of
 
 IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
 """Tasks whose query has a picture."""
@@ -114,11 +114,19 @@ def _negative_of(entry: Any) -> RawSide:
     raise RecordError("wrong_type", "a negative is no text and no object with `text` or `images`", entry)
 
 
+def _key(fields: Mapping[Key, Any], names: Sequence[Key], what: str) -> str | None:
+    """A declared key as text. A table makes floats of whole numbers where a row has none: `7.0` is 7."""
+    value = optional(fields, names)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else text_of(value, what) or None
+
+
 def declared(fields: Mapping[Key, Any], source: Source) -> dict[str, Any]:
     """Arguments of `RawPair` that any format may declare: `group_id`, `positive_key`, `negatives`."""
     found: dict[str, Any] = {}
     for name in ("group_id", "positive_key"):
-        if text := optional_text(fields, keys_of(source, name), name):
+        if text := _key(fields, keys_of(source, name), name):
             found[name] = text
     if negatives := optional(fields, keys_of(source, "negatives")):
         found["negatives"] = negatives_of(negatives)

@@ -119,6 +119,8 @@ def test_optional_fields(tmp_path: Path) -> None:
     (pair,) = pairs(tmp_path, row, columns={"positive_key": "key.of", "negatives": "wrong"})
     assert (pair.group_id, pair.positive_key) == ("7", "k")
     assert pair.negatives == (RawSide("a"), RawSide("b", ("x",)), RawSide("", ("y",)))
+    (pair,) = pairs(tmp_path, {**row, "group_id": 7.0, "key": {"of": ""}}, columns={"positive_key": "key.of"})
+    assert (pair.group_id, pair.positive_key) == ("7", None)  # of a table, whose other rows have no group
 
 
 @pytest.mark.parametrize(
