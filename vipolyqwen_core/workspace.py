@@ -267,9 +267,9 @@ def configure(
     os.environ["MLFLOW_TRACKING_URI"] = _login_apart(workspace.mlflow_uri)
     os.environ["DAGSTER_HOME"] = str(workspace.dagster_home)
     if sources is not None:
-        os.environ["VIPOLYQWEN_SOURCES"] = str(Path(sources).resolve())
+        os.environ["VIPOLYQWEN_SOURCES"] = str(Path(os.path.expanduser(sources)).resolve())
     if data_root is not None:
-        os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(data_root).resolve())
+        os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(os.path.expanduser(data_root)).resolve())
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
 

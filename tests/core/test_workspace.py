@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vipolyqwen_core.workspace import Workspace, configure, is_served, workspace_of_run
+from vipolyqwen_core.workspace import (
+    Workspace,
+    configure,
+    data_root_setting,
+    is_served,
+    manifest_setting,
+    workspace_of_run,
+)
 
 
 @pytest.fixture
@@ -48,6 +55,19 @@ def test_a_run_json_tells_the_workspace_where_nothing_else_does(
     assert workspace_of_run(tmp_path / "run.json").home == tmp_path / ".vipolyqwen"
     monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path / "named"))
     assert workspace_of_run(config).home == tmp_path / "named"
+
+
+def test_the_tilde_that_a_shell_leaves_is_filled_in(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves it in `--sources=~/corpora.yaml`; a file's name may begin with it."""
+    monkeypatch.chdir(tmp_path)
+    environment["HOME"] = str(tmp_path / "ann")
+    configure(Workspace(tmp_path), sources="~/corpora.yaml", data_root="~/data")
+    assert manifest_setting() == str(tmp_path / "ann" / "corpora.yaml")
+    assert data_root_setting() == tmp_path / "ann" / "data"
+    configure(Workspace(tmp_path), sources="~nobody.yaml")
+    assert manifest_setting() == str(tmp_path / "~nobody.yaml")
 
 
 def test_a_login_in_the_address_of_a_server_is_handed_to_mlflow_apart(
