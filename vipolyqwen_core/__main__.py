@@ -386,7 +386,7 @@ def source_weights() -> dict[str, float]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """The lines of a text file that are not empty; they end where those of a corpus do.
 
     Raises:
         ValueError: it is not UTF-8
@@ -395,7 +395,7 @@ def _lines(file: Path) -> list[str]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text in UTF-8: byte {error.start} cannot be read") from error
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def main() -> None:

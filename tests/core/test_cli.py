@@ -112,6 +112,13 @@ def test_a_rival_that_is_no_model_is_refused_before_any_work(vipolyqwen, tmp_pat
     assert "rival is no model directory" in ended.stderr
 
 
+def test_lines_to_encode_end_where_lines_of_a_corpus_do(tmp_path: Path) -> None:
+    lines = ["mot\u2028hai", "ba\x0cbon", "nam\x85sau", "bay"]
+    text = f"\ufeff{lines[0]}\r\n{lines[1]}\n \n{lines[2]}\n{lines[3]}"
+    (tmp_path / "texts.txt").write_bytes(text.encode())
+    assert cli._lines(tmp_path / "texts.txt") == lines
+
+
 def test_settings_out_of_range_are_named_without_jargon() -> None:
     with pytest.raises(ValueError, match="batch_tokens") as caught:
         ExportSettings(batch_tokens=0)
