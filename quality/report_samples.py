@@ -18,9 +18,10 @@ from quality.picture_pool import CRASHED
 from quality.row_duplicates import EXACT, NEAR
 from quality.text_changes import marked
 from quality.trace import curated_source, may_be, raw_pair
+from vipolyqwen_core.config import MAX_IMAGE_PIXELS
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
-from vipolyqwen_core.corpus.pictures import PictureError, decode_picture
+from vipolyqwen_core.corpus.pictures import TOO_MANY_PIXELS, PictureError, decode_picture
 from vipolyqwen_core.corpus.readers import RawImage, RawPair
 from vipolyqwen_core.workspace import Workspace
 
@@ -33,7 +34,6 @@ MAX_PICTURES = 4
 MAX_CHARS = 600
 MAX_LINES = 12
 THUMBNAIL_PIXELS = 240
-MAX_IMAGE_PIXELS = 100_000_000
 CHARS_BEFORE = 100
 LINES_BEFORE = 3
 """Shown before the first place where two long texts differ."""
@@ -88,7 +88,8 @@ def _with_raw_pair(entry: dict[str, Any], workspace: Workspace) -> dict[str, Any
     pair = None if entry["item"] is None else _same_pair(curated, entry)
     texts = {} if pair is None else {"query": cut(pair.query), "target": cut(pair.target)}
     pictures = []
-    if pair is not None and entry["rule"] != CRASHED:  # which would take this process with it
+    # which would take this process, or more memory than the settings allow
+    if pair is not None and entry["rule"] not in (CRASHED, TOO_MANY_PIXELS):
         pictures = raw_pictures(curated, pair)
     return {**entry, "value": cut(entry["value"] or ""), "texts": texts, "pictures": pictures}
 

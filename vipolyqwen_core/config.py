@@ -8,7 +8,7 @@ key or a value out of range is refused with its place.
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -25,6 +25,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 STRICT = ConfigDict(extra="forbid")
 T = TypeVar("T")
+
+MAX_IMAGE_PIXELS: Final = 178_956_970
+"""Pillow opens no larger picture, whatever the settings say."""
 
 
 class Pooling(StrEnum):
@@ -141,7 +144,7 @@ class CurationSettings:
     """Largest share of a side of 100 characters or more that one repeated line or word may fill."""
     by_task: dict[Task, TextLimits] = Field(default_factory=dict)
     """Limits that differ for the rows of a task."""
-    max_image_pixels: Positive = 100_000_000
+    max_image_pixels: Annotated[int, Field(gt=0, le=MAX_IMAGE_PIXELS)] = 100_000_000
     """Larger pictures are rejected before they are decoded."""
     near_duplicate_threshold: Share = 0.85
     """Jaccard similarity of character 5-grams from which a side counts as a near duplicate. A lower value

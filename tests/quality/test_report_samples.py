@@ -40,6 +40,14 @@ def test_rejected_rows_are_shown_with_text_and_picture(workspace, write_source) 
     assert by_rule["broken_json", "one", 4]["texts"] == {}
 
 
+def test_a_picture_that_is_larger_than_the_settings_allow_is_not_opened_for_the_report(
+    workspace, write_source
+) -> None:
+    curate(write_source([question(0)], pictures=range(1)), CurationSettings(max_image_pixels=1), workspace)
+    (shown,) = rejected_samples(pl.scan_parquet(workspace.curated("corpus") / "ledger.parquet"), workspace)
+    assert (shown["rule"], shown["pictures"]) == ("too_many_pixels", [])
+
+
 def test_what_a_source_has_elsewhere_now_is_not_shown(workspace, write_source) -> None:
     records = [instruction(0), {**instruction(1), "output": ""}]
     curate(write_source(records), CurationSettings(), workspace)

@@ -29,6 +29,9 @@ DECODING_ERRORS = (
 """What Pillow's decoders raise on broken bytes, by experience with mutated files. A `MemoryError` is the
 machine's want, not the picture's fault."""
 
+TOO_MANY_PIXELS = "too_many_pixels"
+"""The rule of pictures that are larger than is asked for."""
+
 _PLAIN_MODES = frozenset({"RGB", "L", "1", "P"})
 """Modes that `convert("RGB")` turns into the normalised pixels, where there is no transparency."""
 
@@ -112,7 +115,7 @@ def decode_picture(
         try:
             image = Image.open(io.BytesIO(data), formats=DECODERS)
         except Image.DecompressionBombError as error:
-            raise PictureError("too_many_pixels", str(error)) from error
+            raise PictureError(TOO_MANY_PIXELS, str(error)) from error
         except UnidentifiedImageError as error:
             raise PictureError("not_an_image", f"{len(data)} bytes of no known picture format") from error
         except DECODING_ERRORS as error:
@@ -120,7 +123,7 @@ def decode_picture(
         with image:
             if image.width * image.height > max_image_pixels:
                 raise PictureError(
-                    "too_many_pixels", f"{image.width} x {image.height} pixels, limit {max_image_pixels}"
+                    TOO_MANY_PIXELS, f"{image.width} x {image.height} pixels, limit {max_image_pixels}"
                 )
             if before_loading is not None:
                 before_loading(image.width * image.height)
@@ -130,7 +133,7 @@ def decode_picture(
                 needs_reencoding = not _opens_as(image, upright)
                 has_metadata = bool(set(image.info) - _HARMLESS_INFO) or getattr(image, "is_animated", False)
             except Image.DecompressionBombError as error:
-                raise PictureError("too_many_pixels", str(error)) from error
+                raise PictureError(TOO_MANY_PIXELS, str(error)) from error
             except DECODING_ERRORS as error:
                 rule = "truncated_image" if "truncated" in str(error).lower() else "broken_image"
                 raise PictureError(rule, _sentence(error)) from error

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from PIL import Image
 
-from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.config import MAX_IMAGE_PIXELS
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.pictures import (
     DECODING_ERRORS,
@@ -28,9 +28,6 @@ Picture: TypeAlias = Image.Image | str | os.PathLike[str] | bytes
 """A picture: PIL, a path, or the bytes of a file."""
 Pictures: TypeAlias = Picture | Iterable[Picture] | None
 """The pictures of one item."""
-
-MAX_IMAGE_PIXELS: Final = CurationSettings().max_image_pixels
-"""Larger pictures are refused before they are decoded."""
 
 _URL: Final = re.compile("data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 

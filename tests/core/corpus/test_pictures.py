@@ -12,6 +12,7 @@ import xxhash
 from PIL import Image
 
 from tests.stored_pictures import file_of
+from vipolyqwen_core.config import MAX_IMAGE_PIXELS, CurationSettings
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import (
@@ -289,6 +290,14 @@ def test_a_picture_may_have_as_many_pixels_as_the_limit_says() -> None:
     assert decode_picture(PNG, 600).image.size == (30, 20)
     with pytest.raises(PictureError, match="30 x 20 pixels, limit 599"):
         decode_picture(PNG, 599)
+
+
+def test_settings_allow_no_larger_picture_than_pillow_opens() -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert 2 * Image.MAX_IMAGE_PIXELS == MAX_IMAGE_PIXELS
+    CurationSettings(max_image_pixels=MAX_IMAGE_PIXELS)
+    with pytest.raises(ValueError, match="max_image_pixels"):
+        CurationSettings(max_image_pixels=MAX_IMAGE_PIXELS + 1)
 
 
 def test_a_wrong_suffix_does_not_matter_and_the_true_format_is_named() -> None:
