@@ -31,7 +31,8 @@ RULES: dict[str, str] = {
     "no_pairs": "The adapter made no pair of the record.",
     "score_not_a_number": "The score is not a number.",
     "broken_dialogue": "The messages are no list of objects with a role and a content.",
-    "unknown_role": "The role of a message is none of system, user and assistant, by any usual name.",
+    "unknown_role": "The role of a message is none of system, user and assistant, by any usual name; "
+    "that of an adapter's turn is none of these as they stand here.",
     "unknown_part": "A part of a message is neither text nor picture.",
     "picture_in_answer": "The last answer of a dialogue holds a picture, as only questions may.",
     "no_question": "The answer of a dialogue does not follow a turn of the user.",

@@ -1,7 +1,8 @@
 """Formats of one's own: `adapter: package.module:function` in the manifest.
 
 The function is called with the source and a file (`SourceFile`) and yields one thing a record: a `RawPair`, a
-list of them, or a `Rejection`. A pair whose fields are other than `RawPair` says rejects its record.
+list of them, or a `Rejection`. A pair whose fields are other than `RawPair` says, or whose task is another
+than the manifest names, rejects its record.
 
     def receipts(source: Source, file: SourceFile) -> Iterator[RawPair | Rejection]:
         ...
@@ -27,6 +28,7 @@ from vipolyqwen_core.corpus.readers.records import (
 )
 from vipolyqwen_core.corpus.storage import StorageError
 from vipolyqwen_core.corpus.text import writable
+from vipolyqwen_core.processing.prompt import ROLES
 
 Adapter = Callable[[Source, SourceFile], Iterable[Any]]
 
@@ -77,7 +79,7 @@ def read_adapted(source: Source, file: SourceFile) -> Iterator[Record]:
                 f"source {source.name!r}: adapter {source.adapter} yielded {strange[0]} for"
                 f" record {number} of {file.name}; expected RawPair, a list of them, or Rejection"
             )
-        rejection = next(filter(None, map(_wrong_field, pairs)), None)
+        rejection = next(filter(None, (_refusal(pair, source) for pair in pairs)), None)
         if not pairs:
             rejection = Rejection("no_pairs", "the adapter made no pair of the record", "")
         yield Record(file.name, number, () if rejection else pairs, rejection)
@@ -100,6 +102,19 @@ def _made(source: Source, file: SourceFile) -> Iterator[tuple[int, Any]]:
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _refusal(pair: RawPair, source: Source) -> Rejection | None:
+    """Why a pair rejects its record: for the reasons that a reader has, too."""
+    if (wrong := _wrong_field(pair)) is not None:
+        return wrong
+    if source.task is not None and pair.task is not source.task:
+        return Rejection("other_task", f"the source holds {source.task} only", pair.task.value)
+    role = next((turn.role for turn in pair.history or () if turn.role not in ROLES), None)
+    if role is not None:
+        reason = f"the role of an earlier turn is none of {', '.join(ROLES)}"
+        return Rejection("unknown_role", reason, shorten(role))
+    return None
 
 
 def _wrong_field(pair: RawPair) -> Rejection | None:

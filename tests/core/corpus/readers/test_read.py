@@ -205,6 +205,12 @@ def careless(source, file):
         yield [RawPair(Task.INSTR, "q", "t"), RawPair(**wrong)]
 
 
+def strict(source, file):
+    yield [RawPair(Task.INSTR, "q", "t"), RawPair(Task.TEXT_PAIR, "q", "t")]
+    yield RawPair(Task.INSTR, "q", "t", history=(Turn("user", "x"), Turn("gpt", "y")))
+    yield RawPair(Task.INSTR, "q", "t", history=[Turn(role, "x") for role in ("system", "user", "assistant")])
+
+
 def nonsense(source, file):
     yield RawPair(Task.INSTR, "q", "t")
     yield {"query": "q"}
@@ -256,6 +262,22 @@ def test_a_pair_of_an_adapter_with_a_field_of_another_type_rejects_its_record(tm
         "history", "negatives", "positive_key",
         "query_images", "target_images", "history", "negatives", "history", "negatives",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("adapters")
+def test_a_pair_of_an_adapter_has_the_task_of_the_manifest_and_roles_that_the_prompt_knows(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.xyz").write_text("anything")
+    keys = {"format": Format.ADAPTER, "adapter": "adapters_of_test_read:strict"}
+    found = [record.rejection for record in read_source(source(tmp_path, "*.xyz", task=Task.INSTR, **keys))]
+    assert found == [
+        Rejection("other_task", "the source holds instr only", "text_pair"),
+        Rejection("unknown_role", "the role of an earlier turn is none of system, user, assistant", "gpt"),
+        None,
+    ]
+    mixed = read_source(source(tmp_path, "*.xyz", **keys))
+    assert [record.rejection and record.rejection.rule for record in mixed] == [None, "unknown_role", None]
 
 
 @pytest.mark.usefixtures("adapters")
