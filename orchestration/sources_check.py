@@ -41,8 +41,8 @@ class Reading:
     rejects: Counter[str] = field(default_factory=Counter)
     first_rejects: list[tuple[str, str, str, str]] = field(default_factory=list)
     """Place, rule, reason, value."""
-    whole: int = 0
-    """Pairs none of whose pictures was found to be lost."""
+    staying: int = 0
+    """Pairs with no picture that was found to be lost and, of those that are judged, that no rule rejects."""
     paths: dict[int, bool] = field(default_factory=dict)
     """Picture paths that were looked up, by their hashes, since a picture may stand in the place of its path,
     and whether they were refused."""
@@ -50,8 +50,9 @@ class Reading:
     """Rules that refused some of them."""
     first_lost: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     """Place, path and reason of the first by rule."""
-    judged: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Place of each of the first pairs, and what rules look at: the number of pictures, not these."""
+    judged: list[tuple[str, dict[str, Any], bool]] = field(default_factory=list)
+    """Place of each of the first pairs, what rules look at (the number of pictures, not these), and whether
+    none of its pictures was found to be lost."""
     refused: Counter[str] = field(default_factory=Counter)
     """Rules for rows, and that of placeholders, which would reject some of these."""
     first_refused: dict[str, str] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Reading:
     @property
     def is_useless(self) -> bool:
         """Whether no pair would stay, as far as was looked."""
-        return self.whole == 0 or self.refused.total() == len(self.judged)
+        return self.staying == 0 or self.refused.total() == len(self.judged)
 
 
 def read(source: Source, settings: CurationSettings) -> Reading:
@@ -76,17 +77,20 @@ def read(source: Source, settings: CurationSettings) -> Reading:
     reading = Reading()
     root = ImageRoot(source.image_root)
     for record in read_source(source, settings.dialogue_turns):
-        _look_up_pictures(record, root, reading)
+        whole = _look_up_pictures(record, root, reading)
         reading.records += 1
+        reading.staying += sum(whole)
         some = record.pairs[: MAX_JUDGED - len(reading.judged)]
-        reading.judged += [(f"{record.file}:{record.line}", _judged_row(pair)) for pair in some]
+        place = f"{record.file}:{record.line}"
+        reading.judged += [
+            (place, _judged_row(pair), is_whole) for pair, is_whole in zip(some, whole, strict=False)
+        ]
         reading.pairs += len(record.pairs)
         reading.tasks.update(pair.task.value for pair in record.pairs)
         if record.rejection is not None:
             reject = record.rejection
             reading.rejects[reject.rule] += 1
             if len(reading.first_rejects) < NUM_REJECTS:
-                place = f"{record.file}:{record.line}"
                 reading.first_rejects.append((place, reject.rule, reject.reason, reject.value))
     _judge(reading, settings)
     return reading
@@ -122,9 +126,9 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
     from vipolyqwen_core.contract import PAIR
     from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS, repaired_sides
 
-    rows = [row for _, row in reading.judged]
+    rows = [row for _, row, _ in reading.judged]
     rules = first_failure(pl.DataFrame(rows, schema=polars_schema(PAIR)), row_rules(settings))["rule"]
-    for (place, row), rule in zip(reading.judged, rules, strict=True):
+    for (place, row, is_whole), rule in zip(reading.judged, rules, strict=True):
         if rule is None:
             try:
                 repaired_sides(row)
@@ -132,13 +136,18 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
                 rule = TOO_MANY_PLACEHOLDERS
         if rule is not None:
             reading.refused[rule] += 1
+            reading.staying -= is_whole
             reading.first_refused.setdefault(rule, place)
 
 
-def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> None:
-    """Which picture paths of a record name no file that may be read. None is opened."""
+def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> list[bool]:
+    """Whether all pictures of each pair are there, as far as was looked; none is opened.
+
+    Paths that name no file that may be read are noted.
+    """
     from vipolyqwen_core.corpus.pictures import PictureError
 
+    whole = []
     for pair in record.pairs:
         for path in chain.from_iterable(pair.images):
             if not isinstance(path, str) or hash(path) in reading.paths or len(reading.paths) >= MAX_PATHS:
@@ -150,8 +159,9 @@ def _look_up_pictures(record: "Record", root: "ImageRoot", reading: Reading) -> 
                 reading.paths[hash(path)] = True
                 reading.lost[error.rule] += 1
                 reading.first_lost.setdefault(error.rule, (f"{record.file}:{record.line}", path, str(error)))
-        own = [path for path in (*pair.query_images, *pair.target_images) if isinstance(path, str)]
-        reading.whole += not any(reading.paths.get(hash(path)) for path in own)
+        paths = [path for path in chain.from_iterable(pair.images) if isinstance(path, str)]
+        whole.append(not any(reading.paths.get(hash(path)) for path in paths))
+    return whole
 
 
 def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, console: Console) -> bool:

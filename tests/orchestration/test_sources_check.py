@@ -158,7 +158,8 @@ def test_a_source_that_would_give_no_pair_is_told(
         return fine, console.export_text()
 
     lost, empty, whole = {"image": "../a.png"}, {"image": "a.png", "answer": " "}, {"image": "a.png"}
-    for rows in ([lost, lost], [empty, empty]):
+    lost_negative = {"image": "a.png", "negatives": [{"text": "b", "images": ["b.png"]}]}
+    for rows in ([lost, lost], [empty, empty], [lost, empty], [lost_negative]):
         fine, text = check(*rows)
         assert not fine
         assert "No pair would stay, of 1: shop" in text
