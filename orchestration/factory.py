@@ -85,7 +85,8 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             or the workspace's file system has no symbolic links
     """
     settings = load_recipe(recipe)
-    names = check_sources(ManifestResource(path=sources, home=str(workspace.home)).load())
+    manifest = ManifestResource(path=sources, home=str(workspace.home)).load()
+    names = check_sources(manifest, settings.curation.dialogue_turns)
     from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers: seconds
 
     check_backbone(settings, workspace)
@@ -240,7 +241,7 @@ def _outcomes(result: dg.ExecuteInProcessResult, source: str | None) -> Iterator
         yield StageOutcome(asset, source, seconds.get(event.step_key, 0.0), metadata)
 
 
-def check_sources(manifest: Manifest) -> tuple[str, ...]:
+def check_sources(manifest: Manifest, dialogue_turns: str) -> tuple[str, ...]:
     """Look at every source before any work is done; their names.
 
     Raises:
@@ -251,7 +252,7 @@ def check_sources(manifest: Manifest) -> tuple[str, ...]:
     mistakes = []
     for source in manifest.sources:
         try:
-            check_source(source)
+            check_source(source, dialogue_turns)
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:

@@ -73,7 +73,7 @@ def read(source: Source, settings: CurationSettings) -> Reading:
     from vipolyqwen_core.corpus.image_root import ImageRoot
     from vipolyqwen_core.corpus.readers import check_source, read_source
 
-    check_source(source)
+    check_source(source, settings.dialogue_turns)
     reading = Reading()
     root = ImageRoot(source.image_root)
     for record in read_source(source, settings.dialogue_turns):

@@ -74,7 +74,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         ValueError: the source cannot be read at all: no file, an empty one, the wrong format, a wrong key
     """
     started = time.monotonic()
-    files = check_source(source)
+    files = check_source(source, settings.dialogue_turns)
     folder = workspace.curated(source.name)
     read = {name: value for name, value in vars(source).items() if name not in UNREAD_FIELDS}
     inputs = sorted(read.items()), adapter_digest(source), files_fingerprint(files)

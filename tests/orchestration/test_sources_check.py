@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from orchestration.factory import check_sources
 from orchestration.sources_check import _print_reading, print_sources, read
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import Task
@@ -165,6 +166,21 @@ def test_a_source_that_would_give_no_pair_is_told(
         assert "No pair would stay, of 1: shop" in text
         assert "can be read" not in text.splitlines()[-1]
     assert check(lost, empty, whole)[0]
+
+
+def test_a_source_that_only_the_recipes_dialogue_turns_can_read_is_checked_with_them(tmp_path: Path) -> None:
+    roles = ("user", "assistant", "assistant")
+    messages = [{"role": role, "content": "Trời mưa."} for role in roles]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": messages}))
+    source = Source(
+        name="chats", format=Format.MESSAGES, task=Task.INSTR, paths=(str(tmp_path / "data.jsonl"),)
+    )
+    assert read(source, CurationSettings(dialogue_turns="each")).pairs == 1
+    assert check_sources(Manifest(sources=(source,)), "each") == ("chats",)
+    with pytest.raises(ValueError, match="does not follow a turn of the user"):
+        read(source, CurationSettings(dialogue_turns="last"))
+    with pytest.raises(ValueError, match="does not follow a turn of the user"):
+        check_sources(Manifest(sources=(source,)), "last")
 
 
 def test_pictures_inside_rows_are_not_kept(tmp_path: Path) -> None:

@@ -113,9 +113,11 @@ def _row_records(file: SourceFile, source: Source, dialogue_turns: str) -> Itera
             yield Record(file.name, row.line, (), error.rejection)
 
 
-def check_source(source: Source) -> list[SourceFile]:
+def check_source(source: Source, dialogue_turns: str = "last") -> list[SourceFile]:
     """The files of a source, after a look at each; refuses before any work what cannot work.
 
+    Args:
+        dialogue_turns: as for `read_source`
     Raises:
         ValueError: names the source and what is wrong: no file, none that can be read or that holds
             what the format needs, a mapped column that no row has, an image root that is missing
@@ -128,7 +130,7 @@ def check_source(source: Source) -> list[SourceFile]:
         raise ValueError(f"{where}: {error}") from error
     if source.format is Format.ADAPTER:
         load_adapter(source)
-    heads = _heads(source, files)
+    heads = _heads(source, files, dialogue_turns)
     if all(head.num_records == 0 or _is_unreadable(head.rejected) for head in heads):
         raise ValueError(f"{where}: file {_trouble(heads[0])}")
     if source.format in ROW_FORMATS:
@@ -159,14 +161,14 @@ class Head(NamedTuple):
     """The first picture's path."""
 
 
-def _heads(source: Source, files: list[SourceFile]) -> list[Head]:
+def _heads(source: Source, files: list[SourceFile], dialogue_turns: str) -> list[Head]:
     """The beginning of each file."""
     if source.format is Format.PARALLEL_LINES:
         return [_head(parallel_files(source)["query"], read_source(source))]
     heads = []
     for file in files:
         is_adapted = source.format is Format.ADAPTER
-        records = read_adapted(source, file) if is_adapted else _row_records(file, source, "last")
+        records = read_adapted(source, file) if is_adapted else _row_records(file, source, dialogue_turns)
         heads.append(_head(file, _whole(records, file.name, source)))
     return heads
 
