@@ -1,8 +1,19 @@
 """Why a run failed, in one sentence for a person."""
 
+import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
+
+from vipolyqwen_core.full_disk import SIGNS
+from vipolyqwen_core.workspace import current_workspace, without_login
+
+if TYPE_CHECKING:  # dagster exports it nowhere
+    from dagster_shared.error import SerializableErrorInfo
+
+DATABASE_SAID = re.compile(r"\(\w[\w.]*\.OperationalError\) (.+?)(?: \[SQL: | \(Background on this error|$)")
+"""In an error of MLflow: the words of its database, to which SQLAlchemy adds the statement; on one line."""
 
 
 def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> str:
@@ -26,10 +37,29 @@ def _root_cause(event: dg.DagsterEvent) -> str:
         return event.message or "failed without a message"
     while error.cause is not None and str(error.cls_name).startswith("Dagster"):
         error = error.cause  # Dagster wraps what a step raises
+    if error.cls_name == "MlflowException":
+        return _told_by_mlflow(error)
     message = " ".join(error.message.split())
     for mistake in ("ValueError", "FileNotFoundError"):
         message = message.removeprefix(f"{mistake}: ")
     return message
+
+
+def _told_by_mlflow(error: "SerializableErrorInfo") -> str:
+    """An error of MLflow, with the store that it is about, and without the statement that failed there.
+
+    Where a file met the full disk first, that is told: the run of MLflow cannot end either, which hides it.
+    """
+    first: SerializableErrorInfo | None = error
+    while first is not None:
+        if first.cls_name == "OSError" and any(sign in first.message for sign in SIGNS):
+            error = first
+        first = first.cause or first.context
+    message = " ".join(error.message.split())
+    said = DATABASE_SAID.search(message)
+    if said is None:
+        return message
+    return f"MLflow's store {without_login(current_workspace().mlflow_uri)} cannot be used ({said[1]})"
 
 
 def failed_checks(

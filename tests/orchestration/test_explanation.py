@@ -1,8 +1,13 @@
 """Failures of a run as one sentence."""
 
+import errno
 import json
+from pathlib import Path
 
 import dagster as dg
+import pytest
+import sqlalchemy
+from mlflow.exceptions import MlflowException
 
 from orchestration.explanation import explain_failure
 
@@ -34,6 +39,42 @@ def test_the_sentence_of_the_stage_is_told_and_not_the_error_of_a_library_that_i
 
     sentence = explain_failure(failed_events(trained_model), None)
     assert sentence == "trained_model: stage.json is damaged: delete it"
+
+
+@pytest.mark.parametrize("files_are_first", [False, True])
+def test_a_full_disk_under_mlflow_is_told_with_the_file_and_without_the_statement(
+    files_are_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def end_run() -> None:
+        with sqlalchemy.create_engine(f"sqlite:///{database}").connect() as connection:
+            connection.execute(sqlalchemy.text("CREATE TABLE runs (status TEXT)"))
+            connection.execute(sqlalchemy.text("PRAGMA max_page_count = 2"))
+            try:
+                connection.execute(
+                    sqlalchemy.text("INSERT INTO runs VALUES (:status)"), {"status": "x" * 9000}
+                )
+            except sqlalchemy.exc.OperationalError as error:  # as MLflow does it
+                raise MlflowException(error) from error
+
+    @dg.asset
+    def registered_model() -> None:
+        if not files_are_first:
+            end_run()
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+        finally:
+            end_run()
+
+    sentence = explain_failure(failed_events(registered_model), None)
+    reasons = {
+        False: f"MLflow's store sqlite:///{database} cannot be used (database or disk is full)",
+        True: "OSError: [Errno 28] No space left on device: 'model.safetensors'",
+    }
+    assert sentence == f"registered_model: {reasons[files_are_first]}"
 
 
 def test_a_failure_that_was_meant_is_quoted() -> None:
