@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,8 +213,9 @@ def _staged_table(staging: Path, parquet: Path, schema: pa.Schema) -> Table:
     """
     table = _matching_table(staging, schema)
     if table is None:
-        shutil.rmtree(staging, ignore_errors=True)
-        table = lancedb.connect(staging).create_table(TABLE, schema=schema)
+        with written_aside(staging) as aside:  # a half one would pass for a table that is damaged
+            lancedb.connect(aside).create_table(TABLE, schema=schema)
+        table = lancedb.connect(staging).open_table(TABLE)
     if schema.metadata.items() <= _metadata(parquet).items() and table.count_rows() == 0:
         with open_parquet(parquet) as file:
             batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))

@@ -8,6 +8,7 @@ from typing import Any
 import lancedb
 import pyarrow.parquet as pq
 import pytest
+from lancedb.db import LanceDBConnection
 from lancedb.table import LanceTable
 
 from tests.core.serving.conftest import SETTINGS, rows_of, run_export
@@ -141,6 +142,23 @@ def test_a_full_disk_is_named_and_the_export_goes_on_once_there_is_room(
     assert added.startswith("; free now: ")
     assert "Make room" not in added
     assert run_export(workspace, tiny_model_dir).encoded == 0
+
+
+def test_a_disk_without_room_for_a_first_table_leaves_none_that_is_damaged(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path)
+
+    def full(database: LanceDBConnection, name: str, **_: object) -> None:  # what Lance leaves behind then
+        (Path(database.uri) / f"{name}.lance" / "_transactions").mkdir(parents=True)
+        raise RuntimeError("lance error: LanceError(IO): No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanceDBConnection, "create_table", full)
+        with pytest.raises(OSError, match=r"No space left on device; make room: .* goes on: '.*exports'"):
+            run_export(workspace, tiny_model_dir)
+    assert run_export(workspace, tiny_model_dir).rows == 2 * len(some_pairs())
+    assert sorted(path.name for path in (workspace.exports / "1").iterdir()) == ["embeddings.parquet"]
 
 
 def test_an_update_that_was_killed_loses_no_vector_and_leaves_no_row_behind(
