@@ -38,8 +38,9 @@ def close_interrupted_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs as failed whose process on this machine is gone; free the pools they held. Returns their ids.
 
     A killed process cannot say so itself, and neither can a killed code server say it of its runs; the slot
-    in a pool would keep every later run waiting. Runs of other machines, and runs that carry no tags of their
-    own process yet, stay as they are: nobody can tell from here.
+    in a pool would keep every later run waiting. So would the slot of a run that failed while Dagster could
+    not write, as on a full disk, that it was free. Runs of other machines, and runs that carry no tags of
+    their own process yet, stay as they are: nobody can tell from here.
     """
     closed = []
     here = dg.RunsFilter(statuses=UNFINISHED, tags={HOST_TAG: socket.gethostname()})
@@ -50,8 +51,12 @@ def close_interrupted_runs(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_canceled(run, message="The process of this run is gone.")
         else:
             instance.report_run_failed(run, message="The process of this run ended without a word.")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         closed.append(run.run_id)
+    storage = instance.event_log_storage
+    for run_id in storage.get_concurrency_run_ids():
+        holder = instance.get_run_by_id(run_id)
+        if holder is not None and holder.is_finished and process_is_gone(holder):
+            storage.free_concurrency_slots_for_run(run_id)
     return closed
 
 

@@ -85,6 +85,20 @@ def test_a_killed_run_is_closed_and_frees_its_pool(workspace: Workspace, start: 
         assert not pool.pending_steps
 
 
+def test_a_run_that_failed_without_freeing_its_pool_keeps_none_waiting(workspace: Workspace) -> None:
+    with open_instance(workspace) as instance:
+        storage = instance.event_log_storage
+        create(instance, ONE, gone(ONE), dg.DagsterRunStatus.FAILURE)
+        create(instance, OTHER, process_tags(OTHER), dg.DagsterRunStatus.FAILURE)  # its process may still end
+        for pool, run_id in (("gpu", ONE), ("registry", OTHER)):
+            storage.initialize_concurrency_limit_to_default(pool)
+            assert storage.claim_concurrency_slot(pool, run_id, "step").is_claimed
+        assert close_interrupted_runs(instance) == []
+        assert storage.get_concurrency_run_ids() == {OTHER}
+        assert storage.claim_concurrency_slot("gpu", str(uuid4()), "step").is_claimed
+        assert not storage.claim_concurrency_slot("registry", str(uuid4()), "step").is_claimed
+
+
 def test_runs_of_living_and_of_unknown_processes_stay(workspace: Workspace) -> None:
     with open_instance(workspace) as instance:
         alive = create(instance, ONE, process_tags(ONE))
