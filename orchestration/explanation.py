@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # dagster exports it nowhere
     from dagster_shared.error import SerializableErrorInfo
 
 DATABASE_SAID = re.compile(r"\(\w[\w.]*\.OperationalError\) (.+?)(?: \[SQL: | \(Background on this error|$)")
-"""In an error of MLflow: the words of its database, to which SQLAlchemy adds the statement; on one line."""
+"""In an error of MLflow or Dagster: the words of its database, to which SQLAlchemy adds the statement."""
 
 
 def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> str:
@@ -24,15 +24,21 @@ def explain_failure(events: Sequence[dg.DagsterEvent], source: str | None) -> st
         if event.is_step_failure:
             place = f"{event.step_key} of source {source}" if source else event.step_key
             return f"{place}: {_root_cause(event)}"
-    return "; ".join(event.message or "" for event in events if event.is_run_failure) or "the run failed"
+    return "; ".join(_root_cause(event) for event in events if event.is_run_failure) or "the run failed"
 
 
 def _root_cause(event: dg.DagsterEvent) -> str:
-    """What the stage itself said at the end, on one line; not the library's error that it explains."""
-    data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return " ".join(data.user_failure_data.description.split())
-    error = data.error
+    """What the stage itself said at the end, on one line; not the library's error that it explains.
+
+    Or what ended the run between two stages: Dagster's own error, as where its database has no room.
+    """
+    if event.is_run_failure:
+        error = event.job_failure_data.error
+    else:
+        data = event.step_failure_data
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            return " ".join(data.user_failure_data.description.split())
+        error = data.error
     if error is None:
         return event.message or "failed without a message"
     while error.cause is not None and str(error.cls_name).startswith("Dagster"):
@@ -40,6 +46,8 @@ def _root_cause(event: dg.DagsterEvent) -> str:
     if error.cls_name == "MlflowException":
         return _told_by_mlflow(error)
     message = " ".join(error.message.split())
+    if event.is_run_failure and (said := DATABASE_SAID.search(message)):
+        return f"a database of Dagster in {current_workspace().dagster_home} cannot be used ({said[1]})"
     for mistake in ("ValueError", "FileNotFoundError"):
         message = message.removeprefix(f"{mistake}: ")
     return message

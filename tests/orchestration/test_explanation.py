@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sqlite3
 from pathlib import Path
 
 import dagster as dg
@@ -75,6 +76,32 @@ def test_a_full_disk_under_mlflow_is_told_with_the_file_and_without_the_statemen
         True: "OSError: [Errno 28] No space left on device: 'model.safetensors'",
     }
     assert sentence == f"registered_model: {reasons[files_are_first]}"
+
+
+def test_a_full_disk_under_dagsters_database_is_told_where_it_ends_a_run_between_two_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    full = sqlalchemy.exc.OperationalError(
+        "INSERT INTO event_logs", {}, sqlite3.OperationalError("database or disk is full")
+    )
+
+    @dg.asset
+    def training_set() -> None: ...
+
+    instance = dg.DagsterInstance.ephemeral()
+    store = instance.event_log_storage.store_event
+
+    def fails(event: dg.EventLogEntry) -> None:
+        if event.dagster_event_type == dg.DagsterEventType.ENGINE_EVENT:
+            raise full
+        store(event)
+
+    monkeypatch.setattr(instance.event_log_storage, "store_event", fails)
+    result = dg.materialize([training_set], instance=instance, raise_on_error=False)
+    reason = f"a database of Dagster in {tmp_path / 'dagster'} cannot be used (database or disk is full)"
+    assert explain_failure(result.all_events, None) == reason
 
 
 def test_a_failure_that_was_meant_is_quoted() -> None:
