@@ -20,21 +20,20 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Turn
 # leaves out what stands behind a capital in sound text too: closing quotes, an ellipsis, a dash, a space.
 _CONTINUATION = "\x80-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _STRICT = "\x80-\x9f¡-ª¬-º¼-¿€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ"
-# Of the strict set, what sound text writes right behind a word: footnotes, exponents, `NESCAFÉ®`, a dot
-# between two words. Behind one of these capitals, and twice behind one of these letters, it is hardly a
-# letter that was lost; behind others it may be: `Ã©` is é, `è®°` is 记.
-_PRINTED = "¹²³®©°·"
-_CAPITALS = "ÈÉÊÌÍÒÓÔÕÙÚÝ"
-_LETTERS = "àáâãéêìí"
 # Read as Mac Roman: Vietnamese letters begin with `·∫` and `·ª` there. What stands in formulas is left out.
 _MAC_CONTINUATION = "ÄÅÇÉÑÖÜáàâäãåçéèêëíìîïñóòôöõúùûü†°¢£§•¶ß®©™´¨ÆØ¥ªºæø"
 _RUN = (
     f"(?:â€[{_CONTINUATION}]"
     f"|·[∫ª][{_MAC_CONTINUATION}]"
-    f"|(?![{_LETTERS}][{_PRINTED}]{{2}})[à-ï][{_STRICT}»][{_STRICT}«»]"
+    f"|[à-ï][{_STRICT}»][{_STRICT}«»]"
     f"|[ð-ô][{_STRICT}][{_CONTINUATION}][{_CONTINUATION}]"
-    f"|(?![{_CAPITALS}][{_PRINTED}])[Â-ß][{_STRICT}])"
+    f"|[Â-ß][{_STRICT}])"
 )
+# What sound text writes right behind a word: footnotes, exponents, `NESCAFÉ®`, a dot between two words.
+# Behind one of these capitals, and twice behind one of these letters, it does not make mojibake by itself.
+_PRINTED = "[¹²³®©°·]"
+_MEANT = f"[ÈÉÊÌÍÒÓÔÕÙÚÝ]{_PRINTED}|[àáâãéêìí]{_PRINTED}{{2}}"
+_SUSPECT = re.compile(f"(?!{_MEANT}){_RUN}")
 # Quotes, dashes and the like, read as Mac Roman or as its Central European sister, which ftfy does not know.
 _MAC_MARKS = {
     "‚Ä" + bytes([end]).decode(codec): bytes([0xE2, 0x80, end]).decode()
@@ -42,7 +41,7 @@ _MAC_MARKS = {
     for end in (0x93, 0x94, 0x98, 0x99, 0x9C, 0x9D, 0xA2, 0xA6)
 }
 _MAC_MARK = re.compile("|".join(_MAC_MARKS))
-_MOJIBAKE = re.compile(f"{_RUN}|Ă[{_STRICT}]|{_MAC_MARK.pattern}")
+_MOJIBAKE = re.compile(f"{_SUSPECT.pattern}|Ă[{_STRICT}]|{_MAC_MARK.pattern}")
 _HINT = re.compile(f"[{_STRICT}»‚∫]")  # a quick scan: without one of these there is no _MOJIBAKE
 _MOJIBAKE_RUN = re.compile(_RUN + f"(?:{_RUN}|[Â-ß][{_CONTINUATION}])*")
 # Letters that no text has which was read as Windows-1252 by mistake: they show that most of it is sound.
@@ -165,8 +164,13 @@ def _repair_mojibake(text: str) -> str:
             return read_back
     text = _MAC_MARK.sub(lambda mark: _MAC_MARKS[mark[0]], text)
     if _SOUND.search(text):
-        return _MOJIBAKE_RUN.sub(lambda run: ftfy.fix_encoding(run[0]), text)
+        return _MOJIBAKE_RUN.sub(_read_back, text)
     return ftfy.fix_encoding(text)
+
+
+def _read_back(run: re.Match[str]) -> str:
+    """A run of letters within sound text as it was meant."""
+    return ftfy.fix_encoding(run[0]) if _SUSPECT.search(run[0]) else run[0]
 
 
 def _utf8_read_as(code_page: Mapping[str, int], text: str) -> str | None:
@@ -199,11 +203,11 @@ class PlaceholderError(ValueError):
 
 
 def declared_key(key: str | None) -> str | None:
-    """A declared key as it is compared; None where there is none, or it is empty.
+    """A declared key as it is compared; None where there is none, or it is blank.
 
     Rows that a Mac wrote, and others, spell the same one in two Unicode forms.
     """
-    return compose(writable(key)) or None if key is not None else None
+    return None if key is None else compose(writable(key)).strip() or None
 
 
 def repair_placeholders(texts: Sequence[str], num_images: int, first_user: int = 0) -> list[str]:
