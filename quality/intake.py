@@ -26,7 +26,7 @@ from vipolyqwen_core.corpus.hashing import pair_hashes
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
-from vipolyqwen_core.corpus.storage import StorageError, may_pass, patiently
+from vipolyqwen_core.corpus.storage import ChangedMeanwhile, StorageError, may_pass, patiently
 from vipolyqwen_core.corpus.text import declared_key, normalise_text
 
 INTAKE_SCHEMA = pl.Schema(
@@ -129,8 +129,11 @@ class PictureIntake:
         try:
             return _read_patiently(self.root, path)
         except PictureError as error:
-            # what a storage told of a file that it then did not give is the version of no reading
-            if may_pass(error) or isinstance(error.__cause__, StorageError):
+            # What a storage told of a file that it then did not give is the version of no reading. One that
+            # refuses is not asked again: its source would be read anew each time.
+            cause = error.__cause__
+            failure = cause.__cause__ if isinstance(cause, StorageError) else error
+            if may_pass(failure) or isinstance(cause, ChangedMeanwhile):
                 self._versions[path] = UNREADABLE
             return PictureError(error.rule, str(error))
 

@@ -45,6 +45,10 @@ class StorageError(Exception):
     """A storage did not give the bytes of a file. No `OSError`: those are taken for damage of the file."""
 
 
+class ChangedMeanwhile(StorageError):
+    """The file is another one than when it was opened."""
+
+
 def may_pass(error: BaseException | None) -> bool:
     """Whether a storage did not answer or asks to wait, rather than that it refused or sent rubbish.
 
@@ -210,11 +214,13 @@ class RemoteFile(AbstractBufferedFile):
         super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
+        is_one_answer = self._whole is not None  # then its parts are of one file, whatever lies there now
         part = self._ask(self._part, start, end)
         if len(part) != end - start:  # or a file that was cut meanwhile would seem to end there
-            raise StorageError(f"{self.path} is shorter than it was: {self.size} bytes")
-        if self._version is not None and self._ask(self._told) != self._version:  # or parts of two would mix
-            raise StorageError(f"{self.path} was replaced while it was read; start again")
+            raise ChangedMeanwhile(f"{self.path} is shorter than it was: {self.size} bytes")
+        # or parts of two files would mix
+        if not is_one_answer and self._version is not None and self._ask(self._told) != self._version:
+            raise ChangedMeanwhile(f"{self.path} was replaced while it was read; start again")
         return part
 
     def _ask(self, question: Callable[..., T], *arguments: int) -> T:
