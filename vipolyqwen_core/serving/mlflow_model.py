@@ -7,6 +7,7 @@ unit length. It takes bytes, never paths or URLs.
 
 import base64
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ import vipolyqwen_core
 from vipolyqwen_core.contract import REGISTERED_MODEL
 from vipolyqwen_core.full_disk import sign_of_full_disk
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
+
+logger = logging.getLogger(__name__)
 
 ARTIFACT: Final = "model"
 """Name of the model directory among the artifacts of the logged model."""
@@ -190,7 +193,8 @@ def remove_unregistered(run_id: str, tags: Mapping[str, str]) -> None:
     """Delete what earlier registrations of a run's model left in the store when they were stopped.
 
     Each is a copy of the model, whole or half, that no version names: gigabytes, on a disk that may be full.
-    What lies elsewhere than on a disk of this machine stays: who may log there may perhaps not delete.
+    What lies elsewhere than on a disk of this machine stays: who may log there may perhaps not delete. No
+    other process may be registering the same run meanwhile: the pool of `registered_model` sees to that.
 
     Args:
         tags: that they were logged with
@@ -202,8 +206,15 @@ def remove_unregistered(run_id: str, tags: Mapping[str, str]) -> None:
     for model in logged:
         is_own = bool(tags) and tags.items() <= model.tags.items()
         is_named = model.model_uri in named or model.artifact_location in named
-        if is_own and not is_named and model.artifact_location.startswith(("file:", "/")):
-            get_artifact_repository(model.artifact_location).delete_artifacts()
+        is_here = model.artifact_location.startswith(("file:", "/"))
+        if is_own and not is_named and is_here:
+            try:
+                get_artifact_repository(model.artifact_location).delete_artifacts()
+            except OSError as error:  # somebody else's: room is lost, the registration is not
+                logger.warning(
+                    "%s is needed no more, but cannot be deleted: %s", model.artifact_location, error
+                )
+                continue
             client.delete_logged_model(model.model_id)
 
 
