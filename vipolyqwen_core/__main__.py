@@ -134,7 +134,7 @@ def encode(
     image: Annotated[
         list[Path] | None, typer.Option("--image", "-i", help="Picture; with one text they make one item.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A text file; each line is one item.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file; each line with text is an item.")] = None,
     prefix: Annotated[Task | None, typer.Option(help="Task prefix; the everyday use has none.")] = None,
     model: Annotated[
         Path | None, typer.Option(help="Model directory; default: the model of the exported table.")
@@ -250,6 +250,9 @@ def train(
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="Recipe; default: VIPOLYQWEN_RECIPE, else demo.")
     ] = None,
+    sources: Annotated[
+        str | None, typer.Option("--sources", "-s", help="Manifest with weights; else VIPOLYQWEN_SOURCES.")
+    ] = None,
     training_set: Annotated[Path | None, typer.Option(help="Training set; default: the workspace's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, train nothing.")] = False,
     pairs_per_second: Annotated[
@@ -263,6 +266,7 @@ def train(
     from vipolyqwen_core.training.run_file import read_run, write_run
 
     workspace = current_workspace()
+    configure(workspace, sources=sources)
     if config is not None:
         run = read_run(config)
     else:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ from vipolyqwen_core.full_disk import told_of_full_disk
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.vector_file import write_vectors
 from vipolyqwen_core.workspace import Workspace
+
+SOURCES = "VIPOLYQWEN_SOURCES"
+
+
+class TrainingStub(NamedTuple):
+    """What the command needs of a run that it launches."""
+
+    output: Path
 
 
 @pytest.fixture
@@ -196,6 +205,23 @@ def test_a_command_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_training_alone_has_the_weights_of_the_manifest_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text("sources: [{name: shop, format: owner_jsonl, paths: [a.jsonl], weight: 3.0}]")
+    weights: list[dict[str, float]] = []
+    monkeypatch.setattr(cli, "configure", lambda _, sources=None: monkeypatch.setenv(SOURCES, sources))
+    monkeypatch.setattr("vipolyqwen_core.model.backbone.resolve_backbone", lambda *_: tmp_path)
+    monkeypatch.setattr(
+        "vipolyqwen_core.training.identity.identified_run",
+        lambda workspace, recipe, backbone, given, place: weights.append(given) or TrainingStub(tmp_path),
+    )
+    monkeypatch.setattr("vipolyqwen_core.training.launch.launch", lambda run: None)
+    cli.train(sources=str(manifest))
+    assert weights == [{"shop": 3.0}]
 
 
 def test_debug_shows_the_traceback(vipolyqwen) -> None:
