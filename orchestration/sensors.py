@@ -129,14 +129,14 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
     def sensor(
         context: dg.SensorEvaluationContext, workspace: WorkspaceResource, manifest: ManifestResource
     ) -> dg.RunRequest | dg.SkipReason:
+        for run_id in close_interrupted_runs(context.instance):
+            context.log.warning(f"run {run_id[:8]} of a process that is gone was marked as failed")
         place, described, cursor = workspace.open(), manifest.load(), Cursor.of(context.cursor)
         if unknown := unknown_sources(described, sources):
             return dg.SkipReason(f"{', '.join(unknown)}: {RELOAD}")
         accepted = {name: accepted_folder(place.validated(name)) for name in described.names}
         if missing := [name for name, folder in accepted.items() if folder is None]:
             return dg.SkipReason(f"not accepted yet: {', '.join(missing)}")
-        for run_id in close_interrupted_runs(context.instance):
-            context.log.warning(f"run {run_id[:8]} of a process that is gone was marked as failed")
         for job in ("corpus", "model"):
             busy = dg.RunsFilter(job_name=job, statuses=BUSY)
             if runs := context.instance.get_runs(filters=busy, limit=1):

@@ -61,7 +61,7 @@ class Reading:
     @property
     def is_useless(self) -> bool:
         """Whether no pair would stay, as far as was looked."""
-        return self.staying == 0 or self.refused.total() == len(self.judged)
+        return self.staying == 0
 
 
 def read(source: Source, settings: CurationSettings) -> Reading:
