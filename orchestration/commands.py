@@ -51,7 +51,11 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(sources_app, name="sources")
 
 
-def demo(recipe: RecipeOption = "demo") -> None:
+def demo(
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Name, .json file or package.module:function.")
+    ] = "demo",
+) -> None:
     """Run the whole factory on the built-in corpus: about ten minutes on 2 cores."""
     workspace = current_workspace()
     from vipolyqwen_core.corpus.demo import write_demo_corpus

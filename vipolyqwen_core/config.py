@@ -141,7 +141,8 @@ class CurationSettings:
     max_chars: Positive = 100_000
     """Longest text of a side."""
     max_repetition: Share = 0.9
-    """Largest share of a side of 100 characters or more that one repeated line or word may fill."""
+    """Largest share of a side of 100 characters or more that one repeated line, phrase, word or character may
+    fill."""
     by_task: dict[Task, TextLimits] = Field(default_factory=dict)
     """Limits that differ for the rows of a task."""
     max_image_pixels: Annotated[int, Field(gt=0, le=MAX_IMAGE_PIXELS)] = 100_000_000
@@ -162,11 +163,13 @@ class SplitSettings:
     """Which rows train and which evaluate."""
 
     eval_share: Share = 0.05
-    """Expected share of new components that evaluate."""
+    """Expected share of the rows of new components that evaluate, in each source, task and language."""
     max_eval_pairs: Positive = 5000
-    """At most this many evaluation rows; further components train."""
+    """At most this many evaluation rows; further new components train. Rows that evaluated before stay, and
+    new rows that are linked to them and find no room leave."""
     max_component_share: Share = 0.05
-    """A component with a larger share of the rows is a blocking error: its links must be wrong."""
+    """A component of more than 100 rows with a larger share of them is a blocking error: its links must be
+    wrong."""
     seed: Seed = 0
     """Seed of the hash that assigns new components."""
 

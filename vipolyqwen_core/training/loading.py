@@ -218,7 +218,7 @@ def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
         raise ValueError(mixed)
     with_pictures = np.flatnonzero(index.images)
     some = [rows[:: -(-len(rows) // MEASURED_PAIRS) or 1] for rows in (np.arange(len(index)), with_pictures)]
-    longest = [table.largest(column) for column in ("query_tokens", "target_tokens")]  # others have room
+    longest = [table.largest(column) for column in ("query_tokens", "target_tokens")]  # where limits show
     for row in np.concatenate([*some, longest, [index.patches.argmax()]]):
         request = ChunkRequest(step=0, epoch=0, rows=np.array([row]), needs_picture=False)
         (tagged,) = table.take([row])
