@@ -125,6 +125,7 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
     from quality.rules import first_failure, row_rules
     from vipolyqwen_core.contract import PAIR
     from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS, repaired_sides
+    from vipolyqwen_core.corpus.text import PlaceholderError
 
     rows = [row for _, row, _ in reading.judged]
     rules = first_failure(pl.DataFrame(rows, schema=polars_schema(PAIR)), row_rules(settings))["rule"]
@@ -132,7 +133,7 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
         if rule is None:
             try:
                 repaired_sides(row)
-            except ValueError:
+            except PlaceholderError:
                 rule = TOO_MANY_PLACEHOLDERS
         if rule is not None:
             reading.refused[rule] += 1

@@ -114,5 +114,6 @@ def test_a_port_for_which_the_disk_has_no_room_leaves_that_of_before(tmp_path: P
     place = f"Workspace(Path({str(tmp_path)!r}))"
     remember = f"from vipolyqwen_core.workspace import *; {place}.remember_mlflow_port(5002)"
     limited = ["bash", "-c", 'ulimit -f 0; exec "$0" -c "$1"', sys.executable, remember]
-    assert subprocess.run(limited, stderr=subprocess.DEVNULL).returncode == 1
+    ended = subprocess.run(limited, capture_output=True, text=True)
+    assert (ended.returncode, "File too large" in ended.stderr) == (1, True), ended.stderr
     assert Workspace(tmp_path).mlflow_ui == "http://127.0.0.1:5001"

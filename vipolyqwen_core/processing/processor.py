@@ -223,7 +223,7 @@ class ViPolyQwenProcessor:
         ]
         texts = self._tokenise([draft.pieces for draft in drafts])
         return [
-            self._finish(number, item, draft, self._truncate(number, draft.pieces, ids, exceed))
+            self._finish(number, item, draft, ids, exceed)
             for number, (item, draft, ids) in enumerate(zip(items, drafts, texts, strict=True))
         ]
 
@@ -325,10 +325,10 @@ class ViPolyQwenProcessor:
         return kept, max(excess, 0)
 
     def _finish(
-        self, number: int, item: Item, draft: _Draft, within_limit: tuple[list[Sequence[int]], int]
+        self, number: int, item: Item, draft: _Draft, ids: Sequence[Sequence[int]], exceed: bool
     ) -> EncodedItem:
-        """The segment of an item whose texts are tokenised and cut to the limit, with its patches."""
-        kept, truncated_tokens = within_limit
+        """The segment of an item whose texts are tokenised, cut to the limit, with its patches."""
+        kept, truncated_tokens = self._truncate(number, draft.pieces, ids, exceed)
         with _blame(number, "picture_mode"):
             frames = [
                 cut_patches(image, grid, self.layout)

@@ -119,7 +119,7 @@ def _key(fields: Mapping[Key, Any], names: Sequence[Key], what: str) -> str | No
     value = optional(fields, names)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return None if value is None else text_of(value, what) or None
+    return None if value is None else text_of(value, what)
 
 
 def declared(fields: Mapping[Key, Any], source: Source) -> dict[str, Any]:
