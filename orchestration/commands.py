@@ -6,7 +6,6 @@ Everything heavy is imported inside the commands, so that `--help` is quick.
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,7 +33,8 @@ SourcesOption = Annotated[
     typer.Option("--sources", "-s", help="The manifest; else VIPOLYQWEN_SOURCES, else the demo corpus."),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder that the manifest's relative paths start from.")
+    str | None,
+    typer.Option("--root", help="Folder or URL that the manifest's relative paths start from."),
 ]
 
 sources_app = typer.Typer(no_args_is_help=True, help="Look at sources before they are run.")
@@ -69,7 +69,7 @@ def demo(
 def run(sources: SourcesOption = None, recipe: RecipeOption = None, root: RootOption = None) -> None:
     """Run the whole factory over a manifest: from raw files to a searchable table."""
     workspace = current_workspace()
-    configure(workspace, sources=sources, recipe=recipe, data_root=str(root) if root else None)
+    configure(workspace, sources=sources, recipe=recipe, data_root=root or None)
     _run_and_report(workspace, manifest_setting(), recipe_setting())
 
 
@@ -120,7 +120,7 @@ def check_sources(
 ) -> None:
     """Read each source and write nothing: counts, first rejects, three pairs as they would be tagged."""
     workspace = current_workspace()
-    configure(workspace, sources=manifest, recipe=recipe, data_root=str(root) if root else None)
+    configure(workspace, sources=manifest, recipe=recipe, data_root=root or None)
     from orchestration.sources_check import print_sources
     from vipolyqwen_core.corpus.manifest import load_manifest
     from vipolyqwen_core.recipes import load_recipe
@@ -165,7 +165,7 @@ def ui(
 ) -> None:
     """Serve Dagster and MLflow over the workspace, until Ctrl-C."""
     workspace = current_workspace()
-    configure(workspace, sources=sources, recipe=recipe, data_root=str(root) if root else None)
+    configure(workspace, sources=sources, recipe=recipe, data_root=root or None)
     from orchestration.servers import serve
 
     serve(workspace, port, mlflow_port, output)

@@ -2,7 +2,7 @@
 
 VIPOLYQWEN_HOME      the workspace; default `.vipolyqwen/` in the current folder
 VIPOLYQWEN_SOURCES   the manifest; default: the built-in demo corpus
-VIPOLYQWEN_DATA_ROOT folder that the manifest's relative paths start from; default: its own
+VIPOLYQWEN_DATA_ROOT folder or URL that the manifest's relative paths start from; default: its own
 VIPOLYQWEN_RECIPE    name of the recipe; default `demo`
 MLFLOW_TRACKING_URI  default: SQLite in the workspace
 DAGSTER_HOME         default: a folder in the workspace
@@ -215,10 +215,14 @@ def manifest_setting() -> str | None:
     return os.environ.get("VIPOLYQWEN_SOURCES") or None
 
 
-def data_root_setting() -> Path | None:
-    """Folder that the relative paths of a manifest start from; None: the manifest's own."""
+def data_root_setting() -> str | None:
+    """Folder, or URL of one, that the relative paths of a manifest start from; None: the manifest's own."""
     root = os.environ.get("VIPOLYQWEN_DATA_ROOT")
-    return Path(root).expanduser().resolve() if root else None
+    return _absolute(root) if root else None
+
+
+def _absolute(folder: str) -> str:
+    return folder if "://" in folder else str(Path(os.path.expanduser(folder)).resolve())
 
 
 def recipe_setting() -> str:
@@ -269,7 +273,7 @@ def configure(
     if sources is not None:
         os.environ["VIPOLYQWEN_SOURCES"] = str(Path(os.path.expanduser(sources)).resolve())
     if data_root is not None:
-        os.environ["VIPOLYQWEN_DATA_ROOT"] = str(Path(os.path.expanduser(data_root)).resolve())
+        os.environ["VIPOLYQWEN_DATA_ROOT"] = _absolute(data_root)
     if recipe is not None:
         os.environ["VIPOLYQWEN_RECIPE"] = recipe
 

@@ -65,7 +65,9 @@ def test_the_tilde_that_a_shell_leaves_is_filled_in(
     environment["HOME"] = str(tmp_path / "ann")
     configure(Workspace(tmp_path), sources="~/corpora.yaml", data_root="~/data")
     assert manifest_setting() == str(tmp_path / "ann" / "corpora.yaml")
-    assert data_root_setting() == tmp_path / "ann" / "data"
+    assert data_root_setting() == str(tmp_path / "ann" / "data")
+    configure(Workspace(tmp_path), data_root="s3://bucket/corpora")
+    assert data_root_setting() == "s3://bucket/corpora"
     configure(Workspace(tmp_path), sources="~nobody.yaml")
     assert manifest_setting() == str(tmp_path / "~nobody.yaml")
 

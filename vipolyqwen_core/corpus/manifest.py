@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import yaml
@@ -239,12 +239,14 @@ def check_name(entry: str) -> str:
     return path.stem if path.suffix in (".yaml", ".yml") else ""
 
 
-def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
+def load_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     """The manifest of a YAML file.
 
     Relative paths are taken from `root`, else from `VIPOLYQWEN_DATA_ROOT`, else from the file's own folder:
     one manifest serves every machine, wherever the corpora lie there.
 
+    Args:
+        root: a folder, or the fsspec URL of one
     Raises:
         ValueError: names the file, the source, the key and what was expected
     """
@@ -257,7 +259,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
         raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
         raise ValueError(f"manifest {path}: expected a mapping with a list `sources`")
-    folder = root or data_root_setting() or path.resolve().parent
+    folder = str(root or data_root_setting() or path.resolve().parent)
     anchored = {
         **content,
         "sources": [
@@ -265,7 +267,7 @@ def load_manifest(path: str | Path, root: Path | None = None) -> Manifest:
         ],
     }
     if isinstance(own := content.get("expectations"), list):
-        anchored["expectations"] = [_anchor_suite(entry, path.resolve().parent) for entry in own]
+        anchored["expectations"] = [_anchor_suite(entry, str(path.resolve().parent)) for entry in own]
     try:
         return TypeAdapter(Manifest).validate_python(anchored)
     except ValidationError as error:
@@ -289,7 +291,7 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _anchor(source: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _anchor(source: dict[str, Any], folder: str) -> dict[str, Any]:
     """The source with its relative paths made absolute. A lone string in `paths` is a list of one."""
     anchored = dict(source)
     if isinstance(paths := source.get("paths"), str):
@@ -301,15 +303,20 @@ def _anchor(source: dict[str, Any], folder: Path) -> dict[str, Any]:
     return anchored
 
 
-def _anchor_suite(entry: Any, folder: Path) -> Any:
+def _anchor_suite(entry: Any, folder: str) -> Any:
     """A file of expectations belongs to the manifest, wherever the corpora lie."""
     is_file = isinstance(entry, str) and entry.endswith((".yaml", ".yml"))
     return anchor_path(entry, folder) if is_file else entry
 
 
-def anchor_path(path: str, folder: Path) -> str:
+def anchor_path(path: str, folder: str) -> str:
     """The path as it is where it is a URL or absolute, else below the folder; `~` is the user's own."""
-    return path if "://" in path else str(folder / os.path.expanduser(path))
+    if "://" in path:
+        return path
+    local = os.path.expanduser(path)
+    if "://" in folder and not os.path.isabs(local):
+        return f"{folder.rstrip('/')}/{PurePosixPath(local)}"
+    return str(Path(folder) / local)
 
 
 def unfilled(path: str) -> str:

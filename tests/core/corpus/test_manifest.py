@@ -45,6 +45,15 @@ def test_relative_paths_start_at_the_data_root_where_one_is_set(
     assert load_manifest(path, root=Path("/else")).source("receipts").image_root == "/else/receipts/images"
 
 
+def test_the_data_root_may_be_an_object_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIPOLYQWEN_DATA_ROOT", "s3://bucket/corpora/")
+    manifest = load_manifest(write(tmp_path, GOOD.replace("paths: receipts", "paths: ./receipts")))
+    receipts, sts = manifest.sources
+    assert receipts.paths == ("s3://bucket/corpora/receipts/*.jsonl",)
+    assert receipts.image_root == "s3://bucket/corpora/receipts/images"
+    assert sts.paths == ("/data/a.csv", "s3://b/b.csv")
+
+
 def test_a_path_may_start_at_a_home_and_a_user_who_is_not_here_is_left_to_the_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
