@@ -45,6 +45,8 @@ KEPT_VERSIONS: Final = timedelta(days=7)
 """How long the table as it was before an update in place can still be read: an open handle stays with its
 version. Files of an older one are removed by the next export that changes something. Not so where another
 model version, a new champion or a rollback, is swapped in: a second copy of the vectors doubles the disk."""
+AT_ONCE: Final = timedelta(milliseconds=1)
+"""In place of it where a table was made aside, which nobody reads yet. LanceDB warns of 0."""
 PARQUET_ROWS: Final = 16_384
 LOCK_FILE: Final = ".lock"
 """Among the folders of versions, none of which begins with a dot."""
@@ -110,7 +112,7 @@ def export(
         # also where the update before this one was killed too soon
         is_stale = update.changed or _metadata(parquet) != metadata
         if is_stale or not _is_indexed(table, "text"):
-            _index(table, settings)
+            _index(table, settings, KEPT_VERSIONS if staging is None else AT_ONCE)
         if is_stale:
             _write_parquet(table, parquet, metadata)
         rows, indexed = table.count_rows(), _is_indexed(table, "embedding")
@@ -227,8 +229,10 @@ def _is_indexed(table: Table, column: str) -> bool:
     return any(column in index.columns for index in table.list_indices())
 
 
-def _index(table: Table, settings: ExportSettings) -> None:
+def _index(table: Table, settings: ExportSettings, kept: timedelta) -> None:
     """Full-text index on the text, vector index where the table is large; what was added joins both.
+
+    Many small files become few large ones; those that were replaced longer than `kept` ago are removed.
 
     One that lacks more rows than it has is made anew: that takes less time, and its partitions fit the rows.
     """
@@ -244,7 +248,7 @@ def _index(table: Table, settings: ExportSettings) -> None:
         found = table.index_stats(names[column]) if column in names else None
         if found is None or found.num_unindexed_rows > found.num_indexed_rows:
             table.create_index(column, config=config, replace=True)
-    table.optimize(cleanup_older_than=KEPT_VERSIONS)
+    table.optimize(cleanup_older_than=kept)
 
 
 def _vector_index(dim: int) -> IvfRq | IvfSq:

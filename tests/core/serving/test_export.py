@@ -24,8 +24,8 @@ from vipolyqwen_core.contract import EXPORT, Split, Turn
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving import export as export_module
+from vipolyqwen_core.serving import exported_sides, table_update
 from vipolyqwen_core.serving import search as search_module
-from vipolyqwen_core.serving import table_update
 from vipolyqwen_core.serving.current_export import current_model, read_current
 from vipolyqwen_core.serving.export import LOCK_FILE, _vector_index, export
 from vipolyqwen_core.serving.search import open_export, search
@@ -190,6 +190,20 @@ def test_replaced_versions_of_the_table_go_when_nobody_can_need_them(
     run_export(workspace, tiny_model_dir, pairs=pairs[2:])
     assert versions()
     assert not versions() & replaced  # those of the last export itself may be younger than a millisecond
+
+
+def test_a_table_that_was_made_aside_holds_its_vectors_once(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has read it yet: the small files that were merged into large ones need not wait."""
+    monkeypatch.setattr(exported_sides, "BLOCK_ROWS", 8)
+    workspace = Workspace(tmp_path)
+    pairs = [SmallPair(f"question {i}", f"answer {i}") for i in range(40)]
+    run_export(workspace, tiny_model_dir, pairs=pairs)
+    table = lancedb.connect(workspace.lancedb).open_table("embeddings")
+    in_use = {file.path for fragment in table.to_lance().get_fragments() for file in fragment.data_files()}
+    assert {file.name for file in (workspace.lancedb / "embeddings.lance/data").iterdir()} == in_use
+    assert len(in_use) == 1
 
 
 def test_a_version_whose_files_changed_is_another_model(
