@@ -263,7 +263,8 @@ def train(
     """Train on a training set by `accelerate launch`; a run that was interrupted resumes."""
     from vipolyqwen_core.recipes import load_recipe
     from vipolyqwen_core.training.identity import identified_run
-    from vipolyqwen_core.training.run_file import read_run, write_run
+    from vipolyqwen_core.training.result import read_result
+    from vipolyqwen_core.training.run_file import RUN_FILE, read_run, write_run
 
     workspace = current_workspace()
     configure(workspace, sources=sources)
@@ -275,12 +276,14 @@ def train(
 
         backbone = resolve_backbone(settings.backbone, workspace)
         run = identified_run(workspace, settings, backbone, source_weights(), training_set)
+    finished = read_result(run.output) is not None
     if dry_run:
         from vipolyqwen_core.training.dry_run import describe
 
         output.print(describe(run, pairs_per_second, machines), highlight=False, soft_wrap=True, markup=False)
         if config is None:  # several machines are started by hand, on this file
-            output.print(f"The run's settings: {write_run(run)}", soft_wrap=True, markup=False)
+            file = run.output / RUN_FILE if finished else write_run(run)
+            output.print(f"The run's settings: {file}", soft_wrap=True, markup=False)
         return
     from vipolyqwen_core.training.launch import TrainingFailed, launch
 
@@ -288,6 +291,8 @@ def train(
         launch(run)
     except TrainingFailed as error:  # the ranks have printed their tracebacks
         raise ValueError(str(error).splitlines()[0]) from error
+    if finished:
+        output.print("This run was finished before.")
     output.print(f"Model: {run.output / 'model'}", soft_wrap=True, markup=False)
 
 

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from vipolyqwen_core.training.identity import differences, flatten
+from vipolyqwen_core.training.identity import refuse_other_trajectory
 from vipolyqwen_core.training.ranks import is_first, of_all, of_first, rank, together
 
 logger = logging.getLogger(__name__)
@@ -208,20 +208,6 @@ class Checkpoints:
             newer = int(path.name.removeprefix("step_")) > progress.step
             if path not in spared and (number >= self.keep or newer):
                 shutil.rmtree(path)
-
-
-def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Make sure that what lies in a run's folder comes from the same data and settings.
-
-    Raises:
-        ValueError: names the settings that differ, with both values
-    """
-    old, new = flatten(found), flatten(json.loads(json.dumps(expected)))
-    changed = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in differences(old, new).items()]
-    if changed:
-        raise ValueError(
-            f"{path} belongs to a run with other settings ({'; '.join(changed)}): use another folder"
-        )
 
 
 def missing_parts(path: Path) -> str | None:

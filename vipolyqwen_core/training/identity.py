@@ -128,6 +128,20 @@ def refuse_other_data(run: TrainingRun) -> None:
         )
 
 
+def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Make sure that what lies in a run's folder comes from the same data and settings.
+
+    Raises:
+        ValueError: names the settings that differ, with both values
+    """
+    old, new = flatten(found), flatten(json.loads(json.dumps(expected)))
+    changed = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in differences(old, new).items()]
+    if changed:
+        raise ValueError(
+            f"{path} belongs to a run with other settings ({'; '.join(changed)}): use another folder"
+        )
+
+
 def refuse_built_anew(training_set: Path, version: str | None) -> None:
     """Let nothing that was read of two training sets pass for one.
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.training.identity import refuse_other_trajectory, trajectory
 from vipolyqwen_core.training.parent import SECONDS_TO_SAVE, guarded
+from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, write_run
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -67,10 +69,16 @@ def launch(run: TrainingRun) -> None:
     A container that is stopped sends SIGTERM to this process alone: as the first of the container it would
     not notice, and below an init it would end, and the container with it, before anything is saved.
 
+    A run that is finished is left alone: its `run.json` says what trained it.
+
     Raises:
         KeyboardInterrupt: it was told to stop
         TrainingFailed: with the traceback of the rank that failed first
+        ValueError: what is finished there is the run of other data or settings
     """
+    if (finished := read_result(run.output)) is not None:
+        refuse_other_trajectory(run.output, finished.trajectory, trajectory(run))
+        return
     with _sigterm_interrupts(), subprocess.Popen(launch_command(run)) as launcher:
         try:
             launcher.wait()

@@ -7,13 +7,18 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch.distributed.launcher.api import LaunchConfig
+from typer.testing import CliRunner
 
 from tests.hung_up import run_hung_up
+from vipolyqwen_core.__main__ import app
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
+from vipolyqwen_core.model import backbone
+from vipolyqwen_core.training import identity
 from vipolyqwen_core.training.__main__ import recorded_failure
 from vipolyqwen_core.training.launch import (
     SHUTDOWN_TIMEOUT,
@@ -23,8 +28,10 @@ from vipolyqwen_core.training.launch import (
     launch_command,
 )
 from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE, guarded
-from vipolyqwen_core.training.run_file import write_run
+from vipolyqwen_core.training.run_file import RUN_FILE, write_run
+from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
+from vipolyqwen_core.training.train import train
 
 
 def test_the_line_launches_as_many_processes_as_the_settings_ask_for(make_run):
@@ -52,11 +59,13 @@ def test_torchs_launcher_takes_the_time_to_save(monkeypatch):
 
 INTERRUPTED = """
 import signal, sys
+from types import SimpleNamespace
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 from vipolyqwen_core.training import launch
 from vipolyqwen_core.training.parent import guarded
 launch.launch_command = lambda run: guarded(sys.executable, "-c", *sys.argv[1:])
-launch.launch(None)
+launch.read_result = lambda output: None
+launch.launch(SimpleNamespace(output=None))
 """
 SAVER = """
 import signal, sys, time
@@ -160,6 +169,22 @@ def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):
     )
     with pytest.raises(TrainingFailed, match="failed on rank0: ValueError: no plan index"):
         launch(lost)
+
+
+def test_the_settings_that_a_finished_run_was_told_stay(make_run, monkeypatch):
+    """Whoever repeats the command, to train or to look, may have other settings of judging or other tags."""
+    run = replace(make_run(training={"max_steps": 1}), tags={"git_commit": "of the training"})
+    train(run, StopSignal())
+    told = (run.output / RUN_FILE).read_text()
+    later = replace(make_run(training={"max_steps": 1, "keep_checkpoints": 7}), tags={"git_commit": "later"})
+    launch(later)
+    monkeypatch.setattr(identity, "identified_run", lambda *_: later)
+    monkeypatch.setattr(backbone, "resolve_backbone", lambda *_: run.backbone)
+    for option, answer in ((), "This run was finished before."), (("--dry-run",), "The run's settings: "):
+        assert answer in CliRunner().invoke(app, ["train", "--recipe", "demo", *option]).output
+    assert (run.output / RUN_FILE).read_text() == told
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 there, 0.1 now"):
+        launch(make_run(training={"max_steps": 1}, optimizer={"learning_rate": 0.1}))
 
 
 FAULT = """
