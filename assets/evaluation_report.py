@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # brings SciPy along
 BASIS_FILE = "basis.json"
 """Beside an evaluation: what it depends on, and the digest of the evaluation itself, so that neither one of
 another champion nor one that somebody made by hand is taken for it."""
+OF_THE_CHAMPION = {"champion", "champion_model", "apart"}
+"""Keys of a basis."""
 
 
 @dg.asset(deps=["trained_model"], kinds={"pytorch"}, pool="gpu")
@@ -41,15 +43,14 @@ def evaluation_report(
     if crowned:
         rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
-    apart = rival is not None and is_of_other_split(rival, run)
-    basis = evaluation_basis(run, rival, apart)
+    basis = evaluation_basis(run, rival)
     evaluation = stored_evaluation(folder, basis, settled=crowned or registered is not None)
     stands = evaluation is not None
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
 
         beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
-        evaluation = evaluate(run, run.output / "model", beside, folder, apart)
+        evaluation = evaluate(run, run.output / "model", beside, folder, basis["apart"])
         mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
         write_basis(folder, basis)
     return dg.MaterializeResult(
@@ -70,13 +71,8 @@ def is_of_other_split(rival: Version, run: TrainingRun) -> bool:
     return rival.split not in (None, run.tags.get("split"))
 
 
-def evaluation_basis(run: TrainingRun, rival: Version | None, apart: bool) -> dict[str, Any]:
-    """Everything an evaluation depends on.
-
-    Args:
-        rival: the champion
-        apart: whether the champion is of another split
-    """
+def evaluation_basis(run: TrainingRun, rival: Version | None) -> dict[str, Any]:
+    """Everything an evaluation depends on. The rival is the champion; `apart`: it is of another split."""
     from vipolyqwen_core.evaluation.results import VERSION
 
     return {
@@ -85,16 +81,10 @@ def evaluation_basis(run: TrainingRun, rival: Version | None, apart: bool) -> di
         "settings": json.loads(to_json(run.recipe.evaluation)),
         "registry": json.loads(to_json(run.recipe.registry)),
         "positive_score": run.recipe.objective.positive_score,
-        **champion_basis(rival),
-        **({"apart": True} if apart else {}),
+        "champion": None if rival is None else rival.number,
+        "champion_model": None if rival is None else rival.model_digest,  # another registry, another model
+        "apart": rival is not None and is_of_other_split(rival, run),
     }
-
-
-def champion_basis(rival: Version | None) -> dict[str, Any]:
-    """Which champion it is: another registry has another model under its number."""
-    if rival is None:
-        return {"champion": None, "champion_model": None}
-    return {"champion": rival.number, "champion_model": rival.model_digest}
 
 
 def write_basis(folder: Path, basis: Mapping[str, Any]) -> None:
@@ -124,37 +114,43 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     before = read_basis(folder)
     if before is None:
         return None
-    differing = {name for name in basis if before.get(name) != basis[name]}
-    passed_over = {"champion", "champion_model", "apart", "registry"} if settled else set()
-    return read_evaluation(folder) if differing <= passed_over else None
+    passed_over = {*OF_THE_CHAMPION, "registry"} if settled else set()
+    return read_evaluation(folder) if _differing(before, basis) <= passed_over else None
 
 
-def judged_evaluation(folder: Path, run_name: str, digest: str, now: Version | None) -> "Evaluation":
-    """The evaluation that a decision may rest on: it was held against the champion of this moment.
-
-    A run that is champion itself was killed between its alias and its last tag: it was decided on already.
+def judged_evaluation(folder: Path, basis: Mapping[str, Any], crowned: bool) -> "Evaluation":
+    """The evaluation that a decision may rest on: of these weights, against the champion of this moment.
 
     Args:
-        digest: of the run's model
-        now: the champion of this moment
+        basis: what an evaluation depends on now; the rules of promotion are applied now
+        crowned: whether the run is champion itself: killed between its alias and its last tag, it was
+            decided on already
     Raises:
-        dg.Failure: there is none, or the champion has changed since
+        dg.Failure: there is none, or something has changed since
     """
     from vipolyqwen_core.evaluation.results import read_evaluation
 
-    basis = read_basis(folder)
-    if basis is None:
+    before = read_basis(folder)
+    if before is None:
         raise dg.Failure(f"no evaluation in {folder} to decide on: materialise evaluation_report first")
-    crowned = now is not None and now.is_of(run_name, digest)
-    held = {name: basis.get(name) for name in ("champion", "champion_model")}
-    if held != champion_basis(now) and not crowned:
-        before, number = basis["champion"] or "none", "none" if now is None else now.number
-        other = " of another model" if before == number else ""
+    differing = _differing(before, basis) - {"registry"} - (OF_THE_CHAMPION if crowned else set())
+    if differing & {"champion", "champion_model"}:
+        held, now = before["champion"] or "none", basis["champion"] or "none"
+        other = " of another model" if held == now else ""
         raise dg.Failure(
-            f"the evaluation was held against champion {before}{other}, but the champion is {number} by now: "
+            f"the evaluation was held against champion {held}{other}, but the champion is {now} by now: "
             "materialise evaluation_report again"
         )
+    if differing:
+        raise dg.Failure(
+            f"the evaluation is one of before ({', '.join(sorted(differing))}): materialise "
+            "evaluation_report again"
+        )
     return read_evaluation(folder)
+
+
+def _differing(before: Mapping[str, Any], basis: Mapping[str, Any]) -> set[str]:
+    return {name for name in basis if before.get(name) != basis[name]}
 
 
 def file_digest(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.checks import MODEL_CHECKS
-from assets.evaluation_report import judged_evaluation
+from assets.evaluation_report import evaluation_basis, judged_evaluation
 from assets.findings import encodes_unit_vectors
 from assets.metadata import reused, table
 from assets.registry import (
@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # brings SciPy along
 CHECKED_BEFORE = ("training_set", "hard_negatives", "trained_model", "evaluation_report")
 """Assets whose checks a version carries the outcome of."""
 
+MLFLOW_COMMIT = "mlflow.source.git.commit"
+"""MLflow's own tag, where it finds a checkout: also of a training that was started by hand."""
 MODEL_CARD = "README.md"
 MAX_DESCRIPTION_CHARS = 5000
 """Of a version, in MLflow's tables."""
@@ -71,7 +73,9 @@ def registered_model(
     stands = version is not None
     if version is None:
         folder = place.evaluations / run.run_name
-        evaluation = judged_evaluation(folder, run.run_name, digest, champion(client))
+        now = champion(client)
+        crowned = now is not None and now.is_of(run.run_name, digest)
+        evaluation = judged_evaluation(folder, evaluation_basis(run, now), crowned)
         half = half_registered(client, run.run_name, digest)
         if half is None:
             licenses = {source.name: source.license for source in corpora.sources}
@@ -80,7 +84,7 @@ def registered_model(
             number = half.number
         kept = keep_model(place, run.output / "model", number)
         tags = {
-            **origin_tags(run),
+            **origin_tags(run, client.get_run(training.mlflow_run_id).data.tags),
             "vipolyqwen.dagster_run_id": context.run_id,
             "vipolyqwen.checks": checks_outcome(context.instance),
             mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
@@ -165,9 +169,16 @@ def described(card: str) -> str:
     return text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
 
 
-def origin_tags(run: TrainingRun) -> dict[str, str]:
-    """Run, recipe, data and commit."""
-    tags = {name: value for name, value in run.tags.items() if name != "recipe"}
+def origin_tags(run: TrainingRun, of_training: Mapping[str, str]) -> dict[str, str]:
+    """Run, recipe, data and commit.
+
+    Args:
+        of_training: tags of the training in MLflow, whose commit counts: this may be a later one
+    """
+    commit = of_training.get("git_commit") or of_training.get(MLFLOW_COMMIT)
+    tags = {name: value for name, value in run.tags.items() if name not in ("recipe", "git_commit")}
+    if commit:
+        tags["git_commit"] = commit
     return {
         RUN_TAG: run.run_name,
         "vipolyqwen.recipe": run.recipe.name,

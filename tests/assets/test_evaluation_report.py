@@ -49,12 +49,7 @@ def evaluation(mrr: float = 0.5) -> Evaluation:
 
 def basis(champion: int | None) -> dict[str, Any]:
     model = None if champion is None else f"model-{champion}"
-    return {"version": 1, "result": "r", "champion": champion, "champion_model": model}
-
-
-def version(number: int, run: str | None = None, model: str | None = None) -> Version:
-    tags = {"vipolyqwen.model_digest": model or f"model-{number}"}
-    return Version(number, (), tags if run is None else {**tags, "vipolyqwen.run": run})
+    return {"version": 1, "result": "r", "champion": champion, "champion_model": model, "apart": False}
 
 
 @pytest.fixture
@@ -105,6 +100,8 @@ def test_that_the_champion_is_of_another_split_reopens_the_judgement_only_before
     apart = {**basis(3), "apart": True}
     assert stored_evaluation(folder, apart, settled=False) is None
     assert stored_evaluation(folder, apart, settled=True) == evaluation()
+    write_basis(folder, apart)  # then the split comes back from a backup
+    assert stored_evaluation(folder, basis(3), settled=False) is None
 
 
 def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:
@@ -112,25 +109,45 @@ def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> No
     assert read_basis(folder) is None
     assert stored_evaluation(folder, basis(3), settled=True) is None
     with pytest.raises(dg.Failure, match="materialise evaluation_report first"):
-        judged_evaluation(folder, RUN, "d", version(3))
+        judged_evaluation(folder, basis(3), crowned=False)
 
 
 def test_a_decision_rests_on_the_champion_of_this_moment(folder: Path) -> None:
-    assert judged_evaluation(folder, RUN, "d", version(3)) == evaluation()
+    assert judged_evaluation(folder, basis(3), crowned=False) == evaluation()
     with pytest.raises(dg.Failure, match="held against champion 3, but the champion is 5 by now"):
-        judged_evaluation(folder, RUN, "d", version(5, "demo-2"))
+        judged_evaluation(folder, basis(5), crowned=False)
+    elsewhere = {**basis(3), "champion_model": "of another registry"}
     with pytest.raises(dg.Failure, match="champion 3 of another model, but the champion is 3 by now"):
-        judged_evaluation(folder, RUN, "d", version(3, model="of another registry"))
+        judged_evaluation(folder, elsewhere, crowned=False)
     with pytest.raises(dg.Failure, match="the champion is none by now"):
-        judged_evaluation(folder, RUN, "d", None)
+        judged_evaluation(folder, basis(None), crowned=False)
+
+
+@pytest.mark.parametrize("crowned", [False, True])
+@pytest.mark.parametrize("name", ["result", "version"])
+def test_a_decision_rests_on_no_evaluation_of_other_weights_or_other_code(
+    folder: Path, name: str, crowned: bool
+) -> None:
+    with pytest.raises(dg.Failure, match=rf"one of before \({name}\): materialise evaluation_report again"):
+        judged_evaluation(folder, {**basis(3), name: "other"}, crowned)
+
+
+def test_the_rules_of_promotion_are_those_of_the_decision(folder: Path) -> None:
+    changed = {**basis(3), "registry": {"min_gain": 0.1}}
+    assert judged_evaluation(folder, changed, crowned=False) == evaluation()
 
 
 def test_a_run_that_is_champion_already_is_decided_on(folder: Path) -> None:
-    assert judged_evaluation(folder, RUN, "d", version(4, RUN, "d")) == evaluation()
-    before = {"vipolyqwen.run": RUN}  # registered before versions named their model
-    assert judged_evaluation(folder, RUN, "d", Version(4, (), before)) == evaluation()
-    with pytest.raises(dg.Failure, match="the champion is 4 by now"):  # the same run, trained elsewhere
-        judged_evaluation(folder, RUN, "other", version(4, RUN, "d"))
+    assert judged_evaluation(folder, basis(4), crowned=True) == evaluation()
+
+
+def test_a_version_is_of_a_run_by_its_name_and_its_weights() -> None:
+    named = {"vipolyqwen.run": RUN}
+    weighed = Version(4, (), {**named, "vipolyqwen.model_digest": "d"})
+    assert weighed.is_of(RUN, "d")
+    assert not weighed.is_of(RUN, "trained elsewhere")
+    assert not weighed.is_of("demo-2", "d")
+    assert Version(4, (), named).is_of(RUN, "d")  # registered before versions named their model
 
 
 def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:

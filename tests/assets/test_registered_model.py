@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
-from assets.registered_model import checks_outcome
+from assets.registered_model import checks_outcome, origin_tags
 from orchestration.definitions import build_definitions
+from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -22,3 +25,21 @@ def test_the_outcome_of_checks_is_that_of_those_that_were_made(tmp_path: Path) -
         assert checks_outcome(instance) == outcome
         instance.create_run_for_job(model)  # it waits in the queue
         assert checks_outcome(instance) == outcome
+
+
+@pytest.mark.parametrize(
+    ("of_training", "commit"),
+    [
+        ({"git_commit": "a-dirty", "mlflow.source.git.commit": "a"}, "a-dirty"),
+        ({"mlflow.source.git.commit": "a"}, "a"),  # started by hand
+        ({}, None),
+    ],
+)
+def test_a_version_names_the_commit_that_trained_it(
+    tmp_path: Path, of_training: dict[str, str], commit: str | None
+) -> None:
+    now = {"git_commit": "b", "data_version": "d"}
+    run = TrainingRun(recipe=demo(), backbone=tmp_path, training_set=tmp_path, output=tmp_path, tags=now)
+    tags = origin_tags(run, of_training)
+    assert tags.get("vipolyqwen.git_commit") == commit
+    assert (tags["vipolyqwen.data_version"], tags["vipolyqwen.recipe"]) == ("d", "demo")
