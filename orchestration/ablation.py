@@ -72,7 +72,9 @@ def compare_poolings(
         result = read_result(run.output)
         assert result is not None, run.output
         model = run.output / MODEL_FOLDER
-        found[pooling] = evaluate(run, model, baseline, folder / pooling.value, rival="baseline")
+        found[pooling] = evaluate(
+            run, model, baseline, folder / pooling.value, rival="baseline", decides=False
+        )
         mlflow.log_evaluation(
             result.mlflow_run_id, found[pooling].metrics(), folder / pooling.value, "ablation"
         )

@@ -199,8 +199,8 @@ def search(
     """Search the exported table by text, by pictures, or by both."""
     if not text and not image:
         raise typer.BadParameter("nothing to look for: give a text, --image, or both")
-    if words and (image or not text):
-        raise typer.BadParameter("--words looks for a text alone")
+    if words and (image or prefix or not text):
+        raise typer.BadParameter("--words looks for a text alone, without picture or prefix")
     from vipolyqwen_core.serving.current_export import read_current
 
     workspace = current_workspace()
@@ -318,7 +318,7 @@ def evaluate(
     from vipolyqwen_core.evaluation.evaluate import evaluate as judge
     from vipolyqwen_core.terminal import evaluation_tables, print_verdict
 
-    evaluation = judge(settings, run / "model", champion, out)
+    evaluation = judge(settings, run / "model", champion, out, decides=False)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
     output.print(f"Report: {out / 'report.html'}", soft_wrap=True, markup=False)

@@ -83,6 +83,7 @@ def test_version(vipolyqwen) -> None:
         (["encode", "--file", "."], 1, ". cannot be used: Is a directory"),
         (["encode", "a", "--prefix", "song"], 2, "song"),
         (["search"], 2, "nothing to look for"),
+        (["search", "a", "--words", "--prefix", "ocr"], 2, "without picture or prefix"),
         (["search", "a"], 1, "nothing was exported yet"),
         (["train", "--recipe", "grand"], 1, "unknown recipe 'grand'"),
         (["train", "--config", "nowhere.json"], 1, "nowhere.json does not exist"),

@@ -39,6 +39,7 @@ def evaluate(
     output: Path,
     champion_is_apart: bool = False,
     rival: str = results.CHAMPION,
+    decides: bool = True,
 ) -> Evaluation:
     """Scores of a model on the evaluation pairs of its run; writes `evaluation.json` and `report.html`.
 
@@ -47,7 +48,8 @@ def evaluate(
 
     Args:
         champion_is_apart: whether the champion is of another split
-        rival: what the report calls the champion; under another name it tells of no promotion
+        rival: what the report calls the champion
+        decides: whether the registry decides by it; else the report tells of no promotion
     Raises:
         ValueError: the training set holds no evaluation pair that can be ranked, or was built anew meanwhile
     """
@@ -90,7 +92,7 @@ def evaluate(
         seconds=time.monotonic() - started,
     )
     evaluation.write(output)
-    write_report(evaluation, judged, run, pairs, vectors, embedder, output / "report.html", rival)
+    write_report(evaluation, judged, run, pairs, vectors, embedder, output / "report.html", rival, decides)
     logger.info("evaluated %d pairs in %.0f s: %s", table.num_rows, evaluation.seconds, output)
     return evaluation
 

@@ -31,11 +31,13 @@ def write_report(
     embedder: ViPolyQwenEmbedder,
     path: Path,
     rival: str,
+    decides: bool,
 ) -> None:
     """Write the report of an evaluation.
 
     Args:
-        rival: what the champion is called; under another name it is none, and nothing is promoted
+        rival: what the champion is called
+        decides: whether to tell what the registry will do
     """
     settings = run.recipe.evaluation
     trained = vectors[results.TRAINED]
@@ -55,7 +57,7 @@ def write_report(
         Path(__file__).parent / TEMPLATE,
         evaluation=evaluation,
         run=run,
-        decision=decide(evaluation, run.recipe.registry) if rival == results.CHAMPION else None,
+        decision=decide(evaluation, run.recipe.registry) if decides else None,
         systems={name: text for name, text in systems.items() if _has(evaluation, name)},
         labels=labels,
         rival=rival,

@@ -111,8 +111,10 @@ def export(
         metadata = {**schema.metadata, CONTENT: update.content}
         # also where the update before this one was killed too soon
         is_stale = update.changed or _metadata(parquet) != metadata
-        if is_stale or not _is_indexed(table, "text"):
-            _index(table, settings, KEPT_VERSIONS if staging is None else AT_ONCE)
+        wanted = _wanted_indices(table, settings)
+        complete = all(_is_indexed(table, column) for column in wanted)
+        if wanted and (is_stale or not complete):
+            _index(table, wanted, KEPT_VERSIONS if staging is None else AT_ONCE)
         if is_stale:
             _write_parquet(table, parquet, metadata)
         rows, indexed = table.count_rows(), _is_indexed(table, "embedding")
@@ -126,7 +128,7 @@ def export(
         kept=rows - update.encoded - update.updated,
         updated=update.updated,
         deleted=update.deleted,
-        reused=not update.changed,
+        reused=staging is None and complete and not update.changed,
         indexed=indexed,
         parquet=parquet,
         table=workspace.lancedb / f"{TABLE}.lance",
@@ -229,20 +231,24 @@ def _is_indexed(table: Table, column: str) -> bool:
     return any(column in index.columns for index in table.list_indices())
 
 
-def _index(table: Table, settings: ExportSettings, kept: timedelta) -> None:
-    """Full-text index on the text, vector index where the table is large; what was added joins both.
+def _wanted_indices(table: Table, settings: ExportSettings) -> dict[str, FTS | IvfRq | IvfSq]:
+    """Column -> index: full text on the text, vectors where the table is large; none where it is empty."""
+    rows = table.count_rows()
+    if rows == 0:
+        return {}
+    words = FTS(base_tokenizer="icu", stem=False, remove_stop_words=False, ascii_folding=True)
+    if rows < settings.index_min_rows:
+        return {"text": words}
+    return {"text": words, "embedding": _vector_index(table.schema.field("embedding").type.list_size)}
+
+
+def _index(table: Table, wanted: dict[str, FTS | IvfRq | IvfSq], kept: timedelta) -> None:
+    """Make the indices that lack; what was added joins those that stand.
 
     Many small files become few large ones; those that were replaced longer than `kept` ago are removed.
 
     One that lacks more rows than it has is made anew: that takes less time, and its partitions fit the rows.
     """
-    rows = table.count_rows()
-    if rows == 0:
-        return
-    words = FTS(base_tokenizer="icu", stem=False, remove_stop_words=False, ascii_folding=True)
-    wanted: dict[str, FTS | IvfRq | IvfSq] = {"text": words}
-    if rows >= settings.index_min_rows:
-        wanted["embedding"] = _vector_index(table.schema.field("embedding").type.list_size)
     names = {index.columns[0]: index.name for index in table.list_indices()}
     for column, config in wanted.items():
         found = table.index_stats(names[column]) if column in names else None

@@ -18,6 +18,7 @@ from vipolyqwen_core.corpus.text import normalise_text
 from vipolyqwen_core.serving.current_export import CurrentExport, read_current
 from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
 from vipolyqwen_core.serving.inputs import Pictures, listed
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 TABLE: Final = "embeddings"
@@ -196,8 +197,11 @@ def open_export(workspace: Workspace) -> tuple[CurrentExport, Table]:
 def _embedder(model: Path, digest: str) -> ViPolyQwenEmbedder:
     """The embedder of a model directory; kept, since several searches often follow each other.
 
-    The digest is there so that other files in the same directory are another model.
+    Raises:
+        ValueError: the directory holds another model than the one of that digest
     """
+    if model_digest(model) != digest:
+        raise ValueError(f"{model} holds another model by now than the one that made the table: export anew")
     return ViPolyQwenEmbedder.from_pretrained(model)
 
 

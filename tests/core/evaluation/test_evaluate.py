@@ -278,7 +278,7 @@ def test_the_report_of_a_comparison_tells_of_no_champion(
     """The kinds of pooling are compared so, of which none is registered."""
     settings = replace(run.recipe.evaluation, gallery_queries=0)
     beside = replace(run, recipe=replace(run.recipe, evaluation=settings))
-    evaluate(beside, tiny_model_dir, tiny_model_dir, tmp_path, rival="baseline")
+    evaluate(beside, tiny_model_dir, tiny_model_dir, tmp_path, rival="baseline", decides=False)
     told, judged = (
         (folder / "report.html").read_text(encoding="utf-8") for folder in (tmp_path, evaluated[1])
     )

@@ -160,6 +160,20 @@ def test_a_table_of_another_model_than_the_one_that_is_named_is_not_searched(
         search(workspace, "a question")
 
 
+def test_a_directory_that_holds_another_model_by_now_answers_no_search(
+    tmp_path: Path, tiny_model_dir: Path, model_of_the_same_shape: Path
+) -> None:
+    """One of the user's own, which a later training overwrote: its vectors are not those of the table."""
+    workspace, model = Workspace(tmp_path / "home"), tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    run_export(workspace, model, pairs=[SmallPair("a question", "an answer")])
+    assert search(workspace, "a question")[0].score == pytest.approx(1, abs=1e-5)
+    shutil.copytree(model_of_the_same_shape, model, dirs_exist_ok=True)
+    search_module._embedder.cache_clear()
+    with pytest.raises(ValueError, match="holds another model by now than the one that made the table"):
+        search(workspace, "a question")
+
+
 def test_going_back_to_a_version_encodes_nothing_again(
     tmp_path: Path, tiny_model_dir: Path, other_model: Path
 ) -> None:
@@ -167,7 +181,7 @@ def test_going_back_to_a_version_encodes_nothing_again(
     run_export(workspace, tiny_model_dir)
     run_export(workspace, other_model, "2")
     summary = run_export(workspace, tiny_model_dir)
-    assert summary.encoded == 0
+    assert (summary.encoded, summary.reused) == (0, False)
     assert len(rows_of(workspace)[0]["embedding"]) == 64
     assert search(workspace, "Say number 3", top=1)[0].score == pytest.approx(1, abs=1e-5)
 
@@ -256,6 +270,17 @@ def test_an_index_is_made_anew_where_most_rows_are_new_and_completed_where_few_a
         table = lancedb.connect(workspace.lancedb).open_table("embeddings")
         assert all(table.index_stats(index.name).num_unindexed_rows == 0 for index in table.list_indices())
         made.clear()
+
+
+def test_an_index_that_lacks_is_made_though_no_row_has_changed(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Killed between the two indices, or a limit that is lower now."""
+    workspace = Workspace(tmp_path)
+    write_training_set(workspace.training_set, [SmallPair(f"query {i}", f"target {i}") for i in range(150)])
+    for lower_limit, expected in ((301, False), (300, True)):
+        settings = ExportSettings(index_min_rows=lower_limit)
+        summary = export(workspace.training_set, tiny_model_dir, "1", workspace, settings)
+        assert (summary.indexed, summary.reused) == (expected, False)
+    assert export(workspace.training_set, tiny_model_dir, "1", workspace, settings).reused
 
 
 @pytest.mark.parametrize(("dim", "kind"), [(24, "IVF_RQ"), (20, "IVF_SQ")])
