@@ -18,6 +18,8 @@ from vipolyqwen_core.written_aside import written_aside
 
 pandas_execution_engine.HASH_THRESHOLD = 0  # frames below 1 GB are fingerprinted with md5 otherwise
 SITE = "data_docs"
+PAGE = "index.html"
+"""The first page of a folder of Data Docs."""
 PLAIN_LIST = """<ul id="plain-list">{links}</ul>
 <script>document.getElementById("plain-list").hidden = Boolean(window.jQuery)</script>
 """
@@ -151,7 +153,7 @@ def _list_without_internet(folder: Path) -> None:
     links = "".join(
         f'<li><a href="{quote(page.as_posix())}">{escape(_suite_of(page))}</a></li>' for page in pages
     )
-    index = folder / "index.html"
+    index = folder / PAGE
     body, _, rest = index.read_text(encoding="utf-8").rpartition("</body>")
     index.write_text(f"{body}{PLAIN_LIST.format(links=links)}</body>{rest}", encoding="utf-8")
 

@@ -37,7 +37,7 @@ from quality.expectations import (
     placeholders_match,
     task_suite,
 )
-from quality.judge import judge
+from quality.judge import PAGE, judge
 from quality.language import OTHER
 from quality.ledger import (
     count_rules,
@@ -60,7 +60,8 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 STAGE = "validated"
-CODE_VERSION = 7
+CODE_VERSION = 8
+TABLES = ("pairs.parquet", "ledger.parquet")
 ROW_GROUP = 50_000
 
 
@@ -85,17 +86,20 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
         STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages, digests
     )
     images = curated.details.get("images")
-    if (summary := unchanged_stage(folder, mark)) is not None and _stands(summary, folder, images):
+    docs = workspace.data_docs / source.name / STAGE
+    summary = unchanged_stage(folder, mark)
+    if summary is not None and (docs / PAGE).is_file() and _stands(summary, folder, images):
         logger.info("%s: unchanged, %s", source.name, _verdict(summary))
         return summary
-    docs = workspace.data_docs / source.name / STAGE
+    # no pair tells of copies that were dropped, and the split has to remember them
+    curated_ledger = workspace.curated(source.name) / "ledger.parquet"
     with written_aside(folder / CANDIDATE) as aside:
         aside.mkdir(parents=True)
         kept, rejected = _apply_rules(workspace.tagged(source.name) / "pairs.parquet", aside)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,
-            data_version=content_digest([aside / "pairs.parquet", aside / "ledger.parquet"]),
+            data_version=content_digest([*(aside / name for name in TABLES), curated_ledger]),
             pairs_in=tagged.pairs_out,
             pairs_out=kept,
             rejected=rejected,
@@ -113,7 +117,7 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
                 "expectations": lines,
                 "profile": asdict(now),
                 "images": images,
-                "data_docs": str(docs / "index.html"),
+                "data_docs": str(docs / PAGE),
             },
         )
         summary.write(aside)
@@ -138,7 +142,7 @@ def _stands(summary: StageSummary, folder: Path, images: dict[str, Any] | None) 
         images: the pictures of the last curation
     """
     version = judged_folder(folder, summary)
-    if not all(is_whole(version / f"{name}.parquet") for name in ("pairs", "ledger")):
+    if not all(is_whole(version / name) for name in (*TABLES, "stage.json")):
         return False
     if not are_same_pictures(summary.details["images"], images):
         return False

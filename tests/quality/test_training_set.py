@@ -191,6 +191,20 @@ def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
     assert by_text() == first
 
 
+def test_a_copy_that_came_later_and_changed_no_row_keeps_the_side(workspace, write_source, build) -> None:
+    rows = [{**instruction(i), "input": sentence(i, 40), "output": f"Trả lời {i}"} for i in range(60)]
+    copies = [{**row, "input": row["input"].rsplit(" ", 1)[0]} for row in rows]
+    build(write_source(rows))
+    first = {
+        row["query"].rsplit(" ", 1)[0]: row["split"] for row in everything(workspace).iter_rows(named=True)
+    }
+    assert set(first.values()) == {"train", "eval"}
+    assert build(write_source(rows + copies)).pairs_in == 60
+    build(write_source(copies))  # the originals are gone
+    sides = dict(everything(workspace).select("query", "split").iter_rows())
+    assert all(sides[query] == "train" for query, split in first.items() if split == "train")
+
+
 def test_copies_are_those_of_the_version_that_is_joined_whatever_is_accepted_meanwhile(
     workspace, write_source, build, monkeypatch
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, t
     assert validate(source, workspace).reused
 
 
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, through) -> None:
     through(write_source([question(i) for i in range(6)], pictures=range(6)))
     source = write_source([question(i) for i in range(5)], pictures=range(5))  # a second version of pictures
@@ -85,11 +93,18 @@ def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, t
         path = workspace.validated("corpus") / before.data_version / "ledger.parquet"
         path.write_bytes(path.read_bytes()[:100])
 
-    for lose in (cut, cut_ledger, named.unlink, lambda: shutil.rmtree(workspace.images("corpus"))):
+    lost = (
+        named,
+        workspace.validated("corpus") / before.data_version / "stage.json",
+        workspace.images("corpus"),
+        workspace.data_docs,
+    )
+    for lose in (cut, cut_ledger, *(partial(remove, path) for path in lost)):
         lose()
         after = through(source)
         assert after.details["accepted"]
         assert (after.data_version, after.pairs_out) == (before.data_version, 5)
+        assert Path(after.details["data_docs"]).is_file()
         folder = accepted_folder(workspace.validated("corpus"))
         assert folder == workspace.validated("corpus") / before.data_version
         summary = read_stage(folder)
