@@ -19,11 +19,12 @@ A manifest that is wrong is refused with the file, the source, the key and what 
 """
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
@@ -314,8 +315,10 @@ def anchor_path(path: str, folder: str) -> str:
     if "://" in path:
         return path
     local = os.path.expanduser(path)
-    if "://" in folder and not os.path.isabs(local):
-        return f"{folder.rstrip('/')}/{PurePosixPath(local)}"
+    scheme, is_url, place = folder.partition("://")
+    if is_url and not os.path.isabs(local):
+        place, chained, outer = place.partition("::")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(place, local))}{chained}{outer}"
     return str(Path(folder) / local)
 
 

@@ -51,6 +51,11 @@ def test_the_data_root_may_be_an_object_storage(tmp_path: Path, monkeypatch: pyt
     receipts, sts = manifest.sources
     assert receipts.paths == ("s3://bucket/corpora/receipts/*.jsonl",)
     assert receipts.image_root == "s3://bucket/corpora/receipts/images"
+    for written, meant in ((".", "corpora"), ("../pictures", "pictures")):
+        here = write(tmp_path, GOOD.replace("image_root: receipts/images", f"image_root: {written}"))
+        assert load_manifest(here).source("receipts").image_root == f"s3://bucket/{meant}"
+    archive = load_manifest(here, root="zip://data::s3://bucket/all.zip").source("receipts")
+    assert archive.paths == ("zip://data/receipts/*.jsonl::s3://bucket/all.zip",)
     assert sts.paths == ("/data/a.csv", "s3://b/b.csv")
 
 
