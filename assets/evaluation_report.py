@@ -14,7 +14,7 @@ from assets.resources import ManifestResource, MlflowResource, RecipeResource, W
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.corpus.tables import read_json
-from vipolyqwen_core.evaluation import EVALUATION_FILE
+from vipolyqwen_core.evaluation import EVALUATION_FILE, REPORT_FILE
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.written_aside import written_aside
 
@@ -59,8 +59,8 @@ def evaluation_report(
             **evaluation_metadata(evaluation),
             "reused": reused(stands),
             "folder": dg.MetadataValue.path(str(folder)),
-            "report": dg.MetadataValue.path(str(folder / "report.html")),
-            "report in MLflow": mlflow.run_link(training.mlflow_run_id, "evaluation/report.html"),
+            "report": dg.MetadataValue.path(str(folder / REPORT_FILE)),
+            "report in MLflow": mlflow.run_link(training.mlflow_run_id, f"evaluation/{REPORT_FILE}"),
             "MLflow run": mlflow.run_link(training.mlflow_run_id),
         },
     )
@@ -112,7 +112,7 @@ def stored_evaluation(folder: Path, basis: Mapping[str, Any], settled: bool) -> 
     from vipolyqwen_core.evaluation.results import read_evaluation
 
     before = read_basis(folder)
-    if before is None:
+    if before is None or not (folder / REPORT_FILE).is_file():
         return None
     passed_over = {*OF_THE_CHAMPION, "registry"} if settled else set()
     return read_evaluation(folder) if _differing(before, basis) <= passed_over else None

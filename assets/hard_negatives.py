@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from assets.embedding_export import export_under
 from assets.metadata import column_schema, reused, table
-from assets.registry import model_folder
+from assets.registry import champion, model_folder, version_with_alias
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
-from vipolyqwen_core.contract import MINED
+from vipolyqwen_core.config import ExportSettings
+from vipolyqwen_core.contract import CHALLENGER, MINED
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ def hard_negatives(
 ) -> dg.MaterializeResult[None]:
     """Mined hard negatives, where the recipe asks for any (`mining.negatives_per_pair`).
 
-    The first model of a workspace trains without: there is none yet that could find them. What was mined
-    stands as long as training set and settings do.
+    The first model of a workspace trains without: there is none yet that could find them. Where one is
+    registered and its table is gone, that is exported first. What was mined stands as long as training set
+    and settings do.
     """
     place, settings = workspace.open(), recipe.load()
     if not settings.mining.negatives_per_pair:
@@ -34,7 +37,12 @@ def hard_negatives(
         )
     from vipolyqwen_core.mining.mine import mine
 
-    summary = mine(place, settings, lambda exported: exported_model(exported, place, mlflow))
+    summary = mine(
+        place,
+        settings,
+        find_model=lambda exported: exported_model(exported, place, mlflow),
+        bring_back=lambda place: export_anew(place, settings.export, mlflow),
+    )
     details = summary.details
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
@@ -52,6 +60,22 @@ def hard_negatives(
             "folder": dg.MetadataValue.path(str(place.hard_negatives)),
         },
     )
+
+
+def export_anew(place: Workspace, settings: ExportSettings, mlflow: MlflowResource) -> None:
+    """Export under the model that is in use, where there is one: a workspace may have lost its table.
+
+    Raises:
+        ValueError: the table is lost, and no model is registered either
+    """
+    from vipolyqwen_core.mining.mine import refuse_lost_table
+
+    client = mlflow.connect()
+    version = champion(client) or version_with_alias(client, CHALLENGER)
+    if version is None:
+        refuse_lost_table(place)
+    else:
+        export_under(version, place, settings)
 
 
 def exported_model(exported: "CurrentExport", place: Workspace, mlflow: MlflowResource) -> Path:

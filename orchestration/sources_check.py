@@ -219,9 +219,9 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
 @contextmanager
 def backbone_for_reading(name: str, workspace: Workspace) -> Iterator[Path | str]:
     """The backbone whose tokenizer counts; the tiny one may be made in a folder that goes again."""
-    from vipolyqwen_core.model.backbone import TINY, resolve_backbone
+    from vipolyqwen_core.model.backbone import TINY, resolve_backbone, tiny_directory
 
-    if name == TINY and not any(workspace.backbones.glob(f"{TINY}-*")):
+    if name == TINY and not tiny_directory(workspace).is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             yield resolve_backbone(name, Workspace(Path(scratch)))
     else:

@@ -11,6 +11,7 @@ from rich.table import Table
 from orchestration.factory import FactoryOutcome
 from orchestration.jobs import ASSET_KEYS
 from orchestration.sources_check import short
+from vipolyqwen_core.evaluation import REPORT_FILE
 from vipolyqwen_core.terminal import evaluation_tables, hits_table, print_verdict
 from vipolyqwen_core.workspace import Workspace
 
@@ -41,7 +42,7 @@ def print_summary(outcome: FactoryOutcome, workspace: Workspace, console: Consol
         soft_wrap=True,
     )
     print_examples(workspace, console)
-    console.print(f"Report:   {folder / 'report.html'}", soft_wrap=True, markup=False)
+    console.print(f"Report:   {folder / REPORT_FILE}", soft_wrap=True, markup=False)
     console.print(
         f"Table:    {workspace.lancedb} (LanceDB, table `embeddings`)", soft_wrap=True, markup=False
     )

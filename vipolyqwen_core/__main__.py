@@ -306,6 +306,7 @@ def evaluate(
 
     The factory's own evaluation of the run, which decides about promotion, is not touched.
     """
+    from vipolyqwen_core.evaluation import REPORT_FILE
     from vipolyqwen_core.training.run_file import RUN_FILE, read_run
 
     settings = read_run(run / RUN_FILE)
@@ -313,7 +314,7 @@ def evaluate(
         if model is not None and not (model / "config.json").is_file():  # said before minutes of encoding
             raise ValueError(f"{model} is no model directory: it has no config.json")
     out = out or current_workspace().evaluations / f"{settings.run_name}-alone"
-    refuse_unwritable(out / "report.html")
+    refuse_unwritable(out / REPORT_FILE)
     hide_loading_bars()
     from vipolyqwen_core.evaluation.evaluate import evaluate as judge
     from vipolyqwen_core.terminal import evaluation_tables, print_verdict
@@ -321,7 +322,7 @@ def evaluate(
     evaluation = judge(settings, run / "model", champion, out, decides=False)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
-    output.print(f"Report: {out / 'report.html'}", soft_wrap=True, markup=False)
+    output.print(f"Report: {out / REPORT_FILE}", soft_wrap=True, markup=False)
 
 
 @app.command()

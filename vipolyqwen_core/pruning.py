@@ -46,13 +46,21 @@ def leftovers(workspace: Workspace) -> list[Leftover]:
 
 
 def unfinished(workspace: Workspace) -> list[Leftover]:
-    """Checkpoints that a run can go on from: only a person knows whether anybody will resume it."""
+    """What a run or an export can go on from: only a person knows whether anybody will repeat it."""
     return [
-        _leftover(
-            run / CHECKPOINTS_FOLDER, "of a run that has not finished: delete it if nobody will resume it"
-        )
-        for run in _runs_with_checkpoints(workspace)
-        if not _is_finished(run)
+        *(
+            _leftover(
+                run / CHECKPOINTS_FOLDER, "of a run that has not finished: delete it if nobody will resume it"
+            )
+            for run in _runs_with_checkpoints(workspace)
+            if not _is_finished(run)
+        ),
+        *(
+            _leftover(
+                table, "of an export that has not finished: delete it if nobody will export that version"
+            )
+            for table in sorted(workspace.exports.glob(f"*/{STAGING}"))
+        ),
     ]
 
 

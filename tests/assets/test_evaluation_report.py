@@ -57,12 +57,15 @@ def folder(tmp_path: Path) -> Path:
     """An evaluation that was held against version 3."""
     evaluation().write(tmp_path)
     write_basis(tmp_path, basis(3))
+    (tmp_path / "report.html").touch()
     return tmp_path
 
 
 def test_an_evaluation_is_reused_on_the_same_basis(folder: Path) -> None:
     assert stored_evaluation(folder, basis(3), settled=False) == evaluation()
     assert stored_evaluation(folder, {**basis(3), "result": "other"}, settled=False) is None
+    (folder / "report.html").unlink()
+    assert stored_evaluation(folder, basis(3), settled=False) is None
 
 
 def test_a_later_champion_reopens_the_judgement_only_before_registration(folder: Path) -> None:

@@ -9,12 +9,14 @@ import pytest
 
 from assets.checks import model_checks
 from assets.hard_negatives import hard_negatives
+from assets.registry import Version
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from tests.core.small_training_set import some_pairs, write_training_set
 from vipolyqwen_core.config import ExportSettings, MiningSettings, Recipe, to_json
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
+from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -72,6 +74,20 @@ def test_the_model_of_the_table_comes_from_the_registry_where_it_is_gone(
     model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
     export(workspace.training_set, model, "7", workspace, ExportSettings())
     shutil.rmtree(model)
+    shown = materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
+    assert "by model version 7" in shown["summary"].value
+
+
+@pytest.mark.parametrize("lost", ["exports", "exports/lancedb"])
+def test_a_table_that_is_gone_is_exported_under_the_model_in_use(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Training would go without, and the new model be silently worse."""
+    model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
+    export(workspace.training_set, model, "7", workspace, ExportSettings())
+    shutil.rmtree(workspace.home / lost)
+    tags = {"vipolyqwen.model_digest": model_digest(model)}
+    monkeypatch.setattr("assets.hard_negatives.champion", lambda _: Version(7, ("champion",), tags))
     shown = materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
     assert "by model version 7" in shown["summary"].value
 

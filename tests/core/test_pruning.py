@@ -67,6 +67,8 @@ def test_a_finished_runs_checkpoints_and_vectors_of_earlier_versions_go(workspac
 def test_what_a_run_may_go_on_from_is_told_and_kept(workspace: Workspace) -> None:
     kept = [leftover.path.parent.name for leftover in unfinished(workspace)]
     assert kept == ["interrupted", "without_model"]
+    put(workspace.exports / "9" / STAGING / "embeddings.lance" / "data" / "1.lance", 70)
+    assert [leftover.num_bytes for leftover in unfinished(workspace)] == [1024, 1024, 70]
 
 
 def test_an_export_in_progress_keeps_the_vectors_that_it_starts_from(workspace: Workspace) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from orchestration import sources_check
 from orchestration.factory import check_sources
-from orchestration.sources_check import _print_reading, print_sources, read
+from orchestration.sources_check import _print_reading, backbone_for_reading, print_sources, read
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Manifest, Source
@@ -57,6 +57,13 @@ def test_a_picture_in_the_place_of_its_path_is_not_printed(tmp_path: Path) -> No
     _print_reading(read(shop(tmp_path), CurationSettings()), Console(width=400, file=file))
     assert "2 x unreadable_image: data.jsonl:1 'data:AAA" in file.getvalue()
     assert len(file.getvalue()) < 1000
+
+
+def test_the_tiny_backbone_is_read_elsewhere_where_only_one_of_other_texts_is_there(tmp_path: Path) -> None:
+    (tmp_path / "backbones" / "tiny-0123").mkdir(parents=True)
+    with backbone_for_reading("tiny", Workspace(tmp_path)) as backbone:
+        assert (Path(backbone) / "tokenizer.json").is_file()
+    assert [path.name for path in (tmp_path / "backbones").iterdir()] == ["tiny-0123"]
 
 
 def test_a_backbone_without_a_tokenizer_is_no_sources_fault(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vipolyqwen_core.config import EvaluationSettings, TrainingRun
 from vipolyqwen_core.contract import Side, Split, Task
-from vipolyqwen_core.evaluation import results
+from vipolyqwen_core.evaluation import REPORT_FILE, results
 from vipolyqwen_core.evaluation.baselines import Bm25, untrained_embedder
 from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS, Interval, bootstrap_mean
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
@@ -92,7 +92,7 @@ def evaluate(
         seconds=time.monotonic() - started,
     )
     evaluation.write(output)
-    write_report(evaluation, judged, run, pairs, vectors, embedder, output / "report.html", rival, decides)
+    write_report(evaluation, judged, run, pairs, vectors, embedder, output / REPORT_FILE, rival, decides)
     logger.info("evaluated %d pairs in %.0f s: %s", table.num_rows, evaluation.seconds, output)
     return evaluation
 

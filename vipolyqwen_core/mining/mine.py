@@ -50,15 +50,43 @@ SPARE: Final = 16
 WRITTEN_ROWS: Final = 65_536
 
 
+def teacher_of(workspace: Workspace) -> CurrentExport | None:
+    """The export whose model finds the negatives; None: nothing was exported yet."""
+    return read_current(workspace) if (workspace.exports / CURRENT_FILE).is_file() else None
+
+
+def is_lost(workspace: Workspace) -> bool:
+    """Whether a table was in use and is gone, as far as its folder is still there."""
+    link = workspace.exports / CURRENT_FILE
+    return link.is_symlink() and not link.is_file()
+
+
+def refuse_lost_table(workspace: Workspace) -> None:
+    """Nothing, where no table was ever in use: training without hard negatives would be silently worse.
+
+    Raises:
+        ValueError: one was, and is gone
+    """
+    if is_lost(workspace):
+        raise ValueError(
+            f"the exported table, {workspace.lancedb}, is gone, and no model can find hard negatives without "
+            "it: materialise embedding_export, or run `vipolyqwen export` with the champion's model and "
+            "version first, which takes the vectors that its Parquet file holds"
+        )
+
+
 def mine(
     workspace: Workspace,
     recipe: Recipe,
     find_model: Callable[[CurrentExport], Path] = CurrentExport.model_directory,
+    bring_back: Callable[[Workspace], None] = refuse_lost_table,
 ) -> StageSummary:
     """Mine hard negatives for the workspace's training set with the model of its last export.
 
-    `find_model` gives the directory of that model; it is called only where something is mined.
-
+    Args:
+        find_model: gives the directory of that model; called only where something is mined
+        bring_back: may export what was exported before; called where something is to be mined, or the table
+            was lost, and there is none
     Raises:
         ValueError: the recipe asks for none, there is no training set or it was built anew meanwhile, or the
             exported table is gone
@@ -73,8 +101,9 @@ def mine(
     teacher = teacher_of(workspace)
     earlier = unchanged_stage(folder, mark, (MINED_TABLE,))
     stands = earlier is not None and bool(earlier.details["teacher"])
-    if teacher is None and not stands:
-        refuse_lost_table(workspace)
+    if teacher is None and not stands and (earlier is None or is_lost(workspace)):
+        bring_back(workspace)
+        teacher = teacher_of(workspace)
     if earlier is not None and (stands or teacher is None):
         logger.info("hard negatives: unchanged")
         return earlier
@@ -110,25 +139,6 @@ def mine(
         summary.write(aside)
     logger.info("hard negatives: %s", summary.details)
     return summary
-
-
-def teacher_of(workspace: Workspace) -> CurrentExport | None:
-    """The export whose model finds the negatives; None: nothing was exported yet."""
-    return read_current(workspace) if (workspace.exports / CURRENT_FILE).is_file() else None
-
-
-def refuse_lost_table(workspace: Workspace) -> None:
-    """Nothing, where no table was ever in use: training without hard negatives would be silently worse.
-
-    Raises:
-        ValueError: one was, and is gone
-    """
-    if (workspace.exports / CURRENT_FILE).is_symlink():
-        raise ValueError(
-            f"the exported table, {workspace.lancedb}, is gone, and no model can find hard negatives without "
-            "it: materialise embedding_export, or run `vipolyqwen export` with the champion's model and "
-            "version first, which takes the vectors that its Parquet file holds"
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,11 +30,10 @@ def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
         ValueError: neither `tiny`, nor a directory, nor spelled like a hub id
     """
     if name == TINY:
-        texts = list(demo_texts())
-        directory = workspace.backbones / f"tiny-{fingerprint(VERSION, *texts)[:16]}"
+        directory = tiny_directory(workspace)
         if not directory.is_dir():
             with written_aside(directory) as aside:
-                build_tiny_backbone(aside, texts)
+                build_tiny_backbone(aside, list(demo_texts()))
             logger.info("made the tiny backbone in %s", directory)
         return directory
     if Path(name).expanduser().is_dir():
@@ -42,6 +41,11 @@ def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"backbone {name!r}: neither {TINY!r}, nor a directory, nor a hub id (owner/name)")
     return name
+
+
+def tiny_directory(workspace: Workspace) -> Path:
+    """Where the tiny backbone lies, or will."""
+    return workspace.backbones / f"tiny-{fingerprint(VERSION, *demo_texts())[:16]}"
 
 
 def check_backbone(recipe: Recipe, workspace: Workspace) -> None:

@@ -44,6 +44,17 @@ class TrainingResult:
 
 
 def read_result(output: Path) -> TrainingResult | None:
-    """The result in the folder of a run; None where the run has not finished."""
+    """The result in the folder of a run; None where the run has not finished.
+
+    Raises:
+        ValueError: it has, but its model is gone
+    """
     path = output / RESULT_FILE
-    return TrainingResult(**read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    if not (output / MODEL_FOLDER / "config.json").is_file():
+        raise ValueError(
+            f"run {output} has finished, but its {MODEL_FOLDER}/ is gone: bring it back, or delete "
+            f"{RESULT_FILE}, and the run goes on from its last checkpoint, or begins where it has none"
+        )
+    return TrainingResult(**read_json(path))

@@ -215,3 +215,15 @@ def test_a_pruned_run_is_as_finished_as_before(make_run: MakeRun, tmp_path: Path
     assert not (run.output / "checkpoints").exists()
     assert train(run, StopSignal()) == result
     assert (run.output / "model" / "config.json").is_file()
+
+
+def test_a_finished_run_without_its_model_says_so_and_goes_on_from_its_checkpoint(make_run: MakeRun):
+    run = make_run(training={"epochs": 1})
+    result = train(run, StopSignal())
+    shutil.rmtree(run.output / "model")
+    with pytest.raises(ValueError, match=r"its model/ is gone: bring it back, or delete result\.json"):
+        train(run, StopSignal())
+    (run.output / "result.json").unlink()
+    again = train(run, StopSignal())
+    assert (again.steps, again.metrics["loss"]) == (result.steps, result.metrics["loss"])
+    assert (run.output / "model" / "config.json").is_file()
