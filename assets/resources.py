@@ -121,20 +121,29 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         """MLflow's client; the process's default is settled too, and the experiment is there.
 
         Raises:
-            ValueError: the server does not answer; MLflow has tried for minutes
+            ValueError: the server does not answer; MLflow has tried for minutes. Or MLFLOW_TRACKING_URI
+                names no store that MLflow can use
         """
         import mlflow
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         uri = self.place.mlflow_uri
         mlflow.set_tracking_uri(uri)
         self.prepare_own()
-        client = mlflow.MlflowClient(tracking_uri=uri)
         try:
+            client = mlflow.MlflowClient(tracking_uri=uri)
             experiment = client.get_experiment_by_name(EXPERIMENT)
-        except MlflowException:
+        except (MlflowException, SQLAlchemyError, ImportError) as error:  # the last: of a database's driver
             self.refuse_silence()
-            raise
+            if uri == self.place.own_mlflow_uri:
+                raise
+            reason = without_login(next(iter(str(error).strip().splitlines()), type(error).__name__))
+            raise ValueError(
+                f"MLflow cannot use {without_login(uri)}, which MLFLOW_TRACKING_URI names ({reason}): give "
+                "the address of its server, http://HOST:PORT, or unset the variable for the workspace's own "
+                "store"
+            ) from error
         if experiment is None:
             artifacts = None if is_served(uri) else self.place.mlflow_artifacts.as_uri()
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
@@ -144,11 +153,13 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         """Make sure of the store before work is begun that will need it hours later.
 
         Raises:
-            ValueError: the server does not answer, or the workspace's own database is damaged, or MLflow
-                finds no home folder
+            ValueError: the server does not answer, or MLflow cannot use the store, or the workspace's own
+                database is damaged, or MLflow finds no home folder
         """
         self.refuse_silence()
         self.prepare_own()
+        if self.place.mlflow_uri != self.place.own_mlflow_uri:
+            self.connect()
 
     def prepare_own(self) -> None:
         """Make the workspace's own store where it has none, and let it name its artifacts where they are.

@@ -166,6 +166,13 @@ def ui(
     """Serve Dagster and MLflow over the workspace, until Ctrl-C."""
     workspace = current_workspace()
     configure(workspace, sources=sources, recipe=recipe, data_root=root or None)
+    from orchestration.definitions import build_definitions
     from orchestration.servers import serve
+    from vipolyqwen_core.recipes import load_recipe
 
+    try:  # served all the same: what is there can be looked at, and a file be mended meanwhile
+        load_recipe(recipe_setting())
+        build_definitions(workspace, manifest_setting(), recipe_setting())
+    except ValueError as error:
+        output.print(f"Dagster can run nothing until this is mended: {error}", soft_wrap=True, markup=False)
     serve(workspace, port, mlflow_port, output)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import yaml
+from dagster_shared.check import CheckError
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from assets.training_set import TRAINING_SET_TAG
@@ -50,12 +51,12 @@ def open_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
 
     Raises:
         ValueError: one of its databases is damaged, as after a power cut, or cannot be used for another
-            reason; Dagster opens some of them late, and names none
+            reason; Dagster opens some of them late, and names none. Or the file holds a mistake
     """
     home = workspace.dagster_home
-    write_settings(home)
+    settings = write_settings(home)
     try:
-        with dg.DagsterInstance.from_config(str(home)) as instance:
+        with _opened(settings) as instance:
             yield instance
     except DatabaseError as error:
         reason = f"a database of Dagster in {home} cannot be used ({error.orig})"
@@ -65,6 +66,16 @@ def open_instance(workspace: Workspace) -> Iterator[dg.DagsterInstance]:
                 "without the history of runs, which no stage needs, and with schedules and sensors off"
             )
         raise ValueError(reason) from error
+
+
+def _opened(settings: Path) -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.from_config(str(settings.parent))
+    except (dg.DagsterInvalidConfigError, CheckError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{settings} is wrong: {' '.join(str(error).split())}; mend it, or delete it, and the next "
+            "command writes it anew"
+        ) from error
 
 
 def lacking(instance: dg.DagsterInstance) -> list[str]:

@@ -346,8 +346,8 @@ class ExportSettings:
 class Recipe:
     """All settings of a run."""
 
-    name: str
-    """Name of the recipe."""
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]{0,63}$")]
+    """Name of the recipe: the folders of its runs begin with it."""
     backbone: str
     """A hub id, a directory of that shape, or `tiny`: the built-in one."""
     model: ModelSettings = ModelSettings()

@@ -77,6 +77,28 @@ def test_a_command_says_before_any_work_that_the_server_is_silent(
     assert list(place.home.iterdir()) == [place.demo_corpus]  # which stands for a manifest, and is read first
 
 
+@pytest.mark.parametrize(
+    "store", ["localhost:5000", "foo://bar", "postgresql://ann:sesame@db/mlflow", "{folder}"]
+)
+def test_a_command_says_before_any_work_that_mlflow_cannot_use_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(folder=tmp_path / "mlruns"))
+    for command in commands(Workspace(tmp_path)):
+        with pytest.raises(ValueError, match=r"which MLFLOW_TRACKING_URI names \(.*give the address") as told:
+            command()
+        assert "sesame" not in str(told.value)
+    assert not (tmp_path / "curated").exists()
+
+
+def test_a_server_that_is_none_of_mlflow_is_named(
+    guarded_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", guarded_server)
+    with pytest.raises(ValueError, match=r"MLflow cannot use http://127.* error code 401"):
+        MlflowResource(home=str(tmp_path)).prepare()
+
+
 def test_a_command_says_before_any_work_that_its_user_has_no_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,3 +78,32 @@ def test_a_full_disk_is_told_with_what_is_free(fail, tmp_path: Path) -> None:
     assert f" GB in {tmp_path}, " in ended.stderr
     assert "Make room: the same command goes on (details: " in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+SERVING = """
+from orchestration import servers
+from vipolyqwen_core.__main__ import main
+
+servers.serve = lambda *_: print("served")
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "time_zone", "reason"),
+    [
+        (["--sources", "nope.yaml"], "UTC", "nope.yaml does not exist"),
+        (["--recipe", "nope"], "UTC", "unknown recipe 'nope'"),
+        ([], "Hanoi", "expected a name like Asia/Ho_Chi_Minh, got 'Hanoi'"),
+        ([], "UTC", ""),
+    ],
+)
+def test_the_ui_says_what_keeps_dagster_from_running_anything_and_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], time_zone: str, reason: str
+) -> None:
+    monkeypatch.setenv("VIPOLYQWEN_TIME_ZONE", time_zone)
+    command = [sys.executable, "-c", SERVING, "--home", str(tmp_path), "ui", *options]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.endswith("served\n")
+    assert ("Dagster can run nothing until this is mended: " in told) == bool(reason)
+    assert reason in told

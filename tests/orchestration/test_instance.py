@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -32,6 +33,17 @@ def test_a_dagster_yaml_of_somebody_is_left_alone(workspace: Workspace) -> None:
     path.write_text(yaml.safe_dump({"telemetry": {"enabled": False}}))
     write_settings(workspace.dagster_home)
     assert yaml.safe_load(path.read_text()) == {"telemetry": {"enabled": False}}
+
+
+@pytest.mark.parametrize("text", ["run_queue: {max_concurrent: 1}", "foo: [", "- telemetry"])
+def test_a_mistake_in_dagster_yaml_is_told_with_the_file(workspace: Workspace, text: str) -> None:
+    settings = write_settings(workspace.dagster_home)
+    settings.write_text(text)
+    with (
+        pytest.raises(ValueError, match=f"^{re.escape(str(settings))} is wrong: .*; mend it, or delete it"),
+        open_instance(workspace),
+    ):
+        pass
 
 
 def test_a_full_disk_leaves_no_half_of_a_dagster_yaml(

@@ -82,6 +82,10 @@ def read_picture(picture: Picture) -> Image.Image:
         try:
             with _PICTURE_LOCKS[id(picture) % len(_PICTURE_LOCKS)]:
                 return normalise_picture(picture)
+        except AssertionError as error:  # Pillow's own, without a word
+            raise ValueError(
+                "the picture's file was closed before it was read: call its load() first"
+            ) from error
         except DECODING_ERRORS as error:  # Pillow decodes late: a broken file shows only here
             raise ValueError(f"the picture cannot be decoded: {error}") from error
     if isinstance(picture, (str, os.PathLike)):

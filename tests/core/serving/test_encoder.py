@@ -234,6 +234,16 @@ def test_a_mistake_is_named_with_its_item(
         embedder.encode(**arguments)
 
 
+def test_a_picture_whose_file_was_closed_unread_is_named(
+    embedder: ViPolyQwenEmbedder, tmp_path: Path
+) -> None:
+    picture(1).save(tmp_path / "1.png")
+    with Image.open(tmp_path / "1.png") as opened:
+        pass
+    with pytest.raises(ValueError, match=r"item 1: .*was closed before it was read: call its load\(\) first"):
+        embedder.encode(images=[picture(1), opened])
+
+
 def test_a_wrong_item_far_behind_is_named_by_its_number(embedder: ViPolyQwenEmbedder) -> None:
     texts: list[str | None] = ["text"] * 40
     with pytest.raises(ValueError, match="item 33: neither text nor picture"):
