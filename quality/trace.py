@@ -28,6 +28,9 @@ from vipolyqwen_core.workspace import Workspace
 KEPT, REJECTED = "kept", "rejected"
 EARLIER = "What follows is of an earlier version of the source."
 MIN_DIGITS = 6
+MAX_HINTS = 5
+"""Files that are named where none of that path is known."""
+TABLES = ("pairs.parquet", "ledger.parquet")
 SHOWN_CHARS = 600
 FACTS = (
     "task",
@@ -87,7 +90,11 @@ def _trace(wanted: str, workspace: Workspace) -> list[Step]:
     if colon and line.isdecimal():
         steps = [step for folder in folders for step in _steps_at(file, int(line), folder, workspace)]
         if not steps:
-            raise ValueError(f"no curated source of {workspace.home} has a record in {file}, line {line}")
+            known = [name for folder in folders for name in _files_called(file, folder)]
+            hint = f"; there are records of {', '.join(known[:MAX_HINTS])}" if known else ""
+            raise ValueError(
+                f"no curated source of {workspace.home} has a record in {file}, line {line}{hint}"
+            )
         return steps
     sample_id = wanted.strip().lower()
     if len(sample_id) < MIN_DIGITS:
@@ -113,6 +120,15 @@ def _steps_at(file: str, line: int, curated: Path, workspace: Workspace) -> Iter
     pairs = pl.concat([kept.collect(engine="streaming"), ledger.select(columns).drop_nulls("sample_id")])
     for sample_id, found, item in pairs.sort("item").iter_rows():
         yield from _steps_of(sample_id, curated.name, (found, line, item), workspace)
+
+
+def _files_called(file: str, curated: Path) -> list[str]:
+    """`SOURCE/FILE` of each file of a source that has the name of this one, wherever that lies."""
+    name, column = compose(file.rpartition("/")[2]), pl.col("file").str.normalize("NFC")
+    same = column.str.split("/").list.last() == name
+    tables = [pl.scan_parquet(curated / table).filter(same).select("file") for table in TABLES]
+    found = pl.concat(tables).unique().sort("file").collect(engine="streaming")
+    return [f"{curated.name}/{file}" for file in found["file"]]
 
 
 def _steps(sample_id: str, curated: Path, workspace: Workspace) -> Iterator[Step]:

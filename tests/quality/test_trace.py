@@ -108,6 +108,8 @@ def test_a_line_is_followed_even_where_it_could_not_be_read(workspace, write_sou
     assert "empty_target" in trace("data.jsonl:3", workspace)[-1].sentence
     with pytest.raises(ValueError, match=r"no curated source .* has a record in data\.jsonl, line 4"):
         trace("data.jsonl:4", workspace)
+    with pytest.raises(ValueError, match=r"line 1; there are records of corpus/data\.jsonl$"):
+        trace("/home/ann/corpora/data.jsonl:1", workspace)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
