@@ -7,6 +7,8 @@ about their inputs once more, since a later run does not remember the answers.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from inspect import getdoc
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -46,54 +48,15 @@ def _shown(value: Any) -> Any:
     return dg.MetadataValue.json(value)
 
 
-def curated_nothing_vanishes(place: Workspace, source: str) -> Finding:
-    """Records that were read gave pairs or are in the ledger, and so are all pairs."""
-    return findings.curation_loses_nothing(place.curated(source))
-
-
-def curated_has_pairs(place: Workspace, source: str) -> Finding:
-    """At least one pair is left."""
-    return findings.has_pairs(place.curated(source))
-
-
-def tagged_nothing_vanishes(place: Workspace, source: str) -> Finding:
-    """Curated pairs are in the tagged table or in its ledger."""
-    folder = place.tagged(source)
-    return findings.stage_loses_nothing(
-        "tagged", place.curated(source) / "pairs.parquet", folder / "pairs.parquet", folder / "ledger.parquet"
-    )
-
-
-def validated_nothing_vanishes(place: Workspace, source: str) -> Finding:
-    """Tagged pairs are in the validated table or in its ledger."""
-    return findings.validation_loses_nothing(place.tagged(source) / "pairs.parquet", place.validated(source))
-
-
-def curated_expectations(place: Workspace, source: str) -> Finding:
-    """The suite of curated pairs: schema, ranges, languages, lengths, no answer in its query."""
-    from quality.stage_expectations import judge_curated
-
-    return findings.expectations_hold(judge_curated(source, place))
-
-
-def tagged_expectations(place: Workspace, source: str) -> Finding:
-    """The suite of tagged pairs: prefix, placeholders, identities, tokens."""
-    from quality.stage_expectations import judge_tagged
-
-    return findings.expectations_hold(judge_tagged(source, place))
-
-
 def suite_question(check: str, what: str) -> SourceQuestion:
-    """Whether the suites that report under a name hold for the last judgement of a source."""
+    """Whether the suites that report under a name hold for a source; `what` describes the check."""
 
     def question(place: Workspace, source: str) -> Finding:
-        return findings.suite_holds(place.validated(source), check)
+        return findings.suite_holds(place, source, check)
 
     question.__doc__ = what
     return question
 
-
-BLOCKING, WARNING = True, False
 
 SUITES = {
     "validated": "What holds for every pair that may train: prefix, placeholders, tokens, scores.",
@@ -105,19 +68,16 @@ SUITES = {
 }
 """Suites of validation, each an asset check. Where a critical expectation fails, nothing trains on it."""
 
-SOURCE_CHECKS: tuple[tuple[str, str, SourceQuestion, bool], ...] = (
-    ("curated_corpus", "nothing_vanishes", curated_nothing_vanishes, BLOCKING),
-    ("curated_corpus", "has_pairs", curated_has_pairs, BLOCKING),
-    ("curated_corpus", "expectations", curated_expectations, BLOCKING),
-    ("tagged_corpus", "nothing_vanishes", tagged_nothing_vanishes, BLOCKING),
-    ("tagged_corpus", "expectations", tagged_expectations, BLOCKING),
-    ("validated_corpus", "nothing_vanishes", validated_nothing_vanishes, BLOCKING),
-    *(
-        ("validated_corpus", f"suite_{check}", suite_question(check, what), BLOCKING)
-        for check, what in SUITES.items()
-    ),
+SOURCE_CHECKS: tuple[tuple[str, str, SourceQuestion], ...] = (
+    ("curated_corpus", "nothing_vanishes", findings.curation_loses_nothing),
+    ("curated_corpus", "has_pairs", findings.has_pairs),
+    ("curated_corpus", "expectations", findings.curated_expectations),
+    ("tagged_corpus", "nothing_vanishes", findings.tagging_loses_nothing),
+    ("tagged_corpus", "expectations", findings.tagged_expectations),
+    ("validated_corpus", "nothing_vanishes", findings.validation_loses_nothing),
+    *(("validated_corpus", f"suite_{check}", suite_question(check, what)) for check, what in SUITES.items()),
 )
-"""Asset, name of the check, its question, whether it blocks."""
+"""Asset, name of the check, its question. All of them block."""
 
 
 def source_checks(
@@ -131,12 +91,7 @@ def source_checks(
     checks = [
         *SOURCE_CHECKS,
         *(
-            (
-                "validated_corpus",
-                f"own_{name}",
-                suite_question(name, f"Expectations of one's own: {name}."),
-                BLOCKING,
-            )
+            ("validated_corpus", f"own_{name}", suite_question(name, f"Expectations of one's own: {name}."))
             for name in own
         ),
     ]
@@ -148,15 +103,13 @@ def source_checks(
 
 
 def _source_check(
-    asset: str, name: str, question: SourceQuestion, blocking: bool, sources: dg.PartitionsDefinition[str]
+    asset: str, name: str, question: SourceQuestion, sources: dg.PartitionsDefinition[str]
 ) -> dg.AssetChecksDefinition:
-    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
-
     @dg.asset_check(
-        asset=asset, name=name, description=question.__doc__, blocking=blocking, partitions_def=sources
+        asset=asset, name=name, description=getdoc(question), blocking=True, partitions_def=sources
     )
     def check(context: dg.AssetCheckExecutionContext, workspace: WorkspaceResource) -> dg.AssetCheckResult:
-        return report(question(workspace.open(), context.partition_key), severity)
+        return report(question(workspace.open(), context.partition_key), dg.AssetCheckSeverity.ERROR)
 
     return check
 
@@ -179,34 +132,14 @@ class Asked:
 ModelQuestion = Callable[[Asked], Finding]
 
 
-def training_set_nothing_vanishes(asked: Asked) -> Finding:
-    """Each source's accepted pairs train, evaluate, or are in the ledger."""
-    return findings.sources_are_accounted_for(asked.place.training_set)
+def of_recipe(question: Callable[[Workspace, Recipe], Finding]) -> ModelQuestion:
+    """A question that looks at the workspace and the recipe alone."""
 
+    @wraps(question)
+    def of_asked(asked: Asked) -> Finding:
+        return question(asked.place, asked.recipe)
 
-def training_set_both_splits(asked: Asked) -> Finding:
-    """There are pairs to train on, and pairs to evaluate on of which some can be ranked."""
-    return findings.both_splits(asked.place.training_set, asked.recipe.objective.positive_score)
-
-
-def training_set_largest_component(asked: Asked) -> Finding:
-    """No component of linked rows holds more than its share; else the links are wrong."""
-    return findings.largest_component(asked.place.training_set, asked.recipe.split)
-
-
-def training_set_no_leak(asked: Asked) -> Finding:
-    """Training and evaluation share no component, picture, declared group or long text."""
-    return findings.no_leak(asked.place.training_set, asked.recipe.curation.min_linking_chars)
-
-
-def training_set_expected(asked: Asked) -> Finding:
-    """The suites of the training set: schemas, rows, shares of sources, and both sides of the split alike."""
-    return findings.training_set_expectations(asked.place)
-
-
-def mined_negatives_are_wrong(asked: Asked) -> Finding:
-    """No mined hard negative is a right answer that some pair declares, and each is of the row's task."""
-    return findings.negatives_are_wrong(asked.place, asked.recipe)
+    return of_asked
 
 
 def trained_model_finite(asked: Asked) -> Finding:
@@ -254,13 +187,14 @@ def export_complete(asked: Asked) -> Finding:
     return findings.export_is_complete(asked.place)
 
 
+BLOCKING, WARNING = True, False
+
 MODEL_CHECKS: tuple[tuple[str, str, ModelQuestion, bool], ...] = (
-    ("training_set", "nothing_vanishes", training_set_nothing_vanishes, BLOCKING),
-    ("training_set", "both_splits", training_set_both_splits, BLOCKING),
-    ("training_set", "largest_component", training_set_largest_component, BLOCKING),
-    ("training_set", "no_leak", training_set_no_leak, BLOCKING),
-    ("training_set", "expectations", training_set_expected, BLOCKING),
-    ("hard_negatives", "wrong_answers", mined_negatives_are_wrong, BLOCKING),
+    *(
+        ("training_set", name, of_recipe(question), BLOCKING)
+        for name, question in findings.TRAINING_SET.items()
+    ),
+    ("hard_negatives", "wrong_answers", of_recipe(findings.negatives_are_wrong), BLOCKING),
     ("trained_model", "finite", trained_model_finite, BLOCKING),
     ("trained_model", "not_collapsed", trained_model_not_collapsed, BLOCKING),
     ("trained_model", "loss_fell", trained_model_loss_fell, WARNING),
@@ -279,7 +213,7 @@ def model_checks() -> list[dg.AssetChecksDefinition]:
 def _model_check(asset: str, name: str, question: ModelQuestion, blocking: bool) -> dg.AssetChecksDefinition:
     severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
 
-    @dg.asset_check(asset=asset, name=name, description=question.__doc__, blocking=blocking)
+    @dg.asset_check(asset=asset, name=name, description=getdoc(question), blocking=blocking)
     def check(
         workspace: WorkspaceResource,
         recipe: RecipeResource,

@@ -5,13 +5,13 @@ Pure functions of files: a check, and an asset that checks its inputs once more,
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quality.accepted import judged_folder
-from vipolyqwen_core.config import Recipe, SplitSettings
+from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.contract import Side, Split
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
 from vipolyqwen_core.workspace import Workspace
@@ -47,8 +47,9 @@ class Finding:
         return self.harmful and not self.passed
 
 
-def curation_loses_nothing(folder: Path) -> Finding:
+def curation_loses_nothing(place: Workspace, source: str) -> Finding:
     """Records = those that gave pairs + those in the ledger; pairs read = pairs out + pairs in the ledger."""
+    folder = place.curated(source)
     summary = stage_summary(folder)
     out, ledger = num_rows(folder / "pairs.parquet"), ledger_rows(folder / "ledger.parquet")
     records, pairs = ledger.get("read", 0), ledger.get("curated", 0)
@@ -70,20 +71,26 @@ def curation_loses_nothing(folder: Path) -> Finding:
     )
 
 
-def stage_loses_nothing(stage: str, before: Path, pairs: Path, ledger: Path) -> Finding:
-    """Pairs of the stage before = pairs out + pairs in the ledger of this stage."""
-    came, out, rejected = num_rows(before), num_rows(pairs), ledger_rows(ledger).get(stage, 0)
+def tagging_loses_nothing(place: Workspace, source: str) -> Finding:
+    """Curated pairs = tagged pairs + pairs in the ledger of tagging."""
+    return _stage_loses_nothing("tagged", place.curated(source), place.tagged(source))
+
+
+def validation_loses_nothing(place: Workspace, source: str) -> Finding:
+    """Tagged pairs = validated pairs + pairs in the ledger of validation, of the version judged last."""
+    folder = place.validated(source)
+    version = judged_folder(folder, stage_summary(folder))
+    return _stage_loses_nothing("validated", place.tagged(source), version)
+
+
+def _stage_loses_nothing(stage: str, before: Path, folder: Path) -> Finding:
+    came, out = num_rows(before / "pairs.parquet"), num_rows(folder / "pairs.parquet")
+    rejected = ledger_rows(folder / "ledger.parquet").get(stage, 0)
     return Finding(
         passed=came == out + rejected,
         sentence=f"{came:,} pairs in, {out:,} out, {rejected:,} in the ledger",
         facts={"pairs in": came, "pairs out": out, "pairs in the ledger": rejected},
     )
-
-
-def validation_loses_nothing(before: Path, folder: Path) -> Finding:
-    """Tagged pairs = pairs out + pairs in the ledger, read from the version that was judged last."""
-    version = judged_folder(folder, stage_summary(folder))
-    return stage_loses_nothing("validated", before, version / "pairs.parquet", version / "ledger.parquet")
 
 
 def expectations_hold(lines: Sequence[Mapping[str, Any]]) -> Finding:
@@ -107,14 +114,29 @@ def expectations_hold(lines: Sequence[Mapping[str, Any]]) -> Finding:
     )
 
 
-def suite_holds(folder: Path, check: str) -> Finding:
-    """Every expectation of a check holds for the last judgement of a source."""
-    lines = stage_summary(folder).details["expectations"]
+def curated_expectations(place: Workspace, source: str) -> Finding:
+    """The suite of curated pairs: schema, ranges, languages, lengths, no answer in its query."""
+    from quality.stage_expectations import judge_curated
+
+    return expectations_hold(judge_curated(source, place))
+
+
+def tagged_expectations(place: Workspace, source: str) -> Finding:
+    """The suite of tagged pairs: prefix, placeholders, identities, tokens."""
+    from quality.stage_expectations import judge_tagged
+
+    return expectations_hold(judge_tagged(source, place))
+
+
+def suite_holds(place: Workspace, source: str, check: str) -> Finding:
+    """The suites that report under a name hold for the last judgement of a source."""
+    lines = stage_summary(place.validated(source)).details["expectations"]
     return expectations_hold([line for line in lines if line["check"] == check])
 
 
-def has_pairs(folder: Path) -> Finding:
-    """At least one pair of a curated source is there; else the sentence says which rules took them."""
+def has_pairs(place: Workspace, source: str) -> Finding:
+    """At least one curated pair is left; else the sentence says which rules took them."""
+    folder = place.curated(source)
     if rows := num_rows(folder / "pairs.parquet"):
         return Finding(passed=True, sentence=f"{rows:,} pairs")
     summary = stage_summary(folder)
@@ -155,10 +177,11 @@ def ledger_rows(ledger: Path) -> dict[str, int]:
     return {str(stage): int(count) for stage, count in counts.rows()}
 
 
-def sources_are_accounted_for(training_set: Path) -> Finding:
+def sources_are_accounted_for(place: Workspace, _: Recipe) -> Finding:
     """For each source: accepted pairs = training + evaluation pairs + pairs in the training set's ledger."""
     import polars as pl
 
+    training_set = place.training_set
     sources = stage_summary(training_set).details["sources"]
     came: dict[str, int] = {name: facts["pairs_in"] for name, facts in sources.items()}
     tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("source") for split in Split]
@@ -175,7 +198,7 @@ def sources_are_accounted_for(training_set: Path) -> Finding:
     )
 
 
-def largest_component(training_set: Path, settings: SplitSettings) -> Finding:
+def largest_component(place: Workspace, recipe: Recipe) -> Finding:
     """No component of linked rows holds more than its share of the rows; else the links are wrong.
 
     Of the rows that the builder asked it of, among them those that the split left out.
@@ -184,6 +207,7 @@ def largest_component(training_set: Path, settings: SplitSettings) -> Finding:
 
     from quality.split import SMALL_COMPONENT
 
+    training_set = place.training_set
     tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("component") for split in Split]
     sizes = pl.concat(tables).group_by("component").len().sort("len", descending=True).collect()
     largest = int(sizes["len"][0]) if len(sizes) else 0
@@ -191,35 +215,34 @@ def largest_component(training_set: Path, settings: SplitSettings) -> Finding:
     rows = rows or int(sizes["len"].sum())
     share = largest / rows if rows else 0.0
     return Finding(
-        passed=largest <= SMALL_COMPONENT or share <= settings.max_component_share,
+        passed=largest <= SMALL_COMPONENT or share <= recipe.split.max_component_share,
         sentence=f"the largest of {len(sizes):,} components holds {largest:,} of {rows:,} rows ({share:.1%})",
         facts={"largest": largest, "share": share, "components": len(sizes)},
     )
 
 
-def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
+def no_leak(place: Workspace, recipe: Recipe) -> Finding:
     """Training and evaluation share no component, picture, declared group or long text."""
     import polars as pl
 
     from quality.duplicates import UNBUFFERED, comparable, whole_query
 
+    min_chars = recipe.curation.min_linking_chars
     texts = {"query": comparable(whole_query()), "target": comparable(pl.col("target"))}  # as rows are linked
 
     def values(split: Split) -> dict[str, pl.LazyFrame]:
-        rows = pl.scan_ipc(training_set / f"{split.value}.arrow")
+        rows = pl.scan_ipc(place.training_set / f"{split.value}.arrow")
         sides = [
             rows.filter(pl.col(f"{side}_images").list.len().fill_null(0) == 0).select(value=text)
             for side, text in texts.items()
         ]
-        pictures = [
-            rows.select(pl.col(f"{side}_images").explode().alias("value")) for side in ("query", "target")
-        ]
+        pictures = [rows.select(pl.col(f"{side}_images").explode().alias("value")) for side in texts]
         grouped = pl.concat_str("source", "group_id", separator=" ", ignore_nulls=False)
         return {
             "components": rows.select(pl.col("component").alias("value")),
             "pictures": pl.concat(pictures),
             "declared groups": rows.select(grouped.alias("value")),
-            "long texts": pl.concat(sides).filter(pl.col("value").str.len_chars() >= min_linking_chars),
+            "long texts": pl.concat(sides).filter(pl.col("value").str.len_chars() >= min_chars),
         }
 
     train, evaluation = values(Split.TRAIN), values(Split.EVAL)
@@ -238,32 +261,21 @@ def no_leak(training_set: Path, min_linking_chars: int) -> Finding:
     )
 
 
-def training_set_findings(place: Workspace, settings: Recipe) -> dict[str, Finding]:
-    """All blocking questions about the training set, by name."""
-    folder = place.training_set
-    return {
-        "nothing_vanishes": sources_are_accounted_for(folder),
-        "both_splits": both_splits(folder, settings.objective.positive_score),
-        "largest_component": largest_component(folder, settings.split),
-        "no_leak": no_leak(folder, settings.curation.min_linking_chars),
-        "expectations": training_set_expectations(place),
-    }
-
-
-def training_set_expectations(place: Workspace) -> Finding:
-    """Every expectation on the training set as a whole holds."""
+def training_set_expectations(place: Workspace, _: Recipe) -> Finding:
+    """The suites of the training set: schemas, rows, shares of sources, and both sides of the split alike."""
     from quality.training_set_expectations import judge_training_set
 
     return expectations_hold(judge_training_set(place))
 
 
-def both_splits(training_set: Path, positive_score: float) -> Finding:
+def both_splits(place: Workspace, recipe: Recipe) -> Finding:
     """There are pairs to train on, and pairs to evaluate on of which some can be ranked.
 
     Evaluation would refuse the others as well, but after the training.
     """
     from vipolyqwen_core.evaluation.retrieval import build_pools, read_rows
 
+    training_set = place.training_set
     rows = {split.value: num_rows(training_set / f"{split.value}.arrow") for split in Split}
     sentence = ", ".join(f"{count:,} pairs in {split}" for split, count in rows.items())
     if not all(rows.values()):
@@ -271,7 +283,7 @@ def both_splits(training_set: Path, positive_score: float) -> Finding:
         rules = ", ".join(f"{count:,} {rule}" for rule, count in rejected)
         sentence += f"; in the ledger: {rules or 'nothing'}. Add data, or change split.eval_share"
         return Finding(passed=False, sentence=sentence, facts=rows)
-    if not build_pools(read_rows(read_arrow(training_set / "eval.arrow")), positive_score):
+    if not build_pools(read_rows(read_arrow(training_set / "eval.arrow")), recipe.objective.positive_score):
         sentence += (
             "; these make no pool of positives with two targets, so there is nothing to rank:"
             " raise split.eval_share or add data"
@@ -280,11 +292,21 @@ def both_splits(training_set: Path, positive_score: float) -> Finding:
     return Finding(passed=True, sentence=sentence, facts=rows)
 
 
-def negatives_are_wrong(place: Workspace, settings: Recipe) -> Finding:
+TRAINING_SET: Mapping[str, Callable[[Workspace, Recipe], Finding]] = {
+    "nothing_vanishes": sources_are_accounted_for,
+    "both_splits": both_splits,
+    "largest_component": largest_component,
+    "no_leak": no_leak,
+    "expectations": training_set_expectations,
+}
+"""The questions about the training set, by the names of their checks. All of them block."""
+
+
+def negatives_are_wrong(place: Workspace, recipe: Recipe) -> Finding:
     """Mined negatives are targets of the same task, and right for no pair with the row's query or key."""
     import polars as pl
 
-    if not settings.mining.negatives_per_pair:
+    if not recipe.mining.negatives_per_pair:
         return Finding(passed=True, sentence="the recipe mines no hard negatives")
     pairs = pl.scan_ipc(place.training_set / "train.arrow").select(
         pl.int_range(pl.len()).alias("row"), "task", "query_hash", "target_hash", "positive_hash"

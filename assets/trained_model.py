@@ -132,7 +132,7 @@ def refuse_unfit_data(place: Workspace, settings: Recipe) -> None:
     Raises:
         dagster.Failure: it must not train
     """
-    answers = findings.training_set_findings(place, settings)
+    answers = {name: question(place, settings) for name, question in findings.TRAINING_SET.items()}
     failed = [f"{name}: {finding.sentence}" for name, finding in answers.items() if finding.forbids]
     if failed:
         raise dg.Failure("the training set must not train: " + "; ".join(failed))

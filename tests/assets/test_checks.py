@@ -1,6 +1,5 @@
 """Checks: each asks its own question of the right tables, and only harm blocks."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,30 +12,25 @@ from assets.checks import MODEL_CHECKS, SOURCE_CHECKS, Asked, report
 from assets.findings import Finding
 from assets.registry import Version
 from assets.resources import ManifestResource, MlflowResource
-from vipolyqwen_core.config import SplitSettings
+from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
 QUESTIONS = {f"{asset}.{name}": question for asset, name, question, _ in MODEL_CHECKS}
-OF_SOURCES = {f"{asset}.{name}": question for asset, name, question, _ in SOURCE_CHECKS}
+OF_SOURCES = {f"{asset}.{name}": question for asset, name, question in SOURCE_CHECKS}
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
-    recipe = demo()
-    recipe = replace(
-        recipe,
-        objective=replace(recipe.objective, positive_score=0.625),
-        curation=replace(recipe.curation, min_linking_chars=77),
-        split=SplitSettings(max_component_share=0.125),
-    )
     run = SimpleNamespace(run_name="r1", output=tmp_path / "runs" / "r1")
-    monkeypatch.setattr(Asked, "run", lambda _: (run, SimpleNamespace(metrics={"loss": 1.0})))
+    metrics = {"loss": 1.0, "collapse/deviation": 0.05}
+    result = SimpleNamespace(metrics=metrics, steps=100, refused_steps=0)
+    monkeypatch.setattr(Asked, "run", lambda _: (run, result))
     return Asked(
         Workspace(tmp_path),
-        recipe,
+        demo(),
         ManifestResource(path=None, home=str(tmp_path)),
         MlflowResource(home=str(tmp_path)),
     )
@@ -65,65 +59,25 @@ def test_a_failure_that_harms_nothing_warns(
     assert result.metadata["examples"].value == {"a": ["x"]}
 
 
-def test_each_question_is_put_to_the_tables_and_limits_of_the_recipe(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, result = asked.place.training_set, asked.run()[1]
-    for check, name, arguments in (
-        ("training_set.nothing_vanishes", "sources_are_accounted_for", (folder,)),
-        ("training_set.both_splits", "both_splits", (folder, 0.625)),
-        ("training_set.largest_component", "largest_component", (folder, asked.recipe.split)),
-        ("training_set.no_leak", "no_leak", (folder, 77)),
-        ("training_set.expectations", "training_set_expectations", (asked.place,)),
-        ("hard_negatives.wrong_answers", "negatives_are_wrong", (asked.place, asked.recipe)),
-        ("trained_model.finite", "losses_are_finite", (result,)),
-        ("trained_model.not_collapsed", "not_collapsed", (result.metrics,)),
-        ("embedding_export.complete", "export_is_complete", (asked.place,)),
-    ):
-        given = answered(monkeypatch, name)
-        assert QUESTIONS[check](asked).sentence == name
-        assert given == [arguments]
+def test_the_model_is_judged_by_the_result_of_its_run(asked: Asked) -> None:
+    finite, spread = QUESTIONS["trained_model.finite"](asked), QUESTIONS["trained_model.not_collapsed"](asked)
+    assert (finite.passed, finite.facts) == (True, {"loss": 1.0, "refused steps": 0})
+    assert (spread.passed, spread.facts) == (False, {"collapse/deviation": 0.05})
 
 
-def test_each_question_about_a_source_is_put_to_its_own_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = Workspace(tmp_path)
-    curated, tagged, validated = place.curated("a"), place.tagged("a"), place.validated("a")
-    for stage in ("curated", "tagged"):
-        monkeypatch.setattr(
-            f"quality.stage_expectations.judge_{stage}", lambda *arguments, stage=stage: (stage, *arguments)
-        )
-    of_tagging = (curated / "pairs.parquet", tagged / "pairs.parquet", tagged / "ledger.parquet")
-    for check, name, arguments in (
-        ("curated_corpus.nothing_vanishes", "curation_loses_nothing", (curated,)),
-        ("curated_corpus.has_pairs", "has_pairs", (curated,)),
-        ("curated_corpus.expectations", "expectations_hold", (("curated", "a", place),)),
-        ("tagged_corpus.nothing_vanishes", "stage_loses_nothing", ("tagged", *of_tagging)),
-        ("tagged_corpus.expectations", "expectations_hold", (("tagged", "a", place),)),
-        (
-            "validated_corpus.nothing_vanishes",
-            "validation_loses_nothing",
-            (tagged / "pairs.parquet", validated),
-        ),
-        ("validated_corpus.suite_drift", "suite_holds", (validated, "drift")),
-        ("validated_corpus.suite_task_ocr", "suite_holds", (validated, "task_ocr")),
-    ):
-        given = answered(monkeypatch, name)
-        assert OF_SOURCES[check](place, "a").sentence == name
-        assert given == [arguments]
-
-
-def answered(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
-    """What a finding is asked from now on; its answer is its name."""
-    given: list[Any] = []
-
-    def ask(*arguments: Any) -> Finding:
-        given.append(arguments)
-        return Finding(False, name)
-
-    monkeypatch.setattr(findings, name, ask)
-    return given
+@pytest.mark.parametrize("check", [name for name in OF_SOURCES if ".suite_" in name])
+def test_a_check_of_a_suite_reports_the_lines_of_its_own(tmp_path: Path, check: str) -> None:
+    lines = [
+        {"check": name.split(".suite_")[1], "severity": "critical", "success": name != check}
+        | {"expectation": "between", "column": "score", "observed": 2}
+        for name in OF_SOURCES
+        if ".suite_" in name
+    ]
+    facts: dict[str, Any] = {"pairs_in": 1, "pairs_out": 1, "rejected": {}}
+    summary = StageSummary("validated", "", "", **facts, details={"expectations": lines})
+    summary.write(Workspace(tmp_path).validated("a"))
+    finding = OF_SOURCES[check](Workspace(tmp_path), "a")
+    assert (finding.passed, finding.facts["expectations"]) == (False, 1)
 
 
 def test_the_loss_is_read_from_the_lines_of_the_run(asked: Asked) -> None:

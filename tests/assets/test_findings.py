@@ -18,6 +18,11 @@ from vipolyqwen_core.workspace import Workspace
 LONG = "a sentence that is long enough to link two rows"
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
 def ledger(path: Path, *stages: str) -> None:
     pl.DataFrame(
         {"stage": stages, "source": ["letters"] * len(stages)},
@@ -30,78 +35,108 @@ def pairs(path: Path, rows: int) -> Path:
     return path
 
 
-def curated(folder: Path, **changes: Any) -> Path:
+def curated(place: Workspace, **changes: Any) -> Path:
     """A curated source: 10 records, 2 of them rejected; 9 pairs, 1 of them rejected."""
     facts: dict[str, Any] = {"pairs_in": 9, "pairs_out": 8, "rejected": {"empty_target": 1}}
     facts |= {"records": 10, "records_with_pairs": 8, "records_rejected": {"broken_json": 2}, **changes}
+    folder = place.curated("letters")
     StageSummary(stage="curated", fingerprint="", data_version="", **facts).write(folder)
     pairs(folder / "pairs.parquet", 8)
     ledger(folder / "ledger.parquet", "read", "read", "curated")
     return folder
 
 
-def test_both_equations_hold_for_a_whole_source(tmp_path: Path) -> None:
-    assert findings.curation_loses_nothing(curated(tmp_path)).passed
+def test_both_equations_hold_for_a_whole_source(place: Workspace) -> None:
+    curated(place)
+    assert findings.curation_loses_nothing(place, "letters").passed
 
 
 @pytest.mark.parametrize("fact", ["records", "records_with_pairs", "pairs_in"])
 @pytest.mark.parametrize("by", [-1, 1])
 def test_a_record_or_pair_that_vanished_or_came_of_nothing_is_noticed(
-    tmp_path: Path, fact: str, by: int
+    place: Workspace, fact: str, by: int
 ) -> None:
     counts = {"records": 10, "records_with_pairs": 8, "pairs_in": 9}
-    assert not findings.curation_loses_nothing(curated(tmp_path, **{fact: counts[fact] + by})).passed
+    curated(place, **{fact: counts[fact] + by})
+    assert not findings.curation_loses_nothing(place, "letters").passed
 
 
-def test_tables_are_counted_and_summaries_are_not_believed(tmp_path: Path) -> None:
-    folder = curated(tmp_path)
-    pairs(folder / "pairs.parquet", 7)
-    finding = findings.curation_loses_nothing(folder)
+def test_tables_are_counted_and_summaries_are_not_believed(place: Workspace) -> None:
+    pairs(curated(place) / "pairs.parquet", 7)
+    finding = findings.curation_loses_nothing(place, "letters")
     assert not finding.passed
     assert "7 out" in finding.sentence
 
 
-def test_a_source_without_pairs_says_which_rules_took_them(tmp_path: Path) -> None:
-    folder = curated(tmp_path, rejected={"empty_target": 9})
-    assert findings.has_pairs(folder).sentence == "8 pairs"
+def test_a_source_without_pairs_says_which_rules_took_them(place: Workspace) -> None:
+    folder = curated(place, rejected={"empty_target": 9})
+    assert findings.has_pairs(place, "letters").sentence == "8 pairs"
     pairs(folder / "pairs.parquet", 0)
-    finding = findings.has_pairs(folder)
+    finding = findings.has_pairs(place, "letters")
     assert not finding.passed
     assert finding.sentence == "no pair is left; in the ledger: 9 empty_target, 2 broken_json"
 
 
-def test_a_stage_that_loses_a_pair_or_has_one_twice_is_noticed(tmp_path: Path) -> None:
-    before, after = pairs(tmp_path / "before.parquet", 5), pairs(tmp_path / "after.parquet", 4)
-    ledger(tmp_path / "empty.parquet")
-    ledger(tmp_path / "one.parquet", "tagged")
-    assert not findings.stage_loses_nothing("tagged", before, after, tmp_path / "empty.parquet").passed
-    assert findings.stage_loses_nothing("tagged", before, after, tmp_path / "one.parquet").passed
-    assert not findings.stage_loses_nothing("tagged", before, before, tmp_path / "one.parquet").passed
+def test_the_suites_of_curated_and_of_tagged_pairs_are_judged_each_on_its_own(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("curated", "tagged"):
+
+        def judge(*asked: object, stage: str = stage) -> list[dict[str, Any]]:
+            assert asked == ("letters", place)
+            return [line(stage, "critical", success=False)]
+
+        monkeypatch.setattr(f"quality.stage_expectations.judge_{stage}", judge)
+    for question, stage in (
+        (findings.curated_expectations, "curated"),
+        (findings.tagged_expectations, "tagged"),
+    ):
+        finding = question(place, "letters")
+        assert finding.forbids
+        assert finding.facts["observed"] == [line(stage, "critical", success=False)]
 
 
-def validated(folder: Path, accepted: bool, pairs_out: int, rejected: int) -> findings.Finding:
+def test_a_stage_that_loses_a_pair_or_has_one_twice_is_noticed(place: Workspace) -> None:
+    before, after = place.curated("letters"), place.tagged("letters")
+    for folder, rows in ((before, 5), (after, 4)):
+        folder.mkdir(parents=True)
+        pairs(folder / "pairs.parquet", rows)
+    ledger(after / "ledger.parquet")
+    assert not findings.tagging_loses_nothing(place, "letters").passed
+    ledger(after / "ledger.parquet", "tagged")
+    assert findings.tagging_loses_nothing(place, "letters").passed
+    pairs(after / "pairs.parquet", 5)
+    assert not findings.tagging_loses_nothing(place, "letters").passed
+
+
+def validated(place: Workspace, accepted: bool, pairs_out: int, rejected: int) -> findings.Finding:
     """The judgement of five tagged pairs; the summary claims other counts than the tables hold."""
+    folder, before = place.validated("letters"), place.tagged("letters")
     version = folder / ("v1" if accepted else "candidate")
     version.mkdir(parents=True)
+    before.mkdir(parents=True)
     facts: dict[str, Any] = {"pairs_in": 5, "pairs_out": 99, "rejected": {"too_long": 99}}
     facts["details"] = {"accepted": accepted}
     StageSummary(stage="validated", fingerprint="", data_version="v1", **facts).write(folder)
+    pairs(before / "pairs.parquet", 5)
     pairs(version / "pairs.parquet", pairs_out)
     ledger(version / "ledger.parquet", *["validated"] * rejected)
-    return findings.validation_loses_nothing(pairs(folder / "before.parquet", 5), folder)
+    return findings.validation_loses_nothing(place, "letters")
 
 
 @pytest.mark.parametrize("accepted", [True, False])
 def test_a_version_is_counted_in_its_tables_accepted_or_not(tmp_path: Path, accepted: bool) -> None:
-    assert validated(tmp_path / "whole", accepted, pairs_out=3, rejected=2).passed
-    assert not validated(tmp_path / "lossy", accepted, pairs_out=3, rejected=1).passed
+    assert validated(Workspace(tmp_path / "whole"), accepted, pairs_out=3, rejected=2).passed
+    assert not validated(Workspace(tmp_path / "lossy"), accepted, pairs_out=3, rejected=1).passed
 
 
-def test_only_a_critical_expectation_that_fails_forbids_training(tmp_path: Path) -> None:
-    def line(check: str, severity: str, success: bool) -> dict[str, Any]:
-        known = {"expectation": "between", "column": "score", "observed": 2}
-        return {"check": check, "severity": severity, "success": success, **known}
+def line(check: str, severity: str, success: bool) -> dict[str, Any]:
+    """What `judge` says of an expectation."""
+    known = {"expectation": "between", "column": "score", "observed": 2}
+    return {"check": check, "severity": severity, "success": success, **known}
 
+
+def test_only_a_critical_expectation_that_fails_forbids_training(place: Workspace) -> None:
     lines = [
         line("sound", "critical", True),
         line("warned", "critical", True),
@@ -111,36 +146,39 @@ def test_only_a_critical_expectation_that_fails_forbids_training(tmp_path: Path)
     ]
     facts: dict[str, Any] = {"pairs_in": 1, "pairs_out": 1, "rejected": {}}
     facts["details"] = {"expectations": lines}
-    StageSummary(stage="validated", fingerprint="", data_version="", **facts).write(tmp_path)
-    found = {check: findings.suite_holds(tmp_path, check) for check in ("sound", "warned", "broken")}
+    StageSummary(stage="validated", fingerprint="", data_version="", **facts).write(
+        place.validated("letters")
+    )
+    found = {check: findings.suite_holds(place, "letters", check) for check in ("sound", "warned", "broken")}
     assert {check: finding.passed for check, finding in found.items()} == {
         "sound": True, "warned": False, "broken": False,
     }  # fmt: skip
     assert {check for check, finding in found.items() if finding.forbids} == {"broken"}
 
 
-def accounted(folder: Path, rejected: list[str], pairs_in: dict[str, int]) -> findings.Finding:
+def accounted(place: Workspace, rejected: list[str], pairs_in: dict[str, int]) -> findings.Finding:
     """Two training pairs and an evaluation pair of letters, and a ledger with pairs of these sources."""
-    folder.mkdir()
+    folder = place.training_set
+    folder.mkdir(parents=True)
     for name, rows in (("train", 2), ("eval", 1)):
         pl.DataFrame({"source": ["letters"] * rows}).write_ipc(folder / f"{name}.arrow")
     pl.DataFrame({"source": rejected}).write_parquet(folder / "ledger.parquet")
     sources = {"sources": {name: {"pairs_in": count} for name, count in pairs_in.items()}}
     facts: dict[str, Any] = {"pairs_in": 4, "pairs_out": 3, "rejected": {}, "details": sources}
     StageSummary(stage="training_set", fingerprint="", data_version="", **facts).write(folder)
-    return findings.sources_are_accounted_for(folder)
+    return findings.sources_are_accounted_for(place, demo())
 
 
 def test_each_pair_of_a_source_is_in_the_split_or_in_the_ledger(tmp_path: Path) -> None:
-    assert accounted(tmp_path / "whole", ["letters"], {"letters": 4}).passed
+    assert accounted(Workspace(tmp_path / "whole"), ["letters"], {"letters": 4}).passed
     for name, came in {"lost": {"letters": 5}, "twice": {"letters": 3}, "foreign": {}}.items():
-        finding = accounted(tmp_path / name, ["letters"], came)
+        finding = accounted(Workspace(tmp_path / name), ["letters"], came)
         assert not finding.passed
         assert finding.sentence == f"letters: {came.get('letters', 0)} in, 4 found"
 
 
-def split(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> Path:
-    """A training set of one row on each side."""
+def leak(place: Workspace, train: dict[str, Any], evaluation: dict[str, Any]) -> findings.Finding:
+    """Of a training set of one row on each side, where texts of 32 characters link."""
     clean = {
         "query": "q",
         "history": None,
@@ -158,13 +196,15 @@ def split(folder: Path, train: dict[str, Any], evaluation: dict[str, Any]) -> Pa
     }
     for name, row in (("train", train), ("eval", evaluation)):
         frame = pl.DataFrame([{**clean, "component": name, **row}], schema_overrides=schema)
-        frame.write_ipc(folder / f"{name}.arrow")
-    return folder
+        place.training_set.mkdir(parents=True, exist_ok=True)
+        frame.write_ipc(place.training_set / f"{name}.arrow")
+    recipe = demo()
+    return findings.no_leak(place, replace(recipe, curation=replace(recipe.curation, min_linking_chars=32)))
 
 
-def test_clean_sides_share_nothing(tmp_path: Path) -> None:
+def test_clean_sides_share_nothing(place: Workspace) -> None:
     """Short texts may stand on both sides: `yes` is the answer to many questions."""
-    assert findings.no_leak(split(tmp_path, {"target": "yes"}, {"target": "yes"}), 32).passed
+    assert leak(place, {"target": "yes"}, {"target": "yes"}).passed
 
 
 @pytest.mark.parametrize(
@@ -176,50 +216,52 @@ def test_clean_sides_share_nothing(tmp_path: Path) -> None:
         ({"target": LONG[:32]}, "long texts"),
     ],
 )
-def test_every_kind_of_leak_is_noticed(tmp_path: Path, shared: dict[str, Any], kind: str) -> None:
-    finding = findings.no_leak(split(tmp_path, shared, shared), 32)
+def test_every_kind_of_leak_is_noticed(place: Workspace, shared: dict[str, Any], kind: str) -> None:
+    finding = leak(place, shared, shared)
     assert not finding.passed
     assert finding.sentence == f"1 {kind} stand on both sides"
 
 
-def test_a_leak_from_query_to_target_is_noticed(tmp_path: Path) -> None:
-    assert not findings.no_leak(split(tmp_path, {"query": LONG}, {"target": LONG}), 32).passed
+def test_a_leak_from_query_to_target_is_noticed(place: Workspace) -> None:
+    assert not leak(place, {"query": LONG}, {"target": LONG}).passed
 
 
-def test_a_long_text_beside_a_picture_is_no_leak(tmp_path: Path) -> None:
+def test_a_long_text_beside_a_picture_is_no_leak(place: Workspace) -> None:
     """A prompt stands beside many pictures."""
     rows = [{"query": LONG, "query_images": [name]} for name in ("one", "two")]
-    assert findings.no_leak(split(tmp_path, *rows), 32).passed
+    assert leak(place, *rows).passed
 
 
-def test_a_text_that_is_long_by_its_empty_lines_alone_links_nothing_and_is_no_leak(tmp_path: Path) -> None:
+def test_a_text_that_is_long_by_its_empty_lines_alone_links_nothing_and_is_no_leak(place: Workspace) -> None:
     answer = f"{LONG[:15]}\n\n{LONG[:15]}"
     assert len(answer) == 32
-    assert findings.no_leak(split(tmp_path, {"target": answer}, {"target": answer}), 32).passed
+    assert leak(place, {"target": answer}, {"target": answer}).passed
     case = {"query": LONG.upper()}, {"target": LONG.lower()}  # linked, so a leak
-    assert not findings.no_leak(split(tmp_path, *case), 32).passed
+    assert not leak(place, *case).passed
 
 
-def test_equal_groups_of_two_sources_are_different_groups(tmp_path: Path) -> None:
-    folder = split(tmp_path, {"group_id": "1", "source": "a"}, {"group_id": "1", "source": "b"})
-    assert findings.no_leak(folder, 32).passed
+def test_equal_groups_of_two_sources_are_different_groups(place: Workspace) -> None:
+    assert leak(place, {"group_id": "1", "source": "a"}, {"group_id": "1", "source": "b"}).passed
 
 
-def test_the_same_question_after_other_turns_is_another_query(tmp_path: Path) -> None:
+def test_the_same_question_after_other_turns_is_another_query(place: Workspace) -> None:
     asked = "Please explain this once more, in simpler words."
     turns = [[{"role": "user", "text": text}] for text in ("What is rain?", "What is snow?")]
     rows = [{"query": asked, "history": history} for history in turns]
-    assert findings.no_leak(split(tmp_path, *rows), 32).passed
-    assert not findings.no_leak(split(tmp_path, rows[0], rows[0]), 32).passed
+    assert leak(place, *rows).passed
+    assert not leak(place, rows[0], rows[0]).passed
 
 
-def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None:
+def test_a_component_that_swallows_the_corpus_is_noticed(place: Workspace) -> None:
     def found(train: list[str], evaluation: list[str], of: int | None = None) -> findings.Finding:
+        place.training_set.mkdir(exist_ok=True)
         for name, components in (("train", train), ("eval", evaluation)):
-            pl.DataFrame({"component": components}).write_ipc(tmp_path / f"{name}.arrow")
+            pl.DataFrame({"component": components}).write_ipc(place.training_set / f"{name}.arrow")
         details = {"largest_component": {} if of is None else {"of": of}}
-        StageSummary("training_set", "", "", 1, 1, {}, details=details).write(tmp_path)
-        return findings.largest_component(tmp_path, SplitSettings(max_component_share=0.5))
+        StageSummary("training_set", "", "", 1, 1, {}, details=details).write(place.training_set)
+        return findings.largest_component(
+            place, replace(demo(), split=SplitSettings(max_component_share=0.5))
+        )
 
     rest = [str(row) for row in range(199)]
     assert not found(["one"] * 201, rest).passed
@@ -229,8 +271,10 @@ def test_a_component_that_swallows_the_corpus_is_noticed(tmp_path: Path) -> None
     assert found(["one"] * 90, rest[:10]).passed  # of a small corpus it may hold nearly all
 
 
-def sides(folder: Path, train: int, evaluation: list[float | None]) -> findings.Finding:
-    """A training set with so many training pairs, and evaluation pairs with these scores."""
+def sides(place: Workspace, train: int, evaluation: list[float | None]) -> findings.Finding:
+    """A training set with so many training pairs, and evaluation pairs with these scores; 0.625 is right."""
+    folder = place.training_set
+    folder.mkdir(exist_ok=True)
     pairs = pl.DataFrame({"score": evaluation}, schema={"score": pl.Float32}).with_columns(
         task=pl.lit("text_pair"),
         language=pl.lit("vi"),
@@ -243,17 +287,19 @@ def sides(folder: Path, train: int, evaluation: list[float | None]) -> findings.
     pl.DataFrame({"row": range(train)}).write_ipc(folder / "train.arrow")
     facts: dict[str, Any] = {"pairs_in": 60, "pairs_out": 0, "rejected": {"off_limits": 60}}
     StageSummary(stage="training_set", fingerprint="", data_version="", **facts).write(folder)
-    return findings.both_splits(folder, positive_score=0.5)
+    recipe = demo()
+    objective = replace(recipe.objective, positive_score=0.625)
+    return findings.both_splits(place, replace(recipe, objective=objective))
 
 
-def test_a_split_that_cannot_be_ranked_is_noticed_before_training(tmp_path: Path) -> None:
-    assert sides(tmp_path, 3, [None, 0.1]).passed
-    empty = sides(tmp_path, 0, [])
+def test_a_split_that_cannot_be_ranked_is_noticed_before_training(place: Workspace) -> None:
+    assert sides(place, 3, [None, 0.1]).passed
+    empty = sides(place, 0, [])
     assert empty.forbids
     assert "0 pairs in train, 0 pairs in eval; in the ledger: 60 off_limits" in empty.sentence
-    assert sides(tmp_path, 0, [None, 0.1]).forbids
-    for evaluation in ([None], [0.1, 0.2, 0.3]):
-        nothing_to_rank = sides(tmp_path, 3, evaluation)
+    assert sides(place, 0, [None, 0.1]).forbids
+    for evaluation in ([None], [0.1, 0.2, 0.6]):
+        nothing_to_rank = sides(place, 3, evaluation)
         assert nothing_to_rank.forbids
         assert "raise split.eval_share" in nothing_to_rank.sentence
 

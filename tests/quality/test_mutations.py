@@ -202,7 +202,7 @@ def outcome(folder: Path, number: int) -> tuple[str, Counter[str]]:
         assert refused.startswith("source 's'"), (number, mutant.kind, refused)
         assert not place.curated("s").exists()
         return mutant.kind, Counter({"source refused": 1})
-    finding = curation_loses_nothing(place.curated("s"))
+    finding = curation_loses_nothing(place, "s")
     assert finding.passed, (number, mutant.kind, finding.sentence)
     assert summary.records == sum(1 for _ in read_source(mutant.source, "each")), (number, mutant.kind)
     ledger = pl.read_parquet(place.curated("s") / "ledger.parquet")

@@ -132,7 +132,7 @@ def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
     # Under the name of its file a suite reports, whatever its own name is.
     renamed = write_suite(tmp_path, name="ends.v1 #<1>").rename(tmp_path / "renamed.yaml")
     validate(source, workspace, own_suites(manifest_of(source, renamed)))
-    finding = suite_holds(workspace.validated("corpus"), "renamed")
+    finding = suite_holds(workspace, "corpus", "renamed")
     assert (finding.facts["expectations"], finding.facts["failed"]) == (2, 1)
 
     manifest = manifest_of(source, write_suite(tmp_path), "suites_of_test:many_rows")
