@@ -98,23 +98,9 @@ def read(source: Source, settings: CurationSettings) -> Reading:
 
 def _judged_row(pair: "RawPair") -> dict[str, Any]:
     """What rules look at. A pair may hold the bytes of its pictures: numbers stand for them."""
-    from vipolyqwen_core.corpus.text import normalise_text
+    from vipolyqwen_core.corpus.normalised_pair import normalise_pair
 
-    def numbered(images: Sequence[Any]) -> list[str]:
-        return [str(number) for number in range(len(images))]
-
-    return {
-        "task": pair.task.value,
-        "query": normalise_text(pair.query),
-        "query_images": numbered(pair.query_images),
-        "history": [{"role": turn.role, "text": normalise_text(turn.text)} for turn in pair.history or ()],
-        "target": normalise_text(pair.target),
-        "target_images": numbered(pair.target_images),
-        "score": pair.score,
-        "negatives": [
-            {"text": normalise_text(side.text), "images": numbered(side.images)} for side in pair.negatives
-        ],
-    }
+    return normalise_pair(pair).columns([[str(i) for i in range(len(side))] for side in pair.images])
 
 
 def _judge(reading: Reading, settings: CurationSettings) -> None:

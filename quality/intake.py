@@ -21,13 +21,12 @@ from quality.picture_files import UNREADABLE, picture_version
 from quality.picture_pool import CRASHED, MemoryShortageError, PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
-from vipolyqwen_core.contract import PAIR, Turn
-from vipolyqwen_core.corpus.hashing import pair_hashes
+from vipolyqwen_core.contract import PAIR
 from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.normalised_pair import normalise_pair
 from vipolyqwen_core.corpus.pictures import PictureError
-from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RawSide, Record, shorten
+from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, Record, shorten
 from vipolyqwen_core.corpus.storage import ChangedMeanwhile, StorageError, may_pass, patiently
-from vipolyqwen_core.corpus.text import declared_key, normalise_text
 
 INTAKE_SCHEMA = pl.Schema(
     [
@@ -195,16 +194,10 @@ def normalised_rows(
     return first_failure(frame, row_rules(settings))
 
 
-def normalised_texts(pair: RawPair) -> tuple[str, str, tuple[Turn, ...] | None]:
-    """Query, target and earlier turns of a pair."""
-    history = tuple(Turn(turn.role, normalise_text(turn.text)) for turn in pair.history or ())
-    return normalise_text(pair.query), normalise_text(pair.target), history or None
-
-
 def _row(
     pair: RawPair, pictures: PictureIntake, source: str, file: str, line: int, item: int
 ) -> dict[str, Any]:
-    query, target, history = normalised_texts(pair)
+    normalised = normalise_pair(pair)
     rejected: tuple[str, str, str] | None = None
     identities: list[list[str]] = []
     for images in pair.images:
@@ -215,24 +208,12 @@ def _row(
             except PictureError as error:
                 if rejected is None or error.rule == CRASHED:  # which a report has to know
                     rejected = (error.rule, str(error), shorten(reference))
-    query_images, target_images, *negative_images = identities
     rule, reason, value = rejected or (None, None, None)
-    identity, query_hash, target_hash = pair_hashes(
-        pair.task, query, target, query_images, target_images, history, pair.score
-    )
+    identity, query_hash, target_hash = normalised.hashes(identities)
     return {
         "sample_id": identity,
         "source": source,
-        "task": pair.task.value,
-        "query": query,
-        "query_images": query_images,
-        "history": None if history is None else [turn._asdict() for turn in history],
-        "target": target,
-        "target_images": target_images,
-        "score": pair.score,
-        "negatives": _negatives(pair.negatives, negative_images),
-        "group_id": declared_key(pair.group_id),
-        "positive_key": declared_key(pair.positive_key),
+        **normalised.columns(identities),
         "file": file,
         "line": line,
         "item": item,
@@ -242,11 +223,3 @@ def _row(
         "reason": reason,
         "value": value,
     }
-
-
-def _negatives(negatives: Sequence[RawSide], images: Sequence[list[str]]) -> list[dict[str, Any]] | None:
-    sides = [
-        {"text": normalise_text(side.text), "images": ids}
-        for side, ids in zip(negatives, images, strict=True)
-    ]
-    return sides or None

@@ -13,13 +13,12 @@ import polars as pl
 
 from quality.accepted import CANDIDATE, accepted_folder
 from quality.curate import SOURCE_FILE
-from quality.intake import normalised_texts
 from quality.ledger import READ_STAGE
 from quality.text_changes import changes
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
-from vipolyqwen_core.corpus.hashing import sample_id as identity
 from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.normalised_pair import normalise_pair
 from vipolyqwen_core.corpus.readers import RawPair, list_files, read_source
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.corpus.text import compose
@@ -226,8 +225,7 @@ def may_be(raw: RawPair, sample_id: str, known: dict[str, Any] | None = None) ->
     pictures = [[] if known is None else known[f"{side}_images"] for side in ("query", "target")]
     if [len(raw.query_images), len(raw.target_images)] != [len(ids) for ids in pictures]:
         return known is None
-    query, target, history = normalised_texts(raw)
-    return sample_id == identity(raw.task, query, target, pictures[0], pictures[1], history, raw.score)
+    return sample_id == normalise_pair(raw).hashes(pictures)[0]
 
 
 def _missing(stage: str, source: str, sample_id: str, goes_on: bool, workspace: Workspace) -> Step:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import TRAINING, Split, Task, Turn
-from vipolyqwen_core.corpus.hashing import key_hash, sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import key_hash, pair_hashes, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
@@ -92,9 +92,9 @@ def _row(pair: SmallPair, line: int, rows: dict[int, int]) -> dict[str, Any]:
     query_images = [image_id(picture(number)) for number in pair.query_pictures]
     target_images = [image_id(picture(number)) for number in pair.target_pictures]
     return {
-        "sample_id": sample_id(
+        "sample_id": pair_hashes(
             pair.task, pair.query, pair.target, query_images, target_images, pair.history, pair.score
-        ),
+        )[0],
         "source": SOURCE,
         "task": pair.task.value,
         "language": pair.language,

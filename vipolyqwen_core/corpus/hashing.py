@@ -8,23 +8,6 @@ from pathlib import Path
 from vipolyqwen_core.contract import Task, Turn
 
 
-def sample_id(
-    task: Task,
-    query: str,
-    target: str,
-    query_images: Sequence[str] = (),
-    target_images: Sequence[str] = (),
-    history: Sequence[Turn] | None = None,
-    score: float | None = None,
-) -> str:
-    """32 hex digits: hash of task, both sides with their pictures, and the score as float32.
-
-    Stable across runs, machines and the place of the row in its file. Texts are taken as they are: normalise
-    first.
-    """
-    return pair_hashes(task, query, target, query_images, target_images, history, score)[0]
-
-
 def side_hash(text: str, image_ids: Sequence[str] = (), history: Sequence[Turn] | None = None) -> int:
     """64 bits, never 0: identity of a side, equal for a query and a target of equal content."""
     return _number(_side_bytes(text, image_ids, history), b"side")
@@ -34,12 +17,16 @@ def pair_hashes(
     task: Task,
     query: str,
     target: str,
-    query_images: Sequence[str],
-    target_images: Sequence[str],
-    history: Sequence[Turn] | None,
+    query_images: Sequence[str] = (),
+    target_images: Sequence[str] = (),
+    history: Sequence[Turn] | None = None,
     score: float | None = None,
 ) -> tuple[str, int, int]:
-    """`sample_id` of a pair and `side_hash` of its query and of its target."""
+    """`sample_id` of a pair and `side_hash` of its query and of its target.
+
+    `sample_id`, 32 hex digits: hash of task, both sides with their pictures, and the score as float32. Stable
+    across runs, machines and the place of the row in its file. Texts are taken as they are: normalise first.
+    """
     sides = _side_bytes(query, query_images, history), _side_bytes(target, target_images, None)
     end = b"-" if score is None else struct.pack("<f", score)
     data = b"".join((_text_bytes(str(task)), *sides, end))

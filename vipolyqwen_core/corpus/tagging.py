@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, to_json
 from vipolyqwen_core.contract import LEDGER, PAIR, PREFIXED_SIDES, TAGGED, Side, Task, Turn
-from vipolyqwen_core.corpus.hashing import content_digest, fingerprint, key_hash, sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import content_digest, fingerprint, key_hash, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.normalised_pair import normalise_pair
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture
 from vipolyqwen_core.corpus.readers import RawPair, Rejection, read_source, shorten
 from vipolyqwen_core.corpus.tables import (
@@ -34,7 +35,7 @@ from vipolyqwen_core.corpus.tables import (
     read_stage,
     unchanged_stage,
 )
-from vipolyqwen_core.corpus.text import PlaceholderError, declared_key, normalise_text, repair_dialogue
+from vipolyqwen_core.corpus.text import PlaceholderError, repair_dialogue
 from vipolyqwen_core.processing.processor import Measures, ViPolyQwenProcessor
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
@@ -295,22 +296,9 @@ def _preview_row(pair: RawPair, root: ImageRoot, max_image_pixels: int, sizes: d
             sizes[found[-1]] = (picture.width, picture.height)
         return found
 
-    query, target = normalise_text(pair.query), normalise_text(pair.target)
-    history = [Turn(turn.role, normalise_text(turn.text)) for turn in pair.history or ()] or None
-    query_images, target_images = ids(pair.query_images), ids(pair.target_images)
-    identity = sample_id(pair.task, query, target, query_images, target_images, history, pair.score)
-    negatives = [{"text": normalise_text(side.text), "images": ids(side.images)} for side in pair.negatives]
+    normalised, images = normalise_pair(pair), [ids(side) for side in pair.images]
     return {
-        "sample_id": identity,
-        "task": pair.task.value,
+        "sample_id": normalised.hashes(images)[0],
         "language": None,
-        "query": query,
-        "query_images": query_images,
-        "history": [turn._asdict() for turn in history] if history else None,
-        "target": target,
-        "target_images": target_images,
-        "score": pair.score,
-        "negatives": negatives or None,
-        "group_id": declared_key(pair.group_id),
-        "positive_key": declared_key(pair.positive_key),
+        **normalised.columns(images),
     }

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task
-from vipolyqwen_core.corpus.hashing import sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import pair_hashes, side_hash
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
 from vipolyqwen_core.model.tiny import build_tiny_backbone
@@ -200,7 +200,7 @@ def _rows(
         images = [] if size is None else [stored[picture]["image_id"]]
         score = float(scores[number]) if task is Task.TEXT_PAIR else None
         yield {
-            "sample_id": sample_id(task, query, target, images, score=score),
+            "sample_id": pair_hashes(task, query, target, images, score=score)[0],
             "source": SOURCE,
             "task": task.value,
             "language": "vi",

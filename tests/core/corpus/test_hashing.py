@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from vipolyqwen_core.contract import Task, Turn
-from vipolyqwen_core.corpus.hashing import content_digest, fingerprint, key_hash, sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import content_digest, fingerprint, key_hash, pair_hashes, side_hash
 
 A, B = "a" * 32, "b" * 32
 
 
 def test_identities_do_not_change_between_versions() -> None:
     turns = [Turn("user", "hỏi"), Turn("assistant", "đáp")]
-    identity = sample_id(Task.VQA_MULTI, "câu hỏi", "trả lời", [A], [], turns, 0.25)
-    assert identity == "fcb605ed35eef1decc23b2145cebd55f"
-    assert side_hash("câu hỏi", [A], turns) == 15042838060192236955
+    hashes = pair_hashes(Task.VQA_MULTI, "câu hỏi", "trả lời", [A], [], turns, 0.25)
+    assert hashes[:2] == ("fcb605ed35eef1decc23b2145cebd55f", 15042838060192236955)
+    assert side_hash("câu hỏi", [A], turns) == hashes[1]
 
 
 def test_every_part_of_a_pair_counts() -> None:
@@ -33,13 +33,13 @@ def test_every_part_of_a_pair_counts() -> None:
         (Task.OCR, "q", "t", [], [], None, 0.0),
         (Task.OCR, "q", "t", [], [], None, 0.5),
     ]
-    identities = {sample_id(*variant) for variant in variants}
+    identities = {pair_hashes(*variant)[0] for variant in variants}
     assert len(identities) == len(variants)
     assert all(len(identity) == 32 for identity in identities)
 
 
 def test_a_score_is_the_float32_that_the_table_holds() -> None:
-    assert sample_id(Task.TEXT_PAIR, "q", "t", score=0.1) == sample_id(
+    assert pair_hashes(Task.TEXT_PAIR, "q", "t", score=0.1) == pair_hashes(
         Task.TEXT_PAIR, "q", "t", score=float(np.float32(0.1))
     )
 

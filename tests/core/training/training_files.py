@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.stored_pictures import store_row
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Task, Turn
-from vipolyqwen_core.corpus.hashing import key_hash, sample_id, side_hash
+from vipolyqwen_core.corpus.hashing import key_hash, pair_hashes, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_store import write_images
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
@@ -93,9 +93,9 @@ def _row(
     told = processor.measure(answers, shown, prefixes=[prefix] * len(answers))
     images, target_images = ([ids[place] for place in of] for of in (pair.pictures, pair.target_pictures))
     return {
-        "sample_id": sample_id(
+        "sample_id": pair_hashes(
             pair.task, pair.query, pair.target, images, target_images, list(pair.history), pair.score
-        ),
+        )[0],
         "source": SOURCE,
         "task": pair.task.value,
         "language": "en",
