@@ -16,7 +16,6 @@
 A function, `package.module:function`, takes nothing and returns a `Suite` or a list of them.
 """
 
-import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from quality.expectations import CRITICAL, TABLES, Suite, names_of_columns
 from quality.ledger import polars_schema
 from vipolyqwen_core.contract import TAGGED, Task
 from vipolyqwen_core.corpus.manifest import Manifest, UniqueKeys, check_name
+from vipolyqwen_core.named_function import call_function
 
 BUILT_IN = frozenset(
     {"validated", "balance", "stages", "pictures", "drift", *(f"task_{t.value}" for t in Task)}
@@ -81,16 +81,7 @@ def own_suites(manifest: Manifest) -> list[Suite]:
 
 
 def _of_function(entry: str) -> Sequence[Suite]:
-    module_name, function_name = entry.split(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
-    except ImportError as error:
-        raise ValueError(
-            f"expectations {entry} cannot be imported: {error}; is its folder on PYTHONPATH?"
-        ) from error
-    if not callable(function):
-        raise ValueError(f"expectations {entry}: module {module_name} has no function {function_name}")
-    made = function()
+    made = call_function(entry, f"expectations {entry}")
     suites = [made] if isinstance(made, Suite) else made
     if not isinstance(suites, list) or not all(isinstance(suite, Suite) for suite in suites):
         raise ValueError(

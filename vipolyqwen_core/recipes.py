@@ -4,7 +4,6 @@ A recipe of one's own is a function in any importable module, `--recipe package.
 file like the part `recipe` of a run's `run.json`, `--recipe recipe.json`.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from vipolyqwen_core.config import (
     TrainingSettings,
     from_json,
 )
+from vipolyqwen_core.named_function import call_function
 
 
 def demo() -> Recipe:
@@ -93,7 +93,7 @@ def load_recipe(name: str) -> Recipe:
     """The recipe of that name, of a JSON file, or of `package.module:function`.
 
     Raises:
-        ValueError: no such recipe, or what was found is none
+        ValueError: no such recipe, or what was found is none or fails
     """
     if name in RECIPES:
         return RECIPES[name]()
@@ -102,19 +102,11 @@ def load_recipe(name: str) -> Recipe:
         if not path.is_file():
             raise ValueError(f"recipe file {name} does not exist")
         return from_json(Recipe, path.read_bytes(), origin=name)
-    module, separator, function = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise ValueError(
             f"unknown recipe {name!r}: give {', '.join(RECIPES)}, a .json file or package.module:function"
         )
-    try:
-        recipe = getattr(importlib.import_module(module), function)()
-    except ImportError as error:
-        raise ValueError(
-            f"recipe {name!r} cannot be loaded: {error}; is its folder on PYTHONPATH?"
-        ) from error
-    except AttributeError as error:
-        raise ValueError(f"recipe {name!r} cannot be loaded: {error}") from error
+    recipe = call_function(name, f"recipe {name!r}")
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe {name!r} returned {type(recipe).__name__}, not a Recipe")
     return recipe

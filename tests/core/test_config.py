@@ -1,6 +1,8 @@
 """Settings survive JSON, refuse what is wrong, and the seed's recipe holds the seed's numbers."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -98,4 +100,28 @@ def test_a_recipe_of_ones_own_is_a_file_or_a_function(tmp_path) -> None:  # type
 @pytest.mark.parametrize("name", ["dmeo", "nowhere.json", "no.such:recipe", "vipolyqwen_core.recipes:load"])
 def test_an_unknown_recipe_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=name):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:mine", "No module named 'no_such_module'; is its folder on PYTHONPATH?"),
+        ("broken_recipes:mine", "cannot be imported: NameError: name 'undefined_name' is not defined"),
+        ("recipes_of_test:absent", "module recipes_of_test has no function absent"),
+        ("recipes_of_test:failing", "failed: AttributeError: 'NoneType' object has no attribute 'oops'"),
+        ("recipes_of_test:lacking", "failed: ModuleNotFoundError: No module named 'lacking'"),
+        ("recipes_of_test:nothing", "returned NoneType, not a Recipe"),
+    ],
+)
+def test_a_recipe_of_ones_own_that_is_broken_is_told_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "broken_recipes.py").write_text("x = undefined_name")
+    (tmp_path / "recipes_of_test.py").write_text(
+        "def failing():\n    return None.oops\n\n\ndef lacking():\n    import lacking\n\n\n"
+        "def nothing():\n    return None\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=f"^recipe '{name}'.*{re.escape(message)}$"):
         load_recipe(name)

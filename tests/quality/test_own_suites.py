@@ -48,6 +48,10 @@ def nothing():
 
 def elsewhere():
     return Suite("far", "rows", [])
+
+
+def failing():
+    return None.oops
 """
 
 
@@ -64,6 +68,7 @@ def manifest_of(source, *entries: object) -> Manifest:
 @pytest.fixture
 def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "suites_of_test.py").write_text(FUNCTIONS)
+    (tmp_path / "broken_suites.py").write_text("x = undefined_name")
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
@@ -229,6 +234,8 @@ def test_a_key_that_stands_twice_is_refused(write_source, tmp_path: Path) -> Non
         ("drift.yaml", "a built-in suite is called 'drift'; give the file another name"),
         ("suites_of_test:balance", "a built-in suite is called 'balance'; give the function another name"),
         ("suites_of_test:absent", "module suites_of_test has no function absent"),
+        ("broken_suites:x", "broken_suites:x cannot be imported: NameError: name 'undefined_name'"),
+        ("suites_of_test:failing", "suites_of_test:failing failed: AttributeError: 'NoneType' object"),
         ("suites_of_test:nothing", "returned NoneType; expected Suite"),
         ("suites_of_test:elsewhere", "suite 'far': table 'rows' is none of pairs, balance"),
     ],

@@ -28,6 +28,7 @@ from vipolyqwen_core.corpus.readers.records import (
 )
 from vipolyqwen_core.corpus.storage import StorageError
 from vipolyqwen_core.corpus.text import writable
+from vipolyqwen_core.named_function import load_function
 from vipolyqwen_core.processing.prompt import ROLES
 
 Adapter = Callable[[Source, SourceFile], Iterable[Any]]
@@ -40,17 +41,7 @@ def load_adapter(source: Source) -> Adapter:
         ValueError: there is no such module or function
     """
     assert source.adapter is not None, "the manifest demands an adapter"
-    module_name, function_name = source.adapter.split(":")
-    where = f"source {source.name!r}: adapter {source.adapter}"
-    try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
-    except ImportError as error:
-        raise ValueError(f"{where} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
-    except Exception as error:
-        raise ValueError(f"{where} cannot be imported: {_told(error)}") from error
-    if not callable(function):
-        raise ValueError(f"{where}: module {module_name} has no function {function_name}")
-    return function  # type: ignore[no-any-return]
+    return load_function(source.adapter, f"source {source.name!r}: adapter {source.adapter}")
 
 
 def adapter_digest(source: Source) -> str:
@@ -96,12 +87,8 @@ def _made(source: Source, file: SourceFile) -> Iterator[tuple[int, Any]]:
     except Exception as error:
         raise ValueError(
             f"source {source.name!r}: adapter {source.adapter} failed behind record {number} of {file.name}:"
-            f" {_told(error)}"
+            f" {type(error).__name__}: {error}"
         ) from error
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _refusal(pair: RawPair, source: Source) -> Rejection | None:
