@@ -19,8 +19,8 @@ from assets.metadata import table
 from assets.registry import model_folder, version_of_run
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
+from quality.built_in_suites import BUILT_IN
 from vipolyqwen_core.config import Recipe, TrainingRun
-from vipolyqwen_core.contract import Task
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.workspace import Workspace
 
@@ -58,16 +58,6 @@ def suite_question(check: str, what: str) -> SourceQuestion:
     return question
 
 
-SUITES = {
-    "validated": "What holds for every pair that may train: prefix, placeholders, tokens, scores.",
-    **{f"task_{task.value}": f"What holds for the pairs of task {task.value}." for task in Task},
-    "balance": "No answer and no score drowns the others of its task.",
-    "stages": "Schemas, order, both equations, and the shares of rejects, duplicates and languages.",
-    "pictures": "Every picture that is named is stored, and of a size that can be read.",
-    "drift": "Volume, languages, tasks, lengths and scores are near those of the last accepted version.",
-}
-"""Suites of validation, each an asset check. Where a critical expectation fails, nothing trains on it."""
-
 SOURCE_CHECKS: tuple[tuple[str, str, SourceQuestion], ...] = (
     ("curated_corpus", "nothing_vanishes", findings.curation_loses_nothing),
     ("curated_corpus", "has_pairs", findings.has_pairs),
@@ -75,7 +65,10 @@ SOURCE_CHECKS: tuple[tuple[str, str, SourceQuestion], ...] = (
     ("tagged_corpus", "nothing_vanishes", findings.tagging_loses_nothing),
     ("tagged_corpus", "expectations", findings.tagged_expectations),
     ("validated_corpus", "nothing_vanishes", findings.validation_loses_nothing),
-    *(("validated_corpus", f"suite_{check}", suite_question(check, what)) for check, what in SUITES.items()),
+    *(
+        ("validated_corpus", f"suite_{check}", suite_question(check, what))
+        for check, what in BUILT_IN.items()
+    ),
 )
 """Asset, name of the check, its question. All of them block."""
 

@@ -30,15 +30,13 @@ import yaml
 from great_expectations.compatibility.pydantic import ValidationError
 from great_expectations.expectations.expectation import Expectation
 
+from quality.built_in_suites import BUILT_IN
 from quality.expectations import CRITICAL, TABLES, Suite, names_of_columns
 from quality.ledger import polars_schema
 from vipolyqwen_core.contract import TAGGED, Task
 from vipolyqwen_core.corpus.manifest import Manifest, UniqueKeys, check_name
 from vipolyqwen_core.named_function import call_function
 
-BUILT_IN = frozenset(
-    {"validated", "balance", "stages", "pictures", "drift", *(f"task_{t.value}" for t in Task)}
-)
 KEYS = ("name", "table", "task", "sources", "columns", "expectations")
 COLUMN_ARGUMENTS = ("column", "column_A", "column_B", "column_list")
 """Arguments by which Great Expectations' expectations name the columns that they look at."""

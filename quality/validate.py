@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
         earlier = accepted_stage(folder)
         before = Profile(**earlier.details["profile"]) if earlier is not None else None
         tables, now = _tables(source, aside, workspace, (curated, tagged, summary), before, own)
-        lines = judge([*_suites(source, tables, before), *own], tables, docs)
+        lines = judge([*built_in_suites(source, tables, before), *own], tables, docs)
         failed = [line for line in lines if not line["success"]]
         summary = replace(
             summary,
@@ -268,7 +268,10 @@ def _is_sorted(rows: pl.LazyFrame) -> bool:
     return places.equals(places.sort("file", "line", "item", maintain_order=True))
 
 
-def _suites(source: Source, tables: dict[str, pl.DataFrame], before: Profile | None) -> list[Suite]:
+def built_in_suites(
+    source: Source, tables: Mapping[str, pl.DataFrame], before: Profile | None
+) -> list[Suite]:
+    """Those of BUILT_IN. Without an earlier version there is nothing to have drifted from."""
     scored = tables["pairs"]["score"].count() > 0
     suites = [pairs_suite(), *(task_suite(task, scored) for task in Task)]
     suites += [balance_suite(), facts_suite(bool(source.languages)), pictures_suite()]

@@ -11,15 +11,16 @@ import polars as pl
 import pytest
 
 from quality.accepted import accepted_folder, accepted_stage
+from quality.built_in_suites import BUILT_IN
 from quality.curate import curate
 from quality.data_report import funnel, whole_ledger
-from quality.drift import total_variation
+from quality.drift import Profile, total_variation
 from quality.expectations import Suite
 from quality.judge import judge
 from quality.ledger import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
-from quality.validate import pictures_of, validate
+from quality.validate import built_in_suites, pictures_of, validate
 from tests.quality.conftest import instruction, question, sentence
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import TAGGED
@@ -45,6 +46,15 @@ def through(workspace: Workspace, tiny_backbone: Path, tiny_processing: Processi
 def failures(summary: StageSummary) -> set[tuple[str, str]]:
     lines = summary.details["expectations"]
     return {(line["severity"], line["column"]) for line in lines if not line["success"]}
+
+
+@pytest.mark.parametrize(("before", "left_out"), [(Profile(pairs=1), set()), (None, {"drift"})])
+def test_each_suite_that_is_judged_has_a_check(
+    write_source, before: Profile | None, left_out: set[str]
+) -> None:
+    suites = built_in_suites(write_source([]), {"pairs": pl.DataFrame({"score": [0.5]})}, before)
+    names = [suite.check or suite.name for suite in suites]
+    assert sorted(names) == sorted(set(BUILT_IN) - left_out)
 
 
 def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, through) -> None:
