@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -35,3 +37,14 @@ def same_store_afterwards() -> Iterator[None]:
             os.environ.pop(VARIABLE, None)
             if before is not None:
                 os.environ[VARIABLE] = before
+
+
+def register_model(model_dir: Path, experiment_id: str, **facts: str) -> Any:
+    """Log a model directory to a run of its own in an experiment, and register it."""
+    import mlflow
+
+    from vipolyqwen_core.serving.mlflow_model import log_registered_model
+
+    with mlflow.start_run(experiment_id=experiment_id) as run:
+        pass
+    return log_registered_model(model_dir, metadata_=facts, run_id=run.info.run_id, tags={})

@@ -12,7 +12,7 @@ import pytest
 import typer
 from PIL import Image
 
-from tests.mlflow_store import mlflow_store
+from tests.mlflow_store import mlflow_store, register_model
 from vipolyqwen_core import workspace as workspace_module
 from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.contract import Task
@@ -75,16 +75,13 @@ def test_the_mlflow_snippet_serves_the_champion(folder: Path, monkeypatch: pytes
     import mlflow
 
     from vipolyqwen_core.contract import CHAMPION, REGISTERED_MODEL
-    from vipolyqwen_core.serving.mlflow_model import log_registered_model
 
     monkeypatch.setenv("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
     with mlflow_store(f"sqlite:///{folder / 'mlflow.db'}"):
-        mlflow.create_experiment("usage", artifact_location=(folder / "artifacts").as_uri())
-        mlflow.set_experiment("usage")
-        version = log_registered_model(folder / "model").registered_model_version
+        experiment = mlflow.create_experiment("usage", artifact_location=(folder / "artifacts").as_uri())
+        version = register_model(folder / "model", experiment).registered_model_version
         mlflow.MlflowClient().set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
         names = run([blocks("python")[0], *blocks("python", "mlflow")], {})
-        mlflow.end_run()
     served, embedder = np.stack(names["embeddings"]["embedding"]), names["embedder"]
     assert np.allclose(served[0], embedder.encode("giá xăng hôm nay"), atol=1e-5)
     assert np.allclose(served[1], embedder.encode(images="hoa_don.png"), atol=1e-5)

@@ -31,7 +31,7 @@ from assets.registry import (
     version_with_alias,
 )
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
-from tests.mlflow_store import mlflow_store
+from tests.mlflow_store import mlflow_store, register_model
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
 from vipolyqwen_core.serving.mlflow_model import log_registered_model
@@ -226,7 +226,10 @@ def test_a_registration_that_is_killed_at_once_is_recognised_and_leaves_no_run_o
         monkeypatch.setattr(mlflow.MlflowClient, "set_logged_model_tags", killed)
         with pytest.raises(KeyboardInterrupt):
             log_registered_model(
-                tiny_model_dir, run_id=run.info.run_id, tags={RUN_TAG: "demo-1", MODEL_TAG: "d"}
+                tiny_model_dir,
+                metadata_={},
+                run_id=run.info.run_id,
+                tags={RUN_TAG: "demo-1", MODEL_TAG: "d"},
             )
         assert statuses == ["FINISHED"]
         half = half_registered(client, "demo-1", "d")
@@ -250,8 +253,7 @@ def test_a_model_directory_that_is_missing_here_comes_from_the_registry(
 ) -> None:
     workspace, artifacts = Workspace(tmp_path / "home"), tmp_path / "artifacts"
     with mlflow_store(store):
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(artifacts)))
-        log_registered_model(tiny_model_dir)
+        register_model(tiny_model_dir, mlflow.create_experiment("test", str(artifacts)))
         assert model_folder(workspace, 1, model_digest(tiny_model_dir)) == workspace.models / "v1"
         assert model_digest(workspace.models / "v1") == model_digest(tiny_model_dir)
         shutil.rmtree(artifacts)
@@ -272,8 +274,7 @@ def test_a_version_of_another_registry_stands_beside_that_of_the_same_number(
     (before / "config.json").write_text("{}")
     kept, digest = keep_model(workspace, before, 1), model_digest(tiny_model_dir)
     with mlflow_store(store):
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("test", str(tmp_path / "artifacts")))
-        log_registered_model(tiny_model_dir)
+        register_model(tiny_model_dir, mlflow.create_experiment("test", str(tmp_path / "artifacts")))
         found = model_folder(workspace, 1, digest)
         assert model_digest(found) == digest
         assert found == model_folder(workspace, 1, digest) == keep_model(workspace, tiny_model_dir, 1)
@@ -293,8 +294,7 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
     shutil.copy(empty_store, before.mlflow_database)
     with mlflow_store(before.mlflow_uri):
         experiment = mlflow_of(before).connect().get_experiment_by_name("vipolyqwen")
-        with mlflow.start_run(experiment_id=experiment.experiment_id) as run:
-            log_registered_model(tiny_model_dir)
+        run_id = register_model(tiny_model_dir, experiment.experiment_id).run_id
     shutil.copytree(before.home, after.home)
     if not copied:
         shutil.rmtree(before.home)
@@ -302,7 +302,7 @@ def test_the_registry_of_a_moved_workspace_has_its_files(
     with mlflow_store(after.mlflow_uri):
         client = mlflow_of(after).connect()
         assert model_digest(model_folder(after, 1, None)) == model_digest(tiny_model_dir)
-        client.log_text(run.info.run_id, "text", "late.txt")
+        client.log_text(run_id, "text", "late.txt")
         experiment = client.get_experiment_by_name("vipolyqwen")
         assert experiment.artifact_location == after.mlflow_artifacts.as_uri()
         assert {*before.home.rglob("*")} == there

@@ -130,17 +130,12 @@ def requirements() -> list[str]:
 
 
 def log_registered_model(
-    model_dir: Path,
-    registered_name: str | None = REGISTERED_MODEL,
-    metadata_: Mapping[str, Any] | None = None,
-    run_id: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    model_dir: Path, *, metadata_: Mapping[str, Any], run_id: str, tags: Mapping[str, str]
 ) -> Any:
-    """Log a model directory to a run and, where a name is given, register it as a new version.
+    """Log a model directory to a run that exists, and register it as a new version.
 
-    The tracking store is the one that is set. `run_id` names a run that exists; without it the active run, or
-    a new one, takes the model. The version is created with its `tags`: whatever happens to this process next,
-    it can be told where it came from.
+    The tracking store is the one that is set. The version is created with its `tags`: whatever happens to
+    this process next, it can be told where it came from.
 
     Returns:
         MLflow's ModelInfo: `model_uri`, `registered_model_version` ...
@@ -157,19 +152,16 @@ def log_registered_model(
         "code_paths": [str(Path(vipolyqwen_core.__file__).parent)],
         "signature": SIGNATURE,
         "pip_requirements": requirements(),
-        "metadata": dict(metadata_ or {}),
-        "tags": dict(tags or {}),
+        "metadata": dict(metadata_),
+        "tags": dict(tags),
     }
     with _full_disk_named():
-        if run_id is None:
+        remove_unregistered(run_id, arguments["tags"])
+        with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(**arguments)
-        else:
-            remove_unregistered(run_id, arguments["tags"])
-            with mlflow.start_run(run_id=run_id):
-                info = mlflow.pyfunc.log_model(**arguments)
-    if registered_name is not None:  # behind the run: with a version that stands nobody opens it again
-        version = mlflow.register_model(info.model_uri, registered_name, tags=arguments["tags"])
-        info.registered_model_version = version.version
+    # behind the run: with a version that stands nobody opens it again
+    version = mlflow.register_model(info.model_uri, REGISTERED_MODEL, tags=arguments["tags"])
+    info.registered_model_version = version.version
     return info
 
 

@@ -18,7 +18,7 @@ from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.model import PythonModel
 
 from tests.core.small_training_set import picture
-from tests.mlflow_store import mlflow_store
+from tests.mlflow_store import mlflow_store, register_model
 from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.mlflow_model import log_registered_model, requirements
@@ -35,9 +35,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         experiment = mlflow.create_experiment("test", artifact_location=str(folder / "artifacts"))
-        with mlflow.start_run(experiment_id=experiment) as run:
-            pass
-        yield log_registered_model(tiny_model_dir, "vipolyqwen", {"recipe": "demo"}, run_id=run.info.run_id)
+        yield register_model(tiny_model_dir, experiment, recipe="demo")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +182,7 @@ def test_requirements_are_pinned_and_leave_the_factory_out() -> None:
 
 def test_a_folder_without_a_model_is_not_logged(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no model directory"):
-        log_registered_model(tmp_path)
+        log_registered_model(tmp_path, metadata_={}, run_id="none", tags={})
 
 
 def test_a_registration_that_was_stopped_leaves_no_copy_of_the_model(
@@ -202,7 +200,9 @@ def test_a_registration_that_was_stopped_leaves_no_copy_of_the_model(
             other = mlflow.pyfunc.log_model(name="own", python_model=PythonModel()).model_id
 
         def log() -> Any:
-            return log_registered_model(tiny_model_dir, run_id=run.info.run_id, tags={"run": "r"})
+            return log_registered_model(
+                tiny_model_dir, metadata_={}, run_id=run.info.run_id, tags={"run": "r"}
+            )
 
         for stage in (
             "mlflow.register_model",
@@ -232,6 +232,6 @@ def test_a_full_temporary_folder_is_named_where_mlflow_copies_the_code(
     with mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}"):
         experiment = mlflow.create_experiment("test", artifact_location=str(tmp_path / "artifacts"))
         monkeypatch.setattr(shutil, "copytree", full)
-        with mlflow.start_run(experiment_id=experiment), pytest.raises(OSError, match="No space") as caught:
-            log_registered_model(tiny_model_dir, registered_name=None)
+        with pytest.raises(OSError, match="No space") as caught:
+            register_model(tiny_model_dir, experiment)
         assert caught.value.filename == tempfile.gettempdir()
