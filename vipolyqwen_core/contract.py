@@ -56,6 +56,11 @@ PREFIXED_SIDES: Final[dict[Task, frozenset[Side]]] = {
 }
 
 
+def prefix_of(task: Task, side: Side) -> Task | None:
+    """The prefix that a side has in training."""
+    return task if side in PREFIXED_SIDES[task] else None
+
+
 class Turn(NamedTuple):
     """An earlier turn of a dialogue."""
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, to_json
-from vipolyqwen_core.contract import LEDGER, PAIR, PREFIXED_SIDES, TAGGED, Side, Task, Turn
+from vipolyqwen_core.contract import LEDGER, PAIR, TAGGED, Side, Task, Turn, prefix_of
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint, key_hash, side_hash
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.image_root import ImageRoot
@@ -244,10 +244,9 @@ def _measure(
 ) -> Measures:
     """Lengths of all sides, each with its prefix where the task prefixes that side."""
     flat = [sides[number][which] for number, which in places]
-    tasks = [Task(rows[number]["task"]) for number, _ in places]
     prefixed = [
-        task if (Side.TARGET if which else Side.QUERY) in PREFIXED_SIDES[task] else None
-        for task, (_, which) in zip(tasks, places, strict=True)
+        prefix_of(Task(rows[number]["task"]), Side.TARGET if which else Side.QUERY)
+        for number, which in places
     ]
     return processor.measure(
         [side.text for side in flat],

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from vipolyqwen_core.contract import Side, Task
+from vipolyqwen_core.contract import Side, Task, prefix_of
 from vipolyqwen_core.evaluation.metrics import Ints, Vectors
 from vipolyqwen_core.evaluation.results import SWAPPED
 from vipolyqwen_core.evaluation.retrieval import read_rows
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
-from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, prefix_of, side_texts
+from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, side_texts
 
 
 @dataclass(frozen=True)

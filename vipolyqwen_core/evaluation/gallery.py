@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vipolyqwen_core.contract import Side, Task
+from vipolyqwen_core.contract import Side, Task, prefix_of
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
@@ -20,7 +20,7 @@ from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
-from vipolyqwen_core.serving.stored_sides import SideRequest, prefix_of
+from vipolyqwen_core.serving.stored_sides import SideRequest
 
 NUM_HITS: Final = 3
 THUMBNAIL_PIXELS: Final = 360

@@ -8,7 +8,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Split, Task, Turn
+from vipolyqwen_core.contract import Side, Split, Task, Turn
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.training.identity import refuse_built_anew
@@ -44,11 +44,6 @@ def read_split(training_set: Path, split: Split) -> pa.Table:
     if not path.is_file():
         raise ValueError(f"no training set at {training_set}: {path.name} is missing")
     return read_arrow(path)
-
-
-def prefix_of(task: Task, side: Side) -> Task | None:
-    """The prefix that a side has in training."""
-    return task if side in PREFIXED_SIDES[task] else None
 
 
 def side_texts(table: pa.Table, side: Side) -> list[str]:
