@@ -48,17 +48,15 @@ def judged_folder(folder: Path, judgement: StageSummary) -> Path:
     return folder / (judgement.data_version if judgement.details["accepted"] else CANDIDATE)
 
 
-def stages_of(accepted: Path | None, source: str, workspace: Workspace) -> list[Path]:
+def stages_of(accepted: Path, source: str, workspace: Workspace) -> list[Path]:
     """Folders with the ledger and the summary of curation, tagging and validation of an accepted version.
 
     The first two may have run again since, and what they made then may not have been accepted.
 
     Args:
-        accepted: the folder of the version; None: as the stages are now
+        accepted: the folder of the version
     """
     now = {"curated": workspace.curated(source), "tagged": workspace.tagged(source)}
-    if accepted is None:
-        return list(now.values())
     # Versions that were accepted before these were kept have none.
     before = [kept if (kept := accepted / stage).is_dir() else folder for stage, folder in now.items()]
     return [*before, accepted]
