@@ -26,7 +26,6 @@ MAX_PATHS = 5000
 """So many picture paths of a source are looked up; the factory looks at all."""
 MAX_JUDGED = 5000
 """So many pairs of a source are judged by the rules for rows; the factory judges all."""
-NUM_PAIRS = 3
 MAX_CHARS = 200
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -178,7 +177,7 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
                 _print_reading(reading, console)
                 if reading.is_useless:
                     useless.append(source.name)
-                rows, refused = preview(source, recipe.curation, recipe.processing, backbone, NUM_PAIRS)
+                rows, refused = preview(source, recipe.curation, recipe.processing, backbone)
                 _print_refused(refused, console)
                 for row in rows:
                     _print_pair(row, console)
