@@ -64,7 +64,7 @@ def _decoded(encoded: str) -> bytes:
     return base64.b64decode(digits + "=" * (-len(digits) % 4))
 
 
-def answers_of(value: Any, what: str) -> tuple[str, ...]:
+def answers_of(value: Any) -> tuple[str, ...]:
     """The answers to one question: a text, or a list of alternatives, the most frequent first and each once.
 
     An alternative is a text or an object with `answer` or `text`, as VQA corpora have them; SQuAD's
@@ -76,11 +76,11 @@ def answers_of(value: Any, what: str) -> tuple[str, ...]:
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
         value = value["text"]
     if not isinstance(value, list):
-        return (text_of(value, what),)
+        return (text_of(value, "the answer"),)
     alternatives = [found for entry in value if (found := _alternative(entry)) is not None]
-    texts = Counter(text_of(alternative, what) for alternative in alternatives)
+    texts = Counter(text_of(alternative, "the answer") for alternative in alternatives)
     if not texts:
-        raise RecordError("missing_field", f"{what} is a list that holds none", value)
+        raise RecordError("missing_field", "the answer is a list that holds none", value)
     ordered = [text for text, _ in texts.most_common()]
     return tuple(text for text in ordered if text.strip()) or (ordered[0],)
 

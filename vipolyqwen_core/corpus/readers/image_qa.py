@@ -48,7 +48,7 @@ def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: st
             query_images=images,
             **declared(fields, source),
         )
-        for answer in answers_of(answers, "the answer")
+        for answer in answers_of(answers)
     ]
 
 

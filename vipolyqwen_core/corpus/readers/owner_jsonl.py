@@ -76,7 +76,7 @@ def owner_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) 
             score=_score_of(fields, source) if is_scored else None,
             **declared(fields, source),
         )
-        for target in ((text_of(answer, "the answer"),) if is_scored else answers_of(answer, "the answer"))
+        for target in ((text_of(answer, "the answer"),) if is_scored else answers_of(answer))
     ]
 
 
