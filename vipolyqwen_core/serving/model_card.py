@@ -71,12 +71,12 @@ class ModelFacts:
 def write_model_card(path: Path, facts: ModelFacts, evaluation: "Evaluation | None" = None) -> None:
     """Write README.md into a model directory; with its scores, where it has been evaluated."""
     config = _read_json(path / "config.json")
-    processing = _read_json(path / "preprocessor_config.json").get("vipolyqwen", {})
+    processing = _read_json(path / "preprocessor_config.json")["vipolyqwen"]
     parts = [
         _front_matter(facts),
         _introduction(facts, config),
         _usage(config),
-        _inputs(config, processing),
+        _inputs(processing),
         _training(facts),
     ]
     if evaluation is not None:
@@ -149,7 +149,7 @@ vectors = model(pack(processor.encode_batch(items))).detach()
 ```"""
 
 
-def _inputs(config: Mapping[str, Any], processing: Mapping[str, Any]) -> str:
+def _inputs(processing: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| `{task.value}` | {PURPOSE[task]} |" for task in Task)
     return f"""## Inputs
 
@@ -160,9 +160,9 @@ stored for that task:
 | --- | --- |
 {rows}
 
-Pictures are resized to at most {processing.get("max_pixels", "?")} pixels, items are cut at
-{processing.get("max_tokens", "?")} tokens (text only, never a picture). `<image>` in a text marks where a
-picture belongs; missing marks stand in front. Prompt: `{processing.get("prompt", "?")}`."""
+Pictures are resized to at most {processing["max_pixels"]} pixels, items are cut at
+{processing["max_tokens"]} tokens (text only, never a picture). `<image>` in a text marks where a
+picture belongs; missing marks stand in front. Prompt: `{processing["prompt"]}`."""
 
 
 def _training(facts: ModelFacts) -> str:
