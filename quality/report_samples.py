@@ -4,7 +4,6 @@ The same rows at each run. Rejected rows are read again from their source, where
 at the beginning of a file are chosen, so that this costs little however large the source is.
 """
 
-import base64
 import io
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -23,6 +22,8 @@ from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
 from vipolyqwen_core.corpus.pictures import TOO_MANY_PIXELS, PictureError, decode_picture
 from vipolyqwen_core.corpus.readers import RawImage, RawPair
+from vipolyqwen_core.evaluation import html_page
+from vipolyqwen_core.evaluation.html_page import thumbnail_url
 from vipolyqwen_core.workspace import Workspace
 
 KEPT_SAMPLES = 4
@@ -59,7 +60,8 @@ def kept_samples(rows: pl.LazyFrame, training_set: Path) -> list[dict[str, Any]]
         for turn in row["history"] or ():
             turn["text"] = cut(turn["text"])
         texts = {side: cut(row[side]) for side in ("query", "target")}
-        shown.append({**row, **texts, "pictures": [_thumbnail(_opened(data)) for data in pictures]})
+        small = [thumbnail_url(_opened(data), THUMBNAIL_PIXELS) for data in pictures]
+        shown.append({**row, **texts, "pictures": small})
     return shown
 
 
@@ -116,7 +118,7 @@ def _readable(references: Sequence[RawImage], root: ImageRoot) -> Iterable[str]:
     for reference in references:
         try:
             data = root.read(reference) if isinstance(reference, str) else reference
-            yield _thumbnail(decode_picture(data, MAX_IMAGE_PIXELS).image)
+            yield thumbnail_url(decode_picture(data, MAX_IMAGE_PIXELS).image, THUMBNAIL_PIXELS)
         except PictureError:  # why it was rejected stands beside it
             continue
 
@@ -167,19 +169,9 @@ def beside(left: str, right: str) -> tuple[str, str]:
 
 def cut(text: str) -> str:
     """The text, cut where it has many characters or lines."""
-    short = "\n".join(text[:MAX_CHARS].split("\n")[:MAX_LINES])
-    return text if short == text else short + " …"
+    return html_page.cut(text, MAX_CHARS, MAX_LINES)
 
 
 def _opened(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
-
-
-def _thumbnail(image: Image.Image) -> str:
-    """A small picture as a data URL."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

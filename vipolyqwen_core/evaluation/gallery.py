@@ -1,7 +1,5 @@
 """The gallery: some queries of each pool with what the model found, and where in the pictures it looked."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +13,7 @@ from PIL import Image
 from vipolyqwen_core.contract import Side, Task, prefix_of
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors
+from vipolyqwen_core.evaluation.html_page import cut, thumbnail_url
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY
 from vipolyqwen_core.processing.packing import pack
@@ -129,23 +128,14 @@ def _target(pairs: EvaluationPairs, row: np.int64) -> ShownSide:
 
 
 def _side(item: Item, text: str) -> ShownSide:
-    cut = "\n".join(text[:MAX_TEXT_CHARS].split("\n")[:MAX_TEXT_LINES])
-    return ShownSide(cut if cut == text else cut + "…", tuple(data_uri(image) for image in item.images))
-
-
-def data_uri(image: Image.Image) -> str:
-    """The picture, small, as a JPEG that stands in the page itself."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    pictures = tuple(thumbnail_url(image, THUMBNAIL_PIXELS) for image in item.images)
+    return ShownSide(cut(text, MAX_TEXT_CHARS, MAX_TEXT_LINES), pictures)
 
 
 def heat_maps(embedder: ViPolyQwenEmbedder, item: Item) -> list[str]:
     """The pictures of an item, coloured by how much each part weighs in its vector."""
     return [
-        data_uri(_tinted(image, weights))
+        thumbnail_url(_tinted(image, weights), THUMBNAIL_PIXELS)
         for image, weights in zip(item.images, picture_weights(embedder, item), strict=True)
     ]
 
