@@ -62,8 +62,6 @@ class FactoryOutcome:
     """What the runs left behind, in their order."""
 
     stages: tuple[StageOutcome, ...]
-    run_ids: tuple[str, ...]
-    """Dagster runs."""
     warnings: tuple[str, ...]
     """Checks that failed without blocking."""
 
@@ -95,7 +93,6 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
     definitions = build_definitions(workspace, sources, recipe)
     progress = FactoryProgress(console, num_stages=3 * len(names) + len(ASSET_KEYS) - 3)
     stages: list[StageOutcome] = []
-    run_ids: list[str] = []
     warnings: list[str] = []
     with open_instance(workspace) as instance, progress:
         for run_id in close_interrupted_runs(instance):
@@ -107,11 +104,10 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
                 refuse_while_in_use(instance, source)
                 progress.source = source or ""
                 result = execute(definitions.resolve_job_def(job), instance, loggers, source)
-            run_ids.append(result.run_id)
             refuse_failure(result, source)
             stages += _outcomes(result, source)
             warnings += failed_checks(result.all_events, source, dg.AssetCheckSeverity.WARN)
-    return FactoryOutcome(tuple(stages), tuple(run_ids), tuple(warnings))
+    return FactoryOutcome(tuple(stages), tuple(warnings))
 
 
 def run_rollback(workspace: Workspace, recipe: str, version: int, console: Console) -> None:
