@@ -222,9 +222,10 @@ def largest_component(place: Workspace, recipe: Recipe) -> Finding:
 
 
 def no_leak(place: Workspace, recipe: Recipe) -> Finding:
-    """Training and evaluation share no component, picture, declared group or long text."""
+    """Training and evaluation share no component, picture, declared group, dialogue or long text."""
     import polars as pl
 
+    from quality.components import dialogue
     from quality.duplicates import UNBUFFERED, comparable, whole_query
 
     min_chars = recipe.curation.min_linking_chars
@@ -242,6 +243,9 @@ def no_leak(place: Workspace, recipe: Recipe) -> Finding:
             "components": rows.select(pl.col("component").alias("value")),
             "pictures": pl.concat(pictures),
             "declared groups": rows.select(grouped.alias("value")),
+            "dialogues": rows.filter(pl.col("history").is_not_null()).select(
+                value=pl.concat_str(dialogue(), separator=" ")
+            ),
             "long texts": pl.concat(sides).filter(pl.col("value").str.len_chars() >= min_chars),
         }
 
@@ -256,7 +260,7 @@ def no_leak(place: Workspace, recipe: Recipe) -> Finding:
     return Finding(
         passed=not leaks,
         sentence="; ".join(f"{shared[kind].height:,} {kind} stand on both sides" for kind in leaks)
-        or "training and evaluation share no component, picture, group or long text",
+        or "training and evaluation share no component, picture, group, dialogue or long text",
         facts={"examples": leaks} if leaks else {},
     )
 

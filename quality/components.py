@@ -20,21 +20,35 @@ SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
 
 
 def link_keys(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
-    """What rows can be linked by: `row`, `key`, one line for each picture, group and text-only side of a row.
+    """What rows can be linked by: `row`, `key`, one line for each thing of a row that links.
 
     A picture links wherever it stands. A text links only where its side has no picture and where it has
     `min_linking_chars` characters, since `Yes` and `What is the total?` say nothing about where rows come
-    from. Groups are those of a source. Hard negatives link nothing: they are other rows' targets.
+    from. Groups are those of a source, and so are dialogues. Hard negatives link nothing: they are other
+    rows' targets.
 
     Args:
         rows: `row` and the columns of a pair
     """
     sides = linking_sides(rows, min_linking_chars)
-    return pl.concat([_pictures_and_groups(rows, "key"), sides.select("row", "key")])
+    return pl.concat([_pictures_and_groups(rows, "key"), sides.select("row", "key"), _dialogues(rows)])
 
 
 def _pictures_and_groups(rows: pl.LazyFrame, name: str) -> pl.LazyFrame:
     return rows.select("row", links_of_row().alias(name)).explode(name).drop_nulls(name)
+
+
+def _dialogues(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Pairs of a dialogue that gives one for each answer: what one of them asks stands before the next."""
+    keys = rows.select("row", "history", key=pl.concat_str(dialogue(), separator="\n").hash(seed=0))
+    later = keys.filter(pl.col("history").is_not_null()).select("row", "key")
+    first = keys.filter(pl.col("history").is_null()).select("row", "key")
+    return pl.concat([later, first.join(later.select("key").unique(), on="key", how="semi")])
+
+
+def dialogue() -> list[pl.Expr]:
+    """Texts that together name the record of a pair, which is the dialogue where it has earlier turns."""
+    return [pl.lit("dialogue"), pl.col("source"), pl.col("file"), pl.col("line").cast(pl.String)]
 
 
 def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
@@ -80,8 +94,8 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
 def most_shared(rows: pl.LazyFrame, min_linking_chars: int) -> tuple[str, str, int] | None:
     """What most rows have in common of all that links: its kind, its value and how many rows have it.
 
-    The kind is `picture`, `group_id` or `text`. Where near copies link rows in a chain, few have anything in
-    common. None: no row has anything that links.
+    The kind is `picture`, `group_id`, `dialogue` or `text`. Where near copies link rows in a chain, few have
+    anything in common. None: no row has anything that links.
 
     Args:
         rows: `row` and the columns of a pair, of one component
@@ -91,6 +105,9 @@ def most_shared(rows: pl.LazyFrame, min_linking_chars: int) -> tuple[str, str, i
             rows.select("row", value=f"{side}_images").explode("value") for side in ("query", "target")
         ),
         "group_id": rows.select("row", value="group_id"),
+        "dialogue": rows.filter(pl.col("history").is_not_null()).select(
+            "row", value=pl.format("{}:{}", "file", "line")
+        ),
         "text": linking_sides(rows, min_linking_chars).select("row", value="text"),
     }
     links = pl.concat(table.with_columns(kind=pl.lit(kind)) for kind, table in kinds.items())

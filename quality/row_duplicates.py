@@ -4,10 +4,11 @@ A pair is dropped only when task, query (earlier turns included), target and pic
 exactly, or nearly in text and exactly in pictures. Texts that differ in a number are never near; nor are
 those with more or fewer `<image>`, of which one may be refused later on and take the other along. Earlier
 turns are compared apart from the question: dialogues with a long beginning in common may end on different
-ones. The copy that stays: more labels (score, group_id, positive_key, negatives); then the longer text; then
-the earlier row.
+ones. The copy that stays: rather another source's than a benchmark's; more labels (score, group_id,
+positive_key, negatives); then the longer text; then the earlier row.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -42,13 +43,16 @@ def find_duplicates(rows: pl.LazyFrame, settings: CurationSettings, scratch: Pat
     return explain_copies(find_copies(rows, settings, scratch), rows)
 
 
-def find_copies(rows: pl.LazyFrame, settings: CurationSettings, scratch: Path) -> pl.DataFrame:
+def find_copies(
+    rows: pl.LazyFrame, settings: CurationSettings, scratch: Path, last: Sequence[str] = ()
+) -> pl.DataFrame:
     """The rows to drop, numbers only: `row`, `kept` (the row that stays), `rule` (an Enum), `similarity`.
 
     Args:
         rows, scratch: as `find_duplicates` takes them
+        last: sources whose row stays only where no other source has one: benchmarks, which are off limits
     """
-    ranked = rows.with_columns(rank=preference())
+    ranked = rows.with_columns(rank=preference(last))
     exact = exact_duplicates(ranked, ["task", "query_hash", "target_hash"])
     distinct = ranked.join(exact.lazy(), on="row", how="anti")
     pairs = near_pairs(_texts(distinct, settings), COMPARED, settings.near_duplicate_threshold,
@@ -67,12 +71,14 @@ def find_copies(rows: pl.LazyFrame, settings: CurationSettings, scratch: Path) -
     return pl.concat([exact, near], how="diagonal").sort("row")
 
 
-def preference() -> pl.Expr:
+def preference(last: Sequence[str] = ()) -> pl.Expr:
     """A number for each row, distinct; the lowest of a set of copies stays."""
+    is_last = pl.col("source").is_in(last).cast(pl.Int64)
     labels = pl.sum_horizontal(pl.col(name).is_not_null().cast(pl.Int64) for name in LABELS)
     labels = labels + pl.col("negatives").is_not_null().cast(pl.Int64)
     chars = (pl.col("query").str.len_chars() + pl.col("target").str.len_chars()).cast(pl.Int64)
-    return ((4 - labels) * 2**20 + (MAX_CHARS - chars.clip(0, MAX_CHARS))) * MAX_ROWS + pl.col("row")
+    first = 5 * is_last + 4 - labels
+    return (first * 2**20 + (MAX_CHARS - chars.clip(0, MAX_CHARS))) * MAX_ROWS + pl.col("row")
 
 
 def _texts(rows: pl.LazyFrame, settings: CurationSettings) -> pl.LazyFrame:

@@ -70,13 +70,14 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 9
+CODE_VERSION = 10
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
-CONTENT = ("train.arrow", "eval.arrow", "index.parquet", "ledger.parquet")
-"""What makes a training set another one. Rows name their pictures by content, so the number of a version of
-an image store does not: curated again after a kill, a store has another with the same pictures."""
-TABLES = (*CONTENT, "images.json")
+CONTENT = ("train.arrow", "eval.arrow", "index.parquet")
+"""What makes a training set another one, to be trained on anew: its ledger does not. Rows name their pictures
+by content, so the number of a version of an image store does not either: curated again after a kill, a store
+has another with the same pictures."""
+TABLES = (*CONTENT, "ledger.parquet", "images.json")
 SHOWN_CHARS = 80
 
 
@@ -163,7 +164,8 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
         aside.mkdir(parents=True)
         rows = pl.scan_parquet([source.folder / "pairs.parquet" for source in sources], row_index_name="row")
         rows = rows.with_columns(pl.col("row").cast(pl.Int64))
-        copies = find_copies(rows, recipe.curation, aside / "bands")
+        benchmarks = [source.name for source in sources if source.off_limits]
+        copies = find_copies(rows, recipe.curation, aside / "bands", last=benchmarks)
         logger.info("training set: %d copies across sources", copies.height)
         decided = _decide(rows, sources, copies, workspace, recipe, aside / "bands")
         stores = [(source.folder, source.images) for source in sources]
@@ -304,6 +306,7 @@ def _facts(
     ).collect(engine="streaming")
     assert facts["sample_id"].null_count() == 0, "ids that are no 32 hex digits"
     assert facts["content"].null_count() == 0, "sides without a hash"
+    facts = _with_links_of_equal_rows(facts)
     dropped = np.zeros(facts.height, dtype=bool)
     dropped[copies["row"].to_numpy()] = True
     return facts.with_columns(
@@ -311,6 +314,19 @@ def _facts(
         dropped=pl.Series(dropped),
         earlier=earlier_places(facts["sample_id"], assignments),
     )
+
+
+def _with_links_of_equal_rows(facts: pl.DataFrame) -> pl.DataFrame:
+    """Equal rows of several sources have one id, by which they are remembered; each may be of a group."""
+    ordered = facts["sample_id"].sort()
+    several = ordered.filter(ordered == ordered.shift())
+    if several.is_empty():
+        return facts
+    equal = pl.col("sample_id").is_in(several.unique().implode())
+    links = facts.filter(equal).select("sample_id", "links").explode("links").drop_nulls("links").unique()
+    united = links.group_by("sample_id").agg(united=pl.col("links").sort())
+    joined = facts.join(united, on="sample_id", how="left", maintain_order="left")
+    return joined.with_columns(links=pl.coalesce("united", "links")).drop("united")
 
 
 def _same_keys(

@@ -285,6 +285,8 @@ def _accept(folder: Path, version: str) -> None:
         (folder / CANDIDATE).rename(aside)
     with written_aside(folder / "accepted.json") as named:
         named.write_text(json.dumps({"version": version}), encoding="utf-8")
+    if earlier == folder / version:  # judged once more: what stood before it may still be trained on
+        return
     for other in folder.iterdir():
         if other.is_dir() and other not in (folder / version, earlier):
             shutil.rmtree(other)

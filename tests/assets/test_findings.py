@@ -186,6 +186,7 @@ def leak(place: Workspace, train: dict[str, Any], evaluation: dict[str, Any]) ->
         "query_images": [],
         "target_images": [],
         "source": "s",
+        "line": 1,
         "group_id": None,
     }
     schema = {
@@ -195,7 +196,7 @@ def leak(place: Workspace, train: dict[str, Any], evaluation: dict[str, Any]) ->
         "group_id": pl.String,
     }
     for name, row in (("train", train), ("eval", evaluation)):
-        frame = pl.DataFrame([{**clean, "component": name, **row}], schema_overrides=schema)
+        frame = pl.DataFrame([{**clean, "file": name, "component": name, **row}], schema_overrides=schema)
         place.training_set.mkdir(parents=True, exist_ok=True)
         frame.write_ipc(place.training_set / f"{name}.arrow")
     recipe = demo()
@@ -211,6 +212,7 @@ def test_clean_sides_share_nothing(place: Workspace) -> None:
     ("shared", "kind"),
     [
         ({"component": "both"}, "components"),
+        ({"file": "f", "history": [{"role": "user", "text": "before"}]}, "dialogues"),
         ({"query_images": ["picture"]}, "pictures"),
         ({"group_id": "page 3"}, "declared groups"),
         ({"target": LONG[:32]}, "long texts"),

@@ -213,10 +213,10 @@ def test_copies_are_those_of_the_version_that_is_joined_whatever_is_accepted_mea
     source = write_source(longer + shorter)
     working = training_set.find_copies
 
-    def late(*arguments: Any) -> pl.DataFrame:
+    def late(*arguments: Any, **named: Any) -> pl.DataFrame:
         (workspace.validated("corpus") / "accepted.json").write_text('{"version": "the next one"}')
         (workspace.curated("corpus") / "ledger.parquet").unlink()
-        return working(*arguments)
+        return working(*arguments, **named)
 
     monkeypatch.setattr(training_set, "find_copies", late)
     assert build(source).pairs_in == 6
@@ -356,8 +356,8 @@ def test_a_benchmark_never_trains_and_takes_what_it_touches_along(workspace, wri
     build(benchmark, corpus, recipe=Recipe(name="t", backbone="tiny", split=SplitSettings(eval_share=0.0)))
     assert sides(workspace) == {
         ("benchmark", 1): "off_limits",
-        ("benchmark", 2): "off_limits",
-        ("corpus", 1): "near_duplicate",
+        ("benchmark", 2): "near_duplicate",
+        ("corpus", 1): "linked_to_off_limits",
         ("corpus", 2): "linked_to_off_limits",
         ("corpus", 3): "train",
         ("corpus", 4): "linked_to_off_limits",  # a run of 13 words of the benchmark stands inside

@@ -54,7 +54,7 @@ def trajectory(run: TrainingRun) -> dict[str, Any]:
 
 
 def _backbone_identity(backbone: Path) -> str:
-    """The name of a backbone, and for a directory a digest of what it holds.
+    """The name of a backbone, or for a directory, which may be moved, a digest of what it holds.
 
     Of each large file its size and a million bytes, spread over it, are read: two sets of weights that were
     trained apart differ everywhere. A hub id is a name alone: whoever wants it pinned downloads it.
@@ -70,7 +70,7 @@ def _backbone_identity(backbone: Path) -> str:
                 for place in range(0, size, max(SAMPLED_BYTES, size // SAMPLES)):
                     file.seek(place)
                     digest.update(file.read(SAMPLED_BYTES))
-    return f"{backbone.name} {digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def data_version(folder: Path) -> str | None:
