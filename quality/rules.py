@@ -27,6 +27,7 @@ RULES: dict[str, str] = {
     "wrong_type": "A field holds another type than its format says.",
     "unknown_data_type": "The data_type of the sample is none of the owner's.",
     "other_task": "The sample belongs to another task than the manifest says of its source.",
+    "video_or_audio": "The record has a video or audio, without which it would say something else.",
     "no_images": "The task needs a picture, and the record names none.",
     "no_pairs": "The adapter made no pair of the record.",
     "score_not_a_number": "The score is not a number.",

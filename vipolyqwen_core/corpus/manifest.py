@@ -41,7 +41,7 @@ class Format(StrEnum):
 
     OWNER_JSONL = "owner_jsonl"  # one sample a line, `data_type` naming the kind; several tasks in a file
     STS_TABLE = "sts_table"  # two texts and a score: CSV, TSV, JSONL, Parquet
-    ALPACA = "alpaca"  # instruction, input, output: JSON or JSONL
+    ALPACA = "alpaca"  # instruction, input, output, and pictures: JSON, JSONL, CSV, Parquet
     MESSAGES = "messages"  # ShareGPT-like dialogues with pictures, as LLaMA-Factory and ms-swift write them
     IMAGE_QA = "image_qa"  # picture(s), question, answer: CSV, TSV, JSON, JSONL, Parquet
     PARALLEL_LINES = "parallel_lines"  # line i of each file belongs together
@@ -51,7 +51,7 @@ class Format(StrEnum):
 TASKS_OF_FORMAT: dict[Format, frozenset[Task]] = {
     Format.OWNER_JSONL: frozenset(Task),
     Format.STS_TABLE: frozenset({Task.TEXT_PAIR}),
-    Format.ALPACA: frozenset({Task.INSTR}),
+    Format.ALPACA: frozenset({Task.INSTR, Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
     Format.MESSAGES: frozenset({Task.INSTR, Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
     Format.IMAGE_QA: frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
     Format.PARALLEL_LINES: frozenset({Task.TEXT_PAIR}),
@@ -61,7 +61,9 @@ TASKS_OF_FORMAT: dict[Format, frozenset[Task]] = {
 COLUMNS_OF_FORMAT: dict[Format, frozenset[str]] = {
     Format.OWNER_JSONL: frozenset({"group_id", "positive_key", "negatives"}),
     Format.STS_TABLE: frozenset({"query", "target", "score", "group_id", "positive_key", "negatives"}),
-    Format.ALPACA: frozenset({"instruction", "input", "target", "history", "group_id", "positive_key"}),
+    Format.ALPACA: frozenset(
+        {"instruction", "input", "target", "history", "images", "group_id", "positive_key"}
+    ),
     Format.MESSAGES: frozenset({"messages", "images", "role", "content", "group_id", "positive_key"}),
     Format.IMAGE_QA: frozenset({"images", "query", "target", "group_id", "positive_key", "negatives"}),
     Format.PARALLEL_LINES: frozenset({"query", "target", "score"}),

@@ -102,7 +102,10 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
         (SOURCE + "}\n  - {name: a, task: instr, format: alpaca, paths: [y]}", ["'a' is used twice"]),
         (SOURCE + "}\n  - {name: A, task: instr, format: alpaca, paths: [y]}", ["'a' and 'A' differ"]),
         ("sources:\n  - {task: ocr, format: alpaca, paths: [x]}", ["source number 1", "'name'", "required"]),
-        ("sources:\n  - {name: b, task: ocr, format: alpaca, paths: [x]}", ["source 'b'", "instr, not ocr"]),
+        (
+            "sources:\n  - {name: b, task: text_pair, format: alpaca, paths: [x]}",
+            ["source 'b'", "holds instr, ocr, vqa_multi, vqa_single, not text_pair"],
+        ),
         ("sources:\n  - {name: b, format: alpaca, paths: [x]}", ["source 'b'", "task is missing"]),
         (
             "sources:\n  - {name: b, task: ocr, format: csv, paths: [x]}",

@@ -1,12 +1,12 @@
-"""Instructions as Alpaca and LLaMA-Factory write them: instruction, input, output, history, system."""
+"""Instructions as Alpaca and LLaMA-Factory write them: instruction, input and output, history, pictures."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs
-from vipolyqwen_core.corpus.readers.fields import entries_of, keys_of
+from vipolyqwen_core.corpus.readers.fields import entries_of, images_of, keys_of, refuse_other_media
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required, text_of
 
@@ -20,15 +20,19 @@ def alpaca_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str)
     """The pairs of one instruction. Instruction and input are one query, the input on a line of its own.
 
     Raises:
-        RecordError: instruction or output is missing, or the history is no list of question and answer
+        RecordError: instruction or output is missing, or the history is no list of question and answer, or
+            there are no pictures where the task needs them, or a video or audio
     """
+    assert source.task is not None, "the manifest demands a task for alpaca"
+    refuse_other_media(fields)
     instructions, outputs = alpaca_needs(source)
     instruction = text_of(required(fields, instructions), "the instruction")
     added = optional_text(fields, keys_of(source, "input"), "the input")
     target = text_of(required(fields, outputs), "the output")
     query = f"{instruction}\n{added}" if added and added.strip() else instruction
     turns = [*_earlier(fields, source), Turn("user", query), Turn("assistant", target)]
-    return dialogue_pairs(Task.INSTR, turns, (), fields, source, dialogue_turns)
+    images = images_of(optional(fields, keys_of(source, "images", "image")))
+    return dialogue_pairs(source.task, turns, images, fields, source, dialogue_turns)
 
 
 def _earlier(fields: Mapping[Key, Any], source: Source) -> list[Turn]:

@@ -15,6 +15,8 @@ from vipolyqwen_core.corpus.readers.row_fields import Key, optional, text_of
 
 IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
 """Tasks whose query has a picture."""
+OTHER_MEDIA = ("videos", "video", "audios", "audio")
+"""Where LLaMA-Factory and ms-swift name what is no picture."""
 BASE64 = re.compile(
     r"\s*(?:data:image/[^,]{1,100};base64,|(?=/9j/|iVBORw0KGgo|R0lGOD|UklGR))([A-Za-z0-9+/\s]{32,}+=*\s*)"
 )
@@ -55,6 +57,17 @@ def _image_of(entry: Any) -> RawImage:
     if isinstance(entry, (str, bytes)):
         return entry
     raise RecordError("wrong_type", f"a picture is no path and no bytes but {type(entry).__name__}", entry)
+
+
+def refuse_other_media(fields: Mapping[Key, Any]) -> None:
+    """Nothing, where a row has pictures at most: without its video or audio it would say something else.
+
+    Raises:
+        RecordError: names the field that holds one
+    """
+    for key in OTHER_MEDIA:
+        if any(entries_of(optional(fields, (key,)))):
+            raise RecordError("video_or_audio", f"the record has {key!r}, which is not read", fields[key])
 
 
 def _decoded(encoded: str) -> bytes:

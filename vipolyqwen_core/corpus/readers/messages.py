@@ -6,7 +6,7 @@ from typing import Any
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
-from vipolyqwen_core.corpus.readers.fields import images_of, keys_of
+from vipolyqwen_core.corpus.readers.fields import images_of, keys_of, refuse_other_media
 from vipolyqwen_core.corpus.readers.records import RawPair
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required
 
@@ -20,9 +20,11 @@ def message_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str
     """The pairs of one dialogue.
 
     Raises:
-        RecordError: there are no messages, or they hold no answer, or no pictures where the task needs them
+        RecordError: there are no messages, or they hold no answer, or no pictures where the task needs them,
+            or there is a video or audio
     """
     assert source.task is not None, "the manifest demands a task for messages"
+    refuse_other_media(fields)
     (messages,) = message_needs(source)
     turns, inside = turns_of(
         required(fields, messages),

@@ -137,6 +137,38 @@ class TestAlpaca:
         cut = json.dumps(rows)[:-30]
         assert rules(read(tmp_path, "b.json", cut, **self.KEYS)) == [None, None, None, "broken_json"]
 
+    def test_pictures_are_dealt_by_the_placeholders_of_history_instruction_and_input(
+        self, tmp_path: Path
+    ) -> None:
+        rows = [
+            {"instruction": "<image>q", "input": "", "output": "t", "images": ["a"]},
+            {"instruction": "q", "input": "r <image>", "output": "t", "image": "a"},
+            {"instruction": "q", "output": "t", "images": []},
+            {"instruction": "<image>q", "output": "t", "images": None},
+            {"history": [["<image>p", "o"]], "instruction": "<image>q", "output": "t", "images": ["a", "b"]},
+        ]
+        records = read(tmp_path, "a.json", json.dumps(rows), "each", **self.KEYS)
+        assert [(p.query, p.query_images) for record in records for p in record.pairs] == [
+            ("<image>q", ("a",)), ("q\nr <image>", ("a",)), ("q", ()), ("<image>q", ()),
+            ("<image>p", ("a",)), ("<image>q", ("a", "b")),
+        ]  # fmt: skip
+        keys = {**self.KEYS, "task": Task.VQA_SINGLE, "columns": {"images": "pics"}}
+        rows = [{"instruction": "q", "output": "t", "pics": ["a"]}, {"instruction": "q", "output": "t"}]
+        shown, bare = read(tmp_path, "b.json", json.dumps(rows), **keys)
+        assert shown.pairs == (RawPair(Task.VQA_SINGLE, "q", "t", query_images=("a",)),)
+        assert rules([bare]) == ["no_images"]
+
+    @pytest.mark.parametrize("key", ["video", "videos", "audio", "audios"])
+    @pytest.mark.parametrize("fmt", [Format.ALPACA, Format.MESSAGES])
+    def test_a_row_with_a_video_or_audio_is_rejected(self, tmp_path: Path, key: str, fmt: Format) -> None:
+        turns = [{"role": "user", "content": "<video>q"}, {"role": "assistant", "content": "t"}]
+        row = {"instruction": "<video>q", "output": "t", "messages": turns}
+        rows = [{**row, key: value} for value in (["a.mp4"], "a.mp4", [], "", None)]
+        records = read(tmp_path, "a.jsonl", jsonl(*rows), **{**self.KEYS, "format": fmt})
+        assert rules(records) == ["video_or_audio"] * 2 + [None] * 3
+        assert records[0].rejection is not None
+        assert records[0].rejection.reason == f"the record has {key!r}, which is not read"
+
     @pytest.mark.parametrize("history", ["x", [["a"]], [{"q": "a"}], [[["a"], {}]]])
     def test_a_history_that_is_none_is_rejected(self, tmp_path: Path, history: Any) -> None:
         row = {"history": history, "instruction": "c", "output": "d"}
