@@ -41,7 +41,7 @@ RULES: dict[str, str] = {
     # curated: pictures
     "missing_image": "There is no such picture below the image root.",
     "no_image_root": "The record names a picture by its path, and the source has no image_root.",
-    "path_leaves_root": "The path of the picture leaves the image root, which is never followed.",
+    "path_leaves_root": "The path of the picture leaves the image root, is absolute, or is a URL.",
     "unreadable_image": "The picture's file cannot be read.",
     "too_many_bytes": "The picture's file is larger than any picture of a corpus.",
     "empty_image": "The picture's file is empty.",

@@ -32,7 +32,8 @@ MAX_PATH_CHARS = 4096
 """Longer ones are no paths: a picture in base64, say."""
 LOCAL_ERRORS: tuple[type[Exception], ...] = (OSError, UnicodeEncodeError, RuntimeError)
 """What a local folder raises where a file cannot be read: no permission, a long name, links in a circle."""
-_ABSOLUTE = re.compile(r"^(?:[A-Za-z]:|/|[A-Za-z][A-Za-z0-9+.-]*://)")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ABSOLUTE = re.compile(r"[A-Za-z]:|/")
 
 
 class ImageRoot:
@@ -82,12 +83,13 @@ class ImageRoot:
             raise PictureError("unreadable_image", f"{len(path)} characters that are no path of a picture")
         if writable(path) != path:
             raise PictureError("unreadable_image", "the path of the picture cannot be written as UTF-8")
-        slashed = path.strip().replace("\\", "/")
-        below = posixpath.normpath(slashed)
+        if (reason := below_no_root(path)) is not None:
+            raise PictureError("path_leaves_root", reason)
+        below = posixpath.normpath(_slashed(path))
         if below.startswith("../") and self._named:
             named = compose(self._named)
             below = posixpath.relpath(posixpath.join(named, compose(below)), named)
-        if _ABSOLUTE.match(slashed) or below == ".." or below.startswith("../"):
+        if below == ".." or below.startswith("../"):
             raise PictureError("path_leaves_root", "the path of the picture leaves the image root")
         return below
 
@@ -180,6 +182,19 @@ class ImageRoot:
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > MAX_PICTURE_BYTES:
             raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
+
+
+def below_no_root(path: str) -> str | None:
+    """Why the path of a picture lies below no root at all; None where it may lie below one."""
+    if _URL.match(_slashed(path)):
+        return "the picture is named by a URL, which is never fetched: download it and name its path"
+    if _ABSOLUTE.match(_slashed(path)):
+        return "the path of the picture is absolute: name it from image_root on"
+    return None
+
+
+def _slashed(path: str) -> str:
+    return path.strip().replace("\\", "/")
 
 
 def _is_file(fs: AbstractFileSystem, path: str) -> bool:

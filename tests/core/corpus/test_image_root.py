@@ -119,6 +119,22 @@ def test_other_paths_are_refused_with_their_rule(root: ImageRoot, path: str, rul
     assert refused.value.rule == rule
 
 
+@pytest.mark.parametrize("with_root", [True, False])
+def test_a_url_and_an_absolute_path_are_told_for_what_they_are(tmp_path: Path, with_root: bool) -> None:
+    (tmp_path / "x.png").write_bytes(b"x")
+    root = ImageRoot(str(tmp_path) if with_root else None)
+    for path, reason in {
+        "https://host/x.png": "named by a URL, which is never fetched: download it and name its path",
+        " S3://bucket/x.png": "named by a URL, which is never fetched",
+        str(tmp_path / "x.png"): "absolute: name it from image_root on",
+        "C:\\x.png": "absolute",
+        "c://x.png": "absolute",
+    }.items():
+        with pytest.raises(PictureError, match=reason) as refused:
+            root.read(path)
+        assert refused.value.rule == "path_leaves_root"
+
+
 @pytest.mark.parametrize("path", ["n" * 300, "n" * 500_000, "data:image/png;base64," + "n" * 500_000])
 def test_a_picture_in_the_place_of_its_path_is_not_repeated(root: ImageRoot, path: str) -> None:
     with pytest.raises(PictureError) as refused:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
-from vipolyqwen_core.corpus.image_root import ImageRoot
+from vipolyqwen_core.corpus.image_root import ImageRoot, below_no_root
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.readers.adapter import load_adapter, read_adapted
 from vipolyqwen_core.corpus.readers.alpaca import alpaca_needs, alpaca_pairs
@@ -145,6 +145,8 @@ def check_source(source: Source, dialogue_turns: str = "last") -> list[SourceFil
         )
     path = next((head.path for head in heads if head.path is not None), None)
     if source.image_root is None and path is not None:
+        if (reason := below_no_root(path)) is not None:  # a root would not help
+            raise ValueError(f"{where}: {reason} ({shorten(path)!r})")
         raise ValueError(f"{where}: image_root is missing: below which folder does {shorten(path)!r} lie?")
     return files
 

@@ -52,6 +52,8 @@ def test_a_good_source_gives_its_files(tmp_path: Path) -> None:
         ("a.csv", TABLE, {**STS, "columns": {"query": "z"}}, "columns.query: no row has 'z'; .*x, y"),
         ("a.csv", TABLE, {**STS, "header": False, "columns": {"score": 2}}, "columns.score: no row has 2"),
         ("a.jsonl", QUESTION, QA, "image_root is missing: below .*'x.png'"),
+        ("a.jsonl", QUESTION.replace("x.png", "https://h/x"), QA, r"URL, which is never .*\('https://h/x'\)"),
+        ("a.jsonl", QUESTION.replace("x.png", "/d/x.png"), QA, r"is absolute: name it .*\('/d/x\.png'\)$"),
         ("a.jsonl", QUESTION.replace("x.png", "A" * 9999), QA, "image_root is missing: below .{200,250}$"),
         ("a.jsonl", GOOD, {**OWNER, "image_root": "/nowhere/at/all"}, "/nowhere/at/all is no folder"),
         ("a.txt", "one\ntwo\n", PARALLEL, "parallel lines need 2 or 3 paths, not 1"),
