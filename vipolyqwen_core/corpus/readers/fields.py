@@ -11,10 +11,12 @@ from typing import Any
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.records import RawImage, RawSide, RecordError
-from vipolyqwen_core.corpus.readers.row_fields import Key, optional, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, lacking, optional, text_of
 
 IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
 """Tasks whose query has a picture."""
+PICTURE_KEYS = ("bytes", "path", "url")
+"""Where an object holds its picture, the first that is not empty."""
 OTHER_MEDIA = ("videos", "video", "audios", "audio")
 """Where LLaMA-Factory and ms-swift name what is no picture."""
 BASE64 = re.compile(
@@ -51,7 +53,10 @@ def entries_of(value: Any) -> list[Any]:
 
 def _image_of(entry: Any) -> RawImage:
     if isinstance(entry, Mapping):
-        entry = next((entry[key] for key in ("bytes", "path", "url") if entry.get(key)), None)
+        key = next((key for key in PICTURE_KEYS if entry.get(key)), None)
+        if key is None:
+            raise lacking("wrong_type", "the object of a picture", entry, PICTURE_KEYS)
+        entry = entry[key]
     if isinstance(entry, str) and (found := BASE64.fullmatch(entry)):
         return _decoded(found[1])
     if isinstance(entry, (str, bytes)):

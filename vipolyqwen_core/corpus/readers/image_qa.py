@@ -5,10 +5,11 @@ from typing import Any
 
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import answers_of, declared, images_of, keys_of
-from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
+from vipolyqwen_core.corpus.readers.records import RawPair
 from vipolyqwen_core.corpus.readers.row_fields import (
     Key,
     Needs,
+    lacking,
     optional,
     optional_text,
     required,
@@ -37,7 +38,7 @@ def image_qa_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: st
     pictures, targets, *_ = image_qa_needs(source)
     images = images_of(optional(fields, pictures))
     if not images:
-        raise RecordError("no_images", "the row has no picture", sorted(str(key) for key in fields))
+        raise lacking("no_images", "the record", fields, pictures)
     answers = required(fields, targets)
     query = _query_of(fields, source)
     return [

@@ -89,11 +89,16 @@ def required(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
     """
     value = optional(fields, keys)
     if value is None:
-        names = " or ".join(repr(key) for key in keys)
-        wanted = {compose(str(key)) for key in keys}
-        found = ", ".join(f"{key}{' (empty)' * (compose(str(key)) in wanted)}" for key in list(fields)[:20])
-        raise RecordError("missing_field", f"the record has no {names}", f"fields: {found}")
+        raise lacking("missing_field", "the record", fields, keys)
     return value
+
+
+def lacking(rule: str, what: str, fields: Mapping[Key, Any], keys: Sequence[Key]) -> RecordError:
+    """The error of what has a value at none of these keys: it names them, and the fields that are there."""
+    names = " or ".join(repr(key) for key in keys)
+    wanted = {compose(str(key)) for key in keys}
+    found = ", ".join(f"{key}{' (empty)' * (compose(str(key)) in wanted)}" for key in list(fields)[:20])
+    return RecordError(rule, f"{what} has no {names}", f"fields: {found}")
 
 
 def text_of(value: Any, what: str) -> str:

@@ -15,7 +15,7 @@ from tests.core.corpus.readers.reading import jsonl, read, rules
 from tests.stored_pictures import file_of
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import RawPair, RawSide, read_source
+from vipolyqwen_core.corpus.readers import RawPair, RawSide, Rejection, read_source
 
 
 class TestStsTable:
@@ -195,6 +195,30 @@ class TestImageQa:
         pq.write_table(table, tmp_path / "x.parquet")
         (record,) = read(tmp_path, "a.parquet", (tmp_path / "x.parquet").read_bytes(), **self.KEYS)
         assert record.pairs[0].query_images == (b"png",)
+
+    @pytest.mark.parametrize(
+        ("picture", "rule", "reason", "value"),
+        [
+            (
+                {"image": {"id": 7, "file_name": "a.png", "path": None}},
+                "wrong_type",
+                "the object of a picture has no 'bytes' or 'path' or 'url'",
+                "fields: id, file_name, path (empty)",
+            ),
+            (
+                {"img_path": "a.png"},
+                "no_images",
+                "the record has no 'images' or 'image'",
+                "fields: question, answer, img_path",
+            ),
+        ],
+    )
+    def test_where_a_picture_was_looked_for_is_told(
+        self, tmp_path: Path, picture: dict[str, Any], rule: str, reason: str, value: str
+    ) -> None:
+        row = {"question": "q", "answer": "t", **picture}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert record.rejection == Rejection(rule, reason, value)
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
     def test_pictures_stand_in_the_rows_as_base64(self, tmp_path: Path, kind: str) -> None:
