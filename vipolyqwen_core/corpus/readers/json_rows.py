@@ -1,6 +1,7 @@
 """Rows of JSON Lines, and of JSON documents: where in a document the records stand."""
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -16,6 +17,10 @@ from vipolyqwen_core.corpus.readers.json_elements import (
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, Row, is_record
 
+ARRAY = re.compile(r"\s*\[\s*(?:\{|$)")
+"""How a line begins that is an array of records, or the beginning of one ..."""
+ARRAY_READ = "; an array of records is read from a file called .json"
+"""... and what helps there."""
 NUM_SEEN = 100
 """So many objects of a list are looked at to tell whether they are records."""
 
@@ -97,12 +102,13 @@ def _rows_of_lines(lines: Iterator[Line]) -> Iterator[Row]:
     for number, text in lines:
         if not text.strip():
             continue
+        helps = ARRAY_READ if ARRAY.match(text) else ""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            yield _broken_row(number, str(error), text)
+            yield _broken_row(number, str(error), text, helps)
         else:
-            yield _row(number, value)
+            yield _row(number, value, helps)
 
 
 def _rows_of_elements(elements: Iterator[Element]) -> Iterator[Row]:
@@ -110,13 +116,13 @@ def _rows_of_elements(elements: Iterator[Element]) -> Iterator[Row]:
         yield _row(number, value) if broken is None else _broken_row(number, broken, value)
 
 
-def _row(number: int, value: Any) -> Row:
+def _row(number: int, value: Any, helps: str = "") -> Row:
     if isinstance(value, dict):
         return Row(number, value)
     kind = type(value).__name__
-    return Row(number, {}, RecordError("not_an_object", f"expected a JSON object, got {kind}", value))
+    return Row(number, {}, RecordError("not_an_object", f"expected a JSON object, got {kind}{helps}", value))
 
 
-def _broken_row(number: int, why: str, text: str) -> Row:
-    reason = f"not JSON: {' '.join(why.split())[:120]}"
+def _broken_row(number: int, why: str, text: str, helps: str = "") -> Row:
+    reason = f"not JSON: {' '.join(why.split())[:120]}{helps}"
     return Row(number, {}, RecordError("broken_json", reason, text))

@@ -23,7 +23,7 @@ from vipolyqwen_core.corpus.readers.records import (
     shorten,
 )
 from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_up
-from vipolyqwen_core.corpus.readers.rows import read_rows
+from vipolyqwen_core.corpus.readers.rows import DELIMITED, read_rows
 from vipolyqwen_core.corpus.readers.sts_table import sts_needs, sts_pairs
 from vipolyqwen_core.corpus.storage import StorageError
 
@@ -142,6 +142,7 @@ def check_source(source: Source, dialogue_turns: str = "last") -> list[SourceFil
         raise ValueError(
             f"{where}: none of the first {num_records} records can be read as {source.format};"
             f" {first.file}, line {first.line}: {first.rejection.reason} ({first.rejection.value})"
+            f"{_way_out(source, files, first.rejection.rule)}"
         )
     path = next((head.path for head in heads if head.path is not None), None)
     if source.image_root is None and path is not None:
@@ -220,7 +221,24 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
             return
     name, key = next(iter(missing.items()))
     known = ", ".join(str(key) for key in list(seen)[:30])
-    raise ValueError(f"source {source.name!r}, columns.{name}: no row has {key!r}; the rows have {known}")
+    raise ValueError(
+        f"source {source.name!r}, columns.{name}: no row has {key!r}; the rows have {known}"
+        f"{_headless(source, files)}"
+    )
+
+
+def _way_out(source: Source, files: list[SourceFile], rule: str) -> str:
+    """What to add where the records lack a field: which keys of the manifest say where it is."""
+    is_mapped = source.format in ROW_FORMATS and source.format is not Format.OWNER_JSONL
+    if rule not in ("missing_field", "no_images") or not is_mapped:
+        return ""
+    return f"; `columns` maps fields of other names{_headless(source, files)}"
+
+
+def _headless(source: Source, files: list[SourceFile]) -> str:
+    """What to add where a table may have no line of names, so that its first row was taken for one."""
+    is_named = source.header and any(file.suffix in DELIMITED for file in files)
+    return "; a table without a line of names needs `header: false`" if is_named else ""
 
 
 def _paths(pairs: Sequence[RawPair]) -> Iterator[str]:

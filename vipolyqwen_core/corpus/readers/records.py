@@ -122,7 +122,8 @@ def parse_score(value: object, score_range: tuple[float, float]) -> float:
     low, high = score_range
     scaled = (float(number) - low) / (high - low)
     if not -1e-6 <= scaled <= 1 + 1e-6:
-        raise RecordError("score_out_of_range", f"the score is outside {low:g} to {high:g}", value)
+        reason = f"the score is outside {low:g} to {high:g}, the `score_range` of the source"
+        raise RecordError("score_out_of_range", reason, value)
     return min(max(scaled, 0.0), 1.0)
 
 

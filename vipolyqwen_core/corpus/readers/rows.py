@@ -13,6 +13,9 @@ from vipolyqwen_core.corpus.readers.json_rows import json_line_rows, json_rows
 from vipolyqwen_core.corpus.readers.parquet_rows import parquet_rows
 from vipolyqwen_core.corpus.readers.row_fields import Needs, Row
 
+DELIMITED = (".csv", ".tsv", ".tab", ".txt")
+"""Suffixes of tables that may begin with a line of names."""
+
 
 def read_rows(file: SourceFile, source: Source, needs: Needs = ()) -> Iterator[Row]:
     """Rows of a file, by its suffix.
@@ -24,7 +27,7 @@ def read_rows(file: SourceFile, source: Source, needs: Needs = ()) -> Iterator[R
         ValueError: the suffix is none that is read
         OSError, pyarrow.ArrowInvalid: the file cannot be read
     """
-    if file.suffix in (".csv", ".tsv", ".tab", ".txt"):
+    if file.suffix in DELIMITED:
         return delimited_rows(file, source)
     if file.suffix in (".jsonl", ".ndjson", ".jsonlines"):
         return json_line_rows(file, source)
