@@ -54,14 +54,16 @@ def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
     The weights themselves are looked at when they are loaded.
 
     Raises:
-        ValueError: it is not there, the hub does not answer, its tokenizer is not Qwen2-VL's, its family is
-            another, or not one whose layers are to be compiled, it has a sliding window, `pooling_heads` does
-            not divide its hidden size, or it is a directory without weights
+        ValueError: it is not there or no model, the hub does not answer, its tokenizer is not Qwen2-VL's, its
+            family is another, or not one whose layers are to be compiled, it has a sliding window,
+            `pooling_heads` does not divide its hidden size, or it is a directory without weights
         OSError: its config.json cannot be read
     """
     if recipe.backbone == TINY:
         return
     backbone = resolve_backbone(recipe.backbone, workspace)
+    if isinstance(backbone, Path) and not (backbone / "config.json").is_file():
+        raise ValueError(f"backbone {backbone} is no model directory: it has no config.json")
     ViPolyQwenProcessor.from_backbone(backbone, recipe.processing)
     config = known_backbone(backbone)
     hidden_size = config.get_text_config().hidden_size

@@ -81,6 +81,9 @@ def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, ti
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
         check_backbone(recipe, workspace)
+    config.unlink()
+    with pytest.raises(ValueError, match=r"copy is no model directory: it has no config\.json"):
+        check_backbone(recipe, workspace)
 
 
 def test_heads_of_the_pooling_that_do_not_divide_the_hidden_size_are_refused_by_a_look(
