@@ -143,7 +143,7 @@ def encode(
         int | None, typer.Option(help="Keep only the first dimensions (Matryoshka models).")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="At most this many items per batch.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("embeddings.npy"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npy to write.")] = Path("embeddings.npy"),
 ) -> None:
     """Encode texts, pictures, or one text with its pictures, into a .npy of unit vectors."""
     texts = [*(text or []), *(_lines(file) if file else [])]
@@ -154,6 +154,8 @@ def encode(
         raise typer.BadParameter(
             f"{len(texts)} texts and {len(pictures)} pictures: pictures go with one text"
         )
+    if out.suffix.lower() not in ("", ".npy") and (out.is_file() or not out.exists()):  # a pipe has any name
+        raise typer.BadParameter(f"--out {out}: vectors are written as NumPy's .npy, not as {out.suffix}")
     hide_loading_bars()
     if model is None:  # a model of one's own needs the base dependencies alone
         from vipolyqwen_core.serving.current_export import current_model

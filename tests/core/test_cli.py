@@ -79,6 +79,7 @@ def test_version(vipolyqwen) -> None:
     [
         (["encode"], 2, "nothing to encode"),
         (["encode", "a", "b", "--image", "x.png"], 2, "pictures go with one text"),
+        (["encode", "a", "--out", "v.parquet"], 2, "--out v.parquet: vectors are written as NumPy's .npy"),
         (["encode", "--file", "nowhere.txt"], 1, "nowhere.txt does not exist"),
         (["encode", "--file", "."], 1, ". cannot be used: Is a directory"),
         (["encode", "a", "--prefix", "song"], 2, "song"),

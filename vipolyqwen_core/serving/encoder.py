@@ -146,7 +146,8 @@ class ViPolyQwenEmbedder:
         """
         texts, pictures, single = arrange(text, images)
         prefixes = prefixes_of(prefix, len(texts))
-        if dim is not None and not (isinstance(dim, Integral) and 1 <= dim <= self.embedding_dim):
+        is_number = isinstance(dim, Integral) and not isinstance(dim, bool)
+        if dim is not None and not (is_number and 1 <= dim <= self.embedding_dim):
             raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim!r}")
         items: Iterable[Callable[[], Item]] = (
             partial(make_item, *each) for each in zip(texts, pictures, prefixes, strict=True)

@@ -222,6 +222,7 @@ def test_a_slice_is_a_unit_vector_along_the_first_dimensions(embedder: ViPolyQwe
         ({"text": ["a", "b"], "prefix": [None, ["ocr"]]}, r"item 1: unknown prefix \['ocr'\]"),
         ({"text": "a", "dim": 0}, "dim must lie between 1 and 64, not 0"),
         ({"text": "a", "dim": 65}, "dim must lie between 1 and 64, not 65"),
+        ({"text": "a", "dim": True}, "dim must lie between 1 and 64, not True"),
         ({"text": "a", "dim": "16"}, "dim must lie between 1 and 64, not '16'"),
         ({"text": "a", "batch_size": 0}, "batch_size must be at least 1"),
         ({"text": "a", "batch_size": 2.5}, "batch_size must be at least 1, not 2.5"),
