@@ -213,15 +213,16 @@ class BatchSettings:
     task_batching: TaskBatching = TaskBatching.MIXED
     """Which tasks share a step."""
     sub_batch_pairs: Positive = 64
-    """Size of a sub-batch of one task."""
+    """Size of a sub-batch of one task; divides `pairs_per_step`."""
     prefix_dropout: Share = 0.1
     """Share of a row's uses that go without prefix, chosen by hash(seed, epoch, sample_id)."""
 
     @model_validator(mode="after")
     def _fit(self) -> "BatchSettings":
-        if self.task_batching is TaskBatching.SUB_BATCHES and self.sub_batch_pairs > self.pairs_per_step:
+        if self.task_batching is TaskBatching.SUB_BATCHES and self.pairs_per_step % self.sub_batch_pairs:
             raise ValueError(
-                f"sub_batch_pairs {self.sub_batch_pairs} is above pairs_per_step {self.pairs_per_step}"
+                f"sub_batch_pairs {self.sub_batch_pairs} does not divide pairs_per_step "
+                f"{self.pairs_per_step}: steps would be smaller"
             )
         return self
 

@@ -91,7 +91,7 @@ def _lines(run: TrainingRun, pairs_per_second: float | None, machines: int) -> I
     most_tokens, most_patches = (int(sizes[uses > 0].max()) for sizes in (index.tokens, index.patches))
     yield "tokens of a pair", f"{tokens / num_uses:.1f} on average, {most_tokens:,} at most"
     yield "patches of a pair", f"{patches / num_uses:.1f} on average, {most_patches:,} at most"
-    figures = _chunks(plan, run, processes)
+    figures = _chunks(plan, run, processes, (most_tokens, most_patches))
     yield "tokens in all", f"{tokens:.4g}"
     yield "padding", f"none: sequences are packed; {figures.filler:.2%} of the tokens fill empty places"
     shared = f"{settings.distribution.value}, {settings.precision.value}"
@@ -174,7 +174,8 @@ def _sample(plan: TrainingPlan) -> list[int]:
     return [int(step) for step in np.unique(np.linspace(0, plan.num_steps - 1, SAMPLED_STEPS).astype(int))]
 
 
-def _chunks(plan: TrainingPlan, run: TrainingRun, ranks: int) -> ChunkFigures:
+def _chunks(plan: TrainingPlan, run: TrainingRun, ranks: int, largest_pair: tuple[int, int]) -> ChunkFigures:
+    """Figures of the chunks of some steps; the largest of all may be one pair that is beyond the budget."""
     batches = run.recipe.batches
     numbers, tokens, patches, loads, least, empty = [], [], [], [], [], 0
     for step in _sample(plan):
@@ -197,8 +198,8 @@ def _chunks(plan: TrainingPlan, run: TrainingRun, ranks: int) -> ChunkFigures:
     return ChunkFigures(
         chunks_per_step=float(np.mean(numbers)),
         tokens=float(np.mean(tokens)),
-        largest_tokens=max(tokens),
-        largest_patches=max(patches),
+        largest_tokens=max(*tokens, largest_pair[0]),
+        largest_patches=max(*patches, largest_pair[1]),
         filled=float(np.mean(loads)),
         balance=float(np.mean(least)),
         filler=empty / (sum(tokens) + empty),

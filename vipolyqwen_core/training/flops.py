@@ -13,6 +13,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch
 
 PEAK_FLOPS = {
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
@@ -22,6 +23,8 @@ PEAK_FLOPS = {
     "RTX 4090": 165e12,
 }
 """Dense bfloat16 rate by a part of the device's name, the makers' figures."""
+OTHER_DEVICES = ("MIG", "Laptop")
+"""A word of a device's name that has another rate than the card which its name begins with."""
 
 FORWARD_AND_BACKWARD = 3
 """A backward pass costs two forward passes."""
@@ -32,6 +35,8 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    if not set(OTHER_DEVICES).isdisjoint(name.split()):
+        return None
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 

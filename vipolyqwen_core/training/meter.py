@@ -26,7 +26,7 @@ class Throughput:
     loading_seconds: float = 0.0
 
     def of_all_ranks(self, device: torch.device) -> "Throughput":
-        """The tokens and operations of all ranks, the times of the slowest one; all ranks call it together.
+        """The tokens and operations of all ranks, the longest times of any; all ranks call it together.
 
         Tokens differ in a system: rank 0 takes the texts of each step, and is never without pairs. The rank
         that waits longest for data holds up the others in their next collective. Pairs count for all ranks

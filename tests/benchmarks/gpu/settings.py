@@ -134,8 +134,8 @@ def measure_setting(
 ) -> dict[str, Any]:
     """Figures of a setting over whole steps, after a small one that warms up; loading in worker processes.
 
-    A setting that a goal is about goes on until the loaders have made twice what they hold ready at the
-    start: only then does the time that it waits for them say something.
+    A setting that a goal is about goes on until it has taken half as many chunks again as the loaders hold
+    ready at the start: only then does the time that it waits for them say something.
     """
     device = training.accelerator.device
     batches = replace(
@@ -149,10 +149,10 @@ def measure_setting(
             replace(batches, pairs_per_step=scale.warm_pairs, chunk_pairs=scale.warm_pairs // 2),
             1,
         ),
-        _plan(training, run, batches, None),
+        _plan(training, run, batches, None, epochs=2),
     ]
     workers = run.recipe.training.loader_workers
-    least_chunks = 2 * CHUNKS_AHEAD * workers if setting.decides and scale.at_full_size else 0
+    least_taken = 3 * CHUNKS_AHEAD * workers // 2 if setting.decides and scale.at_full_size else 0
     requests = chain.from_iterable(chunk_requests(plan, recipe, 0, 0, 1) for plan, recipe in plans)
     loaded = load_chunks(chunk_loader(run), requests, workers, device.type == "cuda")
     meter = Meter(training.counter)
@@ -164,12 +164,14 @@ def measure_setting(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         meter.restart()
-        started, steps, chunks, refused = time.perf_counter(), 0, 0, 0
+        started, steps, chunks, taken, refused = time.perf_counter(), 0, 0, 0, 0
         for planned in _steps(plans[1]):
             meter.begin(planned)
             result = training.engine.step(planned, stream)
             steps, chunks, refused = steps + 1, chunks + planned.num_chunks, refused + result.refused
-            if time.perf_counter() - started > scale.row_seconds and chunks >= least_chunks:
+            again = planned.num_chunks - planned.num_held if setting.negatives is Negatives.STEP else 0
+            taken += planned.num_chunks + again
+            if time.perf_counter() - started > scale.row_seconds and taken >= least_taken:
                 break
         synchronize(device)
         figures = meter.throughput.metrics(1, rates.matmul_flops)
@@ -239,10 +241,10 @@ def _padded(loader: ChunkLoader, rows: IntArray, length: int) -> LoadedChunk:
 
 
 def _plan(
-    training: Training, run: TrainingRun, batches: BatchSettings, max_steps: int | None
+    training: Training, run: TrainingRun, batches: BatchSettings, max_steps: int | None, epochs: int = 1
 ) -> tuple[TrainingPlan, Recipe]:
     recipe = replace(run.recipe, batches=batches)
-    plan = plan_training(training.plan.index, batches, {}, recipe.training.seed, 1, max_steps)
+    plan = plan_training(training.plan.index, batches, {}, recipe.training.seed, epochs, max_steps)
     return plan, recipe
 
 

@@ -95,6 +95,18 @@ def test_a_dry_run_counts_the_gradients_that_several_processes_hold_besides(make
     assert re.search(f"; {parameters * 4 / 1e9:.2f} GB of .*{words}", told)
 
 
+def test_the_largest_pair_counts_for_the_memory_whichever_steps_are_looked_at(make_run, monkeypatch):
+    """Alone in a chunk it may be beyond the budget, and of thousands of steps some hundred are looked at."""
+    seen = []
+    monkeypatch.setattr(dry_run, "_model_lines", lambda *told: seen.append(told[-1]) or iter(()))
+    run = make_run(batches={"chunk_tokens": 1})
+    for step in range(prepare(run).plan.num_steps):
+        monkeypatch.setattr(dry_run, "_sample", lambda plan, step=step: [step])
+        describe(run)
+    assert len({figures.largest_tokens for figures in seen}) == 1
+    assert len({figures.tokens for figures in seen}) > 1
+
+
 def test_a_dry_run_reckons_with_the_processes_of_several_machines(make_run):
     run = make_run(batches={"chunk_pairs": 4}, training={"distribution": "fsdp2", "processes": 2})
     one, two = describe(run), describe(run, machines=2)

@@ -47,8 +47,8 @@ def make_index(num_rows: int, seed: int = 0, num_sources: int = 2) -> PlanIndex:
 
 batch_settings = st.builds(
     BatchSettings,
-    pairs_per_step=st.integers(4, 40),
-    sub_batch_pairs=st.integers(1, 4),
+    pairs_per_step=st.integers(1, 10).map(lambda quarter: 4 * quarter),
+    sub_batch_pairs=st.sampled_from([1, 2, 4]),
     chunk_tokens=st.integers(50, 2000),
     chunk_patches=st.integers(100, 8000),
     chunk_pairs=st.one_of(st.none(), st.integers(1, 12)),
@@ -206,7 +206,7 @@ def test_sub_batches_keep_pairs_of_one_task_together():
 def test_the_plan_of_a_run_counts_its_steps_without_ordering_them():
     index = make_index(333)
     for batching in TaskBatching:
-        batches = BatchSettings(pairs_per_step=30, sub_batch_pairs=7, task_batching=batching)
+        batches = BatchSettings(pairs_per_step=30, sub_batch_pairs=6, task_batching=batching)
         plan = plan_training(index, batches, {"source1": 0.5}, seed=3, epochs=3)
         sizes = [len(plan_epoch(index, batches, {"source1": 0.5}, 3, epoch)) for epoch in range(3)]
         assert plan.num_steps == sum(sizes)
@@ -249,7 +249,7 @@ def test_prefix_dropout_is_a_share_that_changes_by_epoch():
 
 def test_wrong_settings_are_named():
     index = make_index(10)
-    with pytest.raises(ValueError, match="sub_batch_pairs 64 is above pairs_per_step 8"):
+    with pytest.raises(ValueError, match="sub_batch_pairs 64 does not divide pairs_per_step 8"):
         BatchSettings(pairs_per_step=8, task_batching=TaskBatching.SUB_BATCHES)
     with pytest.raises(ValueError, match="source weights"):
         plan_training(index, BatchSettings(), {"source0": 1e-9, "source1": 1e-9}, 0, epochs=1)
