@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from vipolyqwen_core.config import Distribution, Precision, TrainingRun
 from vipolyqwen_core.model.configuration import ViPolyQwenConfig
-from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.model.modeling import ViPolyQwenModel, known_backbone
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.training.flops import FlopCounter
@@ -116,8 +115,8 @@ def _model_lines(
     """Of the model, for the tokens and patches of all uses."""
     settings = run.recipe.training
     processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
+    config = known_backbone(run.backbone)
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(str(run.backbone))
         model = ViPolyQwenModel(ViPolyQwenConfig.of(config, run.recipe.model, processor))
     counter = FlopCounter.of(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())

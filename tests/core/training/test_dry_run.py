@@ -1,7 +1,9 @@
 """A dry run tells what a training then does, and writes nothing."""
 
 import itertools
+import json
 import re
+import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -53,6 +55,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(make_run, tmp_path, capsys
 def test_a_run_of_other_data_is_not_planned(make_run):
     with pytest.raises(ValueError, match="is one of version older of the training set"):
         describe(replace(make_run(), tags={"data_version": "older"}))
+
+
+def test_a_backbone_that_training_refuses_is_not_planned(make_run, tmp_path):
+    run = make_run()
+    copy = shutil.copytree(run.backbone, tmp_path / "copy")
+    config = copy / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8"))
+    sliding = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    known["text_config"] = {**known["text_config"], **sliding, "layer_types": None}
+    for changed, said in ((known, "its sliding window"), ({"model_type": "qwen2"}, "is a 'qwen2'")):
+        config.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(ValueError, match=said):
+            describe(replace(run, backbone=copy))
 
 
 @pytest.mark.parametrize("max_steps", [None, 2, 4])
