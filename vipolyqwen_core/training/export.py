@@ -11,7 +11,7 @@ from vipolyqwen_core.config import Precision, TrainingRun
 from vipolyqwen_core.processing.processor import ViPolyQwenProcessor
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.serving.model_directory import complete_model_directory
-from vipolyqwen_core.training.ranks import together
+from vipolyqwen_core.training.ranks import is_first, together
 from vipolyqwen_core.training.result import MODEL_FOLDER
 from vipolyqwen_core.written_aside import written_aside
 
@@ -31,7 +31,7 @@ def export_model(accelerator: Accelerator, model: nn.Module, run: TrainingRun, f
     place = run.output / MODEL_FOLDER
     try:
         with together(OSError):
-            if accelerator.is_main_process:
+            if is_first():
                 bare = accelerator.unwrap_model(model)
                 processor = ViPolyQwenProcessor.from_backbone(str(run.backbone), run.recipe.processing)
                 with written_aside(place) as folder:

@@ -28,7 +28,7 @@ from vipolyqwen_core.training.loading import (
 )
 from vipolyqwen_core.training.optimizer import build_optimizer
 from vipolyqwen_core.training.plan import PlanIndex, TrainingPlan, plan_training, read_plan_index
-from vipolyqwen_core.training.ranks import together
+from vipolyqwen_core.training.ranks import is_first, together
 from vipolyqwen_core.training.result import CHECKPOINTS_FOLDER
 from vipolyqwen_core.training.rows import TrainingPictures
 
@@ -52,11 +52,6 @@ class Training:
     facts: ModelFacts
     """For the model's card: the next training set may lie there when the model is exported."""
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this is rank 0."""
-        return bool(self.accelerator.is_main_process)
-
 
 def prepare(run: TrainingRun) -> Training:
     """Data, model and optimizer, checked and wrapped.
@@ -76,10 +71,10 @@ def prepare(run: TrainingRun) -> Training:
         )
         facts = ModelFacts.of(run)
         TrainingPictures(run.training_set).check()
-        if accelerator.is_main_process:
+        if is_first():
             refuse_other_lengths(run, index)
     refuse_disagreement(run, index)
-    if accelerator.is_main_process:
+    if is_first():
         _warn_of_unused_weights(run, index)
     bare = ViPolyQwenModel.from_backbone(run.backbone, recipe.model, recipe.processing, settings.seed)
     if settings.activation_checkpointing:

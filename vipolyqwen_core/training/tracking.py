@@ -22,6 +22,7 @@ from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.mlflow_database import make_mlflow_database
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
+from vipolyqwen_core.training.ranks import is_first
 from vipolyqwen_core.workspace import current_workspace, is_served
 from vipolyqwen_core.written_aside import written_aside
 
@@ -140,12 +141,12 @@ class Tracking:
 
 
 @contextmanager
-def tracking(run: TrainingRun, num_steps: int, first_step: int, is_main: bool) -> Iterator[Tracking]:
+def tracking(run: TrainingRun, num_steps: int, first_step: int) -> Iterator[Tracking]:
     """All reports of a run, as rank 0 makes them. Lines of metrics beyond the first step are dropped.
 
     Only rank 0 may open Dagster Pipes: the asset takes the messages of one process.
     """
-    if not is_main:
+    if not is_first():
         yield Tracking(num_steps, first_step)
         return
     metrics_file = MetricsFile(run.output / METRICS_FILE)

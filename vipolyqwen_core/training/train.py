@@ -67,9 +67,9 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
     disable_progress_bar()  # of transformers, for each file it reads
     training = prepare(run)
     progress = resume(training)
-    if training.is_main:
+    if is_first():
         write_run(run)
-    with tracking(run, training.plan.num_steps, progress.step, training.is_main) as tracker:
+    with tracking(run, training.plan.num_steps, progress.step) as tracker:
         progress = Loop(training, tracker, stop).run(progress)
         return _finish(training, progress, tracker.mlflow_run_id)
 
@@ -303,7 +303,7 @@ def _choose_weights(training: Training, progress: Progress) -> int:
         return progress.step
     best = training.checkpoints.path(progress.best_step)
     if not training.checkpoints.has(progress.best_step):
-        if training.is_main:
+        if is_first():
             logger.warning("the best checkpoint, %s, is gone: step %d is exported", best, progress.step)
         return progress.step
     damage = training.checkpoints.damage(best)
@@ -321,7 +321,7 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
     run = training.run
     exported_step = _choose_weights(training, progress)
     export_model(training.accelerator, training.model, run, training.facts)
-    last = read_metrics(run.output / METRICS_FILE)[-1:] if training.is_main else []
+    last = read_metrics(run.output / METRICS_FILE)[-1:] if is_first() else []
     result = TrainingResult(
         steps=progress.step,
         pairs=progress.pairs,
@@ -334,7 +334,7 @@ def _finish(training: Training, progress: Progress, mlflow_run_id: str) -> Train
         trajectory=training.checkpoints.trajectory,
     )
     with together(OSError):
-        if training.is_main:
+        if is_first():
             result.write(run.output)
             logger.info("trained %d steps; model: %s", progress.step, run.output / MODEL_FOLDER)
     return result

@@ -95,7 +95,7 @@ def test_a_training_alone_makes_the_store_of_its_workspace_and_names_the_place_o
         tracking_module, "mlflow_run", lambda _, artifacts, __: given.append(artifacts) or nullcontext()
     )
     own = mlflow_store(f"sqlite:///{workspace.mlflow_database}")
-    with own, tracking(make_run(), num_steps=3, first_step=0, is_main=True):
+    with own, tracking(make_run(), num_steps=3, first_step=0):
         assert given == [workspace.mlflow_database, workspace.mlflow_artifacts.as_uri()]
 
 
