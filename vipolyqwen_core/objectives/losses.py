@@ -141,11 +141,8 @@ def matryoshka(vectors: Tensor, dim: int) -> Tensor:
     Shapes:
         vectors: [N, D]
         returns: [N, dim]
-    Raises:
-        ValueError: the rows are shorter
     Reference:
         Kusupati et al. 2022, arXiv 2205.13147
     """
-    if not 0 < dim <= vectors.shape[1]:
-        raise ValueError(f"matryoshka dimension {dim} does not lie in 1 to {vectors.shape[1]}")
+    assert 0 < dim <= vectors.shape[1], (dim, vectors.shape)
     return torch.nn.functional.normalize(exact(vectors)[:, :dim], dim=1)

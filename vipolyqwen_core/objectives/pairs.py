@@ -48,6 +48,11 @@ class PairKeys:
     negative_pair: Tensor
     """[M] int64, the pair in [0, B) that the negative belongs to; ascending."""
 
+    def __post_init__(self) -> None:
+        for name, column in vars(self).items():
+            number = self.num_negatives if name.startswith("negative_") else self.num_pairs
+            assert len(column) == number, (name, len(column), number)
+
     @property
     def num_pairs(self) -> int:
         """B."""
@@ -85,7 +90,7 @@ def pair_keys(
     Shapes:
         each sequence has one entry a pair; those of negatives have a sequence a pair, of one hash a negative
     Raises:
-        ValueError: the sequences differ in length, or a task is none
+        ValueError: a task is none
     """
     num_pairs = len(tasks)
     scores = [None] * num_pairs if scores is None else scores
@@ -94,24 +99,9 @@ def pair_keys(
     unknown = [[NO_KEY] * len(of_pair) for of_pair in negative_hashes]
     negative_query_hashes = unknown if negative_query_hashes is None else negative_query_hashes
     negative_positive_hashes = unknown if negative_positive_hashes is None else negative_positive_hashes
-    for name, given in (
-        ("query_hashes", query_hashes),
-        ("target_hashes", target_hashes),
-        ("scores", scores),
-        ("positive_hashes", positive_hashes),
-        ("negative_hashes", negative_hashes),
-        ("negative_query_hashes", negative_query_hashes),
-        ("negative_positive_hashes", negative_positive_hashes),
-    ):
-        if len(given) != num_pairs:
-            raise ValueError(f"{name} has {len(given)} entries for {num_pairs} pairs")
+    assert len(negative_hashes) == num_pairs, (len(negative_hashes), num_pairs)
     of_negatives = (negative_hashes, negative_query_hashes, negative_positive_hashes)
     negative, negative_query, negative_positive = ([*chain(*hashes)] for hashes in of_negatives)
-    if not len(negative) == len(negative_query) == len(negative_positive):
-        raise ValueError(
-            f"{len(negative)} hashes of negatives, {len(negative_query)} of their queries and "
-            f"{len(negative_positive)} of their positive keys"
-        )
     return PairKeys(
         task=torch.tensor([TASKS.index(Task(task)) for task in tasks], dtype=torch.int64),
         score=torch.tensor([math.nan if score is None else score for score in scores], dtype=torch.float64),

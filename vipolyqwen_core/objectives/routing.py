@@ -110,8 +110,6 @@ def compute_losses(
     Args:
         num_step_pairs: pairs of the optimizer step over all ranks and chunks
         task_weights: factors of a moment (`TaskBalance.weights()`), on top of those of the settings
-    Raises:
-        ValueError: a slice is longer than the vectors
     """
     with torch.autocast(anchors.query.device.type, enabled=False):
         values, names = _values(anchors, candidates, settings, matryoshka_dims)
