@@ -7,7 +7,7 @@ backbone the extra arithmetic is nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -32,15 +32,6 @@ UNIFORMITY: Final = "uniformity"
 """An option of every task; its weight is `ObjectiveSettings.uniformity_weight`."""
 
 
-class TermValue(NamedTuple):
-    """A term of a task."""
-
-    mean: float
-    """Mean over the pairs that it applies to, unweighted."""
-    num_pairs: int
-    """How many these are: for `info_nce` the positives, for `score_mse` the scored pairs."""
-
-
 @dataclass(frozen=True)
 class TermSums:
     """Every term by task, as sums, so that those of chunks and ranks add up."""
@@ -50,7 +41,7 @@ class TermSums:
     sums: Tensor
     """[tasks, terms] sum over the pairs that the term applies to, unweighted; detached."""
     counts: Tensor
-    """[tasks, terms] number of these pairs."""
+    """[tasks, terms] number of these: for `info_nce` the positives, for `score_mse` the scored pairs."""
 
     def __add__(self, other: "TermSums") -> "TermSums":
         assert self.names == other.names, (self.names, other.names)
@@ -64,11 +55,11 @@ class TermSums:
         dist.all_reduce(both)
         return TermSums(self.names, both[0], both[1])
 
-    def means(self) -> dict[tuple[Task, str], TermValue]:
-        """Value of each term by task, for the log; pairs of task and term without a pair are left out."""
+    def means(self) -> dict[tuple[Task, str], float]:
+        """Mean of each term by task, unweighted; pairs of task and term without a pair are left out."""
         sums, counts = torch.stack([self.sums, self.counts]).tolist()
         return {
-            (task, name): TermValue(sums[row][column] / counts[row][column], round(counts[row][column]))
+            (task, name): sums[row][column] / counts[row][column]
             for row, task in enumerate(TASKS)
             for column, name in enumerate(self.names)
             if counts[row][column]

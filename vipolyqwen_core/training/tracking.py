@@ -36,9 +36,9 @@ SECONDS_BETWEEN_REPORTS = 15.0
 def loss_metrics(loss: float, terms: TermSums) -> dict[str, float]:
     """`loss`, each term by task as `loss/ocr/info_nce`, and their unweighted sum as `loss/ocr`."""
     metrics = {"loss": loss}
-    for (task, term), value in terms.means().items():
-        metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + value.mean
-        metrics[f"loss/{task.value}/{term}"] = value.mean
+    for (task, term), mean in terms.means().items():
+        metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + mean
+        metrics[f"loss/{task.value}/{term}"] = mean
     return metrics
 
 

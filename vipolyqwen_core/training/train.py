@@ -233,11 +233,11 @@ def _task_losses(terms: TermSums, objective: ObjectiveSettings) -> dict[Task, fl
     weight 0: nothing learns from them, and a task that has no others needs no weight.
     """
     losses: dict[Task, float] = {}
-    for (task, name), value in terms.means().items():
+    for (task, name), mean in terms.means().items():
         term = name.partition("@")[0]
         weight = 0.0 if term == UNIFORMITY else objective.term_weights.get(Term(term), 1.0)
         if weight:
-            losses[task] = losses.get(task, 0.0) + weight * value.mean
+            losses[task] = losses.get(task, 0.0) + weight * mean
     return losses
 
 

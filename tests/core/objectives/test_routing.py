@@ -9,8 +9,8 @@ from tests.core.objectives import reference
 from tests.core.objectives.examples import gradients, leaves, mixed_pairs, unit_rows
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, pair_keys, split_vectors
-from vipolyqwen_core.objectives.routing import TERMS, compute_losses
+from vipolyqwen_core.objectives.pairs import TASKS, PairVectors, join_pairs, pair_keys, split_vectors
+from vipolyqwen_core.objectives.routing import TERMS, Losses, compute_losses
 
 DEFAULT = ObjectiveSettings()
 WEIGHTED = ObjectiveSettings(
@@ -24,6 +24,15 @@ WEIGHTED = ObjectiveSettings(
 
 def whole(pairs, settings=DEFAULT, **options):
     return compute_losses(pairs, pairs, settings, num_step_pairs=pairs.num_pairs, **options)
+
+
+def counts(losses: Losses) -> dict[tuple[Task, str], int]:
+    """Pairs that each term of a task applies to."""
+    return {
+        (task, name): int(number)
+        for task, of_task in zip(TASKS, losses.terms.counts.tolist(), strict=True)
+        for name, number in zip(losses.terms.names, of_task, strict=True)
+    }
 
 
 def simple_pairs(tasks, scores=None, dim=6, seed=0, negative_hashes=None):
@@ -72,11 +81,11 @@ def test_every_term_is_reported_by_task_with_its_count():
     for anchor in plain:
         for term, value in reference.terms_of(anchor, plain, DEFAULT).items():
             collected.setdefault((anchor.task, term), []).append(value)
-    reported = whole(pairs).terms.means()
-    assert reported.keys() == collected.keys()
-    for key, values in collected.items():
-        assert reported[key].num_pairs == len(values)
-        assert reported[key].mean == pytest.approx(sum(values) / len(values), rel=1e-12)
+    losses = whole(pairs)
+    means = {key: sum(values) / len(values) for key, values in collected.items()}
+    assert losses.terms.means() == pytest.approx(means, rel=1e-12)
+    numbers = {key: number for key, number in counts(losses).items() if number}
+    assert numbers == {key: len(values) for key, values in collected.items()}
 
 
 def test_each_task_has_the_terms_of_the_design():
@@ -173,8 +182,8 @@ def test_a_masked_duplicate_gets_no_gradient_as_a_negative():
 def test_a_scored_pair_under_the_threshold_is_no_positive_but_stays_a_candidate():
     low = simple_pairs([Task.TEXT_PAIR] * 2, scores=[0.1, 0.9])
     losses = whole(low)
-    assert losses.terms.means()[Task.TEXT_PAIR, "info_nce"].num_pairs == 1
-    assert losses.terms.means()[Task.TEXT_PAIR, "score_mse"].num_pairs == 2
+    assert counts(losses)[Task.TEXT_PAIR, "info_nce"] == 1
+    assert counts(losses)[Task.TEXT_PAIR, "score_mse"] == 2
 
     anchors = leaves(low)
     only_info_nce = ObjectiveSettings(term_weights={"score_mse": 0.0})
@@ -190,14 +199,14 @@ def test_a_scored_pair_under_the_threshold_is_no_positive_but_stays_a_candidate(
 def test_a_score_at_the_threshold_is_a_positive_in_the_precision_of_the_table():
     stored = torch.tensor(0.7, dtype=torch.float32).item()  # below 0.7 as a double
     pairs = simple_pairs([Task.TEXT_PAIR] * 2, scores=[stored, stored])
-    means = whole(pairs, ObjectiveSettings(positive_score=0.7)).terms.means()
-    assert means[Task.TEXT_PAIR, "info_nce"].num_pairs == 2
+    losses = whole(pairs, ObjectiveSettings(positive_score=0.7))
+    assert counts(losses)[Task.TEXT_PAIR, "info_nce"] == 2
 
 
 def test_an_unscored_pair_is_a_positive_and_does_not_regress():
-    means = whole(simple_pairs([Task.TEXT_PAIR] * 3)).terms.means()
-    assert means[Task.TEXT_PAIR, "info_nce"].num_pairs == 3
-    assert (Task.TEXT_PAIR, "score_mse") not in means
+    losses = whole(simple_pairs([Task.TEXT_PAIR] * 3))
+    assert counts(losses)[Task.TEXT_PAIR, "info_nce"] == 3
+    assert (Task.TEXT_PAIR, "score_mse") not in losses.terms.means()
 
 
 def test_every_hard_negative_of_a_pair_is_seen_by_the_anchors_of_its_task_alone():
@@ -215,10 +224,10 @@ def test_equal_similarities_give_the_log_of_the_number_of_candidates():
         *(torch.zeros_like(v) for v in (pairs.query, pairs.target, pairs.negatives)), pairs.keys
     )
     means = whole(zeros).terms.means()
-    assert means[Task.INSTR, "info_nce"].mean == pytest.approx((math.log(4 + 2) + math.log(4)) / 2)
-    assert means[Task.OCR, "info_nce"].mean == pytest.approx(math.log(3))
-    assert means[Task.OCR, "triplet_margin"].mean == pytest.approx(DEFAULT.margin)
-    assert means[Task.INSTR, "cosine"].mean == 1.0
+    assert means[Task.INSTR, "info_nce"] == pytest.approx((math.log(4 + 2) + math.log(4)) / 2)
+    assert means[Task.OCR, "info_nce"] == pytest.approx(math.log(3))
+    assert means[Task.OCR, "triplet_margin"] == pytest.approx(DEFAULT.margin)
+    assert means[Task.INSTR, "cosine"] == 1.0
 
 
 def test_matryoshka_calls_the_losses_again_on_slices_and_takes_their_mean():
@@ -237,14 +246,14 @@ def test_matryoshka_calls_the_losses_again_on_slices_and_takes_their_mean():
     losses = whole(pairs, matryoshka_dims=(2, 4, 2))  # named twice, taken once
     assert losses.total.item() == pytest.approx(expected.item(), rel=1e-12)
     at_four = losses.terms.means()[Task.OCR, "info_nce@4"]
-    assert at_four.mean == pytest.approx(whole(sliced[1]).terms.means()[Task.OCR, "info_nce"].mean)
+    assert at_four == pytest.approx(whole(sliced[1]).terms.means()[Task.OCR, "info_nce"])
 
 
 def test_uniformity_is_off_by_default_and_added_with_its_weight():
     pairs = simple_pairs([Task.INSTR] * 5)
     plain, with_it = whole(pairs), whole(pairs, ObjectiveSettings(uniformity_weight=0.5))
     assert "uniformity" not in plain.terms.names
-    value = with_it.terms.means()[Task.INSTR, "uniformity"].mean
+    value = with_it.terms.means()[Task.INSTR, "uniformity"]
     assert with_it.total.item() == pytest.approx(plain.total.item() + 0.5 * value)
 
 
