@@ -40,7 +40,8 @@ def _pictures_and_groups(rows: pl.LazyFrame, name: str) -> pl.LazyFrame:
 
 def _dialogues(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Pairs of a dialogue that gives one for each answer: what one of them asks stands before the next."""
-    keys = rows.select("row", "history", key=pl.concat_str(dialogue(), separator="\n").hash(seed=0))
+    named = rows.select("row", "history", key=pl.concat_str(dialogue(), separator="\n")).drop_nulls("key")
+    keys = named.with_columns(pl.col("key").hash(seed=0))
     later = keys.filter(pl.col("history").is_not_null()).select("row", "key")
     first = keys.filter(pl.col("history").is_null()).select("row", "key")
     return pl.concat([later, first.join(later.select("key").unique(), on="key", how="semi")])

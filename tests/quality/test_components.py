@@ -67,6 +67,7 @@ def are_linked(*rows: dict) -> bool:
 
 
 TURNS = [{"role": "user", "text": LONG}, {"role": "assistant", "text": "ừ"}]
+SHORT_TURNS = [{"role": "user", "text": "q"}, {"role": "assistant", "text": "t"}]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,7 @@ TURNS = [{"role": "user", "text": LONG}, {"role": "assistant", "text": "ừ"}]
         ({"query": LONG}, {"target": LONG.upper()}),
         ({"target": LONG, "query_images": [A]}, {"target": LONG, "query_images": [B]}),
         ({"query": "và", "history": TURNS}, {"query": "và", "history": TURNS}),
+        ({"file": "f", "line": 7}, {"file": "f", "line": 7, "history": SHORT_TURNS}),
     ],
 )
 def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
@@ -91,6 +93,8 @@ def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
         ({"query": LONG, "query_images": [A]}, {"query": LONG, "query_images": [B]}),
         ({"target": LONG, "target_images": [A]}, {"target": LONG, "target_images": [B]}),
         ({"query": LONG}, {"query": LONG, "history": TURNS}),
+        ({"file": "f", "line": 7}, {"file": "f", "line": 7}),  # of an adapter, which may mean nothing by it
+        ({"file": "f", "line": 7, "history": SHORT_TURNS}, {"file": "f", "line": 8, "history": SHORT_TURNS}),
         ({"group_id": "g"}, {"group_id": "g", "source": "other"}),
     ],
 )
