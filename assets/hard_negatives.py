@@ -25,7 +25,7 @@ def hard_negatives(
 ) -> dg.MaterializeResult[None]:
     """Mined hard negatives, where the recipe asks for any (`mining.negatives_per_pair`).
 
-    The first model of a workspace trains without: there is none yet that could find them. Where one is
+    The first model trains without: none is registered yet that could find them. Where one is
     registered and its table is gone, that is exported first. What was mined stands as long as training set
     and settings do.
     """

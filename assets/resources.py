@@ -139,6 +139,11 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             if uri == self.place.own_mlflow_uri:
                 raise
             reason = without_login(next(iter(str(error).strip().splitlines()), type(error).__name__))
+            if is_served(uri):
+                raise ValueError(
+                    f"the server at {without_login(uri)}, which MLFLOW_TRACKING_URI names, does not let "
+                    f"MLflow in, or is none of MLflow's ({reason}): look at the login and the address"
+                ) from error
             raise ValueError(
                 f"MLflow cannot use {without_login(uri)}, which MLFLOW_TRACKING_URI names ({reason}): give "
                 "the address of its server, http://HOST:PORT, or unset the variable for the workspace's own "

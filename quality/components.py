@@ -106,9 +106,9 @@ def most_shared(rows: pl.LazyFrame, min_linking_chars: int) -> tuple[str, str, i
             rows.select("row", value=f"{side}_images").explode("value") for side in ("query", "target")
         ),
         "group_id": rows.select("row", value="group_id"),
-        "dialogue": rows.filter(pl.col("history").is_not_null()).select(
-            "row", value=pl.format("{}:{}", "file", "line")
-        ),
+        "dialogue": _dialogues(rows)
+        .select("row")
+        .join(rows.select("row", value=pl.format("{}: {}:{}", "source", "file", "line")), on="row"),
         "text": linking_sides(rows, min_linking_chars).select("row", value="text"),
     }
     links = pl.concat(table.with_columns(kind=pl.lit(kind)) for kind, table in kinds.items())

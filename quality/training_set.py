@@ -265,7 +265,7 @@ def _what_links(
     earlier = members.is_in(replacing.implode()).sum()
     replaced = f"{earlier} stand in the place of earlier rows that are gone, and have their links"
     if count == 1:
-        nothing = "no two of them share a picture, a group_id or a text"
+        nothing = "no two of them share a picture, a group_id, a dialogue or a text"
         return f"{nothing}, but {replaced}" if earlier else f"{nothing}, they are near copies in a chain"
     common = f"{count} of them share the {kind} {_shown(kind, value, sources)}"
     if count == len(members):

@@ -95,7 +95,7 @@ def test_a_server_that_is_none_of_mlflow_is_named(
     guarded_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", guarded_server)
-    with pytest.raises(ValueError, match=r"MLflow cannot use http://127.* error code 401"):
+    with pytest.raises(ValueError, match=r"the server at http://127.* error code 401.*look at the login"):
         MlflowResource(home=str(tmp_path)).prepare()
 
 

@@ -173,3 +173,9 @@ def test_a_component_has_the_name_of_its_smallest_sample(data: st.DataObject, sa
         min(sample for sample, label in zip(samples, labels, strict=True) if label == number)
         for number in range(len(numbers))
     ]
+
+
+def test_a_dialogue_that_links_is_named_with_all_its_pairs() -> None:
+    place = {"file": "f", "line": 7}
+    rows = pairs(place, {**place, "history": SHORT_TURNS}, {**place, "source": "other"})
+    assert most_shared(rows, min_linking_chars=32) == ("dialogue", "s: f:7", 2)

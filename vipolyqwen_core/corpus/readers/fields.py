@@ -64,6 +64,11 @@ def _image_of(entry: Any) -> RawImage:
     raise RecordError("wrong_type", f"a picture is no path and no bytes but {type(entry).__name__}", entry)
 
 
+def is_nothing(entry: Any) -> bool:
+    """Whether it stands where there is no picture, video or audio: some tables write it for each row."""
+    return not (any(entry.values()) if isinstance(entry, Mapping) else entry)
+
+
 def refuse_other_media(fields: Mapping[Key, Any]) -> None:
     """Nothing, where a row has pictures at most: without its video or audio it would say something else.
 
@@ -71,7 +76,7 @@ def refuse_other_media(fields: Mapping[Key, Any]) -> None:
         RecordError: names the field that holds one
     """
     for key in OTHER_MEDIA:
-        if any(entries_of(optional(fields, (key,)))):
+        if not all(map(is_nothing, entries_of(optional(fields, (key,))))):
             raise RecordError("video_or_audio", f"the record has {key!r}, which is not read", fields[key])
 
 

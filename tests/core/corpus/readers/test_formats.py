@@ -158,14 +158,21 @@ class TestAlpaca:
         assert shown.pairs == (RawPair(Task.VQA_SINGLE, "q", "t", query_images=("a",)),)
         assert rules([bare]) == ["no_images"]
 
+    @pytest.mark.parametrize("value", [[None], [""], {"bytes": None, "path": None}, [{}]])
+    def test_a_cell_without_a_picture_is_none(self, tmp_path: Path, value: Any) -> None:
+        row = {"instruction": "q", "output": "t", "images": value}
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert [(pair.query, pair.query_images) for pair in record.pairs] == [("q", ())]
+
     @pytest.mark.parametrize("key", ["video", "videos", "audio", "audios"])
     @pytest.mark.parametrize("fmt", [Format.ALPACA, Format.MESSAGES])
     def test_a_row_with_a_video_or_audio_is_rejected(self, tmp_path: Path, key: str, fmt: Format) -> None:
         turns = [{"role": "user", "content": "<video>q"}, {"role": "assistant", "content": "t"}]
         row = {"instruction": "<video>q", "output": "t", "messages": turns}
-        rows = [{**row, key: value} for value in (["a.mp4"], "a.mp4", [], "", None)]
+        nothing = ([], "", None, [""], [{}], {"bytes": None, "path": None})
+        rows = [{**row, key: value} for value in (["a.mp4"], "a.mp4", *nothing)]
         records = read(tmp_path, "a.jsonl", jsonl(*rows), **{**self.KEYS, "format": fmt})
-        assert rules(records) == ["video_or_audio"] * 2 + [None] * 3
+        assert rules(records) == ["video_or_audio"] * 2 + [None] * len(nothing)
         assert records[0].rejection is not None
         assert records[0].rejection.reason == f"the record has {key!r}, which is not read"
 
