@@ -207,11 +207,10 @@ def largest_component(place: Workspace, recipe: Recipe) -> Finding:
 
     from quality.split import SMALL_COMPONENT
 
-    training_set = place.training_set
-    tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("component") for split in Split]
+    tables = [pl.scan_ipc(place.training_set / f"{split.value}.arrow").select("component") for split in Split]
     sizes = pl.concat(tables).group_by("component").len().sort("len", descending=True).collect()
     largest = int(sizes["len"][0]) if len(sizes) else 0
-    rows = stage_summary(training_set).details.get("largest_component", {}).get("of")
+    rows = stage_summary(place.training_set).details.get("largest_component", {}).get("of")
     rows = rows or int(sizes["len"].sum())
     share = largest / rows if rows else 0.0
     return Finding(
@@ -243,9 +242,7 @@ def no_leak(place: Workspace, recipe: Recipe) -> Finding:
             "components": rows.select(pl.col("component").alias("value")),
             "pictures": pl.concat(pictures),
             "declared groups": rows.select(grouped.alias("value")),
-            "dialogues": rows.filter(pl.col("history").is_not_null()).select(
-                value=pl.concat_str(dialogue(), separator=" ")
-            ),
+            "dialogues": rows.drop_nulls("history").select(value=pl.concat_str(dialogue(), separator=" ")),
             "long texts": pl.concat(sides).filter(pl.col("value").str.len_chars() >= min_chars),
         }
 
