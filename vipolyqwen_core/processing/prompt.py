@@ -61,16 +61,14 @@ class Prompt:
         turns = list(history)
         pictures = [self._picture(count) for count in visual_tokens]
         self._check(text, turns, len(pictures))
-        head = [Piece((self.prefixes[prefix],))] if prefix is not None else []
-        if not turns:
-            return [*head, *_content(text, pictures), Piece((self.im_end,))]
-        body: list[Piece] = []
+        pieces = [] if prefix is None else [Piece((self.prefixes[prefix],))]
         for turn in turns:
-            body.append(Piece((self.im_start, *self.roles[turn.role])))
-            body += _content(turn.text, pictures, earlier=True)
-            body.append(Piece((self.im_end, *self.newline)))
-        body.append(Piece((self.im_start, *self.roles["user"])))
-        return [*head, *body, *_content(text, pictures), Piece((self.im_end,))]
+            pieces.append(Piece((self.im_start, *self.roles[turn.role])))
+            pieces += _content(turn.text, pictures, earlier=True)
+            pieces.append(Piece((self.im_end, *self.newline)))
+        if turns:
+            pieces.append(Piece((self.im_start, *self.roles["user"])))
+        return [*pieces, *_content(text, pictures), Piece((self.im_end,))]
 
     def _picture(self, visual_tokens: int) -> Piece:
         ids = (self.vision_start, *(self.image_pad,) * visual_tokens, self.vision_end)

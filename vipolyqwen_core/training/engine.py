@@ -7,8 +7,10 @@ arXiv 2101.06983). Either way a rank holds the activations of one chunk.
 """
 
 import contextlib
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from accelerate import Accelerator
@@ -132,7 +134,7 @@ class Engine:
         chunks: Iterator[LoadedChunk],
         task_weights: Mapping[Task, float] | None,
     ) -> tuple[Losses, PairVectors]:
-        total: Losses | None = None
+        parts: list[Losses] = []
         seen: list[PairVectors] = []
         for number in range(planned.num_chunks):
             chunk = next(chunks)
@@ -148,11 +150,9 @@ class Engine:
                     task_weights=task_weights,
                 )
                 self._backward(losses.total)
-            losses = Losses(losses.total.detach(), losses.terms)
-            total = losses if total is None else total + losses
+            parts.append(Losses(losses.total.detach(), losses.terms))
             seen.append(_detached(pairs))
-        assert total is not None
-        return total, join_pairs(seen)
+        return reduce(operator.add, parts), join_pairs(seen)
 
     def _against_step(
         self,

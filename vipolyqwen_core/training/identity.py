@@ -19,22 +19,21 @@ from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
 
 MINING = "hard_negatives"
-"""The stage that mines..."""
+"""Name of the stage that mines."""
 MINING_VERSION = 3
-"""... and of its code: raised when it would find others."""
+"""Of the code of mining: raised when it would find others."""
 
 TRAINING_VERSION = 1
 """Of the code of training: raised when the same data and settings would give other weights."""
 TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")
 """Sections of a recipe that shape the weights. How a model is judged or exported does not retrain it."""
+TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
+"""Keys of the section `training` that do. Processes, workers and checkpoints may change within a run."""
 
 IDENTIFYING = (".json", ".safetensors", ".bin", ".txt")
 """Files of a backbone that decide what it computes."""
 SAMPLES, SAMPLED_BYTES = 1024, 1024
 """Of a file: pieces that are looked at, and their length. A file of up to a million bytes is read whole."""
-
-TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
-"""Keys of the section `training` that do. Processes, workers and checkpoints may change within a run."""
 
 
 def trajectory(run: TrainingRun) -> dict[str, Any]:

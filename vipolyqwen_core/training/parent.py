@@ -36,14 +36,11 @@ def end_with_parent() -> None:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys_is_linux() and ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+    if sys.platform != "linux":
+        return  # it has no prctl
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl: {os.strerror(number)}")
-
-
-def sys_is_linux() -> bool:
-    """Whether the system has prctl."""
-    return os.uname().sysname == "Linux"
 
 
 def leave_with_parent() -> None:

@@ -203,14 +203,10 @@ def plan_epoch(
     Several uses of a row spread over the epoch: use u of n falls into its u-th n-th part.
 
     Raises:
-        ValueError: sub-batches are larger than a step, or the weights leave no row to use
+        ValueError: the weights ask for more uses than can be ordered
     """
     uses = count_uses(index, source_weights, seed, epoch)
     rows = np.repeat(np.arange(len(index)), uses)
-    if not len(rows):
-        raise ValueError(
-            f"epoch {epoch}: the source weights {dict(source_weights)} leave no pair to train on"
-        )
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(uses) - uses, uses)
     draws = uniform(mix(index.keys[rows]) + nth.astype(np.uint64), seed, epoch, ORDER)
     position = (nth + draws) / uses[rows]

@@ -120,6 +120,7 @@ class TrainingPictures:
 
     def __init__(self, training_set: Path) -> None:
         self.training_set = training_set
+        self._stores: dict[str, ImageStore] = {}
 
     def __reduce__(self) -> tuple[type["TrainingPictures"], tuple[Path]]:
         return TrainingPictures, (self.training_set,)
@@ -168,10 +169,6 @@ class TrainingPictures:
                 f"picture {store.origin(row)!r} of source {source!r}, row {row} of {store.path}, cannot be "
                 f"decoded: {error}"
             ) from error
-
-    @cached_property
-    def _stores(self) -> dict[str, ImageStore]:
-        return {}
 
     @cached_property
     def pinned(self) -> dict[str, dict[str, Any]]:

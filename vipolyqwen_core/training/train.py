@@ -141,8 +141,7 @@ class Loop:
         started = time.perf_counter()
         self.meter.begin(planned)
         balance = TaskBalance({Task(task): loss for task, loss in progress.running_losses.items()})
-        task_weights = balance.weights() if balance.running else None
-        result = self.training.engine.step(planned, stream, task_weights)
+        result = self.training.engine.step(planned, stream, balance.weights())
         if self.training.run.recipe.objective.dynamic_task_weights and not result.refused:
             balance = balance.updated(
                 _task_losses(result.terms.reduced(), self.training.run.recipe.objective)
