@@ -120,8 +120,8 @@ def register(
         digest: of the run's model
         licenses: of each source, for the model card
     """
-    from vipolyqwen_core.serving.mlflow_model import log_registered_model
     from vipolyqwen_core.serving.model_card import ModelFacts, write_model_card
+    from vipolyqwen_core.serving.registration import log_registered_model
 
     card = ModelFacts.of(run, licenses)
     refuse_other_data(run)

@@ -160,7 +160,7 @@ def model_folder(workspace: Workspace, number: int, digest: str | None) -> Path:
     """
     folder = model_place(workspace, number, digest)
     if not (folder / "config.json").is_file():
-        from vipolyqwen_core.serving.mlflow_model import download_model_directory
+        from vipolyqwen_core.serving.registration import download_model_directory
 
         with written_aside(folder) as aside:
             download_model_directory(number, aside)

@@ -43,7 +43,7 @@ def register_model(model_dir: Path, experiment_id: str, **facts: str) -> Any:
     """Log a model directory to a run of its own in an experiment, and register it."""
     import mlflow
 
-    from vipolyqwen_core.serving.mlflow_model import log_registered_model
+    from vipolyqwen_core.serving.registration import log_registered_model
 
     with mlflow.start_run(experiment_id=experiment_id) as run:
         pass

@@ -34,8 +34,8 @@ from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from tests.mlflow_store import mlflow_store, register_model
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
-from vipolyqwen_core.serving.mlflow_model import log_registered_model
 from vipolyqwen_core.serving.model_directory import model_digest
+from vipolyqwen_core.serving.registration import log_registered_model
 from vipolyqwen_core.workspace import Workspace
 
 MODEL = Path("model")

@@ -21,7 +21,7 @@ from tests.core.small_training_set import picture
 from tests.mlflow_store import mlflow_store, register_model
 from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
-from vipolyqwen_core.serving.mlflow_model import log_registered_model, requirements
+from vipolyqwen_core.serving.registration import log_registered_model, requirements
 
 
 def encoded(number: int) -> str:
