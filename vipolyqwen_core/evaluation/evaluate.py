@@ -14,7 +14,7 @@ from vipolyqwen_core.evaluation.baselines import Bm25, untrained_embedder
 from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS, Interval, bootstrap_mean
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
-from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation
+from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation, judging_metric
 from vipolyqwen_core.evaluation.report import write_report
 from vipolyqwen_core.evaluation.results import Evaluation, PoolResult, SimilarityResult
 from vipolyqwen_core.evaluation.retrieval import (
@@ -158,6 +158,7 @@ def _counted(judged: Sequence[JudgedPool], settings: EvaluationSettings) -> tupl
 
 def _pool_result(judged: JudgedPool, settings: EvaluationSettings, counts: bool) -> PoolResult:
     pool = judged.pool
+    metric = judging_metric(pool.is_choice)
     scores = {system: ranking.means for system, ranking in judged.rankings.items()}
     return PoolResult(
         task=pool.task,
@@ -171,16 +172,18 @@ def _pool_result(judged: JudgedPool, settings: EvaluationSettings, counts: bool)
         is_large=_is_large(pool, settings),
         counts=counts,
         scores=scores | {results.CHANCE: pool.chance()},
-        gain_over_untrained=_gain([judged], results.UNTRAINED, settings),
+        gain_over_untrained=_gain([judged], results.UNTRAINED, settings, metric),
         gain_over_champion=(
-            _gain([judged], results.CHAMPION, settings) if results.CHAMPION in scores else None
+            _gain([judged], results.CHAMPION, settings, metric) if results.CHAMPION in scores else None
         ),
     )
 
 
-def _gain(judged: Sequence[JudgedPool], rival: str, settings: EvaluationSettings) -> Interval:
+def _gain(
+    judged: Sequence[JudgedPool], rival: str, settings: EvaluationSettings, metric: str = PRIMARY
+) -> Interval:
     return bootstrap_mean(
-        [each.gain(rival) for each in judged],
+        [each.gain(rival, metric) for each in judged],
         settings.bootstrap_samples,
         settings.confidence,
         settings.seed,

@@ -17,7 +17,7 @@ class JudgedPool:
     has_pictures: bool
     """Whether all of its queries show pictures."""
 
-    def gain(self, rival: str) -> Sample:
-        """Paired differences of the primary metric to another system, by query."""
-        ours, theirs = (self.rankings[system].by_query[PRIMARY] for system in (results.TRAINED, rival))
+    def gain(self, rival: str, metric: str = PRIMARY) -> Sample:
+        """Paired differences of a metric to another system, by query."""
+        ours, theirs = (self.rankings[system].by_query[metric] for system in (results.TRAINED, rival))
         return Sample(ours - theirs, self.pool.clusters)

@@ -21,6 +21,9 @@ CUTOFFS: Final = (1, 5, 10)
 PRIMARY: Final = "mrr@10"
 """The metric that decides."""
 
+ACCURACY: Final = "recall@1"
+"""The metric of a pool of two answers: the share of questions that found the right one."""
+
 TIE_TOLERANCE: Final = 1e-5
 """Similarities closer than this are a tie, which counts against the model. It is far above the rounding
 that moves with the make-up of a batch in float32 (1e-7), so a score does not move with it; and a collapsed
@@ -34,6 +37,11 @@ Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+
+
+def judging_metric(is_choice: bool) -> str:
+    """The metric that a pool is judged by."""
+    return ACCURACY if is_choice else PRIMARY
 
 
 def rank_by(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from vipolyqwen_core import contract
 from vipolyqwen_core.config import RegistrySettings
 from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS
-from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.evaluation.metrics import judging_metric
 from vipolyqwen_core.evaluation.results import CHAMPION, TRAINED, Evaluation, PoolResult
 
 
@@ -109,7 +109,8 @@ def _by_task(evaluation: Evaluation) -> list[_TaskPools]:
     found: dict[tuple[bool, str], _TaskPools] = {}
     for pool in sorted(evaluation.pools, key=lambda pool: pool.is_choice):
         task = pool.task.value
-        metric, name = ("recall@1", "accuracy") if pool.is_choice else (PRIMARY, PRIMARY)
+        metric = judging_metric(pool.is_choice)
+        name = "accuracy" if pool.is_choice else metric
         pools = found.setdefault((pool.is_choice, task), _TaskPools(task, metric, name, [], []))
         (pools.large if pool.is_large else pools.small).append(pool)
     return list(found.values())

@@ -11,11 +11,11 @@ from vipolyqwen_core.config import explain
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation import EVALUATION_FILE
 from vipolyqwen_core.evaluation.bootstrap import Interval
-from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.evaluation.metrics import PRIMARY, judging_metric
 from vipolyqwen_core.portable_paths import meant, spelled
 from vipolyqwen_core.written_aside import written_aside
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
 before is made anew."""
 
@@ -69,7 +69,7 @@ class PoolResult:
     num_components: int
     """Linked groups of its queries."""
     is_choice: bool
-    """Two answers: `recall@1` is the accuracy, and the pool stays out of the mean."""
+    """Two answers: judged by `ACCURACY`, and the pool stays out of the mean."""
     has_pictures: bool
     """Whether all of its queries show pictures."""
     is_large: bool
@@ -79,7 +79,7 @@ class PoolResult:
     scores: dict[str, dict[str, float]]
     """System -> metric -> mean over queries."""
     gain_over_untrained: Interval
-    """Paired difference of the primary metric."""
+    """Paired difference of the primary metric, of a choice of the accuracy."""
     gain_over_champion: Interval | None
     """Likewise; None: there was no champion."""
 
@@ -208,10 +208,10 @@ def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
         failures.append("no pool is large enough to tell: more evaluation pairs are needed")
     counted = [pool for pool in pools if pool.counts]
     for pool in counted:
-        gain = pool.gain_over_untrained
+        gain, metric = pool.gain_over_untrained, judging_metric(pool.is_choice)
         sentence = (
-            f"{pool.name}: {PRIMARY} {pool.scores[TRAINED][PRIMARY]:.3f}, untrained "
-            f"{pool.scores[UNTRAINED][PRIMARY]:.3f}, gain {gain.mean:+.3f} "
+            f"{pool.name}: {metric} {pool.scores[TRAINED][metric]:.3f}, untrained "
+            f"{pool.scores[UNTRAINED][metric]:.3f}, gain {gain.mean:+.3f} "
             f"[{gain.low:+.3f}, {gain.high:+.3f}]"
         )
         (facts if gain.low > 0 else failures).append(sentence)

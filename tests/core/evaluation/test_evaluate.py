@@ -167,7 +167,17 @@ def test_a_champion_scores_as_when_it_was_the_model_and_gains_are_differences(
         assert pool.scores[results.CHAMPION] == earlier.scores[results.TRAINED]
         assert pool.scores[results.CHAMPION_PLAIN] == earlier.scores[results.PLAIN]
         assert pool.scores[results.UNTRAINED] == earlier.scores[results.UNTRAINED]
-    by_system = [({system: means[PRIMARY] for system, means in each.scores.items()}, each) for each in now]
+    by_system = [
+        (
+            {
+                system: means.get("recall@1" if each.is_choice else PRIMARY)
+                for system, means in each.scores.items()
+            },
+            each,
+        )
+        for each in now
+    ]
+    assert any(each.is_choice and each.gain_over_untrained.mean for each in now)
     for scores, found in ((against_champion.primary, against_champion), *by_system):
         for rival, gain in (
             (results.CHAMPION, found.gain_over_champion),
@@ -286,6 +296,9 @@ def test_the_report_of_a_comparison_tells_of_no_champion(
         assert term.format("baseline") in told
         assert term.format("champion") in judged
     assert [word for word in ("hampion", "hallenger", "registry", "Promotion") if word in told] == []
+    evaluate(beside, tiny_model_dir, tiny_model_dir, tmp_path, decides=False)  # by hand, beside the champion
+    assert "Promotion" in judged
+    assert "Promotion" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_batch_size_moves_no_score(

@@ -7,7 +7,7 @@ import numpy as np
 from tests.core.evaluation.test_retrieval import rows_of
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
-from vipolyqwen_core.evaluation.metrics import PRIMARY
+from vipolyqwen_core.evaluation.metrics import ACCURACY, PRIMARY
 from vipolyqwen_core.evaluation.retrieval import build_pools, rank_pool
 
 
@@ -23,4 +23,6 @@ def test_a_gain_is_ours_less_theirs_with_the_component_of_each_query() -> None:
     gain = JudgedPool(pool, rankings, has_pictures=False).gain(results.CHAMPION)
     assert gain.values.tolist() == [1 - rankings[results.CHAMPION].by_query[PRIMARY][0], 0, 0]
     assert gain.values[0] > 0
+    accuracy = JudgedPool(pool, rankings, has_pictures=False).gain(results.CHAMPION, ACCURACY)
+    assert accuracy.values.tolist() == [1, 0, 0]
     assert gain.clusters.tolist() == [5, 5, 8]
