@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vipolyqwen_core.config import Recipe, TrainingRun, to_json
+from vipolyqwen_core.config import Negatives, Recipe, TrainingRun, to_json
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
@@ -23,10 +23,14 @@ MINING = "hard_negatives"
 MINING_VERSION = 3
 """Of the code of mining: raised when it would find others."""
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Of the code of training: raised when the same data and settings would give other weights."""
-TRAINING_SECTIONS = ("model", "processing", "objective", "batches", "optimizer")
-"""Sections of a recipe that shape the weights. How a model is judged or exported does not retrain it."""
+TRAINING_SECTIONS = ("model", "processing", "objective", "optimizer")
+"""Sections of a recipe that shape the weights, beside `batches`. How a model is judged or exported does not
+retrain it."""
+CHUNK_BUDGETS = ("chunk_tokens", "chunk_patches", "chunk_pairs")
+"""Keys of the section `batches` that shape them only where a chunk is compared with itself alone. Else they
+may change within a run, as the number of GPUs may: when memory is short."""
 TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 """Keys of the section `training` that do. Processes, workers and checkpoints may change within a run."""
 
@@ -40,12 +44,15 @@ def trajectory(run: TrainingRun) -> dict[str, Any]:
     """Everything that decides the weights of a run. Runs that share it are the same run."""
     settings = TypeAdapter(Recipe).dump_python(run.recipe, mode="json")
     mined = {} if run.hard_negatives is None else {"hard_negatives": data_version(run.hard_negatives)}
-    code = {} if TRAINING_VERSION == 1 else {"code": TRAINING_VERSION}  # runs of version 1 do not say so
+    batches = settings["batches"]
+    if run.recipe.batches.negatives is Negatives.STEP:
+        batches = {key: value for key, value in batches.items() if key not in CHUNK_BUDGETS}
     return {
-        **code,
+        "code": TRAINING_VERSION,
         "data": data_version(run.training_set),
         **mined,
         **{section: settings[section] for section in TRAINING_SECTIONS},
+        "batches": batches,
         "training": {key: settings["training"][key] for key in TRAINING_KEYS},
         "weights": {name: weight for name, weight in sorted(run.source_weights.items()) if weight != 1.0},
         "backbone": _backbone_identity(run.backbone),
@@ -137,7 +144,8 @@ def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapp
     changed = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in differences(old, new).items()]
     if changed:
         raise ValueError(
-            f"{path} belongs to a run with other settings ({'; '.join(changed)}): use another folder"
+            f"{path} belongs to a run with other settings ({'; '.join(changed)}): use another folder, or the "
+            "version of the code that began it"
         )
 
 

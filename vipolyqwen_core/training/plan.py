@@ -200,7 +200,8 @@ def plan_epoch(
 ) -> EpochPlan:
     """The steps of one epoch, the same for any number of ranks and any order of the index.
 
-    Several uses of a row spread over the epoch: use u of n falls into its u-th n-th part.
+    Several uses of a row spread over the epoch: use u of n falls into its u-th n-th part. So do the groups of
+    a task, so that each task comes up all along; a use at the edge of a part may then fall a group beyond it.
 
     Raises:
         ValueError: the weights ask for more uses than can be ordered
@@ -217,7 +218,10 @@ def plan_epoch(
     tasks = index.tasks[rows]
     rows = rows[_order(tasks + position, index.keys[rows])]
     sizes, kinds = _group_sizes(np.bincount(tasks, minlength=len(TASKS)), _group_pairs(settings))
-    order = np.argsort(uniform(np.arange(len(sizes)).astype(np.uint64) + mix(kinds), seed, epoch, GROUP))
+    groups = np.bincount(kinds, minlength=len(TASKS))  # of each task
+    nth = np.arange(len(sizes)) - np.repeat(np.cumsum(groups) - groups, groups)
+    draws = uniform(mix(kinds.astype(np.uint64)) + nth.astype(np.uint64), seed, epoch, GROUP)
+    order = np.argsort((nth + draws) / np.repeat(groups, groups))
     starts = np.cumsum(sizes) - sizes
     sizes = sizes[order]
     ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -241,10 +245,10 @@ def _group_pairs(settings: BatchSettings) -> int:
     return settings.sub_batch_pairs
 
 
-def _group_sizes(counts: IntArray, largest: int) -> tuple[IntArray, KeyArray]:
+def _group_sizes(counts: IntArray, largest: int) -> tuple[IntArray, IntArray]:
     """Sizes of the groups of each task, equal to within one, and the task of each group."""
     sizes = [np.diff(_boundaries(int(count), largest)) for count in counts]
-    kinds = np.repeat(np.arange(len(counts)), [len(of_task) for of_task in sizes]).astype(np.uint64)
+    kinds = np.repeat(np.arange(len(counts)), [len(of_task) for of_task in sizes])
     return np.concatenate(sizes), kinds
 
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from vipolyqwen_core.config import EvaluationSettings, Precision, RegistrySettings, TrainingSettings
+from vipolyqwen_core.config import (
+    EvaluationSettings,
+    Negatives,
+    Precision,
+    RegistrySettings,
+    TrainingSettings,
+)
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.training import identity
@@ -57,6 +63,17 @@ def test_what_shapes_the_weights_makes_another_run(
     assert named != run_name(workspace, training_set, tiny_backbone)
 
 
+def test_budgets_of_a_chunk_make_another_run_only_where_a_chunk_is_compared_with_itself(
+    workspace: Workspace, training_set: Path, tiny_backbone: Path
+) -> None:
+    for negatives, apart in ((Negatives.CHUNK, 2), (Negatives.STEP, 1)):
+        batches = replace(demo().batches, negatives=negatives)
+        smaller = replace(batches, chunk_tokens=100, chunk_patches=400, chunk_pairs=2)
+        recipes = [replace(demo(), batches=each) for each in (batches, smaller)]
+        runs = [identified_run(workspace, each, tiny_backbone, {}, training_set) for each in recipes]
+        assert len({run.run_name for run in runs}) == apart
+
+
 def test_data_and_weights_of_sources_make_another_run_and_how_it_is_judged_does_not(
     workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -98,7 +115,7 @@ def test_a_run_of_another_version_of_the_training_set_is_refused(
 def test_a_backbone_is_known_by_what_it_holds(
     workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    moved = shutil.copytree(tiny_backbone, tmp_path / "elsewhere" / tiny_backbone.name)
+    moved = shutil.copytree(tiny_backbone, tmp_path / "elsewhere" / "renamed")
     name = run_name(workspace, training_set, tiny_backbone)
     assert run_name(workspace, training_set, moved) == name
     weights = moved / "model.safetensors"
@@ -111,7 +128,7 @@ def test_a_backbone_is_known_by_what_it_holds(
     assert run_name(workspace, training_set, moved) != name
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "merges.txt"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "merges.txt", "pytorch_model.bin"])
 def test_one_byte_of_a_small_file_makes_another_backbone(
     workspace: Workspace, training_set: Path, tiny_backbone: Path, tmp_path: Path, file: str
 ) -> None:
