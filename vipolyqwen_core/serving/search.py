@@ -239,7 +239,7 @@ def _run(query: Any, where: str | None, said: Collection[str], score: str) -> pa
         query = query.where(" AND ".join(conditions), prefilter=True)
     query = query.select([*_SHOWN, score])
     try:
-        return query.to_arrow()
+        rows = query.to_arrow()
     except Exception as error:
         panicked = type(error).__name__ == PANIC
         if not (panicked or isinstance(error, (ValueError, RuntimeError))):
@@ -248,6 +248,9 @@ def _run(query: Any, where: str | None, said: Collection[str], score: str) -> pa
             raise ValueError(f"where {where!r} cannot be used: {_one_line(error)}") from error
         searched = f"with where {where!r} " if where else ""
         raise ValueError(f"{searched}the exported table cannot be read: {_one_line(error)}") from error
+    if said and any(row["text"] in said and not row["image_ids"] for row in rows.to_pylist()):
+        raise ValueError(f"where {where!r} cannot be used: its brackets do not match")
+    return rows
 
 
 def _says_other_than(texts: Collection[str]) -> str:

@@ -204,6 +204,8 @@ def test_what_is_said_again_and_again_does_not_hide_what_is_said_once(
     hits = look(Workspace(tmp_path), "yes", top=12, where="side = 'target'")
     assert {hit.text for hit in hits} == {*often, *once}
     assert max(fetched) < 800
+    with pytest.raises(ValueError, match="its brackets do not match"):
+        look(Workspace(tmp_path), "yes", top=13, where="side = 'target') OR (side = 'target'")
 
 
 DIM = 64
