@@ -73,7 +73,7 @@ def read_assignments(path: Path) -> pl.DataFrame:
     """The persisted split; empty where no training set was built yet.
 
     Raises:
-        ValueError: it is damaged
+        ValueError: it is damaged, or of a newer version of the code
     """
     if not path.is_file():
         return pl.DataFrame(schema=SCHEMA)
@@ -89,6 +89,11 @@ def read_assignments(path: Path) -> pl.DataFrame:
 def _read(path: Path) -> pl.DataFrame:
     spelled = pl.scan_parquet(path)
     kept = spelled.collect_schema()
+    if unknown := set(kept) - {*SCHEMA, "pictures"}:
+        raise ValueError(
+            f"{path} was written by a newer version of the factory (column {min(unknown)!r}): take that one, "
+            "or bring split/ back from a backup of before it"
+        )
     said = id_number(pl.col("content")) if "content" in kept else pl.lit(UNKNOWN)
     # Before groups were kept, the links were pictures.
     earlier = next((pl.col(name) for name in ("links", "pictures") if name in kept), pl.lit([]))

@@ -76,6 +76,14 @@ def test_tables_from_before_contents_pictures_and_groups_were_kept_are_read(tmp_
     assert read_assignments(path).rows() == [(5, 3, "eval", UNKNOWN, [])]
 
 
+def test_a_table_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "assignments.parquet"
+    write_assignments(pl.DataFrame([(5, 3, "eval", 9, [1])], schema=SCHEMA, orient="row"), path, "s1")
+    pl.read_parquet(path).with_columns(kinds=1).write_parquet(path)
+    with pytest.raises(ValueError, match=r"written by a newer version of the factory \(column 'kinds'\)"):
+        read_assignments(path)
+
+
 @pytest.mark.parametrize("damage", ["emptied", "cut", "another table", "no id"])
 def test_a_damaged_table_is_named_with_what_hangs_on_it(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "assignments.parquet"
