@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from assets.evaluation_report import (
+    evaluation_basis,
     evaluation_metadata,
+    evaluation_report,
     is_of_other_split,
     judged_evaluation,
     read_basis,
@@ -17,10 +20,12 @@ from assets.evaluation_report import (
 )
 from assets.registered_model import MAX_DESCRIPTION_CHARS, described
 from assets.registry import Version
+from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.evaluation.bootstrap import Interval
 from vipolyqwen_core.evaluation.results import BM25, TRAINED, UNTRAINED, Evaluation, Verdict
 from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.workspace import Workspace
 
 RUN = "demo-1"
 
@@ -82,6 +87,37 @@ def test_other_rules_of_promotion_make_a_new_report_only_before_registration(fol
     assert stored_evaluation(folder, changed, settled=True) == evaluation()
 
 
+def test_whatever_an_evaluation_depends_on_is_of_its_basis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    recipe = demo()
+    run = TrainingRun(
+        recipe=recipe, backbone=tmp_path, training_set=tmp_path, output=tmp_path, tags={"split": "a"}
+    )
+    tags = {"vipolyqwen.model_digest": "d", "vipolyqwen.split": "a"}
+    before = evaluation_basis(run, Version(3, (), tags))
+
+    def differing(changed: TrainingRun = run, number: int = 3, **other: str) -> set[str]:
+        named = {f"vipolyqwen.{name}": value for name, value in other.items()}
+        now = evaluation_basis(changed, Version(number, (), {**tags, **named}))
+        return {name for name in before if before[name] != now[name]}
+
+    assert differing() == set()
+    assert differing(number=4) == {"champion"}
+    assert differing(model_digest="of another registry") == {"champion_model"}
+    assert differing(split="b") == {"apart"}
+    for name, change in {
+        "settings": {"evaluation": replace(recipe.evaluation, confidence=0.9)},
+        "registry": {"registry": replace(recipe.registry, min_gain=0.1)},
+        "positive_score": {"objective": replace(recipe.objective, positive_score=0.9)},
+    }.items():
+        assert differing(replace(run, recipe=replace(recipe, **change))) == {name}
+    monkeypatch.setattr("vipolyqwen_core.evaluation.results.VERSION", "another")
+    (tmp_path / "result.json").write_text('{"steps": 1}')
+    assert differing() == {"version", "result"}
+
+
 @pytest.mark.parametrize(
     ("own", "rival", "apart"),
     [("a", "a", False), ("a", "b", True), (None, "b", True), ("a", None, False), (None, None, False)],
@@ -105,6 +141,61 @@ def test_that_the_champion_is_of_another_split_reopens_the_judgement_only_before
     assert stored_evaluation(folder, apart, settled=True) == evaluation()
     write_basis(folder, apart)  # then the split comes back from a backup
     assert stored_evaluation(folder, basis(3), settled=False) is None
+
+
+def test_the_asset_asks_for_the_champion_and_its_split_until_the_run_is_champion_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrainingRun(
+        recipe=demo(),
+        backbone=tmp_path,
+        training_set=tmp_path,
+        output=tmp_path,
+        run_name=RUN,
+        tags={"split": "a"},
+    )
+    (tmp_path / "result.json").write_text("{}")
+    folder = Workspace(tmp_path).evaluations / RUN
+    asked: list[tuple[Path | None, bool]] = []
+
+    def judge(
+        _run: TrainingRun, _model: Path, champion: Path | None, folder: Path, apart: bool
+    ) -> Evaluation:
+        asked.append((champion, apart))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").touch()
+        evaluation().write(folder)
+        return evaluation()
+
+    def materialize(champion: Version) -> None:
+        monkeypatch.setattr("assets.evaluation_report.champion", lambda _: champion)
+        evaluation_report(
+            workspace=WorkspaceResource(home=str(tmp_path)),
+            manifest=ManifestResource(path=None, home=str(tmp_path)),
+            recipe=RecipeResource(name="demo"),
+            mlflow=MlflowResource(home=str(tmp_path)),
+        )
+
+    for name, found in {
+        "assets.evaluation_report.finished_run": (run, SimpleNamespace(mlflow_run_id="m")),
+        "assets.evaluation_report.model_digest": "d",
+        "assets.evaluation_report.version_of_run": None,
+        "assets.evaluation_report.model_folder": tmp_path / "v3",
+        "assets.resources.ManifestResource.load": None,
+        "assets.resources.MlflowResource.connect": None,
+        "assets.resources.MlflowResource.log_evaluation": None,
+        "assets.resources.MlflowResource.run_link": dg.MetadataValue.url("http://mlflow"),
+    }.items():
+        monkeypatch.setattr(name, lambda *_, found=found: found)
+    monkeypatch.setattr("vipolyqwen_core.evaluation.evaluate.evaluate", judge)
+    materialize(Version(3, ("champion",), {"vipolyqwen.split": "b"}))
+    assert asked == [(tmp_path / "v3", True)]
+    own = Version(4, ("champion",), {"vipolyqwen.run": RUN, "vipolyqwen.model_digest": "d"})
+    materialize(own)  # killed before its last tag
+    assert len(asked) == 1
+    (folder / "basis.json").unlink()
+    materialize(own)
+    assert asked[1:] == [(None, False)]
 
 
 def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:

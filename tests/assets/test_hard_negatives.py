@@ -13,7 +13,7 @@ from assets.registry import Version
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from tests.core.small_training_set import some_pairs, write_training_set
 from vipolyqwen_core.config import ExportSettings, MiningSettings, Recipe, to_json
-from vipolyqwen_core.contract import Split
+from vipolyqwen_core.contract import CHALLENGER, CHAMPION, Split
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.serving.model_directory import model_digest
@@ -69,7 +69,7 @@ def test_the_model_of_the_table_comes_from_the_registry_where_it_is_gone(
         assert number == 7
         shutil.copytree(tiny_model_dir, target)
 
-    monkeypatch.setattr("vipolyqwen_core.serving.mlflow_model.download_model_directory", download)
+    monkeypatch.setattr("vipolyqwen_core.serving.registration.download_model_directory", download)
     monkeypatch.setattr(MlflowResource, "connect", lambda _: None)
     model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
     export(workspace.training_set, model, "7", workspace, ExportSettings())
@@ -78,18 +78,31 @@ def test_the_model_of_the_table_comes_from_the_registry_where_it_is_gone(
     assert "by model version 7" in shown["summary"].value
 
 
-@pytest.mark.parametrize("lost", ["exports", "exports/lancedb"])
+@pytest.mark.parametrize(
+    ("lost", "alias"), [("exports", CHAMPION), ("exports/lancedb", CHAMPION), ("exports", CHALLENGER)]
+)
 def test_a_table_that_is_gone_is_exported_under_the_model_in_use(
-    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, lost: str, alias: str
 ) -> None:
     """Training would go without, and the new model be silently worse."""
     model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
     export(workspace.training_set, model, "7", workspace, ExportSettings())
     shutil.rmtree(workspace.home / lost)
     tags = {"vipolyqwen.model_digest": model_digest(model)}
-    monkeypatch.setattr("assets.hard_negatives.champion", lambda _: Version(7, ("champion",), tags))
+    version = Version(7, (alias,), tags)
+    monkeypatch.setattr("assets.hard_negatives.champion", lambda _: version if alias == CHAMPION else None)
+    monkeypatch.setattr("assets.hard_negatives.version_with_alias", lambda *_: version)
     shown = materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
     assert "by model version 7" in shown["summary"].value
+
+
+def test_a_table_that_is_gone_is_not_done_without_where_no_model_is_registered(
+    workspace: Workspace, tiny_model_dir: Path
+) -> None:
+    export(workspace.training_set, tiny_model_dir, "7", workspace, ExportSettings())
+    shutil.rmtree(workspace.lancedb)
+    with pytest.raises(ValueError, match=r"the exported table, .*, is gone"):
+        materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
 
 
 def test_a_first_model_trains_without(workspace: Workspace) -> None:

@@ -78,7 +78,7 @@ def test_a_command_says_before_any_work_that_the_server_is_silent(
 
 
 @pytest.mark.parametrize(
-    "store", ["localhost:5000", "foo://bar", "postgresql://ann:sesame@db/mlflow", "{folder}"]
+    "store", ["localhost:5000", "foo://ann:sesame@bar", "postgresql://ann:sesame@db/mlflow", "{folder}"]
 )
 def test_a_command_says_before_any_work_that_mlflow_cannot_use_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str

@@ -1,13 +1,18 @@
 """What a registered version carries."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
-from assets.registered_model import checks_outcome, origin_tags
+from assets.registered_model import checks_outcome, origin_tags, registered_model
+from assets.registry import Version
+from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from orchestration.definitions import build_definitions
+from tests.assets.test_evaluation_report import RUN, evaluation
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.evaluation.results import Evaluation
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.workspace import Workspace
 
@@ -43,3 +48,53 @@ def test_a_version_names_the_commit_that_trained_it(
     tags = origin_tags(run, of_training)
     assert tags.get("vipolyqwen.git_commit") == commit
     assert (tags["vipolyqwen.data_version"], tags["vipolyqwen.recipe"]) == ("d", "demo")
+
+
+def test_a_registration_that_was_killed_behind_its_alias_goes_on_with_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is champion by then, so its evaluation names the champion before it."""
+    run = TrainingRun(
+        recipe=demo(), backbone=tmp_path, training_set=tmp_path, output=tmp_path, run_name=RUN, tags={}
+    )
+    named = {"vipolyqwen.run": RUN, "vipolyqwen.model_digest": "d"}
+    half = Version(4, ("champion",), named)
+    (tmp_path / "README.md").write_text("# Card")
+    trained = SimpleNamespace(data=SimpleNamespace(tags={"git_commit": "c1"}))
+    client = SimpleNamespace(get_run=lambda _: trained, update_model_version=lambda *_, **__: None)
+    settled: list[tuple[int, str]] = []
+    crowned: list[bool] = []
+
+    def settle(_client: object, number: int, tags: dict[str, str], *_: object) -> Version:
+        settled.append((number, tags["vipolyqwen.git_commit"]))
+        return Version(number, ("champion",), {**named, "vipolyqwen.decision": "better"})
+
+    def judged(_folder: Path, _basis: object, is_champion: bool) -> Evaluation:
+        crowned.append(is_champion)
+        return evaluation()
+
+    for name, found in {
+        "assets.registered_model.finished_run": (run, SimpleNamespace(mlflow_run_id="m")),
+        "assets.registered_model.model_digest": "d",
+        "assets.registered_model.version_of_run": None,
+        "assets.registered_model.champion": half,
+        "assets.registered_model.half_registered": half,
+        "assets.registered_model.evaluation_basis": {},
+        "assets.registered_model.keep_model": tmp_path,
+        "assets.registered_model.checks_outcome": "1 passed",
+        "assets.registered_model.register": 5,
+        "assets.resources.ManifestResource.load": SimpleNamespace(sources=()),
+        "assets.resources.MlflowResource.connect": client,
+        "assets.resources.MlflowResource.run_link": dg.MetadataValue.url("http://mlflow"),
+    }.items():
+        monkeypatch.setattr(name, lambda *_, found=found: found)
+    monkeypatch.setattr("assets.registered_model.judged_evaluation", judged)
+    monkeypatch.setattr("assets.registered_model.settle", settle)
+    registered_model(
+        dg.build_asset_context(),
+        workspace=WorkspaceResource(home=str(tmp_path)),
+        manifest=ManifestResource(path=None, home=str(tmp_path)),
+        recipe=RecipeResource(name="demo"),
+        mlflow=MlflowResource(home=str(tmp_path)),
+    )
+    assert (settled, crowned) == ([(4, "c1")], [True])

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -121,6 +121,19 @@ def test_a_rival_that_is_no_model_is_refused_before_any_work(vipolyqwen, tmp_pat
     ended = vipolyqwen("evaluate", "run", "--champion", "rival")
     assert ended.returncode == 1
     assert "rival is no model directory" in ended.stderr
+
+
+def test_an_evaluation_by_hand_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainingRun(recipe=demo(), backbone=tmp_path, training_set=tmp_path, output=tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text(to_json(run))
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("vipolyqwen_core.evaluation.evaluate.evaluate", lambda *_, **more: told.append(more))
+    monkeypatch.setattr("vipolyqwen_core.terminal.evaluation_tables", lambda _: "")
+    monkeypatch.setattr("vipolyqwen_core.terminal.print_verdict", lambda *_: None)
+    cli.evaluate(run=tmp_path, champion=tmp_path / "model", out=tmp_path / "out")
+    assert told == [{"decides": False}]
 
 
 def test_lines_to_encode_end_where_lines_of_a_corpus_do(tmp_path: Path) -> None:

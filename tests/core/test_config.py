@@ -77,6 +77,7 @@ def test_step_negatives_on_4_gpus_differ_from_the_seed_in_the_candidates_alone()
         ),
         ("not json", "Invalid JSON"),
         ('{"name": "../x", "backbone": "b"}', "name: String should match pattern"),
+        ('{"name": ".x", "backbone": "b"}', "name: String should match pattern"),
         ('{"name": "a/b", "backbone": "b"}', "name: String should match pattern"),
         (
             '{"name": "x", "backbone": "b", "training": {"epochs": 9}, "training": {"seed": 1}}',

@@ -94,7 +94,13 @@ def test_a_picture_a_group_and_a_long_text_link(one: dict, two: dict) -> None:
         ({"target": LONG, "target_images": [A]}, {"target": LONG, "target_images": [B]}),
         ({"query": LONG}, {"query": LONG, "history": TURNS}),
         ({"file": "f", "line": 7}, {"file": "f", "line": 7}),  # of an adapter, which may mean nothing by it
-        ({"file": "f", "line": 7, "history": SHORT_TURNS}, {"file": "f", "line": 8, "history": SHORT_TURNS}),
+        *(
+            (
+                {"file": "f", "line": 7, "history": SHORT_TURNS} | one,
+                {"file": "f", "line": 7, "history": SHORT_TURNS},
+            )
+            for one in ({"line": 8}, {"file": "g"}, {"source": "other"})
+        ),
         ({"group_id": "g"}, {"group_id": "g", "source": "other"}),
     ],
 )

@@ -90,3 +90,33 @@ def test_what_only_the_ledger_tells_is_no_other_data(workspace: Workspace, write
     assert (second.reused, second.data_version) == (False, first.data_version)
     assert sum(second.rejected.values()) == 10
     assert read_stage(workspace.training_set) == second
+
+
+def test_an_evaluation_pair_that_says_something_else_is_other_data(
+    workspace: Workspace, write_source, build
+) -> None:
+    records = [instruction(i) for i in range(40)]
+    first = build(write_source(records))
+    evaluating = read(workspace, "eval")["query"][0]
+    keyed = [{**each, "positive_key": "k"} if each["input"] == evaluating else each for each in records]
+    assert build(write_source(keyed)).data_version != first.data_version
+
+
+def test_a_source_that_is_declared_a_benchmark_later_trains_no_more(
+    workspace: Workspace, write_source, build
+) -> None:
+    corpus = write_source([instruction(i) for i in range(20)])
+    other = [instruction(i) for i in range(50, 70)]
+    build(corpus, write_source(other, "other"))
+    assert "other" in read(workspace, "train")["source"]
+    build(corpus, write_source(other, "other", off_limits=True))
+    assert "other" not in read(workspace, "train")["source"]
+
+
+def test_a_ledger_that_is_lost_is_written_again(workspace: Workspace, write_source, build) -> None:
+    corpus = write_source([instruction(i) for i in range(20)])
+    first = build(corpus)
+    (workspace.training_set / "ledger.parquet").unlink()
+    again = build(corpus)
+    assert (again.reused, again.data_version) == (False, first.data_version)
+    assert (workspace.training_set / "ledger.parquet").is_file()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quality.intake import INTAKE_SCHEMA
-from quality.row_duplicates import find_duplicates
+from quality.row_duplicates import find_copies, find_duplicates
 from tests.quality.conftest import sentence
 from tests.quality.test_duplicates import true_jaccard
 from vipolyqwen_core.config import CurationSettings
@@ -101,6 +101,22 @@ def test_of_equally_labelled_copies_the_longer_stays_then_the_earlier() -> None:
         assert copies({}, {side: PLAIN[side] + "!"}) == {0: 1}
     assert copies({}, {}) == {1: 0}
     assert copies({"query": PLAIN["query"] + "?"}, {"query": PLAIN["query"] + "!"}) == {1: 0}
+
+
+@pytest.mark.parametrize("query", [PLAIN["query"], PLAIN["query"] + "!"])
+def test_the_copy_of_a_benchmark_goes_however_long_and_well_labelled_it_is(query: str) -> None:
+    labels = {
+        "score": 0.5,
+        "group_id": "g",
+        "positive_key": "k",
+        "negatives": [{"text": "sai", "images": []}],
+    }
+    rows = table([{**PLAIN, **labels, "query": query}, PLAIN])
+    rows = rows.with_columns(source=pl.Series(["benchmark", "corpus"])).lazy()
+    for last, dropped in ((["benchmark"], (0, 1)), ([], (1, 0))):
+        with tempfile.TemporaryDirectory() as folder:
+            found = find_copies(rows, SETTINGS, Path(folder) / "bands", last)
+        assert found.select("row", "kept").rows() == [dropped]
 
 
 def test_an_exact_copy_names_the_near_one_that_stays_in_the_end() -> None:

@@ -92,6 +92,14 @@ def test_an_unknown_sample_is_refused(workspace, write_source) -> None:
         trace("01", workspace)
 
 
+def test_a_pair_that_lost_its_picture_is_the_one_of_its_line(workspace, write_source) -> None:
+    """Which pair it is, its pictures alone could tell."""
+    curate(write_source([question(0)]), CurationSettings(), workspace)
+    assert [step.outcome for step in trace("data.jsonl:1", workspace)] == ["read", "rejected"]
+    with pytest.raises(ValueError, match=r"line 2; there are records of corpus/data\.jsonl$"):
+        trace("data.jsonl:2", workspace)
+
+
 def test_a_line_is_followed_even_where_it_could_not_be_read(workspace, write_source) -> None:
     dialogue = [
         {"role": role, "content": f"{role} {turn}"} for turn in "ab" for role in ("user", "assistant")

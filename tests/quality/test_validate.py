@@ -125,6 +125,19 @@ def test_what_is_lost_or_cut_is_made_again(workspace: Workspace, write_source, t
         assert pictures.n_unique() == 5
 
 
+def test_a_version_that_is_judged_once_more_leaves_the_one_before_it(
+    workspace, write_source, through
+) -> None:
+    """A training set may be built of that one meanwhile."""
+    first = through(write_source([instruction(i) for i in range(12)]))
+    source = write_source([instruction(i) for i in range(13)])
+    second = through(source)
+    remove(workspace.data_docs)
+    assert not validate(source, workspace).reused
+    stand = {path.name for path in workspace.validated("corpus").iterdir() if path.is_dir()}
+    assert stand == {first.data_version, second.data_version}
+
+
 def test_pictures_that_were_moved_are_named_by_their_new_paths(workspace, write_source, through) -> None:
     source = write_source([question(i) for i in range(5)], pictures=range(5))
     before = through(source)

@@ -13,13 +13,14 @@ def test_each_text_and_key_is_normalised_and_each_side_has_its_pictures() -> Non
         query=" a  b ",
         target="t&amp;u",
         query_images=("q.png",),
+        target_images=("t.png",),
         history=(Turn("user", "x\r\ny"),),
         score=0.5,
         negatives=(RawSide("n ", ("one.png", "two.png")), RawSide("m", ())),
         group_id=" e\u0302 ",
         positive_key=" ",
     )
-    ids = [["q"], [], ["one", "two"], []]
+    ids = [["q"], ["t"], ["one", "two"], []]
     pair = normalise_pair(raw)
     assert pair.columns(ids) == {
         "task": "ocr",
@@ -27,13 +28,13 @@ def test_each_text_and_key_is_normalised_and_each_side_has_its_pictures() -> Non
         "query_images": ["q"],
         "history": [{"role": "user", "text": "x\ny"}],
         "target": "t&u",
-        "target_images": [],
+        "target_images": ["t"],
         "score": 0.5,
         "negatives": [{"text": "n", "images": ["one", "two"]}, {"text": "m", "images": []}],
         "group_id": "ê",
         "positive_key": None,
     }
-    assert pair.hashes(ids) == pair_hashes(Task.OCR, "a b", "t&u", ["q"], [], [Turn("user", "x\ny")], 0.5)
+    assert pair.hashes(ids) == pair_hashes(Task.OCR, "a b", "t&u", ["q"], ["t"], [Turn("user", "x\ny")], 0.5)
 
 
 def test_what_a_pair_has_not_is_null() -> None:

@@ -216,7 +216,9 @@ def test_without_an_export_nothing_is_mined_and_training_goes_without(
     plain = identified_run(workspace, replace(recipe, mining=MiningSettings()), tiny_backbone, {})
     assert run.hard_negatives is None
     assert run.run_name == plain.run_name
-    assert mine(workspace, recipe).reused
+    asked: list[Workspace] = []
+    assert mine(workspace, recipe, bring_back=asked.append).reused
+    assert asked == []  # what was mined stands
     assert summary.details["pairs_that_ask"] == 28
     strict = replace(recipe, objective=replace(recipe.objective, positive_score=0.75))
     assert mine(workspace, strict).details["pairs_that_ask"] == 26
@@ -230,6 +232,16 @@ def test_the_first_export_is_mined_with_where_nothing_was_mined_before(
     summary = mine(workspace, recipe)
     assert not summary.reused
     assert summary.details["teacher"] == "1"
+
+
+def test_where_the_first_export_is_gone_what_was_mined_without_does_not_stand(
+    workspace: Workspace, recipe: Recipe, tiny_model_dir: Path
+) -> None:
+    mine(workspace, recipe)
+    export(workspace.training_set, tiny_model_dir, "1", workspace, recipe.export)
+    shutil.rmtree(workspace.lancedb)
+    with pytest.raises(ValueError, match="is gone"):
+        mine(workspace, recipe)
 
 
 def test_an_export_of_fewer_pairs_is_refused(

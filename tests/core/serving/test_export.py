@@ -304,6 +304,14 @@ def test_an_export_beside_another_is_refused(workspace: Workspace, tiny_model_di
     assert export(workspace.training_set, tiny_model_dir, "1", workspace, SETTINGS).reused
 
 
+@pytest.mark.parametrize("version", ["lancedb", "1/2", "../1", ".1", ""])
+def test_a_version_that_can_name_no_folder_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, version: str
+) -> None:
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        export(tmp_path, tiny_model_dir, version, Workspace(tmp_path), ExportSettings())
+
+
 def test_an_export_without_training_set_or_model_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(ValueError, match="no training set"):

@@ -192,6 +192,10 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     other = Checkpoints(tmp_path, keep=3, trajectory={"data": "d1", "optimizer": {"learning_rate": 0.2}})
     with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.1 there, 0.2 now"):
         other.load(path, *make())
+    for more, words in (({"hard_negatives": "m1"}, "None there, 'm1' now"), ({}, "0.1 there, None now")):
+        other = Checkpoints(tmp_path, keep=3, trajectory={"data": "d1", **more})
+        with pytest.raises(ValueError, match=words):
+            other.load(path, *make())
 
 
 FULL_DISK = """

@@ -118,7 +118,7 @@ def test_the_largest_pair_counts_for_the_memory_whichever_steps_are_looked_at(ma
     for step in range(prepare(run).plan.num_steps):
         monkeypatch.setattr(dry_run, "_sample", lambda plan, step=step: [step])
         describe(run)
-    assert len({figures.largest_tokens for figures in seen}) == 1
+    assert len({(figures.largest_tokens, figures.largest_patches) for figures in seen}) == 1
     assert len({figures.tokens for figures in seen}) > 1
 
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
-from vipolyqwen_core.training.flops import FORWARD_AND_BACKWARD, FlopCounter
+from vipolyqwen_core.training.flops import FORWARD_AND_BACKWARD, FlopCounter, peak_flops
 
 PICTURE = Image.new("RGB", (84, 56), "red")
 ITEMS = {
@@ -39,3 +39,19 @@ def test_the_counter_agrees_with_torch(kind, tiny_model, tiny_backbone, tiny_pro
         kernel = tiny_model.backbone.visual.patch_embed.proj.weight
         expected -= 2 * packed.num_patches * kernel.numel() // 2
     assert counted.get_total_flops() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200 MIG 1g.18gb", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_the_rate_of_a_card_is_its_own(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == peak
