@@ -68,14 +68,14 @@ def export_anew(place: Workspace, settings: ExportSettings, mlflow: MlflowResour
     Raises:
         ValueError: the table is lost, and no model is registered either
     """
-    from vipolyqwen_core.mining.mine import refuse_lost_table
+    from vipolyqwen_core.mining.mine import is_lost, refuse_lost_table
 
     client = mlflow.connect()
     version = champion(client) or version_with_alias(client, CHALLENGER)
-    if version is None:
-        refuse_lost_table(place)
-    else:
+    if version is not None:
         export_under(version, place, settings)
+    elif is_lost(place):  # `models/v1` alone may be of a first registration that was killed
+        refuse_lost_table(place)
 
 
 def exported_model(exported: "CurrentExport", place: Workspace, mlflow: MlflowResource) -> Path:

@@ -14,6 +14,7 @@ from assets.resources import ManifestResource, MlflowResource, RecipeResource, W
 from tests.core.small_training_set import some_pairs, write_training_set
 from vipolyqwen_core.config import ExportSettings, MiningSettings, Recipe, to_json
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, Split
+from vipolyqwen_core.mining.mine import mine
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.serving.model_directory import model_digest
@@ -103,6 +104,27 @@ def test_a_table_that_is_gone_is_not_done_without_where_no_model_is_registered(
     shutil.rmtree(workspace.lancedb)
     with pytest.raises(ValueError, match=r"the exported table, .*, is gone"):
         materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
+
+
+def test_a_table_of_nothing_gives_way_once_a_version_is_registered(
+    workspace: Workspace, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vipolyqwen mine`, which knows no registry, has written it on a machine that was restored."""
+    recipe = replace(demo(), mining=MiningSettings(negatives_per_pair=1))
+    assert mine(workspace, recipe).details["teacher"] == ""
+    model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
+    tags = {"vipolyqwen.model_digest": model_digest(model)}
+    monkeypatch.setattr("assets.hard_negatives.champion", lambda _: Version(7, ("champion",), tags))
+    assert "by model version 7" in materialize(workspace, recipe)["summary"].value
+
+
+def test_a_first_registration_that_was_killed_is_no_reason_to_refuse(
+    workspace: Workspace, tiny_model_dir: Path
+) -> None:
+    recipe = replace(demo(), mining=MiningSettings(negatives_per_pair=1))
+    mine(workspace, recipe)
+    shutil.copytree(tiny_model_dir, workspace.models / "v1")
+    assert "nothing was exported yet" in materialize(workspace, recipe)["summary"].value
 
 
 def test_a_first_model_trains_without(workspace: Workspace) -> None:

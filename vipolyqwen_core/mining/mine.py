@@ -62,12 +62,12 @@ def is_lost(workspace: Workspace) -> bool:
 
 
 def refuse_lost_table(workspace: Workspace) -> None:
-    """Nothing, where no table was ever in use: training without hard negatives would be silently worse.
+    """Nothing, where no version was ever in use: training without hard negatives would be silently worse.
 
     Raises:
-        ValueError: one was, and is gone
+        ValueError: one was, and its table is gone
     """
-    if is_lost(workspace):
+    if is_lost(workspace) or any(workspace.models.glob("v*/config.json")):
         raise ValueError(
             f"the exported table, {workspace.lancedb}, is gone, and no model can find hard negatives without "
             "it: materialise embedding_export, or run `vipolyqwen export` with the champion's model and "
@@ -85,8 +85,8 @@ def mine(
 
     Args:
         find_model: gives the directory of that model; called only where something is mined
-        bring_back: may export what was exported before; called where something is to be mined, or the table
-            was lost, and there is none
+        bring_back: may export under the version in use; called where there is no table to mine with, unless
+            what was mined stands
     Raises:
         ValueError: the recipe asks for none, there is no training set or it was built anew meanwhile, or the
             exported table is gone
@@ -101,7 +101,7 @@ def mine(
     teacher = teacher_of(workspace)
     earlier = unchanged_stage(folder, mark, (MINED_TABLE,))
     stands = earlier is not None and bool(earlier.details["teacher"])
-    if teacher is None and not stands and (earlier is None or is_lost(workspace)):
+    if teacher is None and not stands:
         bring_back(workspace)
         teacher = teacher_of(workspace)
     if earlier is not None and (stands or teacher is None):

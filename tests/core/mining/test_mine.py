@@ -302,6 +302,16 @@ def test_what_was_mined_stands_until_data_or_settings_change(
     assert max(len(row["negatives"]) for row in mined_rows(workspace)) == 1
 
 
+def test_mining_is_refused_where_a_version_was_in_use_and_all_exports_are_gone(
+    workspace: Workspace, recipe: Recipe, tiny_model_dir: Path
+) -> None:
+    """Also where a table of nothing was written before: training would go without, and be silently worse."""
+    mine(workspace, recipe)
+    shutil.copytree(tiny_model_dir, workspace.models / "v7")
+    with pytest.raises(ValueError, match=r"exported table, .*lancedb, is gone"):
+        mine(workspace, recipe)
+
+
 def test_mining_for_other_data_is_refused_where_the_exported_table_is_gone(
     workspace: Workspace, mined: StageSummary, recipe: Recipe, tiny_model_dir: Path
 ) -> None:
