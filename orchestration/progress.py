@@ -18,6 +18,7 @@ from rich.progress import (
 
 from assets.metadata import was_reused
 from orchestration.jobs import ASSET_KEYS
+from vipolyqwen_core.terminal import printable
 
 MAX_NEWS_CHARS = 70
 
@@ -58,7 +59,7 @@ class FactoryProgress:
 
     def say(self, news: str) -> None:
         """The running stage has a word to say."""
-        self.bar.update(self.task, news=escape(" ".join(news.split())[:MAX_NEWS_CHARS]))
+        self.bar.update(self.task, news=escape(printable(" ".join(news.split())[:MAX_NEWS_CHARS])))
 
     def finish(self, asset: str, facts: str) -> None:
         """A stage is done."""

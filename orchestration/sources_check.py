@@ -1,6 +1,5 @@
 """`sources check`: what each source would give, without writing anything."""
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.markup import escape
 
 from vipolyqwen_core.config import CurationSettings, Recipe
 from vipolyqwen_core.corpus.manifest import Manifest, Source
+from vipolyqwen_core.terminal import printable
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ MAX_PATHS = 5000
 MAX_JUDGED = 5000
 """So many pairs of a source are judged by the rules for rows; the factory judges all."""
 MAX_CHARS = 200
-_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass
@@ -244,11 +243,6 @@ def short(text: str) -> str:
     """A text on one line, cut."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """The text without what would move the cursor of a terminal or could not be written to it."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def _print_reading(reading: Reading, console: Console) -> None:

@@ -12,7 +12,7 @@ from orchestration.factory import FactoryOutcome
 from orchestration.jobs import ASSET_KEYS
 from orchestration.sources_check import short
 from vipolyqwen_core.evaluation import REPORT_FILE
-from vipolyqwen_core.terminal import evaluation_tables, hits_table, print_verdict
+from vipolyqwen_core.terminal import evaluation_tables, hits_table, print_verdict, printable
 from vipolyqwen_core.workspace import Workspace
 
 NUM_EXAMPLES = 3
@@ -33,7 +33,7 @@ def print_summary(outcome: FactoryOutcome, workspace: Workspace, console: Consol
     for warning in outcome.warnings:
         if "check learned" in warning:
             continue  # said above, in the verdict
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(printable(warning))}", highlight=False)
     console.print(times_table(outcome))
     registered = outcome.stage("registered_model").metadata
     console.print(
@@ -115,7 +115,8 @@ def print_trace(wanted: str, workspace: Workspace, console: Console) -> None:
     for step in trace(wanted, workspace):
         colour = "yellow" if step.outcome == REJECTED else "green"
         console.print(
-            f"[bold]{step.stage}[/] [{colour}]{step.outcome}[/] {escape(step.sentence)}", highlight=False
+            f"[bold]{step.stage}[/] [{colour}]{step.outcome}[/] {escape(printable(step.sentence))}",
+            highlight=False,
         )
         for name, value in step.details:
-            console.print(f"    [dim]{name}:[/] {escape(value)}", highlight=False)
+            console.print(f"    [dim]{name}:[/] {escape(printable(value))}", highlight=False)

@@ -102,15 +102,14 @@ def one_sentence(error: BaseException) -> str:
     from pydantic import ValidationError
 
     from vipolyqwen_core.config import explain
+    from vipolyqwen_core.terminal import printable
 
     message = explain(error) if isinstance(error, ValidationError) else str(error)
     message = " ".join(message.split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None:
-        reason = (
-            "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be used: {error.strerror}"
-        )
-        message = f"{error.filename} {reason}"
-    return escape(message)
+        gone = isinstance(error, FileNotFoundError)
+        message = f"{error.filename} " + ("does not exist" if gone else f"cannot be used: {error.strerror}")
+    return escape(printable(message))
 
 
 @app.callback()

@@ -1,6 +1,7 @@
 """Tables for a terminal: an evaluation beside chance and the untrained model, and the hits of a search."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,12 @@ if TYPE_CHECKING:  # both bring numeric libraries along, and `--help` must be qu
     from vipolyqwen_core.serving.search import Hit
 
 MAX_TEXT_CHARS = 160
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey or could not be written to it."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def evaluation_tables(evaluation: "Evaluation") -> Group:
@@ -104,5 +111,6 @@ def hits_table(hits: Sequence["Hit"], title: str) -> Table:
     for hit in hits:
         text = " ".join(hit.text.split())
         text = text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
-        found.add_row(str(hit.rank), f"{hit.score:.3f}", escape(hit.source), escape(text), escape(hit.origin))
+        said = (escape(printable(part)) for part in (text, hit.origin))
+        found.add_row(str(hit.rank), f"{hit.score:.3f}", escape(hit.source), *said)
     return found

@@ -150,6 +150,10 @@ def test_settings_out_of_range_are_named_without_jargon() -> None:
     assert sentence == "batch_tokens: Input should be greater than 0 (given: '0')"
 
 
+def test_what_a_message_quotes_of_a_corpus_is_no_command_to_the_terminal() -> None:
+    assert cli.one_sentence(ValueError("a\x1b]0;b\x07.jsonl: [red]")) == "a\ufffd]0;b\ufffd.jsonl: \\[red]"
+
+
 def test_ctrl_c_ends_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(file: Path) -> list[str]:
         raise KeyboardInterrupt
