@@ -78,13 +78,17 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
             needs the training set, which is rebuilt in place; names the run. Or another command is at the
             same source; names its process
         KeyboardInterrupt: a person stopped it
-        ValueError: the manifest or the recipe is wrong, the backbone lacks something, a source cannot be
-            read at all, or MLflow's server does not answer, or its database is damaged, or it finds no home,
-            or the workspace's file system has no symbolic links
+        ValueError: the manifest, a suite of its `expectations` or the recipe is wrong, the backbone lacks
+            something, a source cannot be read at all, or MLflow's server does not answer, or its database is
+            damaged, or it finds no home, or the workspace's file system has no symbolic links
     """
     settings = load_recipe(recipe)
     manifest = ManifestResource(path=sources, home=str(workspace.home)).load()
     names = check_sources(manifest, settings.curation.dialogue_turns)
+    if manifest.expectations:
+        from quality.own_suites import own_suites  # brings Great Expectations: seconds
+
+        own_suites(manifest)
     from vipolyqwen_core.model.backbone import check_backbone  # brings torch and transformers: seconds
 
     check_backbone(settings, workspace)

@@ -114,6 +114,23 @@ def test_a_backbone_without_weights_is_refused_before_any_work(tmp_path: Path, t
     assert list(workspace.home.iterdir()) == [workspace.demo_corpus]
 
 
+def test_a_suite_with_an_unknown_name_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Một", "output": "Hai"}\n', encoding="utf-8")
+    (tmp_path / "suite.yaml").write_text(
+        "expectations: [{expectation: ExpectColumnValuesToNotBeNull, column: total}]", encoding="utf-8"
+    )
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_text(
+        "sources: [{name: rows, task: instr, format: alpaca, paths: [rows.jsonl]}]\n"
+        "expectations: [suite.yaml]\n",
+        encoding="utf-8",
+    )
+    workspace = Workspace(tmp_path / "home")
+    with pytest.raises(ValueError, match=r"suite\.yaml.*total"):
+        run_factory(workspace, str(manifest), "demo", Console(quiet=True))
+    assert not workspace.home.exists()
+
+
 def test_a_file_system_without_links_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
