@@ -34,10 +34,14 @@ SECONDS_BETWEEN_REPORTS = 15.0
 
 
 def loss_metrics(loss: float, terms: TermSums) -> dict[str, float]:
-    """`loss`, each term by task as `loss/ocr/info_nce`, and their unweighted sum as `loss/ocr`."""
+    """`loss`, each term by task as `loss/ocr/info_nce`, and their unweighted sum as `loss/ocr`.
+
+    Of Matryoshka slices that is the mean, as in `loss`.
+    """
     metrics = {"loss": loss}
+    num_slices = len({name.partition("@")[2] for name in terms.names})
     for (task, term), mean in terms.means().items():
-        metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + mean
+        metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + mean / num_slices
         metrics[f"loss/{task.value}/{term}"] = mean
     return metrics
 

@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from tests.core.distributed import run_on_ranks
 from tests.mlflow_store import mlflow_store
+from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.objectives.pairs import TASKS, pair_keys
-from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.objectives.pairs import TASKS, PairVectors, pair_keys
+from vipolyqwen_core.objectives.routing import TermSums, compute_losses
 from vipolyqwen_core.training import tracking as tracking_module
 from vipolyqwen_core.training.engine import PlannedStep
 from vipolyqwen_core.training.flops import FlopCounter, peak_flops
@@ -43,6 +44,15 @@ def test_losses_are_named_by_task_and_term():
         "loss/ocr/info_nce": 3.0,
         "loss/ocr/triplet_margin": 0.25,
     }
+
+
+def test_the_loss_of_a_task_is_the_mean_over_the_slices_as_the_loss_is():
+    generator = torch.Generator().manual_seed(0)
+    query, target = torch.nn.functional.normalize(torch.randn(2, 4, 8, generator=generator), dim=-1)
+    pairs = PairVectors(query, target, target[:0], pair_keys([Task.OCR] * 4, range(1, 5), range(5, 9)))
+    losses = compute_losses(pairs, pairs, ObjectiveSettings(), num_step_pairs=4, matryoshka_dims=(4, 2))
+    metrics = loss_metrics(float(losses.total), losses.terms)
+    assert metrics["loss/ocr"] == pytest.approx(metrics["loss"])
 
 
 def test_a_resumed_metrics_file_forgets_what_was_not_saved(tmp_path):
