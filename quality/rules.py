@@ -17,8 +17,9 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task
 RULES: dict[str, str] = {
     # read: records
     "broken_json": "The line, or the element of the array, is not JSON.",
+    "line_too_long": "The line is longer than any of a corpus.",
     "ambiguous_column": "Several columns of the file have the name that is needed, with different cells.",
-    "broken_csv": "The line is not CSV, or has more cells than the header.",
+    "broken_csv": "The line is not CSV, or has more cells than the header, or than any table.",
     "not_an_object": "The record is JSON, but no object.",
     "unreadable_file": "The file, or its packing, breaks off: the rest of it cannot be read.",
     "empty_file": "The file holds no records.",

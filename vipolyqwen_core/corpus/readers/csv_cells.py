@@ -4,13 +4,13 @@ import csv
 from collections import deque
 from collections.abc import Iterator
 
-from vipolyqwen_core.corpus.readers.files import Line
+from vipolyqwen_core.corpus.readers.files import Line, too_long
 from vipolyqwen_core.corpus.readers.records import RecordError
 
 MAX_QUOTED_LINES = 200
 """A quote that stays open for more lines is taken for a plain character."""
 MAX_CELL_CHARS = 32 * 1024 * 1024
-"""A quoted cell may be as long as an element of JSON; the csv module stops at 128 KiB."""
+"""A record with quoted cells may be as long as an element of JSON; the csv module stops at 128 KiB a cell."""
 
 
 def cells_of(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str] | RecordError]]:
@@ -25,6 +25,9 @@ def cells_of(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[
         return waiting.popleft() if waiting else next(lines, None)
 
     while (line := pull()) is not None:
+        if line.is_cut:
+            yield line.number, too_long(line)
+            continue
         if not line.text.strip():
             continue
         if '"' not in line.text:
@@ -34,8 +37,12 @@ def cells_of(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[
 
         def feed(taken: list[Line] = taken) -> Iterator[str]:
             yield taken[0].text + "\n"
+            num_chars = len(taken[0].text)
             while len(taken) <= MAX_QUOTED_LINES and (following := pull()) is not None:
                 taken.append(following)
+                num_chars += len(following.text)
+                if following.is_cut or num_chars > MAX_CELL_CHARS:
+                    return
                 yield following.text + "\n"
 
         try:

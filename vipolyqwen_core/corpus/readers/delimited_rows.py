@@ -7,13 +7,15 @@ from typing import Any
 
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.csv_cells import cells_of
-from vipolyqwen_core.corpus.readers.files import SourceFile, read_lines
+from vipolyqwen_core.corpus.readers.files import SourceFile, read_cut_lines
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Row
 from vipolyqwen_core.corpus.text import compose
 
 TOLD_DELIMITER = re.compile(r'"?sep=(.)"?,*', re.IGNORECASE)
 """A first line that Excel takes for what stands between the cells, and for no row."""
+MAX_CELLS = 16_384
+"""Of a line: a sheet of Excel has no more. Each cell takes a hundred times the memory of its comma."""
 
 
 def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
@@ -21,8 +23,8 @@ def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
 
     Without that a line that breaks off before its score would be a pair without one, which is a positive.
     """
-    lines = read_lines(file.location, source.languages)
-    given = (line for line in lines if line.text.strip())
+    lines = read_cut_lines(file.location, source.languages)
+    given = (line for line in lines if line.is_cut or line.text.strip())
     first = next(given, None)
     told = TOLD_DELIMITER.fullmatch(first.text) if first else None
     first = next(given, None) if told else first
@@ -34,6 +36,10 @@ def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     for number, cells in cells_of(chain([first], lines), delimiter):
         if isinstance(cells, RecordError):
             yield Row(number, {}, cells)
+            continue
+        if len(cells) > MAX_CELLS:
+            reason = f"the line has {len(cells)} cells, at most {MAX_CELLS} are read"
+            yield Row(number, {}, RecordError("broken_csv", reason, delimiter.join(cells[:MAX_CELLS])))
             continue
         if width is None:
             width = len(cells)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, AnyStr, NamedTuple
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
@@ -24,8 +24,10 @@ from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.hashing import fingerprint
 from vipolyqwen_core.corpus.manifest import Source, unfilled
 from vipolyqwen_core.corpus.names_on_disk import forms_on_disk
+from vipolyqwen_core.corpus.readers.decoded_lines import decode_line
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
 from vipolyqwen_core.corpus.readers.not_text import refuse_other_than_text
+from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.remote_folders import remote_folders
 from vipolyqwen_core.corpus.storage import (
     PIECE_BYTES,
@@ -37,11 +39,15 @@ from vipolyqwen_core.corpus.storage import (
     open_storage,
     why,
 )
-from vipolyqwen_core.corpus.text import compose
 from vipolyqwen_core.corpus.told_version import told_version
 
 ZSTD_SUFFIX = ".zst"
 BYTE_ORDER_MARK = "\ufeff"
+MAX_LINE_BYTES = 32 * 1024 * 1024
+"""A longer line is none of a corpus, but a file without line breaks, or zeros after a power cut. Of UTF-16
+these are characters."""
+SHOWN_BYTES = 1000
+"""So much of a longer line is kept."""
 HTTP = ("http://", "https://")
 Unpacker = bz2.BZ2Decompressor | lzma.LZMADecompressor
 UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
@@ -52,9 +58,6 @@ UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
 _MAGIC = re.compile(r"[*?\[]")
 _WEB_MAGIC = re.compile(r"[*\[]")
 """In a web address a question mark begins what is asked of the server."""
-_TONE = re.compile("[\u0300\u0301\u0303\u0309\u0323]")
-_TONE_ON_VOWEL = re.compile("[aeiouyăâêôơưAEIOUYĂÂÊÔƠƯ][\u0300\u0301\u0303\u0309\u0323]")
-_HAN = re.compile("[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Line(NamedTuple):
     """1-based."""
     text: str
     """Without its line break."""
+    is_cut: bool = False
+    """Whether the line is longer than MAX_LINE_BYTES, and `text` only its beginning."""
 
 
 def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile]:
@@ -269,8 +274,8 @@ class UnpackedStreams(io.RawIOBase):
 
 
 @contextmanager
-def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
-    """UTF-16 as text; else bytes, without the mark of UTF-8.
+def _open_text(location: str) -> Iterator[tuple[io.TextIOWrapper | IO[bytes], str]]:
+    """UTF-16 as text; else bytes, without the mark of UTF-8. And what ends the lines.
 
     Raises:
         OSError: it is no text
@@ -279,13 +284,15 @@ def _open_text(location: str) -> Iterator[io.TextIOWrapper | IO[bytes]]:
         buffered = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
         start = buffered.peek(16)
         refuse_other_than_text(start)
-        if wide := _utf_16(start):
-            newline = _line_break(start.decode(wide, "ignore"))
-            yield io.TextIOWrapper(buffered, encoding=wide, errors="replace", newline=newline)
+        wide = _utf_16(start)
+        line_break = _line_break(start.decode(wide or "latin-1", "ignore"))
+        if wide:
+            text = io.TextIOWrapper(buffered, encoding=wide, errors="replace", newline=line_break)
+            yield text, line_break
             return
         if start.startswith(codecs.BOM_UTF8):
             buffered.read(len(codecs.BOM_UTF8))
-        yield buffered
+        yield buffered, line_break
 
 
 def _utf_16(start: bytes) -> str | None:
@@ -313,19 +320,51 @@ def read_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]
     line feed, with a carriage return before it, or in the whole file with that alone.
 
     Raises:
+        OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off, it is no text, or
+            a line is longer than MAX_LINE_BYTES
+    """
+    for line in read_cut_lines(location, languages):
+        if line.is_cut:
+            raise OSError(f"line {line.number} is longer than {MAX_LINE_BYTES} bytes")
+        yield line
+
+
+def read_cut_lines(location: str, languages: Collection[str] = ()) -> Iterator[Line]:
+    """Lines as `read_lines` gives them; of one that is too long the beginning, and the lines behind it.
+
+    Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off, or it is no text
     """
-    with _open_text(location) as stream:
+    with _open_text(location) as (stream, line_break):
         if isinstance(stream, io.TextIOWrapper):
-            for number, text in enumerate(stream, 1):
-                yield Line(number, text.rstrip("\r\n").lstrip(BYTE_ORDER_MARK))
+            for number, (text, is_cut) in enumerate(_cut_lines(stream, line_break), 1):
+                yield Line(number, text.rstrip("\r\n").lstrip(BYTE_ORDER_MARK), is_cut)
             return
-        lines: Iterable[bytes] = stream
-        if _line_break(stream.peek(1).decode("latin-1")) == "\r":  # type: ignore[attr-defined]
+        lines: Iterable[tuple[bytes, bool]]
+        if line_break == "\r":
             characters = io.TextIOWrapper(stream, encoding="latin-1", newline="\r")  # one of each byte
-            lines = (text.encode("latin-1") for text in characters)
-        for number, data in enumerate(lines, 1):
-            yield Line(number, decode_line(data.rstrip(b"\r\n"), languages).lstrip(BYTE_ORDER_MARK))
+            lines = ((text.encode("latin-1"), is_cut) for text, is_cut in _cut_lines(characters, "\r"))
+        else:
+            lines = _cut_lines(stream, b"\n")
+        for number, (data, is_cut) in enumerate(lines, 1):
+            text = decode_line(data.rstrip(b"\r\n"), languages).lstrip(BYTE_ORDER_MARK)
+            yield Line(number, text, is_cut)
+
+
+def _cut_lines(stream: IO[AnyStr], line_break: AnyStr) -> Iterator[tuple[AnyStr, bool]]:
+    """Lines with their line breaks, and whether one was too long: then it is its beginning."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        is_cut = len(line) > MAX_LINE_BYTES and not line.endswith(line_break)
+        if is_cut:
+            line = line[:SHOWN_BYTES]
+            while (rest := stream.readline(PIECE_BYTES)) and not rest.endswith(line_break):
+                pass
+        yield line, is_cut
+
+
+def too_long(line: Line, helps: str = "") -> RecordError:
+    """Why a line that is cut gives no record, and what helps."""
+    return RecordError("line_too_long", f"the line is longer than {MAX_LINE_BYTES} bytes{helps}", line.text)
 
 
 def read_pieces(location: str, languages: Collection[str]) -> Iterator[str]:
@@ -334,7 +373,7 @@ def read_pieces(location: str, languages: Collection[str]) -> Iterator[str]:
     Raises:
         OSError, EOFError, zlib.error, lzma.LZMAError: the file, or its packing, breaks off, or it is no text
     """
-    with _open_text(location) as stream:
+    with _open_text(location) as (stream, _):
         if isinstance(stream, io.TextIOWrapper):
             while text := stream.read(PIECE_BYTES):
                 yield text
@@ -353,41 +392,12 @@ def _cut_character(data: bytes) -> bool:
     return False
 
 
-def decode_line(data: bytes, languages: Collection[str]) -> str:
-    """The text of bytes: UTF-8, or what a line that is no UTF-8 most likely was.
-
-    Where whole UTF-8 characters outnumber the broken bytes, they stay, and U+FFFD stands for the rest.
-    Otherwise it is GB18030 where Chinese is expected and Chinese comes out; Windows-1258 where that gives
-    tone marks, all of them on vowels, or where Vietnamese is expected and no tone mark is astray; else
-    Windows-1252.
-    """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
-    patched = data.decode("utf-8", "replace")
-    num_broken = patched.count("\ufffd")
-    if sum(ord(char) > 0x7F for char in patched) >= 2 * num_broken:
-        return patched
-    if "zh" in languages:
-        try:
-            chinese = data.decode("gb18030")
-        except UnicodeDecodeError:
-            chinese = ""
-        if _HAN.search(chinese):
-            return chinese
-    vietnamese = data.decode("cp1258", "replace")
-    num_tones = len(_TONE.findall(vietnamese))
-    if num_tones == len(_TONE_ON_VOWEL.findall(vietnamese)) and (num_tones or "vi" in languages):
-        return compose(vietnamese)
-    return "".join(
-        char if char != "\ufffd" else chr(byte)
-        for char, byte in zip(data.decode("cp1252", "replace"), data, strict=True)
-    )
-
-
 def read_text(location: str, languages: Collection[str] = ()) -> str:
-    """The whole text of a file, decoded as `read_lines` does, with `\\n` as line break."""
+    """The whole text of a file, decoded as `read_lines` does, with `\\n` as line break.
+
+    Raises:
+        OSError, EOFError, zlib.error, lzma.LZMAError: as `read_lines` does
+    """
     return "\n".join(line.text for line in read_lines(location, languages))
 
 

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import Any
 
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.files import Line, SourceFile, read_lines, read_pieces
+from vipolyqwen_core.corpus.readers.files import Line, SourceFile, read_cut_lines, read_pieces, too_long
 from vipolyqwen_core.corpus.readers.json_elements import (
     Element,
     JsonWindow,
@@ -27,7 +27,7 @@ NUM_SEEN = 100
 
 def json_line_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     """One row a line, blank ones left out."""
-    return _rows_of_lines(read_lines(file.location, source.languages))
+    return _rows_of_lines(read_cut_lines(file.location, source.languages))
 
 
 def json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
@@ -67,8 +67,8 @@ def _rows_of_broken_object(
 
 def _are_json(lines: Iterator[Row]) -> bool:
     """Whether most of the first lines, after the first of all, are objects of their own."""
-    rows = list(islice(lines, 1, NUM_SEEN))
-    return 2 * sum(row.error is None for row in rows) > len(rows)
+    are_sound = [row.error is None for row in islice(lines, 1, NUM_SEEN)]
+    return 2 * sum(are_sound) > len(are_sound)
 
 
 def _list_of_records(whole: dict[Key, Any], needs: Needs) -> list[Any] | None:
@@ -99,10 +99,14 @@ def _holds_records(objects: list[Any], needs: Needs) -> bool:
 
 
 def _rows_of_lines(lines: Iterator[Line]) -> Iterator[Row]:
-    for number, text in lines:
+    for line in lines:
+        number, text, is_cut = line
+        helps = ARRAY_READ if ARRAY.match(text) else ""
+        if is_cut:
+            yield Row(number, {}, too_long(line, helps))
+            continue
         if not text.strip():
             continue
-        helps = ARRAY_READ if ARRAY.match(text) else ""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:

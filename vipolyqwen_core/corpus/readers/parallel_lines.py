@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.files import SourceFile, list_files, read_lines
+from vipolyqwen_core.corpus.readers.files import SourceFile, list_files, read_cut_lines, too_long
 from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, parse_score
 from vipolyqwen_core.corpus.text import compose
 
@@ -59,11 +59,14 @@ def read_parallel_lines(source: Source, files: Mapping[str, SourceFile]) -> Iter
     Args:
         files: as `parallel_files` gives them
     """
-    streams = [read_lines(file.location, source.languages) for file in files.values()]
+    streams = [read_cut_lines(file.location, source.languages) for file in files.values()]
     name = files["query"].name
     for number, lines in enumerate(zip_longest(*streams), 1):
         texts = {side: None if line is None else line.text for side, line in zip(files, lines, strict=True)}
-        if any(text and text.strip() for text in texts.values()):
+        cut = next((line for line in lines if line is not None and line.is_cut), None)
+        if cut is not None:
+            yield Record(name, number, (), too_long(cut).rejection)
+        elif any(text and text.strip() for text in texts.values()):
             try:
                 yield Record(name, number, (_pair_of(texts, source),))
             except RecordError as error:
