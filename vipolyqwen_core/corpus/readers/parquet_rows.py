@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -10,10 +11,19 @@ import pyarrow.parquet as pq
 from vipolyqwen_core.corpus.readers.files import SourceFile, open_bytes
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Row
+from vipolyqwen_core.corpus.storage import PIECE_BYTES
 from vipolyqwen_core.corpus.text import compose
 
-PARQUET_ROWS = 256
-"""Rows of a Parquet file in memory at once."""
+MOST_ROWS = 256
+"""Rows of a Parquet file in memory at once ..."""
+BATCH_BYTES = 32 * 1024 * 1024
+"""... and their bytes, by the mean of the row group."""
+REPEATED_BYTES = 256 * 1024 * 1024
+"""What a value takes that a dictionary holds once for all rows, and that stands in each in memory ..."""
+FEWEST_ROWS = 8
+"""... unless so few rows take more: one by one they take forty times as long."""
+GROUP_BYTES = 256 * 1024 * 1024
+"""Larger row groups are read page by page: of another storage many small parts take longer than one."""
 UNCONVERTIBLE = (ValueError, OverflowError, LookupError)
 """What Python raises for a value of Arrow that it cannot hold: a time out of its range or of an unknown zone,
 a text that is no UTF-8, a struct with a name twice."""
@@ -25,10 +35,16 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
         if not stream.seekable():
             raise OSError("a Parquet file that is packed once more is not read: unpack it")
         number = 0
-        table = pq.ParquetFile(stream)
+        metadata = pq.read_metadata(stream)
+        groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+        is_large = any(group.total_byte_size > GROUP_BYTES for group in groups)
+        table = pq.ParquetFile(
+            stream, metadata=metadata, pre_buffer=not is_large, buffer_size=PIECE_BYTES * is_large
+        )
         names = [compose(name) for name in table.schema_arrow.names]
         ambiguous = [name for name, count in Counter(names).items() if count > 1]
-        for batch in table.iter_batches(PARQUET_ROWS):
+        batches = (table.iter_batches(_num_rows(group), [place]) for place, group in enumerate(groups))
+        for batch in chain.from_iterable(batches):
             batch = batch.rename_columns(names)
             try:
                 rows = [(fields, None) for fields in batch.to_pylist()]
@@ -38,6 +54,16 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
                 number += 1
                 fields |= {name: _ambiguous(name) for name in ambiguous}
                 yield Row(number, fields, error)
+
+
+def _num_rows(group: pq.RowGroupMetaData) -> int:
+    """Rows of a group in memory at once."""
+    chunks = [group.column(place) for place in range(group.num_columns)]
+    longest = max((chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page), default=0)
+    by_mean = BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)
+    if longest > 0:
+        by_mean = min(by_mean, max(REPEATED_BYTES // longest, FEWEST_ROWS))
+    return int(min(max(by_mean, 1), MOST_ROWS))
 
 
 def _ambiguous(name: str) -> RecordError:

@@ -1,6 +1,7 @@
 """Parquet: rows come one by one, and what cannot be read costs its row or its column."""
 
 import struct
+import tracemalloc
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from tests.core.corpus.readers.reading import read, rules
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import RawPair, check_source, read_source
+from vipolyqwen_core.corpus.readers import RawPair, check_source, parquet_rows, read_source
+from vipolyqwen_core.corpus.readers.files import list_files
 
 KEYS: dict[str, Any] = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
 
@@ -26,6 +28,43 @@ def test_parquet_streams_by_row(tmp_path: Path) -> None:
     assert [record.line for record in records] == list(range(1, 601))
     assert records[598].pairs == (RawPair(Task.TEXT_PAIR, "q598", "t", score=0.5),)
     assert rules(records[599:]) == ["missing_field"]
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_rows_of_groups_of_any_weight_come_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    monkeypatch.setattr(parquet_rows, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(parquet_rows, "GROUP_BYTES", 0 if is_large else 10**9)
+    texts = [[f"q{i}" for i in range(50)], [f"{i}" * 500 for i in range(9)], [], ["x"]]
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema({"query": pa.string()})) as writer:
+        for group in texts:
+            writer.write_table(pa.table({"query": pa.array(group, pa.string())}))
+    (file,) = list_files(Source(name="s", paths=(str(tmp_path / "a.parquet"),), **KEYS))
+    rows = list(parquet_rows.parquet_rows(file))
+    assert [row.fields["query"] for row in rows] == [text for group in texts for text in group]
+    assert [row.line for row in rows] == list(range(1, 61))
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_heavy_rows_are_few_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_repeated: bool
+) -> None:
+    """As scans are, each of its own, or one that a dictionary holds for all its rows."""
+    monkeypatch.setattr(parquet_rows, "BATCH_BYTES", 2_000_000)
+    monkeypatch.setattr(parquet_rows, "REPEATED_BYTES", 2_000_000)
+    scans = pa.array([b"%5d" % i * 40_000 for i in range(1 if is_repeated else 100)])
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100), scans) if is_repeated else scans
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet", dictionary_pagesize_limit=10**9)
+    (file,) = list_files(Source(name="s", paths=(str(tmp_path / "a.parquet"),), **KEYS))
+    tracemalloc.start()
+    try:
+        num_bytes = sum(len(row.fields["image"]) for row in parquet_rows.parquet_rows(file))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_bytes == 20_000_000
+    assert peak < 5_000_000
 
 
 def test_a_number_is_the_name_of_a_column_where_pandas_gave_it_that(tmp_path: Path) -> None:
