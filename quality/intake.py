@@ -6,19 +6,19 @@ elsewhere. A broken picture rejects the pairs that use it, under the rule that t
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
 from quality.language import detect_languages
 from quality.ledger import polars_schema
 from quality.picture_files import UNREADABLE, picture_version
-from quality.picture_pool import CRASHED, MemoryShortageError, PicturePool, UnreadPicture
+from quality.picture_pool import BYTES_AHEAD, CRASHED, MemoryShortageError, PicturePool, UnreadPicture
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR
@@ -40,7 +40,15 @@ INTAKE_SCHEMA = pl.Schema(
 )
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
 READERS = 32
-"""Threads that fetch files, and files that are in memory before the processes get them."""
+"""Threads that fetch files, and files that are asked for before the processes get them."""
+T = TypeVar("T")
+
+
+class Elsewhere(NamedTuple):
+    """A picture that lies elsewhere, while its storage is asked for its size."""
+
+    path: str
+    num_bytes: "Future[int | PictureError]"
 
 
 class PictureIntake:
@@ -99,23 +107,50 @@ class PictureIntake:
             return None
 
     def _read(self, references: Iterable[RawImage]) -> Iterator[UnreadPicture]:
-        """The pictures in order, while the threads are at those that follow."""
+        """The pictures in order, while the threads are at those that follow: BYTES_AHEAD at most, or one."""
         remaining = iter(references)
-        ahead: deque[UnreadPicture | Future[UnreadPicture]] = deque()
+        found: deque[UnreadPicture | Elsewhere] = deque()
+        ahead: deque[tuple[UnreadPicture | Future[bytes | PictureError], int]] = deque()
+        num_bytes = 0
         while True:
-            ahead.extend(map(self._find, islice(remaining, READERS - len(ahead))))
+            found.extend(map(self._find, islice(remaining, READERS - len(found) - len(ahead))))
+            while found and (begun := self._begun(found[0], BYTES_AHEAD - num_bytes if ahead else None)):
+                found.popleft()
+                ahead.append(begun)
+                num_bytes += begun[1]
             if not ahead:
                 return
-            picture = ahead.popleft()
+            picture, size = ahead.popleft()
+            num_bytes -= size
             yield picture.result() if isinstance(picture, Future) else picture
 
-    def _find(self, reference: RawImage) -> "UnreadPicture | Future[UnreadPicture]":
+    def _begun(
+        self, picture: UnreadPicture | Elsewhere, room: int | None
+    ) -> tuple[UnreadPicture | Future[bytes | PictureError], int] | None:
+        """The picture, or its reading, and its bytes; None: it has to wait for its size, or for room.
+
+        Args:
+            room: bytes; None: it is the one that is waited for
+        """
+        if not isinstance(picture, Elsewhere):
+            return picture, 0
+        if room is not None and not picture.num_bytes.done():
+            return None
+        num_bytes = picture.num_bytes.result()
+        if isinstance(num_bytes, PictureError):
+            return num_bytes, 0
+        if room is not None and num_bytes > room:
+            return None
+        return self._readers.submit(self._ask, self.root.read, picture.path), num_bytes
+
+    def _find(self, reference: RawImage) -> UnreadPicture | Elsewhere:
         if not isinstance(reference, str):
             return bytes(reference)
         if self.root.is_local:
             self._note_version(reference)
         try:
-            return self.root.local_file(reference) or self._readers.submit(self._fetch, reference)
+            place = self.root.local_file(reference)
+            return place or Elsewhere(reference, self._readers.submit(self._measure, reference))
         except PictureError as error:
             return PictureError(error.rule, str(error))  # without the frames it keeps alive
 
@@ -123,10 +158,14 @@ class PictureIntake:
         """Asked before the file is read: where it changes meanwhile, the next curation reads it again."""
         self._versions[path] = picture_version(self.root, path)
 
-    def _fetch(self, path: str) -> UnreadPicture:
+    def _measure(self, path: str) -> int | PictureError:
         self._note_version(path)
+        return self._ask(self.root.check, path)
+
+    def _ask(self, question: Callable[[str], T], path: str) -> T | PictureError:
+        """What the root answers of a picture that lies elsewhere, or why it does not."""
         try:
-            return _read_patiently(self.root, path)
+            return _ask_patiently(question, path)
         except PictureError as error:
             # What a storage told of a file that it then did not give is the version of no reading. One that
             # refuses is not asked again: its source would be read anew each time.
@@ -161,8 +200,8 @@ class PictureIntake:
 
 
 @patiently  # a moment's failure would reject its rows until something else of the source changes
-def _read_patiently(root: ImageRoot, path: str) -> bytes:
-    return root.read(path)
+def _ask_patiently(question: Callable[[str], T], path: str) -> T:
+    return question(path)
 
 
 def _key(reference: RawImage) -> bytes:

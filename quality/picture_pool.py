@@ -9,9 +9,9 @@ pipe cost a tenth of the time, the second reading a hundredth. A checksum tells 
 What comes from elsewhere is read by the caller, so that a worker needs no storage and no archive's list of
 files.
 
-Memory: in the caller the files that came from elsewhere, `BYTES_AHEAD` at most, and what messages carry; in
-each worker one picture, of which only one at a time may be larger than `LARGE_PIXELS`. Large pictures that
-had to be written anew come back as files.
+Memory: in the caller the files that came from elsewhere, `BYTES_AHEAD` at most, or one of them, as many more
+while they are fetched, and what messages carry; in each worker one picture, of which only one at a time may
+be larger than `LARGE_PIXELS`. Large pictures that had to be written anew come back as files.
 """
 
 import multiprocessing

@@ -159,7 +159,7 @@ class Tired(BaseHTTPRequestHandler):
 def test_a_picture_whose_server_is_busy_is_asked_for_again(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake._read_patiently.retry, "wait", wait_none())
+    monkeypatch.setattr(intake._ask_patiently.retry, "wait", wait_none())
     Tired.asked.clear()
     names = [f"{number}.png" for number in range(5)] + ["never.png"]
     rows = [{"image": name, "question": "Gì đây thế?", "answer": f"vật {n}"} for n, name in enumerate(names)]

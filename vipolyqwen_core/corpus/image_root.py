@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from vipolyqwen_core.corpus.archive_member import read_member
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.manifest import unfilled
 from vipolyqwen_core.corpus.names_on_disk import forms_on_disk, unicode_forms
@@ -96,7 +98,8 @@ class ImageRoot:
     def read(self, path: str) -> bytes:
         """The bytes of a picture. Names are found in either Unicode form, and with backslashes in them.
 
-        Archives from Windows hold such names, and so do folders that they were unpacked to elsewhere.
+        Archives from Windows hold such names, and so do folders that they were unpacked to elsewhere. `check`
+        it before: another storage than a folder or an archive is not asked for the size once more.
 
         Raises:
             PictureError: with rule `path_leaves_root`, `missing_image`, `no_image_root`, `too_many_bytes`
@@ -112,13 +115,13 @@ class ImageRoot:
         """
         return self._found(path, self._local_place) if self.is_local else None
 
-    def check(self, path: str) -> None:
-        """Refuse what `read` refuses, without reading the picture.
+    def check(self, path: str) -> int:
+        """The size in bytes of a picture that is not read: what `read` refuses is refused.
 
         Raises:
             PictureError: as `read` does
         """
-        self._found(path, self._local_place if self.is_local else self._remote_place)
+        return self._found(path, self._local_size if self.is_local else self._remote_size)
 
     def version(self, path: str) -> str:
         """What changes when the file does; the picture is not read where the storage tells it.
@@ -165,23 +168,33 @@ class ImageRoot:
         status = place.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be read for ever
             raise PictureError("unreadable_image", "the picture cannot be read: it is no regular file")
-        self._check_size(status.st_size)
+        _checked(status.st_size)
         return place
+
+    def _local_size(self, below: str) -> int:
+        return self._local_place(below).stat().st_size
 
     def _read_local(self, below: str) -> bytes:
         return self._local_place(below).read_bytes()
 
-    def _remote_place(self, below: str) -> str:
-        place = f"{self._folder}/{below}"
-        self._check_size(self._fs.size(place) or 0)
-        return place
+    def _remote_size(self, below: str) -> int:
+        return _checked(self._fs.size(f"{self._folder}/{below}") or 0)
 
     def _read_remote(self, below: str) -> bytes:
-        return bytes(self._fs.cat_file(self._remote_place(below)))
+        place = f"{self._folder}/{below}"
+        if isinstance(self._fs, AbstractArchiveFileSystem):
+            num_bytes = self._remote_size(below)
+            with self._fs.open(place, "rb") as member:
+                return read_member(member, num_bytes)
+        data = bytes(self._fs.cat_file(place))
+        _checked(len(data))
+        return data
 
-    def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > MAX_PICTURE_BYTES:
-            raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
+
+def _checked(num_bytes: int) -> int:
+    if num_bytes > MAX_PICTURE_BYTES:
+        raise PictureError("too_many_bytes", f"{num_bytes} bytes, limit {MAX_PICTURE_BYTES}")
+    return num_bytes
 
 
 def below_no_root(path: str) -> str | None:
