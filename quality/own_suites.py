@@ -97,7 +97,7 @@ def _of_file(path: Path) -> Suite:
         raise ValueError(f"expectations {path}: there is no such file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"expectations {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("expectations"), list):
         raise ValueError(f"expectations {path}: expected a mapping with a list `expectations`")

@@ -218,6 +218,13 @@ def test_what_is_wrong_is_refused_with_file_suite_and_key(
     assert "\n" not in str(refused.value)
 
 
+def test_brackets_without_end_are_refused(write_source, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    suite.write_text("[" * 5000)
+    with pytest.raises(ValueError, match=r"my_suite.yaml is not YAML: maximum recursion depth"):
+        own_suites(manifest_of(write_source([instruction(1)]), suite))
+
+
 def test_a_key_that_stands_twice_is_refused(write_source, tmp_path: Path) -> None:
     suite = write_suite(tmp_path)
     suite.write_text(suite.read_text() + "expectations: []\n")

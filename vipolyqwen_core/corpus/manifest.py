@@ -258,7 +258,7 @@ def load_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         raise ValueError(f"manifest {path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
         raise ValueError(f"manifest {path}: expected a mapping with a list `sources`")
@@ -278,7 +278,18 @@ def load_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings name no key twice; elsewhere the last one silently wins, whole sources included."""
+    """YAML whose mappings name no key twice; elsewhere the last one silently wins, whole sources included.
+
+    A date that there is not, or a number of too many digits, is a mistake at its place.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(
+                problem=str(error), problem_mark=node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

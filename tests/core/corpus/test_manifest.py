@@ -76,6 +76,11 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
     ("text", "expected"),
     [
         ("sources: [", ["is not YAML"]),
+        (SOURCE + ",\n license: 2024-13-45}", ["is not YAML: month must be in 1..12", "line 3, column 11"]),
+        pytest.param(
+            SOURCE + f", max_rows: {'9' * 5000}}}", ["Exceeds the limit", "line 2, column"], id="digits"
+        ),
+        pytest.param("[" * 5000, ["is not YAML: maximum recursion depth exceeded"], id="nested"),
         ("souces: []", ["expected a mapping with a list `sources`"]),
         ("sources: []", ["at least 1 item"]),
         (SOURCE + ", colums: {}}", ["source 'a'", "'colums'", "no such key", "weight, columns, header"]),
