@@ -47,7 +47,7 @@ RULES: dict[str, str] = {
     "too_many_bytes": "The picture's file is larger than any picture of a corpus.",
     "empty_image": "The picture's file is empty.",
     "not_an_image": "The bytes are no picture format that is known.",
-    "too_many_pixels": "The picture has more pixels than curation.max_image_pixels.",
+    "too_many_pixels": "The picture, or a tile of it, has more pixels than curation.max_image_pixels.",
     "truncated_image": "The picture breaks off before its end.",
     "broken_image": "The picture cannot be decoded.",
     "decoder_crashed": "The process that decoded the picture died of it.",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 DECODERS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 """Formats that are opened, whatever a file is called. PostScript, PDF and the like run programs: never."""
@@ -100,7 +100,7 @@ def decode_picture(
 
     Args:
         data: the file
-        max_image_pixels: larger pictures are refused
+        max_image_pixels: larger pictures are refused, and larger tiles
         before_loading: called with the number of pixels before they take memory
 
     Raises:
@@ -114,6 +114,7 @@ def decode_picture(
         warnings.simplefilter("ignore")  # of sizes, which are checked here, and of odd metadata, which goes
         try:
             image = Image.open(io.BytesIO(data), formats=DECODERS)
+            tile_pixels = _tile_pixels(image)
         except Image.DecompressionBombError as error:
             raise PictureError(TOO_MANY_PIXELS, str(error)) from error
         except UnidentifiedImageError as error:
@@ -125,8 +126,12 @@ def decode_picture(
                 raise PictureError(
                     TOO_MANY_PIXELS, f"{image.width} x {image.height} pixels, limit {max_image_pixels}"
                 )
+            if tile_pixels > max_image_pixels:
+                raise PictureError(
+                    TOO_MANY_PIXELS, f"a tile of {tile_pixels} pixels, limit {max_image_pixels}"
+                )
             if before_loading is not None:
-                before_loading(image.width * image.height)
+                before_loading(max(image.width * image.height, tile_pixels))
             try:
                 image.load()
                 upright = _to_rgb(_upright(image))  # no copy where nothing changes: the image is our own
@@ -146,6 +151,16 @@ def decode_picture(
                 needs_reencoding=needs_reencoding,
                 has_metadata=has_metadata,
             )
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of a tile of a TIFF, which is decoded whole, however small the picture in it; else 0."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    width, height = (
+        image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+    )
+    return int(width) * int(height)
 
 
 def normalise_picture(image: Image.Image) -> Image.Image:

@@ -286,6 +286,22 @@ def test_what_cannot_be_used_is_refused_with_its_rule(data: bytes, rule: str) ->
     assert (copy.rule, str(copy)) == (rule, str(refused.value))
 
 
+def tiled(tile: int) -> bytes:
+    """A grey TIFF of 64 x 64 pixels in one square tile, which may be larger."""
+    entries = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 277: 1, 322: tile, 323: tile, 324: 134, 325: tile**2}
+    packed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4) + bytes(tile**2)
+
+
+def test_a_tile_may_have_as_many_pixels_as_the_limit_says() -> None:
+    asked: list[int] = []
+    assert decode_picture(tiled(128), 128**2, before_loading=asked.append).width == 64
+    assert asked == [128**2]
+    with pytest.raises(PictureError, match="a tile of 16384 pixels, limit 16383") as refused:
+        decode_picture(tiled(128), 128**2 - 1)
+    assert refused.value.rule == "too_many_pixels"
+
+
 def test_a_picture_may_have_as_many_pixels_as_the_limit_says() -> None:
     assert decode_picture(PNG, 600).image.size == (30, 20)
     with pytest.raises(PictureError, match="30 x 20 pixels, limit 599"):
