@@ -223,8 +223,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """16-bit greys by their high byte; 32-bit and float values from their lowest to their highest.
+    """Greys as bytes: 16-bit ones by their high byte, others from their lowest value to their highest.
 
+    32-bit integers within 0 to 65,535 count as 16-bit ones, and stay as they are where none is above 255.
     Pillow's own conversion cuts every grey above 255 to white. The grey that stands for glass becomes white.
     """
     values = np.asarray(image, dtype=np.float64)
