@@ -218,7 +218,7 @@ def test_without_an_export_nothing_is_mined_and_training_goes_without(
     assert run.run_name == plain.run_name
     asked: list[Workspace] = []
     assert mine(workspace, recipe, bring_back=asked.append).reused
-    assert asked == []  # what was mined stands
+    assert asked == [workspace]  # there may be a version by now
     assert summary.details["pairs_that_ask"] == 28
     strict = replace(recipe, objective=replace(recipe.objective, positive_score=0.75))
     assert mine(workspace, strict).details["pairs_that_ask"] == 26
@@ -232,6 +232,10 @@ def test_the_first_export_is_mined_with_where_nothing_was_mined_before(
     summary = mine(workspace, recipe)
     assert not summary.reused
     assert summary.details["teacher"] == "1"
+    shutil.rmtree(workspace.exports)
+    asked: list[Workspace] = []
+    assert mine(workspace, recipe, bring_back=asked.append).reused
+    assert asked == []  # what was mined stands
 
 
 def test_where_the_first_export_is_gone_what_was_mined_without_does_not_stand(
