@@ -5,8 +5,11 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock
+from typing import Final, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -28,6 +31,15 @@ DECODING_ERRORS = (
 )
 """What Pillow's decoders raise on broken bytes, by experience with mutated files. A `MemoryError` is the
 machine's want, not the picture's fault."""
+
+Shrink: TypeAlias = Callable[[Image.Image], Image.Image]
+"""Makes a picture smaller that is to be kept, such as `ViPolyQwenProcessor.shrink`."""
+
+LARGE_PIXELS: Final = 32_000_000
+"""Larger pictures take turns: with copies a decoder may hold 16 bytes a pixel, and many at once would fill
+the memory. Photos of 24 megapixels still keep all threads at work."""
+_LARGE_PICTURE: Final = Lock()
+"""Held by the thread that has a large picture in memory."""
 
 TOO_MANY_PIXELS = "too_many_pixels"
 """The rule of pictures that are larger than is asked for."""
@@ -91,6 +103,27 @@ class StoredPicture:
     """What `bytes` are."""
     reencoded: bool
     """Whether the pixels had to be written anew."""
+
+
+def as_it_is(image: Image.Image) -> Image.Image:
+    """The picture: nothing is made smaller."""
+    return image
+
+
+@contextmanager
+def taking_turns() -> Iterator[Callable[[int], None]]:
+    """What to call with the number of pixels of a picture before they take memory: see `decode_picture`.
+
+    A large one waits until no other thread has one, and is taken for gone at the end of the block, which is
+    for one picture.
+    """
+    with ExitStack() as turn:
+
+        def wait_for_turn(num_pixels: int) -> None:
+            if num_pixels > LARGE_PIXELS:
+                turn.enter_context(_LARGE_PICTURE)
+
+        yield wait_for_turn
 
 
 def decode_picture(

@@ -92,6 +92,25 @@ def patch_grid(
     return 1, new_height // layout.patch_size, new_width // layout.patch_size
 
 
+def shrink(image: Image.Image, layout: PatchLayout, min_pixels: int, max_pixels: int) -> Image.Image:
+    """The picture at the size that it is cut at, where that is smaller: the patches are the same.
+
+    It stays as it is where a picture of that size would be cut at yet another one, as some long strips are.
+
+    Raises:
+        ValueError: as `resized_size`
+    """
+    budget = layout.factor, min_pixels, max_pixels
+    width, height = resized_size(*image.size, *budget)
+    is_smaller = width * height < image.width * image.height
+    is_cut_alike = max(width, height) <= MAX_ASPECT_RATIO * min(width, height) and resized_size(
+        width, height, *budget
+    ) == (width, height)
+    if not (is_smaller and is_cut_alike):
+        return image
+    return image.resize((width, height), resample=Image.Resampling.BICUBIC)
+
+
 def cut_patches(image: Image.Image, grid: tuple[int, int, int], layout: PatchLayout) -> NDArray[np.uint8]:
     """The picture resized to its grid and cut: one row a patch, the four patches of a visual token together.
 

@@ -150,7 +150,8 @@ class ViPolyQwenEmbedder:
         if dim is not None and not (is_number and 1 <= dim <= self.embedding_dim):
             raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim!r}")
         items: Iterable[Callable[[], Item]] = (
-            partial(make_item, *each) for each in zip(texts, pictures, prefixes, strict=True)
+            partial(make_item, *each, shrink=self.processor.shrink)
+            for each in zip(texts, pictures, prefixes, strict=True)
         )
         if show_progress:
             items = track(items, description="encoding", total=len(texts))

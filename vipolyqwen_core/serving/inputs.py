@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import IOBase
 from pathlib import Path
 from threading import Lock
@@ -16,8 +16,11 @@ from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.corpus.pictures import (
     DECODING_ERRORS,
     PictureError,
+    Shrink,
+    as_it_is,
     decode_picture,
     normalise_picture,
+    taking_turns,
 )
 from vipolyqwen_core.corpus.text import normalise_text, repair_dialogue
 from vipolyqwen_core.processing.processor import Item, ItemError
@@ -41,15 +44,19 @@ def make_item(
     pictures: Pictures = None,
     prefix: Task | None = None,
     history: Sequence[Turn] = (),
+    shrink: Shrink = as_it_is,
 ) -> Item:
     """An item out of what a user gave, normalised as in training; missing placeholders stand in front.
 
+    Each picture is shrunk before the next one is read.
+
     Raises:
-        ValueError: neither text nor picture, an unreadable picture, more placeholders than pictures
+        ValueError: neither text nor picture, a picture that is unreadable or cannot be shrunk, more
+            placeholders than pictures
     """
     if text is not None and not isinstance(text, str):
         raise ValueError(f"text must be a string, not {type(text).__name__}")
-    images = _read_pictures(listed(pictures))
+    images = _read_pictures(listed(pictures), shrink)
     if text is None and not images:
         raise ValueError("neither text nor picture")
     turns = [Turn(turn.role, normalise_text(turn.text)) for turn in history]
@@ -57,28 +64,31 @@ def make_item(
     return Item(text=repaired, images=images, history=earlier or (), prefix=prefix)
 
 
-def _read_pictures(pictures: Sequence[Picture]) -> tuple[Image.Image, ...]:
+def _read_pictures(pictures: Sequence[Picture], shrink: Shrink) -> tuple[Image.Image, ...]:
     """The pictures of one item.
 
     Raises:
-        ValueError: one cannot be read; says which of several
+        ValueError: one cannot be read or shrunk; says which of several
     """
     images = []
     for place, picture in enumerate(pictures):
         try:
-            images.append(read_picture(picture))
+            with taking_turns() as wait_for_turn:
+                images.append(shrink(read_picture(picture, wait_for_turn)))
         except ValueError as error:
             raise ValueError(f"image {place}: {error}" if len(pictures) > 1 else str(error)) from error
     return tuple(images)
 
 
-def read_picture(picture: Picture) -> Image.Image:
-    """The picture, upright RGB, as training sees it.
+def read_picture(picture: Picture, before_loading: Callable[[int], None] | None = None) -> Image.Image:
+    """The picture, upright RGB, as training sees it; `before_loading` as in `decode_picture`.
 
     Raises:
         ValueError: it cannot be read, or it is none
     """
     if isinstance(picture, Image.Image):
+        if before_loading is not None:
+            before_loading(picture.width * picture.height)
         try:
             with _PICTURE_LOCKS[id(picture) % len(_PICTURE_LOCKS)]:
                 return normalise_picture(picture)
@@ -97,12 +107,12 @@ def read_picture(picture: Picture) -> Image.Image:
         except (OSError, ValueError) as error:  # an OSError names the whole of what is no path
             raise ValueError(f"{named} cannot be read: {getattr(error, 'strerror', error)}") from error
         try:
-            return decode_picture(data, MAX_IMAGE_PIXELS).image
+            return decode_picture(data, MAX_IMAGE_PIXELS, before_loading).image
         except PictureError as error:
             raise PictureError(error.rule, f"{named}: {error}") from error
     if not isinstance(picture, (bytes, bytearray, memoryview)):
         raise ValueError(f"a picture is a PIL image, a path or bytes, not {type(picture).__name__}")
-    return decode_picture(bytes(picture), MAX_IMAGE_PIXELS).image
+    return decode_picture(bytes(picture), MAX_IMAGE_PIXELS, before_loading).image
 
 
 def _is_picture(value: object) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -16,6 +16,7 @@ from vipolyqwen_core.processing.patches import (
     cut_patches,
     patch_grid,
     resized_size,
+    shrink,
 )
 
 LAYOUT = PatchLayout()
@@ -63,6 +64,31 @@ def test_pixel_values_are_those_of_transformers(width: int, height: int, layout:
     assert patches.shape == (grid[1] * grid[2], 3 * layout.patch_size**2)
     assert [list(grid)] == theirs["image_grid_thw"].tolist()
     np.testing.assert_allclose(pixel_values(patches, layout), theirs["pixel_values"], atol=2e-6)
+
+
+@example(2000, 1500, 4, 60)
+@example(2000, 15, 4, 60)  # at its new size it would be cut otherwise
+@example(5598, 28, 1, 8)  # at its new size it would be refused
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 16), st.integers(1, 64))
+def test_a_shrunk_picture_has_the_same_patches(width: int, height: int, least: int, more: int) -> None:
+    budget = least * 784, (least + more) * 784
+    assume(max(width, height) <= MAX_ASPECT_RATIO * min(width, height))
+    image = picture(width, height)
+    small = shrink(image, LAYOUT, *budget)
+    grid = patch_grid(width, height, LAYOUT, *budget)
+    assert patch_grid(*small.size, LAYOUT, *budget) == grid
+    assert np.array_equal(cut_patches(small, grid, LAYOUT), cut_patches(image, grid, LAYOUT))
+    assert small.width * small.height <= width * height
+
+
+def test_a_large_picture_is_shrunk_and_a_small_one_stays() -> None:
+    budget = LAYOUT, 784, 36 * 784
+    assert shrink(picture(2000, 1500), *budget).size == (168, 140)
+    for image in (picture(64, 48), picture(168, 140)):
+        assert shrink(image, *budget) is image
+    with pytest.raises(ValueError, match="a picture of 1000 x 1 pixels"):
+        shrink(picture(1000, 1), *budget)
 
 
 def test_patches_of_a_visual_token_stand_together() -> None:
