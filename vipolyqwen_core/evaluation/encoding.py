@@ -85,7 +85,8 @@ class EvaluationPairs:
         self, embedder: ViPolyQwenEmbedder, requests: Collection[SideRequest], system: str
     ) -> Vectors:
         """Vectors [N, D] of some sides, all finite: a score out of others would say nothing."""
-        vectors = embedder.encode_items(self.sides.items(requests), self.batch_tokens)
+        items = self.sides.late_items(requests, embedder.processor.shrink)
+        vectors = embedder.encode_items(items, self.batch_tokens)
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
             first = list(requests)[broken[0]]

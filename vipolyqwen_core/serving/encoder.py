@@ -160,9 +160,10 @@ class ViPolyQwenEmbedder:
             vectors = shorten(vectors, dim)
         return vectors[0] if single else vectors
 
-    def encode_items(self, items: Iterable[Item], batch_tokens: int) -> Vectors:
+    def encode_items(self, sources: Iterable[Callable[[], Item]], batch_tokens: int) -> Vectors:
         """Unit vectors of items that are normalised already, as a training set holds them.
 
+        A source makes an item, in the thread that prepares it: so few are in memory at a time.
         An item may have more pictures and turns than the limit of tokens has room for: it was measured with
         the settings of another model, or shows the pictures of another item.
 
@@ -171,7 +172,6 @@ class ViPolyQwenEmbedder:
         Raises:
             ValueError: names the item by its place
         """
-        sources = (partial(_as_it_is, item) for item in items)
         return self._encode(sources, None, batch_tokens, exceed=True)
 
     def _encode(
@@ -252,10 +252,6 @@ class ViPolyQwenEmbedder:
         for places, embedded in launched:
             vectors[places] = embedded.cpu().numpy()
         return vectors
-
-
-def _as_it_is(item: Item) -> Item:
-    return item
 
 
 def shorten(vectors: Vectors, dim: int) -> Vectors:

@@ -73,7 +73,7 @@ class EncodingPool:
             return self._processes.submit(_encode, sides, requests, self.settings.batch_tokens)
         self._embedder = self._embedder or _load(self.model, self.devices[0], self.settings)
         done: Future[Vectors] = Future()
-        done.set_result(self._embedder.encode_items(sides.items(requests), self.settings.batch_tokens))
+        done.set_result(_vectors(self._embedder, sides, requests, self.settings.batch_tokens))
         return done
 
     def _started(self) -> WatchedPool:
@@ -104,4 +104,10 @@ def _start(model: Path, devices: "SimpleQueue[str]", settings: ExportSettings, t
 
 
 def _encode(sides: StoredSides, requests: Sequence[SideRequest], batch_tokens: int) -> Vectors:
-    return _embedder.encode_items(sides.items(requests), batch_tokens)
+    return _vectors(_embedder, sides, requests, batch_tokens)
+
+
+def _vectors(
+    embedder: ViPolyQwenEmbedder, sides: StoredSides, requests: Sequence[SideRequest], batch_tokens: int
+) -> Vectors:
+    return embedder.encode_items(sides.late_items(requests, embedder.processor.shrink), batch_tokens)

@@ -1,21 +1,23 @@
 """Sides of the pairs of a training set, as items ready to be encoded, pictures from the pinned stores."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
 from vipolyqwen_core.contract import Side, Split, Task, Turn
+from vipolyqwen_core.corpus.pictures import Shrink, as_it_is
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.training.identity import refuse_built_anew
-from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
+from vipolyqwen_core.training.rows import LatePicture, PictureKey, TrainingPictures, TrainingRows
 
 BLOCK_SIDES: Final = 64
-"""Sides whose texts and pictures are read at once."""
+"""Sides whose texts and files of pictures are read at once."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,27 @@ class StoredSides:
             ValueError: the training set was built anew since its version was read, or a row or a picture of
                 it cannot be read
         """
+        return (make() for make in self.late_items(requests))
+
+    def late_items(
+        self, requests: Iterable[SideRequest], shrink: Shrink = as_it_is
+    ) -> Iterator[Callable[[], Item]]:
+        """What makes the requested sides, in order, in any thread: only then are their pictures decoded.
+
+        A picture that several sides of a block show is decoded and shrunk once.
+
+        Raises:
+            ValueError: as `items`, but for a picture that cannot be decoded or shrunk: whoever makes its item
+                learns that
+        """
         self._open()
         waiting = iter(requests)
         while block := list(islice(waiting, BLOCK_SIDES)):
             rows = self.rows.take([request.row for request in block])
             shown = self._picture_keys(block)
-            pictures = self.pictures.read([key for keys in shown for key in keys])
+            pictures = self.pictures.late([key for keys in shown for key in keys], shrink)
             for request, row, keys in zip(block, rows, shown, strict=True):
-                turns = row["history"] if request.side is Side.QUERY else None
-                yield Item(
-                    text=row[request.side.value],
-                    images=tuple(pictures[key] for key in keys),
-                    history=tuple(Turn(turn["role"], turn["text"]) for turn in turns or ()),
-                    prefix=request.prefix,
-                )
+                yield partial(_item, request, row, [pictures[key] for key in keys])
 
     def _picture_keys(self, block: list[SideRequest]) -> list[list[PictureKey]]:
         """Where the pictures of each side lie."""
@@ -116,3 +125,13 @@ class StoredSides:
             [(row["source"], number) for number in row[f"{request.side.value}_image_rows"] or ()]
             for request, row in zip(block, rows, strict=True)
         ]
+
+
+def _item(request: SideRequest, row: dict[str, Any], pictures: Sequence[LatePicture]) -> Item:
+    turns = row["history"] if request.side is Side.QUERY else None
+    return Item(
+        text=row[request.side.value],
+        images=tuple(picture() for picture in pictures),
+        history=tuple(Turn(turn["role"], turn["text"]) for turn in turns or ()),
+        prefix=request.prefix,
+    )

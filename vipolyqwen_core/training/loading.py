@@ -185,17 +185,17 @@ class ChunkLoader(Dataset[LoadedChunk]):
         return queries + targets + wrong
 
     def _read_pictures(self, shown: list[list[PictureKey]]) -> dict[PictureKey, Image.Image]:
-        """The pictures that items show; where one cannot be read, its item is looked for.
+        """The pictures that items show, shrunk; where one cannot be read, its item is looked for.
 
         Raises:
             ItemError: names the first item of such a picture
         """
         try:
-            return self.pictures.read([key for keys in shown for key in keys])
+            return self.pictures.read([key for keys in shown for key in keys], self.processor.shrink)
         except ValueError:
             for number, keys in enumerate(shown):
                 try:
-                    self.pictures.read(keys)
+                    self.pictures.read(keys, self.processor.shrink)
                 except ValueError as error:
                     raise ItemError(number, "picture", str(error)) from error
             raise

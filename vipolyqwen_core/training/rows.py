@@ -2,9 +2,10 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from vipolyqwen_core.contract import TRAINING
 from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
-from vipolyqwen_core.corpus.pictures import DECODING_ERRORS
+from vipolyqwen_core.corpus.pictures import DECODING_ERRORS, Shrink, as_it_is, taking_turns
 
 COLUMNS = (
     "sample_id",
@@ -115,6 +116,28 @@ class TrainingRows:
         return np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
 
 
+class LatePicture:
+    """A picture that is decoded when it is first asked for, and once, whichever threads ask."""
+
+    def __init__(self, decode: Callable[[], Image.Image]) -> None:
+        self._decode: Callable[[], Image.Image] | None = decode
+        self._image: Image.Image | None = None
+        self._lock = Lock()
+
+    def __call__(self) -> Image.Image:
+        """The picture.
+
+        Raises:
+            ValueError: it cannot be decoded
+        """
+        with self._lock:
+            if self._decode is not None:
+                self._image = self._decode()
+                self._decode = None  # the bytes of the file go
+            assert self._image is not None
+            return self._image
+
+
 class TrainingPictures:
     """The pinned image stores of a training set. Travels to other processes as its path."""
 
@@ -125,17 +148,26 @@ class TrainingPictures:
     def __reduce__(self) -> tuple[type["TrainingPictures"], tuple[Path]]:
         return TrainingPictures, (self.training_set,)
 
-    def read(self, keys: Sequence[PictureKey]) -> dict[PictureKey, Image.Image]:
-        """The pictures as RGB, each read once.
+    def read(self, keys: Sequence[PictureKey], shrink: Shrink = as_it_is) -> dict[PictureKey, Image.Image]:
+        """The pictures as RGB, each read once, and shrunk before the next one is decoded.
 
         Raises:
-            ValueError: a store or a picture is gone, or a picture cannot be decoded; never an empty sample
+            ValueError: a store or a picture is gone, or a picture cannot be decoded or shrunk; never an empty
+                sample
+        """
+        return {key: picture() for key, picture in self.late(keys, shrink).items()}
+
+    def late(self, keys: Sequence[PictureKey], shrink: Shrink = as_it_is) -> dict[PictureKey, LatePicture]:
+        """The pictures of `read`, their files read and not yet decoded.
+
+        Raises:
+            ValueError: a store or a picture is gone
         """
         by_source: dict[str, list[int]] = defaultdict(list)
         for source, row in dict.fromkeys(keys):
             by_source[source].append(row)
         return {
-            (source, row): self._decode(data, source, row)
+            (source, row): LatePicture(partial(self._shrunk, data, source, row, shrink))
             for source, rows in by_source.items()
             for row, data in zip(rows, self._read_bytes(source, rows), strict=True)
         }
@@ -159,9 +191,16 @@ class TrainingPictures:
                 f"{store.version}: {error}"
             ) from error
 
-    def _decode(self, data: bytes, source: str, row: int) -> Image.Image:
+    def _shrunk(self, data: bytes, source: str, row: int, shrink: Shrink) -> Image.Image:
+        with taking_turns() as wait_for_turn:
+            return shrink(self._decode(data, source, row, wait_for_turn))
+
+    def _decode(
+        self, data: bytes, source: str, row: int, before_loading: Callable[[int], None]
+    ) -> Image.Image:
         try:
             with Image.open(io.BytesIO(data)) as image:
+                before_loading(image.width * image.height)
                 return image.convert("RGB")  # the store holds pictures that this makes upright RGB
         except DECODING_ERRORS as error:
             store = self._store(source)

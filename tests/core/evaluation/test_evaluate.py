@@ -320,7 +320,8 @@ def test_a_side_is_encoded_once_for_all_rows_that_have_it(run: TrainingRun, tiny
     encode = embedder.encode_items
     embedder.encode_items = lambda items, tokens: encode(seen.extend(found := list(items)) or found, tokens)  # type: ignore
     prefixed, plain = pairs.encode(embedder, (True, False), results.TRAINED)
-    distinct = {(item.text, item.history, item.prefix, *(i.tobytes() for i in item.images)) for item in seen}
+    made = [make() for make in seen]
+    distinct = {(item.text, item.history, item.prefix, *(i.tobytes() for i in item.images)) for item in made}
     assert len(seen) == len(distinct)
     row = int(np.flatnonzero(pairs.rows.task == "ocr")[0])
     assert np.array_equal(prefixed.target[row], plain.target[row])

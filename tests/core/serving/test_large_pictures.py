@@ -7,15 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from tests.core import small_training_set
+from tests.core.small_training_set import COLOURS, SmallPair, write_training_set
 from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.corpus import pictures
+from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.serving import inputs
 from vipolyqwen_core.serving.inputs import read_picture
 from vipolyqwen_core.serving.sentence_transformers import ViPolyQwenModule
+from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
+from vipolyqwen_core.training.identity import data_version
+from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
+from vipolyqwen_core.training.rows import TrainingPictures
 
 LARGE = Image.new("RGB", (400, 300), "red")
 FILE = file_of(LARGE)
@@ -68,6 +78,57 @@ def test_sentence_transformers_holds_one_picture_at_full_size(
         [{"text": "one", "image": [FILE, LARGE]}, [told]]
     )
     assert (len(held.seen), held.most) == (4, 1)
+
+
+@pytest.fixture
+def large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A training set of four pairs; the first two show one picture."""
+    monkeypatch.setattr(
+        small_training_set, "picture", lambda number: Image.new("RGB", LARGE.size, COLOURS[number])
+    )
+    pairs = [
+        SmallPair(f"<image>{place}?", "yes", Task.OCR, query_pictures=(number,), split=Split.TRAIN)
+        for place, number in enumerate((0, 0, 1, 2))
+    ]
+    return write_training_set(tmp_path / "set", pairs)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Stored pictures, by one thread."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    found = Held()
+    monkeypatch.setattr(TrainingPictures, "_decode", found.watch(TrainingPictures._decode))
+    return found
+
+
+def test_stored_sides_are_encoded_with_one_picture_a_thread_at_full_size(
+    embedder: ViPolyQwenEmbedder, large_set: Path, decoded: Held
+) -> None:
+    sides = StoredSides(large_set, Split.TRAIN, data_version(large_set))
+    requests = [SideRequest(row, Side.QUERY) for row in range(4)]
+    vectors = embedder.encode_items(sides.late_items(requests, embedder.processor.shrink), 1024)
+    assert (len(decoded.seen), decoded.most) == (3, 1)
+    assert np.array_equal(vectors, embedder.encode_items(sides.late_items(requests), 1024))
+
+
+def test_a_chunk_is_loaded_with_one_picture_at_full_size(
+    tiny_backbone: Path, tiny_processing: ProcessingSettings, large_set: Path, decoded: Held
+) -> None:
+    loader = ChunkLoader(large_set, tiny_backbone, tiny_processing, prefix_dropout=0.0, seed=0)
+    assert loader[ChunkRequest(0, 0, np.arange(4), needs_picture=False)].packed.pictures is not None
+    assert (len(decoded.seen), decoded.most) == (3, 1)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_with_its_item(
+    embedder: ViPolyQwenEmbedder, large_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ImageStore.read
+    monkeypatch.setattr(ImageStore, "read", lambda store, rows: [data[:60] for data in read(store, rows)])
+    sides = StoredSides(large_set, Split.TRAIN, data_version(large_set))
+    requests = [SideRequest(0, Side.TARGET), SideRequest(2, Side.QUERY)]
+    with pytest.raises(ValueError, match=r"item 1: picture 'pictures/1.png' of .* cannot be decoded"):
+        embedder.encode_items(sides.late_items(requests), 1024)
 
 
 def test_very_large_pictures_take_turns_over_the_threads(
