@@ -44,6 +44,15 @@ def embedder(directory: Path) -> ViPolyQwenEmbedder:
     return ViPolyQwenEmbedder.from_pretrained(directory)
 
 
+def test_a_truncated_vector_is_that_of_the_embedder_once_it_is_normalised(
+    directory: Path, embedder: ViPolyQwenEmbedder
+) -> None:
+    cut = SentenceTransformer(str(directory), trust_remote_code=True, device="cpu", truncate_dim=16)
+    assert np.linalg.norm(cut.encode("một câu")) < 0.99
+    normalised = cut.encode("một câu", normalize_embeddings=True)
+    assert np.allclose(normalised, embedder.encode("một câu", dim=16), atol=1e-6)
+
+
 def test_text_one_picture_three_pictures_and_both_give_the_same_vectors(
     model: SentenceTransformer, embedder: ViPolyQwenEmbedder, directory: Path
 ) -> None:
