@@ -11,7 +11,7 @@ LARGEST_MMAP_THRESHOLD: Final = 32 * 2**20
 
 
 def keep_freed_memory(most_bytes: int) -> None:
-    """Let this process keep so much of what it has freed; elsewhere than on Linux with glibc nothing happens.
+    """Let each arena of glibc keep so much of what was freed in it; without glibc nothing happens.
 
     By default glibc hands tensors of a few MB back to the system when they are freed, and gets fresh pages,
     which have to be zeroed, for the next ones.

@@ -21,8 +21,9 @@ def read_member(member: IO[bytes], num_bytes: int) -> bytes:
     """
     if isinstance(member, zipfile.ZipExtFile):
         packed: Any = member
-        if isinstance(packed._decompressor, bz2.BZ2Decompressor):
-            packed._decompressor = _AtMost(packed._decompressor, num_bytes)
+        unpacker = getattr(packed, "_decompressor", None)  # private: without it the file takes more memory
+        if isinstance(unpacker, bz2.BZ2Decompressor):
+            packed._decompressor = _AtMost(unpacker, num_bytes)
     return b"".join(iter(lambda: member.read(PIECE_BYTES), b""))
 
 

@@ -40,8 +40,8 @@ BATCH_TOKENS: Final = {"cuda": 16_384, "cpu": 1_024}
 """Tokens of one packed batch by kind of device, unless the caller says otherwise; a longer item is a batch of
 its own. More gives a CPU nothing."""
 KEPT_BYTES: Final = 64 * 2**20
-"""What is kept of freed memory on a CPU, where it is worth an eighth of the time: as much as glibc keeps by
-itself once it has seen a large block."""
+"""What each of glibc's arenas keeps of freed memory on a CPU, where it is worth an eighth of the time: as
+much as glibc keeps by itself once it has seen a large block."""
 WINDOW_TOKENS: Final = 65_536
 """Items of so many tokens, or of two batches, are sorted by cost together: this bounds what is in memory, two
 windows at most."""
