@@ -1,16 +1,19 @@
-"""The folder or ZIP archive that holds the pictures of a source, local or a URL; nothing else is read."""
+"""The folder or archive that holds the pictures of a source, local or a URL; nothing else is read."""
 
 import os
 import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.zip import ZipFileSystem
 
 from vipolyqwen_core.corpus.archive_member import read_member
 from vipolyqwen_core.corpus.file_version import file_version
@@ -39,7 +42,7 @@ _ABSOLUTE = re.compile(r"[A-Za-z]:|/")
 
 
 class ImageRoot:
-    """Reads pictures by their paths below one folder, or in one ZIP archive."""
+    """Reads pictures by their paths below one folder, or in one archive."""
 
     def __init__(self, root: str | None) -> None:
         """Settle the folder; None: the source names no folder, and every path is refused.
@@ -60,6 +63,10 @@ class ImageRoot:
             if path.lower().endswith(".zip") and _is_file(self._fs, path):
                 self._fs, path = open_storage(f"zip://::{root}")
             self.is_local = isinstance(self._fs, LocalFileSystem)
+            # the files of a tar share one position in it; those of a ZIP know theirs
+            self._turn: AbstractContextManager[object] = (
+                nullcontext() if isinstance(self._fs, ZipFileSystem) else Lock()
+            )
             self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
             found = is_folder(self._fs, self._folder)
         except REMOTE_ERRORS as error:
@@ -184,7 +191,7 @@ class ImageRoot:
         place = f"{self._folder}/{below}"
         if isinstance(self._fs, AbstractArchiveFileSystem):
             num_bytes = self._remote_size(below)
-            with self._fs.open(place, "rb") as member:
+            with self._turn, self._fs.open(place, "rb") as member:
                 return read_member(member, num_bytes)
         data = bytes(self._fs.cat_file(place))
         _checked(len(data))

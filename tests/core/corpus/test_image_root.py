@@ -1,11 +1,14 @@
 """Pictures are read below their root only, under whatever form of the path a file has."""
 
+import io
 import os
 import sys
+import tarfile
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -192,6 +195,18 @@ def test_pictures_are_read_out_of_an_archive(archive: Path, url: str) -> None:
         with pytest.raises(PictureError) as refused:
             root.read(path)
         assert refused.value.rule == rule
+
+
+def test_threads_that_read_a_tar_get_each_its_own_picture(tmp_path: Path) -> None:
+    files = {f"{number}.png": bytes([number]) * 100_000 for number in range(150)}
+    with tarfile.open(tmp_path / "scans.tar", "w") as packed:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            packed.addfile(entry, io.BytesIO(data))
+    root = ImageRoot(f"tar://::{tmp_path / 'scans.tar'}")
+    with ThreadPoolExecutor(16) as threads:
+        assert dict(zip(files, threads.map(root.read, files), strict=True)) == files
 
 
 def test_an_archive_that_is_none_is_refused(tmp_path: Path) -> None:
