@@ -160,6 +160,7 @@ def file_digest(path: Path) -> str:
 
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
+    from vipolyqwen_core.evaluation.metrics import judging_metric
     from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED, UNTRAINED
 
     metric = evaluation.primary_metric
@@ -180,7 +181,7 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
             pool.num_pairs,
             pool.num_targets,
             "yes" if pool.counts else "",
-            *(pool.scores.get(system, {}).get(metric) for system in shown),
+            *(pool.scores.get(system, {}).get(judging_metric(pool.is_choice)) for system in shown),
             interval(pool.gain_over_untrained),
             pool.scores[TRAINED].get("recall@1"),
             pool.scores[CHANCE].get("recall@1"),
@@ -211,7 +212,7 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
         "learned": evaluation.verdict.learned,
         "verdict": table(["", "sentence"], verdict),
         metric: trained,
-        f"{metric} by pool": table(header, rows),
+        f"{metric} by pool, accuracy of choices": table(header, rows),
         "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
         "systems": plot(
             bar_chart(evaluation.primary, f"mean {metric} by system"), f"mean {metric} by system"

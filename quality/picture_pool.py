@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from multiprocessing.synchronize import Lock
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -32,7 +31,7 @@ import xxhash
 
 from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
-from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture
+from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture, taking_turns
 from vipolyqwen_core.freed_memory import keep_freed_memory
 from vipolyqwen_core.training.parent import end_with_caller
 from vipolyqwen_core.watched_pool import WatchedPool
@@ -48,7 +47,8 @@ GROUPS_AHEAD = 4
 BYTES_AHEAD = 256 * 1024 * 1024
 """Bytes of files in flight that came from elsewhere."""
 LARGE_PIXELS = 16_000_000
-"""Larger pictures take turns: at 4 bytes a pixel and some copies, many at once would fill the memory."""
+"""Larger pictures take turns: at 4 bytes a pixel and some copies, those of many processes would fill the
+memory."""
 
 KEPT_BYTES = 256 * 1024 * 1024
 """What a worker keeps of the memory of a picture for the next one: fresh pages take as long as decoding."""
@@ -281,12 +281,7 @@ def _load_picture(data: bytes | PictureError, max_image_pixels: int) -> LoadedPi
     if isinstance(data, PictureError):
         return LoadedPicture(None, data)
     try:
-        with ExitStack() as turn:
-
-            def wait_for_turn(num_pixels: int) -> None:
-                if num_pixels > LARGE_PIXELS:
-                    turn.enter_context(_large_pictures)
-
+        with taking_turns(LARGE_PIXELS, _large_pictures) as wait_for_turn:
             picture = decode_picture(data, max_image_pixels, before_loading=wait_for_turn)
             stored = store_picture(data, picture)
             row = {

@@ -6,7 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final, TypeAlias
@@ -111,17 +111,23 @@ def as_it_is(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def taking_turns() -> Iterator[Callable[[int], None]]:
+def taking_turns(
+    large_pixels: int | None = None, turn: AbstractContextManager[object] = _LARGE_PICTURE
+) -> Iterator[Callable[[int], None]]:
     """What to call with the number of pixels of a picture before they take memory: see `decode_picture`.
 
     A large one waits until no other thread has one, and is taken for gone at the end of the block, which is
     for one picture.
+
+    Args:
+        large_pixels: from where on a picture is large; None: LARGE_PIXELS
+        turn: held by whoever has a large one: a lock of this process, or of several
     """
-    with ExitStack() as turn:
+    with ExitStack() as held:
 
         def wait_for_turn(num_pixels: int) -> None:
-            if num_pixels > LARGE_PIXELS:
-                turn.enter_context(_LARGE_PICTURE)
+            if num_pixels > (LARGE_PIXELS if large_pixels is None else large_pixels):
+                held.enter_context(turn)
 
         yield wait_for_turn
 

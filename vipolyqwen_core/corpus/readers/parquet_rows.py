@@ -21,7 +21,8 @@ BATCH_BYTES = 32 * 1024 * 1024
 REPEATED_BYTES = 256 * 1024 * 1024
 """What a value takes that a dictionary holds once for all rows, and that stands in each in memory ..."""
 FEWEST_ROWS = 8
-"""... unless so few rows take more: one by one they take forty times as long."""
+"""... unless so few rows take more: one by one they take forty times as long. Any large row group may have
+such a value, since the file says of nearly all columns that they have a dictionary: it is read in so few."""
 GROUP_BYTES = 256 * 1024 * 1024
 """Larger row groups are read page by page: of another storage many small parts take longer than one."""
 UNCONVERTIBLE = (ValueError, OverflowError, LookupError)
