@@ -43,6 +43,7 @@ from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.image_store import is_stored, write_images
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers import (
+    RawPair,
     Record,
     adapter_digest,
     check_source,
@@ -60,7 +61,7 @@ CODE_VERSION = 20
 """Raise it when the same input gives another result: earlier results are then made anew."""
 BATCH_PAIRS = 10_000
 BATCH_BYTES = 256 * 1024 * 1024
-"""Pictures that stand in the rows themselves fill a batch sooner."""
+"""Long texts, a character of which counts as one, and pictures in the rows themselves fill a batch sooner."""
 ROW_GROUP = 50_000
 SOURCE_FILE = "source.json"
 UNREAD_FIELDS = frozenset({"license", "weight", "off_limits"})
@@ -232,11 +233,17 @@ def _batches(source: Source, settings: CurationSettings) -> Iterator[list[Record
         batch.append(record)
         num_pairs += max(len(record.pairs), 1)
         num_bytes += sum(len(image) for image, _ in references_of(record) if isinstance(image, bytes))
+        num_bytes += sum(_num_characters(pair) for pair in record.pairs)
         if num_pairs >= BATCH_PAIRS or num_bytes >= BATCH_BYTES:
             yield batch
             batch, num_pairs, num_bytes = [], 0, 0
     if batch:
         yield batch
+
+
+def _num_characters(pair: RawPair) -> int:
+    earlier = sum(len(turn.text) for turn in pair.history or ())
+    return len(pair.query) + len(pair.target) + earlier + sum(len(side.text) for side in pair.negatives)
 
 
 def _write_pairs(shards: Shards, duplicates: pl.DataFrame, folder: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quality.curate import BATCH_PAIRS, curate
+import quality.curate as curate_module
+from quality.curate import curate
 from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars_schema
 from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
@@ -263,12 +264,16 @@ def test_a_broken_source_is_refused_before_any_work(workspace, write_source) -> 
     assert not workspace.curated("corpus").exists()
 
 
-def test_batches_do_not_change_the_result(workspace, write_source, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("BATCH_PAIRS", 7), ("BATCH_BYTES", 400)])
+def test_batches_do_not_change_the_result(
+    workspace, write_source, tmp_path, monkeypatch, limit, value
+) -> None:
     records = [instruction(i % 30) if i % 3 else question(i % 7) for i in range(90)]
     source = write_source(records, pictures=range(7))
     whole = curate(source, SETTINGS, workspace)
-    assert BATCH_PAIRS > 90
-    monkeypatch.setattr("quality.curate.BATCH_PAIRS", 7)
+    assert len(list(curate_module._batches(source, SETTINGS))) == 1
+    monkeypatch.setattr(curate_module, limit, value)
+    assert len(list(curate_module._batches(source, SETTINGS))) > 10
     other = Workspace(tmp_path / "other")
     curate(source, SETTINGS, other)
     assert pairs(workspace).equals(pairs(other))
