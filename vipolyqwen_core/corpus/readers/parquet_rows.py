@@ -40,7 +40,7 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
         groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
         is_large = any(group.total_byte_size > GROUP_BYTES for group in groups)
         table = pq.ParquetFile(
-            stream, metadata=metadata, pre_buffer=not is_large, buffer_size=PIECE_BYTES * is_large
+            stream, metadata=metadata, pre_buffer=not is_large, buffer_size=PIECE_BYTES if is_large else 0
         )
         names = [compose(name) for name in table.schema_arrow.names]
         ambiguous = [name for name, count in Counter(names).items() if count > 1]
