@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import dagster as dg
 import pytest
 
-from assets.registered_model import checks_outcome, origin_tags, registered_model
+from assets.registered_model import checks_outcome, origin_tags, register, registered_model
 from assets.registry import Version
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from orchestration.definitions import build_definitions
 from tests.assets.test_evaluation_report import RUN, evaluation
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.evaluation.results import Evaluation
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.workspace import Workspace
@@ -21,9 +22,13 @@ def test_the_outcome_of_checks_is_that_of_those_that_were_made(tmp_path: Path) -
     model = build_definitions(Workspace(tmp_path), None, "demo").resolve_job_def("model")
     with dg.DagsterInstance.ephemeral() as instance:
         assert checks_outcome(instance) == "0 passed"
-        for name, passed in (("no_leak", True), ("both_splits", False)):
+        for asset, name, passed in (
+            ("training_set", "no_leak", True),
+            ("training_set", "both_splits", False),
+            ("embedding_export", "complete", False),  # of the version before
+        ):
             evaluation = dg.AssetCheckEvaluation(
-                dg.AssetKey("training_set"), name, passed, metadata={}, description="so it is"
+                dg.AssetKey(asset), name, passed, metadata={}, description="so it is"
             )
             instance.report_runless_asset_event(evaluation)
         outcome = "1 passed; failed: training_set.both_splits (ERROR): so it is"
@@ -48,6 +53,16 @@ def test_a_version_names_the_commit_that_trained_it(
     tags = origin_tags(run, of_training)
     assert tags.get("vipolyqwen.git_commit") == commit
     assert (tags["vipolyqwen.data_version"], tags["vipolyqwen.recipe"]) == ("d", "demo")
+
+
+def test_a_model_of_other_data_is_not_registered(tmp_path: Path) -> None:
+    recipe, tags = demo(), {"data_version": "older"}
+    run = TrainingRun(recipe=recipe, backbone=tmp_path, training_set=tmp_path, output=tmp_path, tags=tags)
+    StageSummary("training_set", "", "newer", pairs_in=1, pairs_out=1, rejected={}, details={}).write(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="is one of version older of the training set"):
+        register("m", run, "d", evaluation(), {})
 
 
 def test_a_registration_that_was_killed_behind_its_alias_goes_on_with_its_version(

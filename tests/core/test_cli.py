@@ -266,6 +266,17 @@ def test_encode_writes_unit_vectors(vipolyqwen, tiny_model_dir: Path, tmp_path: 
     assert str(tmp_path / "out [vi]" / "v.npy") in ended.stdout
 
 
+@pytest.mark.parametrize("name", ["vectors", "V.NPY"])
+def test_vectors_are_written_under_the_name_that_was_asked_for(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(cli.app, ["encode", "a", "--model", str(tiny_model_dir), "--out", name])
+    assert ended.exit_code == 0, ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert np.load(tmp_path / name).shape[0] == 1
+
+
 def test_a_full_disk_leaves_the_vectors_of_before_and_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
     out = tmp_path / "out [vi].npy"
     left_over = tmp_path / ".out [vi].npy.0-0.ab.partial"  # of a process that was killed
