@@ -156,7 +156,8 @@ def bar_chart(counts: Mapping[str, int | float], title: str) -> "Figure":
     figure = Figure(figsize=(7, 0.9 + 0.32 * len(ordered)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh([name for name, _ in ordered], [count for _, count in ordered], color="#4c72b0")
-    axes.bar_label(bars, fmt="{:,.4g}", padding=3)
+    labels = [f"{count:,}" if isinstance(count, int) else f"{count:.4g}" for _, count in ordered]
+    axes.bar_label(bars, labels, padding=3)
     axes.margins(x=0.12)
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)

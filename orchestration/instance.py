@@ -10,11 +10,15 @@ from dagster_shared.check import CheckError
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from assets.training_set import TRAINING_SET_TAG
+from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
 
 PARTITION_TAG = "dagster/partition"
 """Dagster's own tag of a run: the source that it is for."""
+
+SECONDS_TO_CANCEL = int(SECONDS_TO_SAVE) + 60
+"""After so long Dagster takes a cancelled run for ended, and hands its pool on: not while it saves."""
 
 SETTINGS = {
     "telemetry": {"enabled": False},
@@ -32,7 +36,11 @@ SETTINGS = {
         # a GPU, or the only machine, is used by one training at a time, in whatever run it stands
         "pools": {"granularity": "op", "default_limit": 1},
     },
-    "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
+    "run_monitoring": {
+        "enabled": True,
+        "cancel_timeout_seconds": SECONDS_TO_CANCEL,
+        "free_slots_after_run_end_seconds": 60,
+    },
     # a run whose process was lost is repeated, and goes on where it stood; a step that failed is not
     "run_retries": {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False},
     # what the stages log is read in the run's page
@@ -82,8 +90,12 @@ def lacking(instance: dg.DagsterInstance) -> list[str]:
     """What a `dagster.yaml` of an older version, or one of somebody's own, does not ask of the UI's runs."""
     queue = instance.get_concurrency_config().run_queue_config
     limited = {limit["key"] for limit in queue.tag_concurrency_limits} if queue else set()
-    limits = [f"the limit on {key}" for key in (TRAINING_SET_TAG, PARTITION_TAG) if key not in limited]
-    return limits if instance.run_retries_enabled else [*limits, "run_retries"]
+    missing = [f"the limit on {key}" for key in (TRAINING_SET_TAG, PARTITION_TAG) if key not in limited]
+    if not instance.run_retries_enabled:
+        missing.append("run_retries")
+    if instance.run_monitoring_cancel_timeout_seconds < SECONDS_TO_CANCEL:
+        missing.append(f"a cancel_timeout_seconds of {SECONDS_TO_CANCEL}")
+    return missing
 
 
 def write_settings(home: Path) -> Path:

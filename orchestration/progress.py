@@ -15,6 +15,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 
 from assets.metadata import was_reused
 from orchestration.jobs import ASSET_KEYS
@@ -36,8 +37,9 @@ class FactoryProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[news]}"),
+            TextColumn("[dim]{task.fields[news]}", table_column=Column(ratio=1, no_wrap=True)),
             console=console,
+            expand=True,  # news take what the others leave
             transient=True,
         )
         self.task = self.bar.add_task("starting", total=num_stages, news="")

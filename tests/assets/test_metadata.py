@@ -22,6 +22,11 @@ def test_long_values_are_cut() -> None:
     assert len(cell("x" * 1000)) == 120
 
 
+def test_bars_name_counts_whole() -> None:
+    figure = bar_chart({"exact_duplicate": 12_345, "mrr": 0.123456}, "rejected")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.1235", "12,345"]
+
+
 def test_rejects_are_counted_by_rule_with_an_example(tmp_path: Path) -> None:
     rows = [("curated", "empty_target", 3), ("curated", "empty_target", 4), ("read", "broken_json", 7)]
     frame = pl.DataFrame(

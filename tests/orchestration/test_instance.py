@@ -13,6 +13,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 
 from orchestration.definitions import build_definitions
 from orchestration.instance import PARTITION_TAG, SETTINGS, lacking, open_instance, write_settings
+from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -75,11 +76,17 @@ def test_a_damaged_database_is_told_with_the_folder(workspace: Workspace, name: 
 def test_what_a_dagster_yaml_of_an_older_version_lacks_is_named(workspace: Workspace) -> None:
     with open_instance(workspace) as instance:
         assert lacking(instance) == []
-    older = {name: part for name, part in SETTINGS.items() if name not in ("concurrency", "run_retries")}
+    older = {**SETTINGS, "run_monitoring": {"enabled": True}}
+    del older["concurrency"], older["run_retries"]
     write_settings(workspace.dagster_home).write_text(yaml.safe_dump(older))
     with open_instance(workspace) as instance:
         limits = ["the limit on vipolyqwen/training_set", "the limit on dagster/partition"]
-        assert lacking(instance) == [*limits, "run_retries"]
+        assert lacking(instance) == [*limits, "run_retries", "a cancel_timeout_seconds of 360"]
+
+
+def test_a_run_that_is_cancelled_keeps_its_pool_while_its_training_saves(workspace: Workspace) -> None:
+    with open_instance(workspace) as instance:
+        assert instance.run_monitoring_cancel_timeout_seconds > SECONDS_TO_SAVE
 
 
 def test_a_run_that_needs_the_training_set_waits_in_the_queue_for_the_other(workspace: Workspace) -> None:
