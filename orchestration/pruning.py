@@ -15,8 +15,8 @@ from vipolyqwen_core.pruning import prune as delete
 def delete_leftovers(context: dg.OpExecutionContext, workspace: WorkspaceResource) -> None:
     """Delete it, and list what only a person can decide about."""
     place = workspace.open()
-    found, kept = leftovers(place), unfinished(place)
-    delete(found)
+    kept = unfinished(place)
+    found = delete(leftovers(place), place)
     context.add_output_metadata(
         {
             "GB deleted": round(sum(leftover.num_bytes for leftover in found) / 1e9, 3),

@@ -372,7 +372,8 @@ def prune(yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without 
         return
     size = decimal(sum(leftover.num_bytes for leftover in found))
     if yes or typer.confirm(f"Delete {size}?"):
-        pruning.prune(found)
+        deleted = pruning.prune(found, workspace)
+        size = decimal(sum(leftover.num_bytes for leftover in deleted))
         output.print(f"{size} were deleted.", highlight=False)
 
 

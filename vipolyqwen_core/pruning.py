@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vipolyqwen_core.serving.current_export import CURRENT_FILE, STAGING, VECTORS_FILE, read_current
+from vipolyqwen_core.file_lock import is_locked
+from vipolyqwen_core.serving.current_export import (
+    CURRENT_FILE,
+    LOCK_FILE,
+    STAGING,
+    VECTORS_FILE,
+    read_current,
+)
 from vipolyqwen_core.training.result import CHECKPOINTS_FOLDER, MODEL_FOLDER, RESULT_FILE
 from vipolyqwen_core.workspace import Workspace
 
@@ -64,17 +71,21 @@ def unfinished(workspace: Workspace) -> list[Leftover]:
     ]
 
 
-def prune(found: Sequence[Leftover]) -> None:
-    """Delete what was found.
+def prune(found: Sequence[Leftover], workspace: Workspace) -> list[Leftover]:
+    """Delete what was found and is still left over: a rollback may need it by now. Returns what was deleted.
 
     Raises:
         OSError: the file system refuses
+        ValueError: as `leftovers`
     """
-    for leftover in found:
+    still = {leftover.path for leftover in leftovers(workspace)}
+    deleted = [leftover for leftover in found if leftover.path in still]
+    for leftover in deleted:
         if leftover.path.is_dir():
             shutil.rmtree(leftover.path)
         else:
-            leftover.path.unlink(missing_ok=True)
+            leftover.path.unlink()
+    return deleted
 
 
 def _runs_with_checkpoints(workspace: Workspace) -> Iterator[Path]:
@@ -90,15 +101,15 @@ def _is_finished(run: Path) -> bool:
 def _earlier_vectors(workspace: Workspace) -> list[Path]:
     """Parquet files of versions that are neither in use nor the newest beside it.
 
-    Versions whose table is being made are no earlier ones. They are looked for first: between the two looks
-    one may become the version in use, never the other way round.
+    Versions whose table an export has begun to make are no earlier ones; while one works, none is.
     """
-    settled = [
-        path for path in workspace.exports.glob(f"*/{VECTORS_FILE}") if not (path.parent / STAGING).exists()
-    ]
-    if not (workspace.exports / CURRENT_FILE).is_file():
+    exports = workspace.exports
+    if not (exports / CURRENT_FILE).is_file():
         return []  # the table is gone, and any of them may be what it is made anew from
+    settled = [path for path in exports.glob(f"*/{VECTORS_FILE}") if not (path.parent / STAGING).exists()]
     in_use = Path(read_current(workspace).parquet).resolve()
+    if is_locked(exports / LOCK_FILE):  # looked at last: it may have begun meanwhile
+        return []
     earlier = [path for path in settled if path.resolve() != in_use]
     earlier.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return earlier[EARLIER_EXPORTS:]

@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vipolyqwen_core.__main__ import app
+from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.pruning import leftovers, prune, unfinished
-from vipolyqwen_core.serving.current_export import STAGING, CurrentExport, link_current
+from vipolyqwen_core.serving.current_export import LOCK_FILE, STAGING, CurrentExport, link_current
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -55,7 +56,7 @@ def test_a_finished_runs_checkpoints_and_vectors_of_earlier_versions_go(workspac
         ("exports/1/embeddings.parquet", 100),
     ]
     assert files(workspace) == before
-    prune(found)
+    assert prune(found, workspace) == found
     assert before - files(workspace) == {
         "runs/finished/checkpoints/step_2/__0_0.distcp",
         "runs/finished/checkpoints/step_2/state.json",
@@ -74,6 +75,16 @@ def test_what_a_run_may_go_on_from_is_told_and_kept(workspace: Workspace) -> Non
 def test_an_export_in_progress_keeps_the_vectors_that_it_starts_from(workspace: Workspace) -> None:
     (workspace.exports / "1" / STAGING).mkdir()
     assert [leftover.path.parent.name for leftover in leftovers(workspace)[1:]] == ["4", "3"]
+
+
+def test_vectors_stay_while_an_export_works_also_where_they_were_found_before(workspace: Workspace) -> None:
+    found = leftovers(workspace)
+    assert [leftover.path.name for leftover in found] == ["checkpoints", *["embeddings.parquet"] * 3]
+    with (workspace.exports / LOCK_FILE).open("a+") as file:
+        file_lock(file)
+        assert [leftover.path.name for leftover in leftovers(workspace)] == ["checkpoints"]
+        assert [leftover.path.name for leftover in prune(found, workspace)] == ["checkpoints"]
+    assert [leftover.path.parent.name for leftover in leftovers(workspace)] == ["4", "3", "1"]
 
 
 def test_where_the_exported_table_is_gone_all_vectors_stay(workspace: Workspace) -> None:

@@ -20,6 +20,8 @@ VECTORS_FILE: Final = "embeddings.parquet"
 """Vectors of a version, in its folder."""
 STAGING: Final = "staging"
 """Folder of a table that is still being made, below the folder of its version."""
+LOCK_FILE: Final = ".lock"
+"""Locked while an export works; among the folders of versions, none of which begins with a dot."""
 
 
 @dataclass(frozen=True)

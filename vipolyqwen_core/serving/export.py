@@ -30,7 +30,13 @@ from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.full_disk import GOES_ON, sign_of_full_disk
-from vipolyqwen_core.serving.current_export import STAGING, VECTORS_FILE, CurrentExport, link_current
+from vipolyqwen_core.serving.current_export import (
+    LOCK_FILE,
+    STAGING,
+    VECTORS_FILE,
+    CurrentExport,
+    link_current,
+)
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides
 from vipolyqwen_core.serving.model_directory import model_digest
@@ -48,8 +54,6 @@ model version, a new champion or a rollback, is swapped in: a second copy of the
 AT_ONCE: Final = timedelta(milliseconds=1)
 """In place of it where a table was made aside, which nobody reads yet. LanceDB warns of 0."""
 PARQUET_ROWS: Final = 16_384
-LOCK_FILE: Final = ".lock"
-"""Among the folders of versions, none of which begins with a dot."""
 CONTENT: Final = b"content"
 """Key of the Parquet file's metadata for the digest of the rows that it holds."""
 

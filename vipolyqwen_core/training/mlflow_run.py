@@ -46,10 +46,17 @@ class Line(NamedTuple):
 
 
 class MlflowMetrics:
-    """Metrics on their way to a run of MLflow, which a thread sends in their order; close it."""
+    """Metrics on their way to a run of MLflow, which a thread sends in their order; close it.
 
-    def __init__(self, tracker: MLflowTracker, run_id: str) -> None:
+    Lines that MLflow has, of the steps that a resumed training repeats, are not sent again.
+
+    Args:
+        reached: the pairs of the last line that MLflow has
+    """
+
+    def __init__(self, tracker: MLflowTracker, run_id: str, reached: float) -> None:
         self.run_id = run_id
+        self._reached = reached
         self._tracker = tracker
         self._lines: SimpleQueue[Line | None] = SimpleQueue()
         self._given = self._arrived = 0
@@ -60,6 +67,8 @@ class MlflowMetrics:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send a line when MLflow takes it. Does not wait."""
+        if metrics["pairs"] <= self._reached:
+            return
         self._given += 1
         self._lines.put(Line(mlflow_names(metrics), step, int(time.time() * 1000)))
 
@@ -140,11 +149,10 @@ def mlflow_run(
             run_id = str(tracker.tracker.info.run_id)
             with written_aside(place) as aside:
                 aside.write_text(run_id, encoding="utf-8")
-        metrics = MlflowMetrics(tracker, run_id)
+        metrics = MlflowMetrics(tracker, run_id, reached)
         for line in earlier:
-            if line["pairs"] > reached:
-                numbers = {name: value for name, value in line.items() if isinstance(value, float)}
-                metrics.log(numbers, line["step"])
+            numbers = {name: value for name, value in line.items() if isinstance(value, float)}
+            metrics.log(numbers, line["step"])
         try:
             yield metrics
         finally:

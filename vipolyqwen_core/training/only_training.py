@@ -39,7 +39,7 @@ def only_training(
         started, said = time.monotonic(), False
         while (holder := file_lock(file)) is not None:
             if stop.asked():
-                raise StoppedEarly("stopped before the first step; nothing had to be saved")
+                raise StoppedEarly.before_the_first_step()
             if time.monotonic() - started >= patience_seconds:
                 raise ValueError(f"process {holder} trains in {output}: wait for it, or stop it")
             if not said:

@@ -60,7 +60,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
         OSError: the model or the result could not be written; the same command tries again
         Diverged: the gradient stopped being finite
     """
-    finished = _finished(run)
+    finished = _finished(run, stop)
     if finished is not None:
         logger.info("this run is finished: %s", run.output / MODEL_FOLDER)
         return finished
@@ -74,7 +74,7 @@ def train(run: TrainingRun, stop: StopSignal) -> TrainingResult:
         return _finish(training, progress, tracker.mlflow_run_id)
 
 
-def _finished(run: TrainingRun) -> TrainingResult | None:
+def _finished(run: TrainingRun, stop: StopSignal) -> TrainingResult | None:
     """The result of a run that is finished already; None where there is still something to do.
 
     Rank 0 looks, and when all are there: it may have waited for a training that has ended meanwhile, and
@@ -82,8 +82,10 @@ def _finished(run: TrainingRun) -> TrainingResult | None:
 
     Raises:
         ValueError: the result is that of other data or settings
+        StoppedEarly: it was told to stop before the others were there
     """
-    meet()
+    with stop.obeyed_at_once():
+        meet()
     result = None
     with together(ValueError):
         if is_first() and (result := read_result(run.output)) is not None:

@@ -41,21 +41,21 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def metrics_to(store: Store) -> MlflowMetrics:
-    return MlflowMetrics(store, "run1")  # type: ignore[arg-type]
+    return MlflowMetrics(store, "run1", reached=-1.0)  # type: ignore[arg-type]
 
 
 def test_metrics_wait_for_a_store_and_arrive_in_order_with_the_time_of_their_step(caplog):
     store = Store()
     metrics = metrics_to(store)
     for step in range(5):
-        metrics.log({"recall@1": step / 5}, step)
+        metrics.log({"recall@1": step / 5, "pairs": step}, step)
     given = time.time() * 1000
     while store.tries < 3:
         time.sleep(0.01)
     store.answers.set()
     metrics.close()
     assert [(step, values) for step, values, _ in store.lines] == [
-        (step, {"recall_at_1": step / 5}) for step in range(5)
+        (step, {"recall_at_1": step / 5, "pairs": step}) for step in range(5)
     ]
     assert all(moment <= given for _, _, moment in store.lines)
     assert caplog.messages == [
@@ -67,7 +67,7 @@ def test_metrics_wait_for_a_store_and_arrive_in_order_with_the_time_of_their_ste
 def test_what_never_arrives_is_counted_and_not_waited_for(caplog):
     metrics = metrics_to(Store())
     for step in range(5):
-        metrics.log({"loss": 1.0}, step)
+        metrics.log({"loss": 1.0, "pairs": step}, step)
     metrics.close()
     lacking = "MLflow lacks 5 of 5 lines of metrics, which metrics.jsonl has: nobody listens"
     assert caplog.messages[-1] == lacking
@@ -108,6 +108,16 @@ def test_lines_that_waited_when_a_training_was_killed_arrive_with_the_next_proce
     told = [(line["step"], line["loss"]) for line in read_metrics(run.output / "metrics.jsonl")]
     assert losses_in_mlflow(run) == told
     assert len(told) == 6
+
+
+def test_mlflow_has_steps_once_that_a_resumed_training_repeats(make_run):
+    run = make_run(training={"save_steps": 2})
+    with pytest.raises(Killed):
+        train(run, KilledAfter(3))
+    mlflow.end_run()
+    assert [step for step, _ in losses_in_mlflow(run)] == [1, 2, 3]
+    train(run, StopSignal())
+    assert [step for step, _ in losses_in_mlflow(run)] == [1, 2, 3, 4, 5, 6]
 
 
 def losses_in_mlflow(run: TrainingRun) -> list[tuple[int, float]]:

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -90,16 +92,53 @@ def test_a_checkpoint_that_a_refused_step_put_off_comes_with_the_next_good_one(m
     assert sorted(path.name for path in (run.output / "checkpoints").iterdir()) == ["step_3", "step_6"]
 
 
+WAITS = """
+import sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+from vipolyqwen_core.training.stopping import StopSignal
+stop = StopSignal()
+stop.listen()
+with stop.obeyed_at_once():
+    print("there", flush=True)
+    TCPStore("127.0.0.1", int(sys.argv[1]), 2, is_master=False, timeout=timedelta(minutes=5))
+"""
+
+
+def test_a_rank_that_waits_for_another_one_which_is_gone_leaves_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        command = [sys.executable, "-c", WAITS, str(mute.getsockname()[1])]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "there\n"
+            mute.accept()  # it waits for the answer
+            rank.terminate()
+            assert rank.wait(timeout=60) == -signal.SIGTERM
+
+
+@pytest.fixture
+def listening() -> Iterator[StopSignal]:
+    """It has the signals of this process."""
+    before, stop = {one: signal.getsignal(one) for one in SIGNALS}, StopSignal()
+    stop.listen()
+    yield stop
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+def test_a_signal_that_came_before_the_others_were_there_ends_the_waiting_and_a_later_one_saves(listening):
+    with listening.obeyed_at_once():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not listening.asked()
+    signal.raise_signal(signal.SIGTERM)
+    assert listening.asked()
+    with pytest.raises(StoppedEarly, match="before the first step"), listening.obeyed_at_once():
+        pytest.fail("it waited")
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signals_ask_to_stop_however_often_they_come(number):
-    before = {one: signal.getsignal(one) for one in SIGNALS}
-    stop = StopSignal()
-    try:
-        stop.listen()
-        assert not stop.asked()
-        signal.raise_signal(number)
-        signal.raise_signal(number)
-        assert stop.asked()
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+def test_signals_ask_to_stop_however_often_they_come(listening, number):
+    assert not listening.asked()
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert listening.asked()
