@@ -3,14 +3,22 @@
 import os
 import signal
 import subprocess
+import time
+from typing import Final
 
 import dagster as dg
 
 from orchestration.explanation import explain_failure
 from orchestration.instance import PARTITION_TAG
 
-INTERVAL_SECONDS = 60
-SECONDS_TO_TELL = 60
+FAILURE: Final = dg.DagsterEventType.RUN_FAILURE
+INTERVAL_SECONDS = 30
+SECONDS_TO_TELL = 40
+"""What the command may take: Dagster ends a tick after a minute."""
+MAX_FAILURES = 50
+"""That a tick looks at."""
+MAX_AGE_SECONDS = 24 * 3600
+"""A failure of longer ago is nobody's news."""
 WILL_RETRY_TAG = "dagster/will_retry"
 """Dagster's own tag of a failed run: whether it repeats the run by itself."""
 
@@ -18,26 +26,53 @@ WILL_RETRY_TAG = "dagster/will_retry"
 def failed_runs(command: str | None) -> dg.SensorDefinition:
     """A run that failed, and that Dagster does not repeat, is told to the command VIPOLYQWEN_ON_FAILURE.
 
-    The shell runs it with what failed and why on its standard input. A command of a person's tells that
-    person, and is not told again.
+    The shell runs it with what failed and why on its standard input. Where it fails itself, as without a
+    network, the run is told again at the next tick, for a day. A command of a person's tells that person, and
+    is not told again.
     """
 
-    @dg.run_failure_sensor(
-        name="failed_runs", minimum_interval_seconds=INTERVAL_SECONDS, description=failed_runs.__doc__
-    )
-    def sensor(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
-        run = context.instance.get_run_by_id(context.dagster_run.run_id) or context.dagster_run
-        if run.tags.get(WILL_RETRY_TAG) == "true":
-            return dg.SkipReason(f"run {run.run_id[:8]} is repeated")
-        if command is None:
-            return dg.SkipReason("VIPOLYQWEN_ON_FAILURE names no command")
-        records = context.instance.all_logs(run.run_id)
-        events = [record.dagster_event for record in records if record.dagster_event is not None]
-        reason = explain_failure(events, run.tags.get(PARTITION_TAG))
-        tell(command, f"Run {run.run_id[:8]} of {run.job_name} failed: {reason}")
-        return None
+    # Dagster's own sensor of failed runs would go on behind a run of which it could not tell
+    @dg.sensor(name="failed_runs", minimum_interval_seconds=INTERVAL_SECONDS, description=failed_runs.__doc__)
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        instance, cursor = context.instance, context.cursor or ""
+        if not cursor.isdigit():  # the sensor tells of what fails from now on
+            newest = instance.fetch_run_status_changes(FAILURE, limit=1).records
+            return _reached(newest[0].storage_id if newest else 0, "it listens from now on")
+        reached = int(cursor)
+        later = dg.RunStatusChangeRecordsFilter(FAILURE, after_storage_id=reached)
+        for failure in instance.fetch_run_status_changes(later, limit=MAX_FAILURES, ascending=True).records:
+            run, reached = instance.get_run_by_id(failure.run_id), failure.storage_id
+            is_old = time.time() - failure.timestamp > MAX_AGE_SECONDS
+            if run is None or is_old or not _is_news(run, context):
+                continue
+            if command is None:
+                return _reached(reached, "VIPOLYQWEN_ON_FAILURE names no command")
+            tell(command, _sentence(run, instance))
+            return _reached(reached, f"run {run.run_id[:8]} was told")  # one a tick, which has a minute
+        return _reached(reached, "no run has failed")
 
     return sensor
+
+
+def _reached(storage_id: int, reason: str) -> dg.SensorResult:
+    """The end of a tick: the next one begins behind this event."""
+    return dg.SensorResult(skip_reason=reason, cursor=str(storage_id))
+
+
+def _is_news(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:
+    """Whether a failed run is one of this factory's, was not started by a command, and is not repeated."""
+    origin, here = run.remote_job_origin, context.code_location_origin
+    if origin is None or run.tags.get(WILL_RETRY_TAG) == "true":
+        return False
+    location = origin.repository_origin.code_location_origin
+    return here is None or location.location_name == here.location_name
+
+
+def _sentence(run: dg.DagsterRun, instance: dg.DagsterInstance) -> str:
+    """Which run failed, and why."""
+    events = [record.dagster_event for record in instance.all_logs(run.run_id) if record.dagster_event]
+    reason = explain_failure(events, run.tags.get(PARTITION_TAG))
+    return f"Run {run.run_id[:8]} of {run.job_name} failed: {reason}"
 
 
 def tell(command: str, sentence: str) -> None:

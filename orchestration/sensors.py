@@ -9,7 +9,8 @@ for good.
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from vipolyqwen_core.config import to_json
 from vipolyqwen_core.corpus.manifest import Manifest, Source
 
 INTERVAL_SECONDS = 300
+SECONDS_TO_LOOK = 40
+"""At the files of all sources: Dagster ends a tick after a minute, and with it what the others asked for."""
+MAX_LOOKS = 64
+"""At once."""
 MAX_TIMES = 3
 """Runs that are asked for, for one state of the data."""
 PAUSE_SECONDS = 1800
@@ -66,9 +71,9 @@ class Cursor:
         self.times[name] = self.times[name] + 1 if self.states.get(name) == state else 1
         self.states[name] = state
 
-    def keep(self, names: Mapping[str, str]) -> None:
+    def keep(self, names: Collection[str]) -> None:
         """Forget what is not among the names any more."""
-        for name in self.states.keys() - names.keys():
+        for name in self.states.keys() - set(names):
             del self.states[name], self.times[name]
 
 
@@ -89,13 +94,12 @@ def changed_sources(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinitio
         unknown = unknown_sources(described, sources)
         if unknown:
             context.log.warning(f"{', '.join(unknown)}: {RELOAD}")
-        suites = suites_state(described)
-        now = {
-            source.name: f"{source_state(source)}{suites}"
-            for source in described.sources
-            if source.name not in unknown
-        }
-        cursor.keep(now)
+        known, suites = [s for s in described.sources if s.name not in unknown], suites_state(described)
+        now = {name: f"{state}{suites}" for name, state in source_states(known).items()}
+        names = [source.name for source in known]
+        if silent := [name for name in names if name not in now]:
+            context.log.warning(f"{', '.join(silent)}: no answer of the storage in {SECONDS_TO_LOOK} seconds")
+        cursor.keep(names)
         due = [name for name, state in now.items() if cursor.is_due(name, state, "corpus", context.instance)]
         for name in due:
             cursor.note(name, now[name])
@@ -164,6 +168,15 @@ def unknown_sources(manifest: Manifest, sources: dg.PartitionsDefinition[str]) -
     """Sources that the manifest has got since the code location was loaded: none of its jobs knows them."""
     known = set(sources.get_partition_keys())
     return [name for name in manifest.names if name not in known]
+
+
+def source_states(sources: Sequence[Source]) -> dict[str, str]:
+    """The state of each source whose storage tells it in time; a silent one keeps no other waiting."""
+    looking = ThreadPoolExecutor(MAX_LOOKS)
+    looks = {source.name: looking.submit(source_state, source) for source in sources}
+    done, _ = wait(looks.values(), SECONDS_TO_LOOK)
+    looking.shutdown(wait=False, cancel_futures=True)
+    return {name: look.result() for name, look in looks.items() if look in done}
 
 
 def source_state(source: Source) -> str:

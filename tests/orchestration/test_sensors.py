@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -18,6 +19,7 @@ from orchestration import sensors
 from orchestration.definitions import build_definitions
 from orchestration.run_process import PROCESS_TAG, process_tags
 from orchestration.sensors import MAX_TIMES, PAUSE_SECONDS, RELOAD, STATE_TAG
+from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.workspace import Workspace
 
@@ -115,6 +117,33 @@ def test_a_sensor_reads_no_file_and_a_source_that_fails_keeps_no_other_waiting(
     names = ["letters", "receipts", "silent", "failing"]
     assert [request.partition_key for request in first.run_requests] == names
     assert tick(place, "changed_sources", instance, first.cursor).run_requests == []
+
+
+def test_a_storage_that_is_silent_keeps_no_other_source_waiting(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    instance, answers, state = dg.DagsterInstance.ephemeral(), threading.Event(), sensors.source_state
+    first = tick(place, "changed_sources", instance, None)
+    for name in ("letters", "receipts"):
+        with (place.home.parent / f"{name}.jsonl").open("a") as file:
+            file.write('{"data_type": "instruction", "input": "c", "output": "d"}\n')
+
+    def silent(source: Source) -> str:
+        if source.name == "letters":
+            answers.wait()
+        return state(source)
+
+    monkeypatch.setattr(sensors, "source_state", silent)
+    monkeypatch.setattr(sensors, "SECONDS_TO_LOOK", 1)
+    try:
+        second = tick(place, "changed_sources", instance, first.cursor)
+    finally:
+        answers.set()
+    assert [request.partition_key for request in second.run_requests] == ["receipts"]
+    assert "letters: no answer of the storage in 1 seconds" in capfd.readouterr().err
+    monkeypatch.undo()
+    third = tick(place, "changed_sources", instance, second.cursor)
+    assert [request.partition_key for request in third.run_requests] == ["letters"]
 
 
 def test_suites_of_ones_own_that_change_ask_for_a_judgement(place: Workspace) -> None:
