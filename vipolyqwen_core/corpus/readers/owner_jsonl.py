@@ -17,6 +17,7 @@ from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, answers_of, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, required, text_of
+from vipolyqwen_core.corpus.text import normalise_text
 
 TASKS = {
     "contrastive_with_score": Task.TEXT_PAIR,
@@ -109,8 +110,12 @@ def _dialogue(
     turns, inside = turns_of(messages, has_answer=answer is None)
     if answer is not None:
         target = text_of(answer, "the answer")
-        if turns[-1].role == "assistant" and turns[-1].text.strip() == target.strip():
-            turns = turns[:-1]
+        if turns[-1].role == "assistant":
+            if normalise_text(turns[-1].text) == normalise_text(target):
+                turns = turns[:-1]
+            elif dialogue_turns == "last":
+                reason = "the messages end with another answer than the record has beside them"
+                raise RecordError("no_question", reason, turns[-1].text)
         turns = [*turns, Turn("assistant", target)]
     elif turns[-1].role != "assistant":
         required(fields, TARGET_KEYS[task])

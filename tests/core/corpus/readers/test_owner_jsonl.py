@@ -75,17 +75,33 @@ def test_the_last_answer_is_the_target_and_what_came_before_the_history(tmp_path
     assert pairs(tmp_path, row, "each") == (first, last)
 
 
-@pytest.mark.parametrize("spoken", ["2", " 2\n"])
-def test_an_answer_that_stands_in_the_messages_too_is_not_in_the_query(tmp_path: Path, spoken: str) -> None:
+@pytest.mark.parametrize(
+    ("spoken", "output"),
+    [("2", "2"), (" 2\n", "2"), ("ve\u0302\u0300", "về"), ("một  hai", "một hai"), ("A &amp; B", "A & B")],
+)
+def test_an_answer_that_stands_in_the_messages_too_is_not_in_the_query(
+    tmp_path: Path, spoken: str, output: str
+) -> None:
     messages = [*DIALOGUE, {"role": "assistant", "content": spoken}]
-    row = {"data_type": "vqa_multi", "images": ["a"], "input": messages, "output": "2"}
+    row = {"data_type": "vqa_multi", "images": ["a"], "input": messages, "output": output}
     (pair,) = pairs(tmp_path, row)
-    assert (pair.query, pair.target) == ("hai", "2")
+    assert (pair.query, pair.target) == ("hai", output)
     assert pair.history is not None
     assert len(pair.history) == 3
     del row["output"]
     (pair,) = pairs(tmp_path, row)
     assert (pair.query, pair.target) == ("hai", spoken)
+
+
+def test_messages_with_another_answer_than_the_record_are_told_as_such(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hai"}, {"role": "assistant", "content": "ba"}]
+    row = {"data_type": "instruction", "input": messages, "output": "2"}
+    (record,) = read(tmp_path, json.dumps(row))
+    assert record.rejection is not None
+    assert (record.rejection.rule, record.rejection.value) == ("no_question", "ba")
+    assert "another answer" in record.rejection.reason
+    (pair,) = pairs(tmp_path, row, "each")
+    assert (pair.query, pair.target) == ("hai", "ba")
 
 
 @pytest.mark.parametrize(
