@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from vipolyqwen_core.corpus.readers.row_fields import WrittenFloat
+
 MAX_ELEMENT_CHARS = 32 * 1024 * 1024
 """A value that has not ended after so many characters is broken."""
 MIN_CHARS = 64 * 1024
@@ -44,7 +46,7 @@ class JsonWindow:
         """What is in memory ..."""
         self._place = 0
         """... and where in it the next value is read."""
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(parse_float=WrittenFloat)
 
     @property
     def is_full(self) -> bool:

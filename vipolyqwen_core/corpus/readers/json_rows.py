@@ -15,12 +15,13 @@ from vipolyqwen_core.corpus.readers.json_elements import (
     elements_of_arrays,
 )
 from vipolyqwen_core.corpus.readers.records import RecordError
-from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, Row, is_record
+from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, Row, WrittenFloat, is_record
 
 ARRAY = re.compile(r"\s*\[\s*(?:\{|$)")
 """How a line begins that is an array of records, or the beginning of one ..."""
 ARRAY_READ = "; an array of records is read from a file called .json"
 """... and what helps there."""
+_DECODER = json.JSONDecoder(parse_float=WrittenFloat)
 NUM_SEEN = 100
 """So many objects of a list are looked at to tell whether they are records."""
 
@@ -108,7 +109,7 @@ def _rows_of_lines(lines: Iterator[Line]) -> Iterator[Row]:
         if not text.strip():
             continue
         try:
-            value = json.loads(text)
+            value = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             yield _broken_row(number, str(error), text, helps)
         else:

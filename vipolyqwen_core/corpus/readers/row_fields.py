@@ -23,6 +23,18 @@ class Row(NamedTuple):
     """Why the row could not be read; then it has no fields."""
 
 
+class WrittenFloat(float):
+    """A number of a JSON file; its text is the one of the file, since `1.10` may be a price or a version."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, written: str) -> None:
+        self.written = written
+
+    def __str__(self) -> str:
+        return self.written
+
+
 MISSING = object()
 
 
@@ -102,7 +114,7 @@ def lacking(rule: str, what: str, fields: Mapping[Key, Any], keys: Sequence[Key]
 
 
 def text_of(value: Any, what: str) -> str:
-    """A text; numbers are spelled, a list of one text is that text.
+    """A text; numbers are spelled, those of JSON as they stand there; a list of one text is that text.
 
     Raises:
         RecordError: anything else
