@@ -6,8 +6,10 @@ here with the rest, so that one place says what each name means.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import polars as pl
 
@@ -113,10 +115,19 @@ LOST_WORDS = r"(?s)^\P{L}*$|(?:^|\s)\p{P}*\?\?.*\s\p{P}*\?\?"
 """No letter at all, or two words that begin with `??`: in `What?????` the question marks follow a word."""
 MIN_REPETITION_CHARS = 100
 MAX_PERIOD = 8
-OPTION = r"^\(?((?:\p{L}+ ){0,3})\(?[A-H1-9][.:)]\s"
-"""How the text of an option begins; the words in front of its letter or digit are captured."""
-ANY_OPTION = r"(?:^|\s)\(?{}\(?[A-H1-9][.:)]\s"
-"""The beginning of an option with given words."""
+MARKS = r"(?:\s|<\|[a-z_]+\|>|</?s>|\[/?INST\]|[\"'“”‘’.。])+"
+"""What may stand around an answer: marks of a chat, quotes, a full stop."""
+BOUNDARY = re.compile(r"(?:^|[>\]\n.:?!。：？！\"'“”‘’])\s*$")
+"""The end of what stands in front of an answer that begins there; a cut-out of a sentence does not."""
+OPTION = re.compile(r"\(?(?:[^\W\d_]+ ){0,3}\(?([A-Ha-h1-9](?=[.:)/])|[①-⑨])([.:)/]?)")
+"""How the text of an option begins that is named with its label: a letter or number, and what follows it."""
+BEHIND_LABEL = re.compile(r"(?:\b[A-Ha-h1-9][.)/]|[①-⑨])\s*$")
+"""The end of what stands in front of an option named without its label; `B:` is also who says it."""
+LABEL_BEFORE = {
+    label: before
+    for labels in ("ABCDEFGH", "abcdefgh", "123456789", "①②③④⑤⑥⑦⑧⑨")
+    for before, label in pairwise(labels)
+}
 LEADING_PICTURES = rf"^(?:\s*{re.escape(IMAGE_PLACEHOLDER)})+"
 """Where the pictures of a query stand; tagging puts them there where the data does not say where."""
 MIN_ANSWER_CHARS = 32
@@ -175,23 +186,41 @@ def _limit(settings: CurationSettings, name: str) -> pl.Expr:
 def answered() -> pl.Expr:
     """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair.
 
-    A question may end with the option that is right: `Which is stronger? Claim A: ... Claim B: ...`. Then the
-    answer begins with a label that the query has for another option too, and it stands there once. Pictures
-    in front do not count: what curation has passed passes with those that tagging puts there.
+    Marks of a chat, quotes and full stops at the ends do not count; where these differ, the answer has to
+    begin behind a sign: it may have been cut out of a sentence. A question may also end with the option that
+    is right: `Which is stronger? A. ... B. ...`. Then the answer has the label B, or stands behind it, the
+    query has the label A, too, and the option stands there once. Pictures in front do not count: what
+    curation has passed passes with those that tagging puts there.
     """
     query = pl.col("query").str.replace(LEADING_PICTURES, "").str.strip_chars()
     target = pl.col("target").str.strip_chars()
-    ends = query.str.ends_with(target) & (target.str.len_chars() >= MIN_ANSWER_CHARS)
-    words = pl.when(ends).then(target.str.extract(OPTION, 1))  # null for nearly all rows: nothing to count
-    options = query.str.count_matches(pl.format(ANY_OPTION, words.str.escape_regex()))
-    once = query.str.count_matches(pl.when(words.is_not_null()).then(target), literal=True) == 1
-    chosen = (options >= 2) & once
+    bare_query = query.str.replace(f"{MARKS}$", "")
+    bare_target = target.str.replace(f"{MARKS}$", "").str.replace(f"^{MARKS}", "")
+    ends = (target.str.len_chars() >= MIN_ANSWER_CHARS) & bare_query.str.ends_with(bare_target)
+    sides = pl.struct(query=bare_query, target=bare_target, is_same=query.str.ends_with(target))
+    # null for nearly all rows: nothing to look at
+    is_answer = pl.when(ends).then(sides).map_elements(_is_answer, return_dtype=pl.Boolean)
     only_text = pl.col("target_images").list.len().fill_null(0) == 0
     return (
         (pl.col("task") != Task.TEXT_PAIR.value)
         & only_text
-        & ((query == target) | (ends & ~chosen.fill_null(False)))
+        & ((query == target) | is_answer.fill_null(False))
     )
+
+
+def _is_answer(sides: Mapping[str, Any]) -> bool:
+    """Whether a target at the end of a query is its answer, neither an option nor cut out of a sentence."""
+    query, target = sides["query"], sides["target"]
+    front = query.removesuffix(target)
+    if not sides["is_same"] and (len(target) < MIN_ANSWER_CHARS or not BOUNDARY.search(front)):
+        return False
+    behind = BEHIND_LABEL.search(front)
+    option = behind[0] + target if behind else target
+    label = OPTION.match(option)
+    if label is None or (before := LABEL_BEFORE.get(label[1])) is None:
+        return True
+    has_another = re.search(rf"\b{before}{re.escape(label[2])}" if label[2] else before, query) is not None
+    return not has_another or query.count(option) > 1
 
 
 def _repeats(text: pl.Expr, max_share: pl.Expr) -> pl.Expr:

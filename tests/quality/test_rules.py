@@ -166,7 +166,22 @@ FIRST, SECOND = "Sản phẩm của chúng tôi là tốt nhất.", "Sản phẩ
         (f"{QUESTION} Câu A: {FIRST}\nCâu B: {SECOND}", f"Câu B: {SECOND}", False),
         (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}", f"B. {SECOND}", False),
         (f"{QUESTION} (1) {FIRST} (2) {SECOND}", f"(2) {SECOND}", False),
+        (f"{QUESTION}\na) {FIRST}\nb) {SECOND}", f"b) {SECOND}", False),
+        (f"{QUESTION}\nA/ {FIRST}\nB/ {SECOND}", f"B/ {SECOND}", False),
+        (f"{QUESTION}\n①{FIRST}②{SECOND}", f"②{SECOND}", False),
+        (f"{QUESTION}\n(A) {FIRST}\n(B) {SECOND[:-1]}", f"(B) {SECOND}", False),
+        # the same, named without its label
+        (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}", SECOND, False),
+        (f"{QUESTION} a) {FIRST[:-1]} b) {SECOND}", SECOND, False),
+        (f"{QUESTION}\nA/ {FIRST}\nB/ {SECOND}", SECOND[:-1], False),
+        (f"{QUESTION}\n①{FIRST}②{SECOND}", SECOND, False),
+        (f"{QUESTION}\nA. Không phải: {SECOND}\nB. {SECOND}", SECOND, False),
+        (f"[INST] {QUESTION}\nA. {FIRST}\nB. {SECOND} [/INST]", SECOND, False),
+        # what one says is no option
+        (f"A: {FIRST}\nB: {SECOND}", SECOND, True),
         # the answer was put behind the options
+        (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}\nĐáp án: {SECOND}", SECOND, True),
+        (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}\nĐáp án: B. {SECOND}", SECOND, True),
         (f"{QUESTION}\nA. {FIRST}\nB. {SECOND}\nB. {SECOND}", f"B. {SECOND}", True),
         # the same, where tagging put the pictures in front
         (f"<image><image>A. {FIRST}\nB. {SECOND}", f"B. {SECOND}", False),
@@ -174,6 +189,17 @@ FIRST, SECOND = "Sản phẩm của chúng tôi là tốt nhất.", "Sản phẩ
         # a label, but nothing to choose from
         (f"{QUESTION}\nA. {FIRST}", f"A. {FIRST}", True),
         (f"{QUESTION}\nCâu A: {FIRST}", f"Câu A: {FIRST}", True),
+        (f"{QUESTION} A: {FIRST}", FIRST, True),
+        # marks of a chat, quotes and full stops at the ends
+        (f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{FIRST}<|im_end|>", FIRST, True),
+        (f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n", QUESTION * 3, False),
+        (f"<s>[INST] {QUESTION} [/INST] {FIRST} </s>", FIRST, True),
+        (f"{QUESTION} Đáp án: “{FIRST}”", FIRST, True),
+        (f"{QUESTION} Đáp án: {FIRST}", FIRST[:-1], True),
+        (f"{QUESTION} Đáp án: {FIRST[:-1]}", FIRST, True),
+        (QUESTION + "." * 40, "." * 40, True),
+        # words of a sentence that ends with them, as answers that were cut out of a text
+        (f"{QUESTION}\nAi cũng biết sản phẩm {SECOND}", SECOND[:-1], False),
     ],
 )
 def test_an_answer_behind_its_question_is_found_and_the_last_of_several_options_is_none(
