@@ -115,6 +115,8 @@ LOST_WORDS = r"(?s)^\P{L}*$|(?:^|\s)\p{P}*\?\?.*\s\p{P}*\?\?"
 """No letter at all, or two words that begin with `??`: in `What?????` the question marks follow a word."""
 MIN_REPETITION_CHARS = 100
 MAX_PERIOD = 8
+FILLER = re.compile(r"(?<![-=._ ])[-=._ ]{8,200}(?![-=._ ])")
+"""What leads the eye in forms, tables of contents and rules of tables; what runs on is none."""
 MARKS = r"(?:\s|<\|[a-z_]+\|>|</?s>|\[/?INST\]|[\"'“”‘’.。])+"
 """What may stand around an answer: marks of a chat, quotes, a full stop."""
 BOUNDARY = re.compile(r"(?:^|[>\]\n.:?!。：？！\"'“”‘’])\s*$")
@@ -240,8 +242,11 @@ def _repeats(text: pl.Expr, max_share: pl.Expr) -> pl.Expr:
 def repetition_share(text: str) -> float:
     """The share of the text that its most repeated line, phrase, word or character fills.
 
-    A phrase is up to 8 words, or 8 characters where a text has no spaces, that follow themselves.
+    A phrase is up to 8 words, or 8 characters where a text has no spaces, that follow themselves. Leaders of
+    dots, lines and dashes between words count as one space.
     """
+    filled = FILLER.sub(" ", text)
+    text = filled if any(map(str.isalnum, filled)) else text
     words = text.split()
     shares = [_most_frequent(parts) for parts in (text.split("\n"), words, list(text))]
     shares += [
