@@ -31,8 +31,12 @@ _RUN = (
 )
 # What sound text writes right behind a word: footnotes, exponents, `NESCAFÉ®`, a dot between two words.
 # Behind one of these capitals, and twice behind one of these letters, it does not make mojibake by itself.
+# `Å°`, `Ä©`, `Æ°` and `Å©` are left out: Hungarian and Vietnamese letters look so.
 _PRINTED = "[¹²³®©°·]"
-_MEANT = f"[ÈÉÊÌÍÒÓÔÕÙÚÝ]{_PRINTED}|[àáâãéêìí]{_PRINTED}{{2}}"
+_MEANT = (
+    f"[ÈÉÊÌÍÒÓÔÕÙÚÝ]{_PRINTED}|É™|(?<=[A-Z])[ÄÇÑÖÜ]®|[Åß][²³]|Ø[¹²³¼½¾]|×[¹²³¼½¾£¥]"
+    f"|[àáâãéêìí]{_PRINTED}{{2}}|[èë][¹²³]{{2}}"
+)
 _SUSPECT = re.compile(f"(?!{_MEANT}){_RUN}")
 # Quotes, dashes and the like, read as Mac Roman or as its Central European sister, which ftfy does not know.
 _MAC_MARKS = {

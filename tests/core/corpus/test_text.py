@@ -120,6 +120,15 @@ def test_mojibake_within_sound_text_is_read_back_alone() -> None:
         "MÙA HÈ³ năm nay",
         "TRÀ·CAFÉ·BÁNH",
         "Năm 2020, là¹² của tỉnh và²² hai nơi khác",
+        "Thể tích ô mạng là 123 Å³, mặt đáy 45 Å²",
+        "a cell of 123 Å³ and 45 Å²",
+        "Ống thép Ø½ và Ø¾ inch",
+        "Ø¼ and Ø½ pipes",
+        "GEMÜ® valves",
+        "add 3×½ cup, 2×²√8 and 4×£5",
+        "POKÉ™ bowls",
+        "il caffè¹² e Zoë²³",
+        "the term ß² of a model",
     ],
 )
 def test_sound_text_with_suspicious_letters_is_left_alone(text: str) -> None:
