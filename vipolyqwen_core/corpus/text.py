@@ -142,12 +142,12 @@ def _is_clean(text: str) -> bool:
 def _normalise_once(text: str) -> str:
     if _SURROGATE.search(text):
         text = fix_surrogates(text)  # lone ones become U+FFFD: they cannot be written as UTF-8
+    if "&" in text:  # before the repair: entities may hold parts of a letter
+        text = _ENTITY.sub(_resolve, _AMPERSANDS.sub("&", text))
     if _MOJIBAKE.search(text):
         text = _repair_mojibake(text)
     if _C1.search(text):
         text = fix_c1_controls(text)
-    if "&" in text:
-        text = _ENTITY.sub(_resolve, _AMPERSANDS.sub("&", text))
     text = _LINE_BREAK.sub("\n", text)
     text = _CONTROL.sub("", text)
     text = compose(text)

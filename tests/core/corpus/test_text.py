@@ -1,6 +1,7 @@
 """Text is brought into one form, for good, and sound text is left alone."""
 
 import unicodedata
+from html.entities import codepoint2name
 
 import pytest
 from hypothesis import example, given
@@ -79,6 +80,16 @@ def test_mojibake_is_read_back(text: str, encoding: str, times: int) -> None:
 def test_vietnamese_that_its_own_code_page_garbled_is_read_back() -> None:
     for text in (SENTENCE, "ĐƯỜNG PHỐ HÀ NỘI", "cà phê “sữa đá”…"):
         assert normalise_text(misread(text, "cp1258")) == text
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+@pytest.mark.parametrize("text", ["Thành công là một hành trình", "cà phê ở phố cổ", SENTENCE])
+def test_mojibake_within_entities_is_read_back(text: str, encoding: str) -> None:
+    """As `htmlentities` of PHP wrote it: a part of a letter is `&nbsp;` or `&shy;`, others have no name."""
+    broken = misread(text, encoding)
+    names = {chr(code): f"&{name};" for code, name in codepoint2name.items() if code > 127}
+    assert normalise_text("".join(names.get(char, char) for char in broken)) == text
+    assert normalise_text("".join(f"&#{ord(char)};" for char in broken)) == text
 
 
 def test_marks_that_a_mac_garbled_are_read_back() -> None:
