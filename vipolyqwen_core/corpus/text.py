@@ -23,7 +23,7 @@ _STRICT = "\x80-\x9f¡-ª¬-º¼-¿€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ"
 # Read as Mac Roman: Vietnamese letters begin with `·∫` and `·ª` there. What stands in formulas is left out.
 _MAC_CONTINUATION = "ÄÅÇÉÑÖÜáàâäãåçéèêëíìîïñóòôöõúùûü†°¢£§•¶ß®©™´¨ÆØ¥ªºæø"
 _RUN = (
-    f"(?:â€[{_CONTINUATION}]"
+    f"(?:â[€†ˆ‰œ][{_CONTINUATION}]"
     f"|·[∫ª][{_MAC_CONTINUATION}]"
     f"|[à-ï][{_STRICT}»][{_STRICT}«»]"
     f"|[ð-ô][{_STRICT}][{_CONTINUATION}][{_CONTINUATION}]"
@@ -38,6 +38,15 @@ _MEANT = (
     f"|[àáâãéêìí]{_PRINTED}{{2}}|[èë][¹²³]{{2}}"
 )
 _SUSPECT = re.compile(f"(?!{_MEANT}){_RUN}")
+# Vietnamese letters that ftfy does not take for mojibake where they stand alone. à, đ, ỗ and ễ look like what
+# stands in sound text, so their neighbours decide.
+_RHYME = r"(?:n[gh]?|[imouy])(?![\w'’])"  # what follows an à within a syllable
+_VIETNAMESE_LETTER = re.compile(
+    f"Ã\u00a0(?:(?<=[a-z]Ã.)|(?={_RHYME}))"
+    r"|Ä‘(?:(?=[a-zß-ÿÃÆ\u0103-\u1ef9])|(?<=\dÄ‘)|(?<=\d Ä‘))"
+    r"|á»(?:[‘“•‹›]|—(?=[in]\b)|…(?=[nu]\b))"
+    f"|á[º»][{_STRICT}]|Æ[°¡]|[ÄÅ]©"
+)
 # Quotes, dashes and the like, read as Mac Roman or as its Central European sister, which ftfy does not know.
 _MAC_MARKS = {
     "‚Ä" + bytes([end]).decode(codec): bytes([0xE2, 0x80, end]).decode()
@@ -45,18 +54,32 @@ _MAC_MARKS = {
     for end in (0x93, 0x94, 0x98, 0x99, 0x9C, 0x9D, 0xA2, 0xA6)
 }
 _MAC_MARK = re.compile("|".join(_MAC_MARKS))
-_MOJIBAKE = re.compile(f"{_SUSPECT.pattern}|Ă[{_STRICT}]|{_MAC_MARK.pattern}")
-_HINT = re.compile(f"[{_STRICT}»‚∫]")  # a quick scan: without one of these there is no _MOJIBAKE
+_MOJIBAKE = re.compile(
+    f"(?=[Â-ôĂ‚·])(?:{_SUSPECT.pattern}|{_VIETNAMESE_LETTER.pattern}|Ă[{_STRICT}]|{_MAC_MARK.pattern})"
+)
+_HINT = re.compile(f"[{_STRICT}»‚∫Ä]")  # a quick scan: without one of these there is no _MOJIBAKE
 _MOJIBAKE_RUN = re.compile(_RUN + f"(?:{_RUN}|[Â-ß][{_CONTINUATION}])*")
 # Letters that no text has which was read as Windows-1252 by mistake: they show that most of it is sound.
 _SOUND = re.compile("[ăĂđĐĩĨũŨơƠưƯ\u0370-\u1fff\u2460-\uffff]")
 _C1 = re.compile("[\x80-\x9f]")
-# Code pages that UTF-8 was read as, beside those that ftfy is good at: character -> byte. Undefined bytes
-# became controls.
+# Code pages that UTF-8 was read as: character -> byte. Undefined bytes became controls. What can be both
+# Windows and Mac is Windows: `HÃ£y` would have letters with marks that no text has.
 _CODE_PAGES = [
     {bytes([byte]).decode(name, "ignore") or chr(byte): byte for byte in range(256)}
-    for name in ("cp1258", "mac_roman", "mac_latin2")
+    for name in ("cp1252", "cp1258", "mac_roman", "mac_latin2")
 ]
+_WINDOWS = _CODE_PAGES[0]
+_WINDOWS |= {chr(byte): byte for byte in range(0x80, 0xA0)}  # Latin-1, too
+# A no-break space that is part of a letter may have become a blank, and one with the blank behind it.
+# ftfy takes each for the end of a word.
+_VIETNAMESE_MOJIBAKE = re.compile("á[º»].|Æ[°¡]|Ä[‘ƒ\x91\x83]|Ã (?:n[gh]?|[mu])(?![\\w'’])")
+_TWO_BLANKS = re.compile("[ÃĂ]  ")
+_END_OF_WORD = re.compile(f"([ÃĂ]) (?!{_RHYME}|[\\s.,;:!?)\\]…]|$)")
+_BLANK_IN_LETTER = re.compile("([ÃĂ])(?: |(?=\n)|\\Z)")
+# Chinese is restored only where the whole text can be read then.
+_IDEOGRAPH_WITH_BLANK = re.compile(f"[ä-é](?:[{_CONTINUATION}]{{2}}|[{_CONTINUATION}] | [{_CONTINUATION}])")
+# A closing quote, the last byte of which Windows-1252 does not have.
+_LOST_BYTE = re.compile("â€(?:\ufffd|(?=[ \n.,;:!?)\\]]|\\Z))")
 # Old Vietnamese texts have the Icelandic letter that looks like Đ in its place.
 _ETHS = str.maketrans("Ðð", "Đđ")
 _VIETNAMESE = re.compile("[ăđơưĂĐƠƯ\u1ea0-\u1ef9]")
@@ -163,13 +186,29 @@ def _repair_mojibake(text: str) -> str:
 
     Left alone, ftfy reads the sound Vietnamese capitals of `ĐÃ”` as mojibake of `ĐÔ`.
     """
-    for code_page in _CODE_PAGES:
-        if (read_back := _utf8_read_as(code_page, text)) is not None:
-            return read_back
+    for candidate in (text, text := _restore_bytes(text)):
+        for code_page in _CODE_PAGES:
+            if (read_back := _utf8_read_as(code_page, candidate)) is not None:
+                return _repair_mojibake(read_back) if _MOJIBAKE.search(read_back) else read_back
     text = _MAC_MARK.sub(lambda mark: _MAC_MARKS[mark[0]], text)
-    if _SOUND.search(text):
-        return _MOJIBAKE_RUN.sub(_read_back, text)
-    return ftfy.fix_encoding(text)
+    text = _MOJIBAKE_RUN.sub(_read_back, text) if _SOUND.search(text) else ftfy.fix_encoding(text)
+    return _VIETNAMESE_LETTER.sub(_read_letter_back, text)
+
+
+def _restore_bytes(text: str) -> str:
+    """The mojibake with no-break spaces that became blanks, and with the byte of a closing quote."""
+    if _VIETNAMESE_MOJIBAKE.search(text):
+        if not _TWO_BLANKS.search(text):
+            text = _END_OF_WORD.sub("\\1\u00a0 ", text)
+        text = _BLANK_IN_LETTER.sub("\\1\u00a0", text)
+    text = _LOST_BYTE.sub("â€\x9d", text)
+    restored = _IDEOGRAPH_WITH_BLANK.sub(lambda letter: letter[0].replace(" ", "\u00a0"), text)
+    return text if restored == text or _utf8_read_as(_WINDOWS, restored) is None else restored
+
+
+def _read_letter_back(letter: re.Match[str]) -> str:
+    """A Vietnamese letter as it was meant."""
+    return bytes(_WINDOWS[char] for char in letter[0]).decode()
 
 
 def _read_back(run: re.Match[str]) -> str:

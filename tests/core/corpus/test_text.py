@@ -77,6 +77,59 @@ def test_mojibake_is_read_back(text: str, encoding: str, times: int) -> None:
     assert normalise_text(broken) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("màu đen", "125.000 đồng", "20.000đ", "giá 5 đ.", "Số 5", "đi", "Thành phố", "thể loại kinh dị"),
+        *(
+            "với",
+            "lỗi",
+            "hỗn",
+            "miễn phí",
+            "cổ",
+            "một",
+            "cũ",
+            "a → b",
+            "x − 2",
+            "Hãy cho",
+            "Câu 30",
+            "C\u00d9IS",
+        ),
+    ],
+)
+def test_short_mojibake_is_read_back(text: str) -> None:
+    """Mac Roman reads some of it as letters with marks that no text has, and ftfy leaves some as it is."""
+    assert normalise_text(misread(text)) == text
+    if not text.isupper():
+        assert normalise_text(f"Chữ “{misread(text)}” trong câu.") == f"Chữ “{text}” trong câu."
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "cp1258"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thành phố này là nơi làm việc của gia đình, và nhà ở gần đó.",
+        "Là một người thầy, ông vào làng dạy từ năm ấy.",
+        "Hàng hóa đã được giao tại nhà",
+    ],
+)
+def test_a_blank_for_a_no_break_space_within_a_letter_splits_no_word(text: str, encoding: str) -> None:
+    broken = misread(text, encoding).replace("\u00a0", " ")
+    assert normalise_text(broken) == text
+    assert normalise_text(" ".join(broken.split())) == text  # the blank behind a word is lost, too
+
+
+def test_a_blank_within_a_chinese_letter_is_restored() -> None:
+    text = "他根据树的年龄增加研究内容。"
+    assert normalise_text(misread(text).replace("\u00a0", " ")) == text
+
+
+def test_a_closing_quote_that_lost_a_byte_is_one() -> None:
+    assert normalise_text("â€œcá»• phá»‘â€ vÃ\u00a0 â€œchá»£â€, â€œchÃ¹aâ€") == "“cổ phố” và “chợ”, “chùa”"
+    assert normalise_text("he said â€œyesâ€ and left") == "he said “yes” and left"
+    assert normalise_text("he said â€œyesâ€\ufffd and left") == "he said “yes” and left"
+
+
 def test_vietnamese_that_its_own_code_page_garbled_is_read_back() -> None:
     for text in (SENTENCE, "ĐƯỜNG PHỐ HÀ NỘI", "cà phê “sữa đá”…"):
         assert normalise_text(misread(text, "cp1258")) == text
@@ -131,6 +184,9 @@ def test_mojibake_within_sound_text_is_read_back_alone() -> None:
         "MÙA HÈ³ năm nay",
         "TRÀ·CAFÉ·BÁNH",
         "Năm 2020, là¹² của tỉnh và²² hai nơi khác",
+        "«Ya está»—dijo. «Está»… y se fue",
+        "der Buchstabe ‚Ä‘",
+        "DÃ NGOẠI Ở XÃ NHÀ",
         "Thể tích ô mạng là 123 Å³, mặt đáy 45 Å²",
         "a cell of 123 Å³ and 45 Å²",
         "Ống thép Ø½ và Ø¾ inch",
