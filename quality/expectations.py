@@ -13,21 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
-from great_expectations.expectations.core.expect_column_mean_to_be_between import ExpectColumnMeanToBeBetween
-from great_expectations.expectations.core.expect_column_value_lengths_to_equal import (
+from great_expectations.expectations import (
+    ExpectColumnMeanToBeBetween,
     ExpectColumnValueLengthsToEqual,
-)
-from great_expectations.expectations.core.expect_column_values_to_be_between import (
     ExpectColumnValuesToBeBetween,
-)
-from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
-from great_expectations.expectations.core.expect_column_values_to_be_unique import (
+    ExpectColumnValuesToBeInSet,
     ExpectColumnValuesToBeUnique,
-)
-from great_expectations.expectations.core.expect_column_values_to_not_be_null import (
     ExpectColumnValuesToNotBeNull,
-)
-from great_expectations.expectations.core.expect_table_row_count_to_be_between import (
     ExpectTableRowCountToBeBetween,
 )
 from great_expectations.expectations.expectation import Expectation

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
-from great_expectations.expectations.core.expect_column_values_to_be_unique import (
+from great_expectations.expectations import (
+    ExpectColumnValuesToBeInSet,
     ExpectColumnValuesToBeUnique,
-)
-from great_expectations.expectations.core.expect_column_values_to_not_be_null import (
     ExpectColumnValuesToNotBeNull,
 )
 

@@ -172,22 +172,12 @@ class PairVectors:
 
 def _taken(vectors: PairVectors, pairs: slice | Tensor, theirs: Tensor, owners: Tensor) -> PairVectors:
     """Some pairs, and of the hard negatives those that are `theirs`; `owners` are new places of pairs."""
-    keys = vectors.keys
+    keys = {
+        name: column[theirs if name.startswith("negative_") else pairs]
+        for name, column in vars(replace(vectors.keys, negative_pair=owners)).items()
+    }
     return PairVectors(
-        vectors.query[pairs],
-        vectors.target[pairs],
-        vectors.negatives[theirs],
-        PairKeys(
-            task=keys.task[pairs],
-            score=keys.score[pairs],
-            query_hash=keys.query_hash[pairs],
-            target_hash=keys.target_hash[pairs],
-            positive_hash=keys.positive_hash[pairs],
-            negative_hash=keys.negative_hash[theirs],
-            negative_query_hash=keys.negative_query_hash[theirs],
-            negative_positive_hash=keys.negative_positive_hash[theirs],
-            negative_pair=owners[theirs],
-        ),
+        vectors.query[pairs], vectors.target[pairs], vectors.negatives[theirs], PairKeys(**keys)
     )
 
 
