@@ -19,7 +19,6 @@ from vipolyqwen_core.corpus.tables import StageSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 SAMPLE_COLUMNS = ("task", "language", "query", "target", "score", "file", "line")
 MAX_CELL_CHARS = 120
@@ -164,47 +163,9 @@ def bar_chart(counts: Mapping[str, int | float], title: str) -> "Figure":
     return figure
 
 
-def histogram(values: "NDArray[Any]", title: str, unit: str) -> "Figure":
-    """How values are spread."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
-    axes = figure.subplots()
-    axes.hist(values, bins=40, color="#4c72b0")
-    axes.set(title=title, xlabel=unit, ylabel="rows")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str) -> "Figure":
-    """One line for each series of points."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in series.items():
-        axes.plot([point[0] for point in points], [point[1] for point in points], label=name)
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
-    return figure
-
-
 def plot(figure: "Figure", title: str) -> dg.MetadataValue[str]:
     """A figure as a Markdown image that carries its own bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
-
-
-def length_plot(pairs: Path) -> dg.MetadataValue[str]:
-    """How many tokens the pairs of a tagged table have."""
-    import polars as pl
-
-    tokens = (
-        pl.scan_parquet(pairs).select(pl.col("query_tokens") + pl.col("target_tokens")).collect().to_series()
-    )
-    if tokens.is_empty():
-        return dg.MetadataValue.md("the table is empty")
-    return plot(histogram(tokens.to_numpy(), "tokens of a pair, both sides", "tokens"), "tokens of a pair")

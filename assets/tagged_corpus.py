@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from assets.metadata import carried_columns, length_plot, sample_table, stage_metadata
+from assets.findings import scan_pairs
+from assets.metadata import carried_columns, plot, sample_table, stage_metadata
 from assets.resources import ManifestResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.contract import PAIR, TAGGED
 
@@ -15,6 +16,7 @@ def tagged_corpus(
     recipe: RecipeResource,
 ) -> dg.MaterializeResult[None]:
     """Pairs with their task prefix, as many placeholders as pictures, identity hashes, tokens and patches."""
+    from quality.data_report import histograms
     from vipolyqwen_core.corpus.tagging import tag
     from vipolyqwen_core.model.backbone import resolve_backbone
 
@@ -22,15 +24,16 @@ def tagged_corpus(
     source = manifest.load().source(context.partition_key)
     summary = tag(source, settings.processing, resolve_backbone(settings.backbone, place), place)
     folder = place.tagged(source.name)
+    pairs = folder / "pairs.parquet"
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
         metadata={
             **stage_metadata(summary, folder, TAGGED),
             "dagster/column_lineage": carried_columns(TAGGED, "curated_corpus", PAIR),
             "sample": sample_table(
-                folder / "pairs.parquet",
+                pairs,
                 columns=("prefix", "query", "target", "query_tokens", "target_tokens", "query_patches"),
             ),
-            "tokens of a pair": length_plot(folder / "pairs.parquet"),
+            **{title: plot(figure, title) for title, figure in histograms(scan_pairs(pairs))},
         },
     )

@@ -1,6 +1,5 @@
 """trained_model: the training process, launched by accelerate and followed through Dagster Pipes."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ import dagster as dg
 from dagster._core.errors import DagsterPipesExecutionError  # dagster exports it nowhere
 
 from assets import findings
-from assets.metadata import line_chart, plot, reused, table
+from assets.metadata import reused, table
 from assets.registry import champion
 from assets.resources import (
     DataInput,
@@ -154,11 +153,8 @@ def training_failure(run: TrainingRun) -> dg.Failure:
 
 def training_metadata(result: "TrainingResult", lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Losses by task, rates, and signs of collapse."""
-    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line in lines:
-        for name, value in line.items():
-            if name == "loss" or (name.startswith("loss/") and name.count("/") == 1):
-                series[name].append((line["step"], value))
+    from vipolyqwen_core.evaluation.plots import loss_curves
+
     metadata: dict[str, Any] = {
         "summary": f"{result.steps:,} steps, {result.pairs_per_second:.1f} pairs/s",
         "steps": result.steps,
@@ -169,6 +165,6 @@ def training_metadata(result: "TrainingResult", lines: Sequence[Mapping[str, Any
         "seconds": round(result.seconds, 2),
         "last metrics": table(["metric", "value"], sorted(result.metrics.items())),
     }
-    if series:
-        metadata["loss"] = plot(line_chart(series, "loss by task", "step", "loss"), "loss by task")
+    if curves := loss_curves(lines):
+        metadata["loss"] = dg.MetadataValue.md(f"![loss by task]({curves})")
     return metadata

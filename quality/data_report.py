@@ -219,7 +219,7 @@ def _pivot(counts: Sequence[dict[str, Any]], by: Sequence[str], order: Sequence[
 
 
 def histograms(rows: pl.LazyFrame) -> list[tuple[str, Figure]]:
-    """A title and a figure for each quantity of a training set, with one line for each task."""
+    """A title and a figure for each quantity of tagged pairs, with one line for each task."""
     pictures = pl.col("query_images").list.len() + pl.col("target_images").list.len()
     table = rows.select("task", "query_tokens", "target_tokens", "score", pictures=pictures).collect()
     drawn = []

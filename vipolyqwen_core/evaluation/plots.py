@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -55,25 +56,30 @@ STYLE: Final[dict[Any, Any]] = {
 
 
 def loss_curves(lines: Sequence[Mapping[str, Any]]) -> str | None:
-    """Loss by step, in all and by task, from lines of metrics; None where there are not two of them."""
-    steps = [line["step"] for line in lines if _is_number(line.get("loss"))]
-    if len(steps) < 2:
+    """Loss by step, in all and by task, from lines of metrics; None where there is none."""
+    if not any(_is_number(line.get("loss")) for line in lines):
         return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2)
-        left.plot(steps, [line["loss"] for line in lines if _is_number(line.get("loss"))], color=INK, lw=1.4)
+        _draw_curve(left, lines, "loss", color=INK, lw=1.4)
         left.set(title="Training loss", xlabel="step")
         for task in Task:
-            key = f"loss/{task.value}"
-            points = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
-            if points:
-                right.plot(*zip(*points, strict=True), color=TASK_COLOURS[task], lw=1.2, label=task.value)
+            _draw_curve(
+                right, lines, f"loss/{task.value}", color=TASK_COLOURS[task], lw=1.2, label=task.value
+            )
         right.set(title="Loss by task (sum of its terms)", xlabel="step")
         figure.legend(loc="outside lower right", ncols=len(Task), fontsize=8)
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return _data_uri(figure)
+
+
+def _draw_curve(axes: Axes, lines: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
+    """A number by step; as a dot where there is one line of it, since a line through a point is not seen."""
+    points = [(line["step"], line[name]) for line in lines if _is_number(line.get(name))]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None, **style)
 
 
 def recall_bars(pools: Sequence[PoolResult], labels: Mapping[str, str]) -> str | None:
