@@ -175,11 +175,6 @@ def registered_model_encodes(asked: Asked) -> Finding:
     return findings.encodes_unit_vectors(model)
 
 
-def export_complete(asked: Asked) -> Finding:
-    """Each side of each pair has one row and a vector of length 1, in Parquet and in the table."""
-    return findings.export_is_complete(asked.place)
-
-
 BLOCKING, WARNING = True, False
 
 MODEL_CHECKS: tuple[tuple[str, str, ModelQuestion, bool], ...] = (
@@ -193,7 +188,7 @@ MODEL_CHECKS: tuple[tuple[str, str, ModelQuestion, bool], ...] = (
     ("trained_model", "loss_fell", trained_model_loss_fell, WARNING),
     ("evaluation_report", "learned", evaluation_learned, WARNING),
     ("registered_model", "encodes", registered_model_encodes, BLOCKING),
-    ("embedding_export", "complete", export_complete, BLOCKING),
+    ("embedding_export", "complete", of_recipe(findings.export_is_complete), BLOCKING),
 )
 """Asset, name of the check, its question, whether it blocks."""
 

@@ -157,9 +157,9 @@ def encode(
         raise typer.BadParameter(f"--out {out}: vectors are written as NumPy's .npy, not as {out.suffix}")
     hide_loading_bars()
     if model is None:  # a model of one's own needs the base dependencies alone
-        from vipolyqwen_core.serving.current_export import current_model
+        from vipolyqwen_core.serving.current_export import read_current
 
-        model = current_model(current_workspace())
+        model = read_current(current_workspace()).model_directory()
     refuse_unwritable(out)
     import numpy as np
 

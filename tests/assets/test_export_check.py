@@ -10,6 +10,7 @@ import pytest
 from assets.findings import export_is_complete
 from tests.core.small_training_set import some_pairs, write_training_set
 from vipolyqwen_core.config import ExportSettings
+from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.workspace import Workspace
 
@@ -25,7 +26,7 @@ def workspace(tmp_path: Path, tiny_model_dir: Path) -> Workspace:
 
 
 def test_an_export_that_was_just_made_is_complete(workspace: Workspace) -> None:
-    found = export_is_complete(workspace)
+    found = export_is_complete(workspace, demo())
     assert found.passed
     assert (found.facts["expected"], found.facts["rows in the table"]) == (SIDES, SIDES)
 
@@ -66,7 +67,7 @@ def test_parquet_that_is_not_as_it_should_be_fails(
 ) -> None:
     file = workspace.exports / "1" / "embeddings.parquet"
     damage(pl.read_parquet(file)).write_parquet(file)
-    found = export_is_complete(workspace)
+    found = export_is_complete(workspace, demo())
     whole = {"expected": SIDES, "rows in Parquet": SIDES, "rows in the table": SIDES}
     assert not found.passed
     assert found.facts == whole | {"missing": 0, "not expected": 0, "vectors off": 0} | off
@@ -75,6 +76,6 @@ def test_parquet_that_is_not_as_it_should_be_fails(
 def test_a_table_that_lacks_a_row_fails(workspace: Workspace) -> None:
     sample = pl.read_parquet(workspace.exports / "1" / "embeddings.parquet")["sample_id"][0]
     lancedb.connect(workspace.lancedb).open_table("embeddings").delete(f"sample_id = '{sample}'")
-    found = export_is_complete(workspace)
+    found = export_is_complete(workspace, demo())
     assert not found.passed
     assert found.facts["rows in the table"] == SIDES - 2

@@ -6,8 +6,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from vipolyqwen_core.corpus.storage import open_file
-from vipolyqwen_core.corpus.told_version import told_version
+from vipolyqwen_core.corpus.storage import open_file, told_version
 
 BLOCK_BYTES = 1 << 20
 

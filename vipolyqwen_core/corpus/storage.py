@@ -7,7 +7,7 @@ ledger may say for good that a file is broken which could not be fetched today.
 import io
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any, TypeVar
 
 from fsspec import AbstractFileSystem, filesystem
@@ -16,8 +16,6 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
-
-from vipolyqwen_core.corpus.told_version import told_version
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +37,12 @@ SILENCE_SECONDS = 60.0
 REMOTE_ERRORS: tuple[type[Exception], ...] = (Exception,)
 """What other storages raise: aiohttp's errors, those of cloud libraries, of packing in an archive, and of
 whatever else is installed for fsspec. They share no base class, and one file must not end what reads many."""
+CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "blob_id", "sha", "CRC")
+"""What storages say of a content: S3, Azure and HTTP; Google; HTTP; Hugging Face; GitHub; ZIP."""
+TIME_FIELDS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modificationTime")
+"""When a content was written: local files, SFTP and Google; S3; Azure; HTTP; Google; HDFS."""
+VERSION_FIELDS = (*CONTENT_FIELDS, *TIME_FIELDS, "modify", "created")
+"""The first that a storage tells is taken. `modify` is FTP's; `created` stands for a storage in memory."""
 
 
 class StorageError(Exception):
@@ -116,6 +120,11 @@ def open_storage(location: str) -> tuple[AbstractFileSystem, str]:
 
     limits = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
     return url_to_fs(location, **{name: {"timeout": limits} for name in protocols})  # type: ignore[no-any-return]
+
+
+def told_version(info: Mapping[str, Any]) -> str | None:
+    """What a storage says of a file that changes when its content does; None: no mark of it, and no time."""
+    return next((str(info[field]) for field in VERSION_FIELDS if info.get(field) is not None), None)
 
 
 def is_web(fs: AbstractFileSystem) -> bool:

@@ -52,13 +52,6 @@ def compile_layers(model: nn.Module) -> None:
         module.forward = MethodType(FORWARDS[type(module).__name__], module)
 
 
-def restore_layers(model: nn.Module) -> None:
-    """Plain layers again, where they were compiled."""
-    for module in model.modules():
-        if type(module).__name__ in FORWARDS:
-            vars(module).pop("forward", None)
-
-
 def _allow_programs() -> None:
     """In this thread: each has a limit of its own, and gradients of a GPU have a thread of their own.
 

@@ -104,12 +104,3 @@ def read_current(workspace: Workspace) -> CurrentExport:
     # a path that is absolute stays what it is
     model, parquet = (str(workspace.home / written) for written in (found.model, found.parquet))
     return replace(found, model=model, parquet=parquet)
-
-
-def current_model(workspace: Workspace) -> Path:
-    """Directory of the model that the export in use was made with.
-
-    Raises:
-        ValueError: nothing was exported yet, or that model is gone
-    """
-    return read_current(workspace).model_directory()

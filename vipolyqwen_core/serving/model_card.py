@@ -1,6 +1,5 @@
 """The model card: README.md of a model directory, written from what the run and the evaluation know."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.tables import read_stage
+from vipolyqwen_core.corpus.tables import read_json, read_stage
 from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # scipy comes along with it, and writing a card needs none of it
@@ -70,8 +69,8 @@ class ModelFacts:
 
 def write_model_card(path: Path, facts: ModelFacts, evaluation: "Evaluation | None" = None) -> None:
     """Write README.md into a model directory; with its scores, where it has been evaluated."""
-    config = _read_json(path / "config.json")
-    processing = _read_json(path / "preprocessor_config.json")["vipolyqwen"]
+    config = read_json(path / "config.json")
+    processing = read_json(path / "preprocessor_config.json")["vipolyqwen"]
     parts = [
         _front_matter(facts),
         _introduction(facts, config),
@@ -224,8 +223,3 @@ def _limits(evaluation: "Evaluation | None") -> str:
         lines.append("What the evaluation holds against it:\n")
         lines += [f"- {failure}" for failure in evaluation.verdict.failures]
     return "## Limits\n\n" + "\n".join(lines)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -4,11 +4,10 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from vipolyqwen_core.contract import PREFIX_TOKENS
 from vipolyqwen_core.serving.model_card import ModelFacts, write_model_card
-from vipolyqwen_core.written_aside import written_aside
 
 MODULES: Final = [
     {
@@ -37,8 +36,9 @@ def complete_model_directory(path: Path, facts: ModelFacts) -> None:
     """
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is no model directory: it has no config.json")
-    _write_json(path / "modules.json", MODULES)
-    _write_json(path / "config_sentence_transformers.json", SENTENCE_TRANSFORMERS)
+    files = {"modules.json": MODULES, "config_sentence_transformers.json": SENTENCE_TRANSFORMERS}
+    for name, content in files.items():
+        (path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_model_card(path, facts)
 
 
@@ -65,8 +65,3 @@ def _digest(files: tuple[Path, ...], _states: tuple[tuple[int, int, int], ...]) 
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

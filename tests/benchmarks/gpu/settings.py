@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tests.benchmarks.gpu.rates import Rates, synchronize
 from tests.benchmarks.gpu.scale import Scale
 from vipolyqwen_core.config import BatchSettings, Negatives, Recipe, TrainingRun
-from vipolyqwen_core.model.compilation import compile_layers, restore_layers
+from vipolyqwen_core.model.compilation import FORWARDS, compile_layers
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item
@@ -74,6 +75,13 @@ def apply_setting(training: Training, setting: Setting) -> None:
         model.activation_checkpointing_disable()
     (compile_layers if setting.compiled else restore_layers)(model)
     training.engine.negatives = setting.negatives
+
+
+def restore_layers(model: nn.Module) -> None:
+    """Plain layers again, where they were compiled."""
+    for module in model.modules():
+        if type(module).__name__ in FORWARDS:
+            vars(module).pop("forward", None)
 
 
 def chunk_loader(run: TrainingRun) -> ChunkLoader:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.benchmarks.gpu.settings import restore_layers
 from vipolyqwen_core.config import ModelSettings
 from vipolyqwen_core.model import compilation
 from vipolyqwen_core.model.attention import attend
-from vipolyqwen_core.model.compilation import compile_layers, restore_layers
+from vipolyqwen_core.model.compilation import compile_layers
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor

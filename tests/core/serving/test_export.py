@@ -26,7 +26,7 @@ from vipolyqwen_core.processing.processor import Item
 from vipolyqwen_core.serving import export as export_module
 from vipolyqwen_core.serving import exported_sides, table_update
 from vipolyqwen_core.serving import search as search_module
-from vipolyqwen_core.serving.current_export import current_model, read_current
+from vipolyqwen_core.serving.current_export import read_current
 from vipolyqwen_core.serving.export import LOCK_FILE, _vector_index, export
 from vipolyqwen_core.serving.search import open_export, search
 from vipolyqwen_core.serving.table_update import add_rows
@@ -144,7 +144,7 @@ def test_another_version_is_swapped_in_at_the_end(
     assert set(seen) == {("1", 64)}
     assert (summary.encoded, summary.kept) == (2 * len(some_pairs()), 0)
     assert read_current(workspace).model_version == "2"
-    assert current_model(workspace) == other_model.resolve()
+    assert read_current(workspace).model_directory() == other_model.resolve()
     assert len(rows_of(workspace)[0]["embedding"]) == 32
     assert (workspace.exports / "1" / "embeddings.parquet").is_file()
     assert not (workspace.exports / "2" / "staging").exists()

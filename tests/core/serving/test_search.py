@@ -17,7 +17,7 @@ from tests.core.serving.conftest import DAMAGES, SETTINGS, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving import search as search_module
-from vipolyqwen_core.serving.current_export import current_model, read_current
+from vipolyqwen_core.serving.current_export import read_current
 from vipolyqwen_core.serving.export import _vector_index, export
 from vipolyqwen_core.serving.search import Hit, open_export, search, search_words
 from vipolyqwen_core.workspace import Workspace
@@ -270,6 +270,6 @@ def test_a_workspace_that_was_moved_is_searched_with_its_own_model(
     shutil.copytree(tiny_model_dir, before.models / "v1")
     run_export(before, before.models / "v1")
     before.home.rename(after.home)
-    assert current_model(after) == after.models / "v1"
+    assert read_current(after).model_directory() == after.models / "v1"
     assert Path(read_current(after).parquet).is_file()
     assert search(after, "a text", top=1)[0].rank == 1

@@ -37,9 +37,9 @@ from vipolyqwen_core.corpus.storage import (
     is_web,
     open_file,
     open_storage,
+    told_version,
     why,
 )
-from vipolyqwen_core.corpus.told_version import told_version
 
 ZSTD_SUFFIX = ".zst"
 BYTE_ORDER_MARK = "\ufeff"
