@@ -29,11 +29,11 @@ from assets.resources import (
     MlflowResource,
     RecipeResource,
     WorkspaceResource,
-    mlflow_name,
 )
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
+from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.training.identity import refuse_other_data
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
 from vipolyqwen_core.mlflow_database import make_mlflow_database
+from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.recipes import load_recipe
 from vipolyqwen_core.workspace import Workspace, is_served, without_login
 
@@ -272,11 +272,6 @@ def refuse_homeless() -> None:
             f"user {os.getuid()} has no home folder, which MLflow asks for: set HOME to a folder that this "
             "user may write"
         ) from error
-
-
-def mlflow_name(name: str) -> str:
-    """The name of a metric with characters that MLflow takes: `mrr_at_10`, `recall_at_1/instr/en_to_vi`."""
-    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_").replace(">", "_to_"))
 
 
 def git_commit(folder: Path) -> str | None:

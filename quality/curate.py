@@ -51,6 +51,7 @@ from vipolyqwen_core.corpus.readers import (
     read_source,
 )
 from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage
+from vipolyqwen_core.grouped import grouped
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
 
@@ -227,18 +228,15 @@ def _read(
 
 
 def _batches(source: Source, settings: CurationSettings) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    num_pairs = num_bytes = 0
-    for record in read_source(source, settings.dialogue_turns):
-        batch.append(record)
-        num_pairs += max(len(record.pairs), 1)
-        num_bytes += sum(len(image) for image, _ in references_of(record) if isinstance(image, bytes))
-        num_bytes += sum(_num_characters(pair) for pair in record.pairs)
-        if num_pairs >= BATCH_PAIRS or num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_pairs, num_bytes = [], 0, 0
-    if batch:
-        yield batch
+    records = read_source(source, settings.dialogue_turns)
+    return grouped(
+        records, (lambda record: max(len(record.pairs), 1), BATCH_PAIRS), (_num_bytes, BATCH_BYTES)
+    )
+
+
+def _num_bytes(record: Record) -> int:
+    pictures = sum(len(image) for image, _ in references_of(record) if isinstance(image, bytes))
+    return pictures + sum(_num_characters(pair) for pair in record.pairs)
 
 
 def _num_characters(pair: RawPair) -> int:

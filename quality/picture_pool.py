@@ -33,6 +33,7 @@ from vipolyqwen_core.corpus.image_identity import image_id
 from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture, taking_turns
 from vipolyqwen_core.freed_memory import keep_freed_memory
+from vipolyqwen_core.grouped import grouped
 from vipolyqwen_core.training.parent import end_with_caller
 from vipolyqwen_core.watched_pool import WatchedPool
 
@@ -208,14 +209,8 @@ def _usable_cores() -> int:
 
 
 def _groups(pictures: Iterable[UnreadPicture]) -> Iterator[Group]:
-    group: list[UnreadPicture] = []
-    for picture in pictures:
-        group.append(picture)
-        if len(group) == GROUP_PICTURES or _given_bytes(group) >= GROUP_BYTES:
-            yield group
-            group = []
-    if group:
-        yield group
+    given = (lambda picture: _given_bytes([picture]), GROUP_BYTES)
+    return grouped(pictures, (lambda _: 1, GROUP_PICTURES), given)
 
 
 def _given_bytes(group: Group) -> int:

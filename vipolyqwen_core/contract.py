@@ -206,6 +206,7 @@ MODEL_FILES: Final = {
     "tokenizer_config.json": "its settings",
     "preprocessor_config.json": "picture processing: patch and merge size, pixel budget, mean, deviation",
     "modules.json": "makes the folder loadable by sentence-transformers",
+    "config_sentence_transformers.json": "its prompts, one a prefix, and cosine similarity",
     "README.md": "model card",
 }
 """Files of a model directory, as training exports it and as the registry carries it."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vipolyqwen_core.contract import IMAGE_STORE
 from vipolyqwen_core.corpus.tables import arrow_schema, read_json
+from vipolyqwen_core.grouped import grouped
 from vipolyqwen_core.written_aside import to_disk
 
 ROWS_PER_BATCH = 64
@@ -69,17 +70,7 @@ def write_images(path: Path, rows: Iterable[dict[str, Any]]) -> "ImageStore":
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in groups of `ROWS_PER_BATCH`, or as soon as their pictures reach `BYTES_PER_BATCH`."""
-    group: list[dict[str, Any]] = []
-    num_bytes = 0
-    for row in rows:
-        group.append(row)
-        num_bytes += len(row["bytes"])
-        if len(group) == ROWS_PER_BATCH or num_bytes >= BYTES_PER_BATCH:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
+    return grouped(rows, (lambda _: 1, ROWS_PER_BATCH), (lambda row: len(row["bytes"]), BYTES_PER_BATCH))
 
 
 def replaced_versions(path: Path) -> list[int]:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from numbers import Integral
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -26,6 +27,7 @@ from rich.progress import track
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.freed_memory import keep_freed_memory
+from vipolyqwen_core.grouped import grouped
 from vipolyqwen_core.model import compilation
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch, pack
@@ -186,7 +188,8 @@ class ViPolyQwenEmbedder:
         windows: list[Vectors] = []
         launched: LaunchedWindow | None = None
         cut_items = cut_tokens = 0
-        for window in _windows(self._prepared(sources, exceed), max(WINDOW_TOKENS, 2 * batch_tokens)):
+        window_tokens = max(WINDOW_TOKENS, 2 * batch_tokens)
+        for window in grouped(self._prepared(sources, exceed), (attrgetter("num_tokens"), window_tokens)):
             following = self._launch(window, batch_size, batch_tokens)
             if launched is not None:  # only now: a GPU has the following window to work on meanwhile
                 windows.append(self._collect(launched))
@@ -275,16 +278,3 @@ def batches_by_cost(tokens: Sequence[int], batch_tokens: int, batch_size: int | 
         filled += tokens[place]
     if batch:
         yield batch
-
-
-def _windows(items: Iterable[EncodedItem], window_tokens: int) -> Iterator[list[EncodedItem]]:
-    window: list[EncodedItem] = []
-    filled = 0
-    for item in items:
-        window.append(item)
-        filled += item.num_tokens
-        if filled >= window_tokens:
-            yield window
-            window, filled = [], 0
-    if window:
-        yield window

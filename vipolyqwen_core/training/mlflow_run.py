@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.full_disk import SIGNS
+from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.training.identity import flatten
 from vipolyqwen_core.workspace import current_workspace, without_login
 from vipolyqwen_core.written_aside import written_aside
@@ -70,7 +71,8 @@ class MlflowMetrics:
         if metrics["pairs"] <= self._reached:
             return
         self._given += 1
-        self._lines.put(Line(mlflow_names(metrics), step, int(time.time() * 1000)))
+        named = {mlflow_name(name): value for name, value in metrics.items()}
+        self._lines.put(Line(named, step, int(time.time() * 1000)))
 
     def close(self) -> None:
         """Wait a little for what is on its way, and say what has not arrived."""
@@ -193,8 +195,3 @@ def _ended(tracker: MLflowTracker) -> Iterator[None]:
             active.__exit__(None if raised is None else type(raised), raised, None)
         except Exception as error:  # noqa: BLE001 (whatever a store raises: the training has ended before)
             logger.warning("MLflow could not end its run, and goes on to call it running: %s", error)
-
-
-def mlflow_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics by names that MLflow allows: it takes no `@`."""
-    return {name.replace("@", "_at_"): value for name, value in metrics.items()}

@@ -14,7 +14,7 @@ from tests.core.training.interrupted import Killed, KilledAfter
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.training import mlflow_run as mlflow_module
-from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_names
+from vipolyqwen_core.training.mlflow_run import MlflowMetrics
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import train
@@ -183,7 +183,3 @@ def test_a_training_whose_experiment_was_deleted_says_what_helps(make_run):
             train(run, StopSignal())
     finally:
         client.restore_experiment(experiment)
-
-
-def test_names_are_those_that_mlflow_allows():
-    assert mlflow_names({"positive_similarity@0.5": 1.0}) == {"positive_similarity_at_0.5": 1.0}
