@@ -81,10 +81,10 @@ def shingles(texts: Sequence[str], salt: int = 0) -> tuple[Hashes, NDArray[np.in
         hashes = hashes * np.uint64(0x100000001B3) + points[place : num_windows + place]
     starts = np.cumsum(lengths) - lengths
     windows = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
-    return mix(hashes[windows]), offsets
+    return murmur_mix(hashes[windows]), offsets
 
 
-def mix(hashes: Hashes) -> Hashes:
+def murmur_mix(hashes: Hashes) -> Hashes:
     """Spread 64-bit numbers evenly (the finaliser of MurmurHash3)."""
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
@@ -104,7 +104,7 @@ def band_hashes(hashes: Hashes, offsets: NDArray[np.int64], seed: int) -> Hashes
     signatures = flat.reshape(-1, NUM_BANDS, BAND_ROWS)
     bands = np.zeros(signatures.shape[:2], dtype=np.uint64)
     for row in range(BAND_ROWS):
-        bands = mix(bands * np.uint64(31) + signatures[:, :, row])
+        bands = murmur_mix(bands * np.uint64(31) + signatures[:, :, row])
     return bands
 
 
@@ -137,7 +137,7 @@ def _write_bands(batch: pl.DataFrame, texts: Sequence[str], seed: int, path: Pat
             shingles(some[name].fill_null("").to_list(), salt=number + 1) for number, name in enumerate(texts)
         ]
         found.append(band_hashes(*(parts[0] if len(parts) == 1 else _interleaved(parts)), seed))
-    bands = np.concatenate(found) ^ mix(batch["block"].to_numpy())[:, None]
+    bands = np.concatenate(found) ^ murmur_mix(batch["block"].to_numpy())[:, None]
     columns = {f"band_{number}": band for number, band in enumerate(bands.T)}
     pl.DataFrame({"row": batch["row"], **columns}).write_parquet(path, compression="uncompressed")
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from quality.duplicates import comparable, mix, whole_query
+from quality.duplicates import comparable, murmur_mix, whole_query
 
 GRAM_WORDS = 13
 WORDS = r"\p{Han}|[\p{L}\p{N}--\p{Han}]+"
@@ -68,6 +68,6 @@ def _rolling(
     size = len(words) - GRAM_WORDS + 1
     keys = np.zeros(size, dtype=np.uint64)
     for place in range(GRAM_WORDS):
-        keys = mix(keys * np.uint64(31) + words[place : place + size])
+        keys = murmur_mix(keys * np.uint64(31) + words[place : place + size])
     starts = np.flatnonzero(texts[:size] == texts[GRAM_WORDS - 1 :])
     return keys[starts], starts

@@ -15,7 +15,7 @@ from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, side_
 
 
 @dataclass(frozen=True)
-class PairVectors:
+class RowVectors:
     """Vectors of both sides of every row."""
 
     query: Vectors
@@ -33,7 +33,7 @@ class EvaluationPairs:
 
     def encode(
         self, embedder: ViPolyQwenEmbedder, with_prefix: tuple[bool, ...], system: str
-    ) -> list[PairVectors]:
+    ) -> list[RowVectors]:
         """The vectors of all rows, once for each entry: with the prefix of each side, or without any.
 
         A content that several rows or entries share is encoded once.
@@ -55,7 +55,7 @@ class EvaluationPairs:
         def vectors_of(requests: list[SideRequest]) -> Vectors:
             return vectors[[places[self._content(request)] for request in requests]]
 
-        return [PairVectors(vectors_of(queries), vectors_of(targets)) for queries, targets in wanted]
+        return [RowVectors(vectors_of(queries), vectors_of(targets)) for queries, targets in wanted]
 
     def encode_swapped(self, embedder: ViPolyQwenEmbedder, queries: Ints, partners: Ints) -> Vectors:
         """Vectors [Q, D] of queries, with their prefixes, that show the pictures of their partners.

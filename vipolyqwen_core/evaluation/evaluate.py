@@ -12,7 +12,7 @@ from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.evaluation import REPORT_FILE, results
 from vipolyqwen_core.evaluation.baselines import Bm25, untrained_embedder
 from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS, Interval, bootstrap_mean
-from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors, swap_partners
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation, judging_metric
 from vipolyqwen_core.evaluation.report import write_report
@@ -25,7 +25,7 @@ from vipolyqwen_core.evaluation.retrieval import (
     rank_pool,
     rank_pool_by,
 )
-from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder, shorten
+from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder, slice_vectors
 from vipolyqwen_core.serving.stored_sides import StoredSides, read_split
 from vipolyqwen_core.training.identity import data_version
 
@@ -88,7 +88,7 @@ def evaluate(
         cross_lingual=tuple(_pool_result(each, settings, counts=False) for each in cross),
         similarities=_similarities(pairs.rows, vectors, settings),
         matryoshka=_matryoshka(counted, run.recipe.model.matryoshka_dims, vectors[results.TRAINED]),
-        verdict=results.judge(pool_results, enough),
+        verdict=results.judge_pools(pool_results, enough),
         seconds=time.monotonic() - started,
     )
     evaluation.write(output)
@@ -99,7 +99,7 @@ def evaluate(
 
 def _vectors(
     run: TrainingRun, embedder: ViPolyQwenEmbedder, champion: Path | None, pairs: EvaluationPairs
-) -> dict[str, PairVectors]:
+) -> dict[str, RowVectors]:
     """System -> vectors of all pairs. At most one more model is in memory beside the one that is judged."""
     trained, plain = pairs.encode(embedder, (True, False), results.TRAINED)
     logger.info("encoded %d evaluation pairs with and without prefix", len(pairs.rows))
@@ -115,7 +115,7 @@ def _vectors(
 
 def _judge(
     pool: Pool,
-    vectors: dict[str, PairVectors],
+    vectors: dict[str, RowVectors],
     pairs: EvaluationPairs,
     swapping: ViPolyQwenEmbedder | None = None,
     seed: int = 0,
@@ -207,7 +207,7 @@ def _rows_by_task(rows: Rows) -> dict[Task, int]:
 
 
 def _similarities(
-    rows: Rows, vectors: dict[str, PairVectors], settings: EvaluationSettings
+    rows: Rows, vectors: dict[str, RowVectors], settings: EvaluationSettings
 ) -> tuple[SimilarityResult, ...]:
     """How cosines follow the scores of scored pairs, by language."""
     found = []
@@ -223,11 +223,11 @@ def _similarities(
     return tuple(found)
 
 
-def _matryoshka(counted: Sequence[JudgedPool], dims: Sequence[int], vectors: PairVectors) -> dict[int, float]:
+def _matryoshka(counted: Sequence[JudgedPool], dims: Sequence[int], vectors: RowVectors) -> dict[int, float]:
     """Mean primary metric of each slice that was trained, over the pools that count."""
     found = {}
     for dim in dims:
-        query, target = (shorten(side, dim) for side in (vectors.query, vectors.target))
+        query, target = (slice_vectors(side, dim) for side in (vectors.query, vectors.target))
         scores = [rank_pool(each.pool, query, target).means[PRIMARY] for each in counted]
         found[dim] = float(np.mean(scores))
     return found

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vipolyqwen_core.contract import Side, Task, prefix_of
 from vipolyqwen_core.evaluation import results
-from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors
 from vipolyqwen_core.evaluation.html_page import cut, thumbnail_url
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY
@@ -64,7 +64,7 @@ class ShownQuery:
 def build_gallery(
     judged: Sequence[JudgedPool],
     pairs: EvaluationPairs,
-    vectors: PairVectors,
+    vectors: RowVectors,
     embedder: ViPolyQwenEmbedder,
     num_queries: int,
     seed: int,
@@ -97,7 +97,7 @@ def _show(
     judged: JudgedPool,
     place: int,
     pairs: EvaluationPairs,
-    vectors: PairVectors,
+    vectors: RowVectors,
     embedder: ViPolyQwenEmbedder,
 ) -> ShownQuery:
     pool, ranking = judged.pool, judged.rankings[results.TRAINED]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.evaluation import plots, results
-from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors
 from vipolyqwen_core.evaluation.gallery import build_gallery
 from vipolyqwen_core.evaluation.html_page import write_page
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
@@ -27,7 +27,7 @@ def write_report(
     judged: Sequence[JudgedPool],
     run: TrainingRun,
     pairs: EvaluationPairs,
-    vectors: Mapping[str, PairVectors],
+    vectors: Mapping[str, RowVectors],
     embedder: ViPolyQwenEmbedder,
     path: Path,
     rival: str,
@@ -72,7 +72,7 @@ def write_report(
 
 
 def similarities(
-    judged: JudgedPool, vectors: PairVectors, seed: int
+    judged: JudgedPool, vectors: RowVectors, seed: int
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Cosines of right pairs of a pool, and of other pairs of it, drawn at random.
 

@@ -195,7 +195,7 @@ def read_evaluation(path: Path) -> Evaluation:
     return replace(found, model=str(meant(found.model, file.parent)), champion=champion)
 
 
-def judge(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
+def judge_pools(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
     """Whether the model has learned, over the pools that count.
 
     In each of them the primary metric lies above the untrained model's with the lower bound of the paired

@@ -31,13 +31,13 @@ from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage, unchanged_stage
 from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest_below, similarities
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
-from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
+from vipolyqwen_core.mining.vectors import DistinctVectors, read_vectors
 from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.serving.current_export import CURRENT_FILE, CurrentExport, read_current
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint, refuse_built_anew
-from vipolyqwen_core.training.plan import mix
+from vipolyqwen_core.training.plan import splitmix
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
 
@@ -181,7 +181,7 @@ class Mined:
         return facts
 
 
-def find_negatives(pairs: Pairs, vectors: PairVectors, settings: MiningSettings) -> Mined:
+def find_negatives(pairs: Pairs, vectors: DistinctVectors, settings: MiningSettings) -> Mined:
     """The nearest targets of the same task that are no right answer, below the share of the pair's own."""
     mined = Mined.none(len(pairs), settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -213,7 +213,7 @@ def _sides(vectors: Vectors, rows: Ints, pairs: Pairs, chosen: Ints) -> Sides:
     """With the declared key of each pair, else its query: else its other right answers, where they are more
     than `SPARE`, would crowd out what is wrong."""
     positive = pairs.positive[chosen]
-    keys = np.where(positive != NO_KEY, positive, mix(pairs.query[chosen]))
+    keys = np.where(positive != NO_KEY, positive, splitmix(pairs.query[chosen]))
     return Sides(vectors, rows[chosen], keys.view(np.int64))
 
 

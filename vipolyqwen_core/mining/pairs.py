@@ -13,7 +13,7 @@ from vipolyqwen_core.mining.nearest import Ints
 from vipolyqwen_core.objectives.pairs import NO_KEY, TASKS
 from vipolyqwen_core.serving.row_hashes import is_among
 from vipolyqwen_core.serving.stored_sides import read_split
-from vipolyqwen_core.training.plan import mix, sample_keys
+from vipolyqwen_core.training.plan import sample_keys, splitmix
 
 Hashes = NDArray[np.uint64]
 
@@ -95,4 +95,4 @@ class KnownAnswers:
 
 def _joint(left: Hashes, right: Hashes) -> Hashes:
     """One hash of two."""
-    return mix(left) + right
+    return splitmix(left) + right

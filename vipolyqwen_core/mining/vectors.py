@@ -18,7 +18,7 @@ from vipolyqwen_core.training.plan import sample_keys
 
 
 @dataclass(frozen=True, eq=False)
-class PairVectors:
+class DistinctVectors:
     """Unit vectors of the distinct contents of each side, on disk, and which of them each pair has.
 
     Shapes:
@@ -38,7 +38,7 @@ class PairVectors:
             file.unlink()
 
 
-def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
+def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> DistinctVectors:
     """The vectors of an export, in half precision: 45 GB on disk for 11 million pairs of distinct sides.
 
     Raises:
@@ -70,7 +70,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> PairVectors:
     if missing:
         raise ValueError(f"{parquet} lacks {missing:,} sides of the training set: export anew")
     query, target = found[Side.QUERY.value], found[Side.TARGET.value]
-    return PairVectors(query[0], query[1], target[0], target[1], (query[2], target[2]))
+    return DistinctVectors(query[0], query[1], target[0], target[1], (query[2], target[2]))
 
 
 def _reserved(path: Path, rows: int, dim: int) -> Vectors:

@@ -159,7 +159,7 @@ class ViPolyQwenEmbedder:
             items = track(items, description="encoding", total=len(texts))
         vectors = self._encode(items, batch_size, self.batch_tokens)
         if dim is not None and dim < self.embedding_dim:
-            vectors = shorten(vectors, dim)
+            vectors = slice_vectors(vectors, dim)
         return vectors[0] if single else vectors
 
     def encode_items(self, sources: Iterable[Callable[[], Item]], batch_tokens: int) -> Vectors:
@@ -257,7 +257,7 @@ class ViPolyQwenEmbedder:
         return vectors
 
 
-def shorten(vectors: Vectors, dim: int) -> Vectors:
+def slice_vectors(vectors: Vectors, dim: int) -> Vectors:
     """The first `dim` dimensions of each row, as unit rows again."""
     head = vectors[:, :dim]
     return np.asarray(head / np.maximum(np.linalg.norm(head, axis=1, keepdims=True), 1e-12))

@@ -119,7 +119,7 @@ def sample_keys(sample_ids: list[str]) -> KeyArray:
     return np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64)
 
 
-def mix(values: KeyArray) -> KeyArray:
+def splitmix(values: KeyArray) -> KeyArray:
     """SplitMix64's finaliser: equal inputs give equal outputs, close ones unrelated outputs (Steele 2014)."""
     mixed = values.copy()
     mixed ^= mixed >> np.uint64(30)
@@ -135,13 +135,13 @@ def mixed_seed(*numbers: int) -> int:
     state = 0
     for number in numbers:
         state = (state + GOLDEN + number) & MASK
-        state = int(mix(np.array([state], dtype=np.uint64))[0])
+        state = int(splitmix(np.array([state], dtype=np.uint64))[0])
     return state
 
 
 def uniform(keys: KeyArray, *numbers: int) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each key, a function of key and numbers alone."""
-    mixed = mix(keys + np.uint64(mixed_seed(*numbers)))
+    mixed = splitmix(keys + np.uint64(mixed_seed(*numbers)))
     return (mixed >> np.uint64(11)) * np.float64(2.0**-53)
 
 
@@ -209,7 +209,7 @@ def plan_epoch(
     uses = count_uses(index, source_weights, seed, epoch)
     rows = np.repeat(np.arange(len(index)), uses)
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(uses) - uses, uses)
-    draws = uniform(mix(index.keys[rows]) + nth.astype(np.uint64), seed, epoch, ORDER)
+    draws = uniform(splitmix(index.keys[rows]) + nth.astype(np.uint64), seed, epoch, ORDER)
     position = (nth + draws) / uses[rows]
     if settings.task_batching is TaskBatching.MIXED:
         rows = rows[_order(position, index.keys[rows])]
@@ -220,7 +220,7 @@ def plan_epoch(
     sizes, kinds = _group_sizes(np.bincount(tasks, minlength=len(TASKS)), _group_pairs(settings))
     groups = np.bincount(kinds, minlength=len(TASKS))  # of each task
     nth = np.arange(len(sizes)) - np.repeat(np.cumsum(groups) - groups, groups)
-    draws = uniform(mix(kinds.astype(np.uint64)) + nth.astype(np.uint64), seed, epoch, GROUP)
+    draws = uniform(splitmix(kinds.astype(np.uint64)) + nth.astype(np.uint64), seed, epoch, GROUP)
     order = np.argsort((nth + draws) / np.repeat(groups, groups))
     starts = np.cumsum(sizes) - sizes
     sizes = sizes[order]

@@ -16,7 +16,7 @@ from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vect
 from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
-from vipolyqwen_core.training.plan import TASK_CODES, IntArray, PlanIndex, mix, plan_chunks, sample_keys
+from vipolyqwen_core.training.plan import TASK_CODES, IntArray, PlanIndex, plan_chunks, sample_keys, splitmix
 from vipolyqwen_core.training.ranks import sums
 from vipolyqwen_core.training.tracking import loss_metrics
 
@@ -53,7 +53,7 @@ class QuickEvaluation:
         self.index = read_evaluation_index(path)
         if not len(self.index):
             raise ValueError(f"eval_steps is set, but {path} holds no pairs")
-        self.rows: IntArray = np.sort(np.argsort(mix(self.index.keys), kind="stable")[:MAX_PAIRS])
+        self.rows: IntArray = np.sort(np.argsort(splitmix(self.index.keys), kind="stable")[:MAX_PAIRS])
         self.loader.open()  # at the first evaluation, hours later, the next training set may lie there
 
     @torch.no_grad()

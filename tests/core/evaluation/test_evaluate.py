@@ -22,7 +22,7 @@ from vipolyqwen_core.config import (
 from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.evaluation import results
 from vipolyqwen_core.evaluation.baselines import untrained_embedder
-from vipolyqwen_core.evaluation.encoding import EvaluationPairs, PairVectors, swap_partners
+from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors, swap_partners
 from vipolyqwen_core.evaluation.evaluate import evaluate
 from vipolyqwen_core.evaluation.gallery import build_gallery
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
@@ -86,7 +86,7 @@ def sides_of(run: TrainingRun) -> StoredSides:
 
 
 @pytest.fixture(scope="module")
-def encoded(run: TrainingRun, tiny_model_dir: Path) -> tuple[EvaluationPairs, PairVectors]:
+def encoded(run: TrainingRun, tiny_model_dir: Path) -> tuple[EvaluationPairs, RowVectors]:
     """The evaluation pairs with their vectors under the model of `evaluated`, with prefixes."""
     table = read_split(run.training_set, Split.EVAL)
     pairs = EvaluationPairs(table, sides_of(run), 4096)
@@ -120,7 +120,7 @@ def test_every_pool_has_every_system(evaluated: tuple[Evaluation, Path]) -> None
 
 
 def test_the_gallery_shows_the_hits_of_its_queries_and_no_more(
-    encoded: tuple[EvaluationPairs, PairVectors], tiny_model_dir: Path
+    encoded: tuple[EvaluationPairs, RowVectors], tiny_model_dir: Path
 ) -> None:
     pairs, vectors = encoded
     embedder = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir)
@@ -235,7 +235,7 @@ def test_declared_keys_give_pools_across_languages(evaluated: tuple[Evaluation, 
 
 
 def test_scored_pairs_and_slices_are_judged_by_the_vectors_with_prefix(
-    encoded: tuple[EvaluationPairs, PairVectors], evaluated: tuple[Evaluation, Path]
+    encoded: tuple[EvaluationPairs, RowVectors], evaluated: tuple[Evaluation, Path]
 ) -> None:
     (pairs, vectors), (evaluation, _) = encoded, evaluated
     (similarity,) = evaluation.similarities
@@ -371,7 +371,7 @@ def test_swapped_queries_show_other_pictures_of_the_same_number() -> None:
 
 
 def test_a_swapped_query_is_ranked_as_the_one_whose_picture_it_shows(
-    run: TrainingRun, encoded: tuple[EvaluationPairs, PairVectors], evaluated: tuple[Evaluation, Path]
+    run: TrainingRun, encoded: tuple[EvaluationPairs, RowVectors], evaluated: tuple[Evaluation, Path]
 ) -> None:
     """All ask the same, each about a picture of its own: so a query becomes its partner's."""
     pairs, vectors = encoded

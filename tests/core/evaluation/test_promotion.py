@@ -15,7 +15,7 @@ from vipolyqwen_core.evaluation.results import (
     PoolResult,
     SimilarityResult,
     Verdict,
-    judge,
+    judge_pools,
     read_evaluation,
 )
 
@@ -84,7 +84,7 @@ def evaluation(
 
 
 def test_a_model_that_fulfils_every_condition_has_learned() -> None:
-    verdict = judge((pool(), pool(Task.INSTR, swapped=None)), enough=True)
+    verdict = judge_pools((pool(), pool(Task.INSTR, swapped=None)), enough=True)
     assert verdict.learned
     assert len(verdict.facts) == 4  # two gains, one swap, recall
 
@@ -98,7 +98,7 @@ def test_a_model_that_fulfils_every_condition_has_learned() -> None:
     ],
 )
 def test_each_condition_can_fail_alone(changed: PoolResult, expected: str) -> None:
-    verdict = judge((changed,), enough=True)
+    verdict = judge_pools((changed,), enough=True)
     assert not verdict.learned
     assert len(verdict.failures) == 1
     assert expected in verdict.failures[0]
@@ -113,18 +113,18 @@ def test_each_condition_can_fail_alone(changed: PoolResult, expected: str) -> No
     ],
 )
 def test_a_condition_holds_up_to_its_limit(at_the_limit: PoolResult, beyond: PoolResult) -> None:
-    assert judge((at_the_limit,), enough=True).learned
-    assert not judge((beyond,), enough=True).learned
+    assert judge_pools((at_the_limit,), enough=True).learned
+    assert not judge_pools((beyond,), enough=True).learned
 
 
 def test_a_choice_is_not_asked_for_a_gain_nor_weighs_in_the_mean() -> None:
     choice = pool(Task.VQA_MULTI, gain=NOTHING, recall=0.5, is_choice=True)
-    verdict = judge((pool(recall=0.11), choice), enough=True)
+    verdict = judge_pools((pool(recall=0.11), choice), enough=True)
     assert verdict.learned
 
 
 def test_pools_that_are_too_small_prove_nothing() -> None:
-    assert not judge((pool(),), enough=False).learned
+    assert not judge_pools((pool(),), enough=False).learned
 
 
 def test_the_first_version_must_beat_the_untrained_model() -> None:

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation import plots
-from vipolyqwen_core.evaluation.encoding import PairVectors
+from vipolyqwen_core.evaluation.encoding import RowVectors
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.plots import loss_curves
 from vipolyqwen_core.evaluation.report import MAX_PAIRS, similarities
@@ -38,7 +38,7 @@ def test_one_line_of_metrics_is_drawn_as_a_dot(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_few_right_pairs_are_all_in_the_histogram() -> None:
-    vectors = PairVectors(np.arange(9, dtype=np.float32).reshape(3, 3), np.eye(3, dtype=np.float32))
+    vectors = RowVectors(np.arange(9, dtype=np.float32).reshape(3, 3), np.eye(3, dtype=np.float32))
     right, other = similarities(pool_of(np.eye(3, dtype=bool)), vectors, seed=0)
     assert sorted(right) == [0, 4, 8]
     assert set(other) == {1, 2, 3, 5, 6, 7}
@@ -47,5 +47,5 @@ def test_few_right_pairs_are_all_in_the_histogram() -> None:
 def test_right_pairs_by_a_key_of_many_rows_are_drawn() -> None:
     rows = int(MAX_PAIRS**0.5) + 1
     vectors = np.ones((rows, 1), dtype=np.float32)
-    right, _ = similarities(pool_of(np.ones((rows, rows), dtype=bool)), PairVectors(vectors, vectors), seed=0)
+    right, _ = similarities(pool_of(np.ones((rows, rows), dtype=bool)), RowVectors(vectors, vectors), seed=0)
     assert len(right) == MAX_PAIRS

@@ -20,7 +20,7 @@ from vipolyqwen_core.contract import MINED, Split, Task
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage
 from vipolyqwen_core.mining.mine import Mined, find_negatives, mine, write_mined
 from vipolyqwen_core.mining.pairs import Pairs, read_pairs
-from vipolyqwen_core.mining.vectors import PairVectors, read_vectors
+from vipolyqwen_core.mining.vectors import DistinctVectors, read_vectors
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.current_export import read_current
 from vipolyqwen_core.serving.export import export
@@ -37,7 +37,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def random_pairs(count: int, seed: int) -> tuple[Pairs, PairVectors]:
+def random_pairs(count: int, seed: int) -> tuple[Pairs, DistinctVectors]:
     """Pairs of two tasks with few distinct contents, some keys, and queries near their targets."""
     random = np.random.default_rng(seed)
 
@@ -57,7 +57,7 @@ def random_pairs(count: int, seed: int) -> tuple[Pairs, PairVectors]:
     )
     # as a query a content has a prefix, and another vector than as a target
     as_query, as_target = unit(random.normal(size=(2, 2 * count + 1, 8)) + 1).astype(np.float16)
-    vectors = PairVectors(as_query, query.astype(np.int64), as_target, target.astype(np.int64), ())
+    vectors = DistinctVectors(as_query, query.astype(np.int64), as_target, target.astype(np.int64), ())
     return pairs, vectors
 
 
@@ -118,7 +118,7 @@ def test_many_answers_of_one_key_or_query_do_not_crowd_out_what_is_wrong(by_key:
     cosine = np.array([1.0] + [0.8] * (answers - 1) + [0.5, 0.3])
     targets = np.stack([cosine, np.sqrt(1 - cosine**2)], axis=1).astype(np.float16)
     queries = np.eye(1, 2, dtype=np.float16).repeat(count, axis=0)
-    vectors = PairVectors(queries, np.arange(count), targets, np.arange(count), ())
+    vectors = DistinctVectors(queries, np.arange(count), targets, np.arange(count), ())
     mined = find_negatives(pairs, vectors, MiningSettings(negatives_per_pair=COUNT, max_similarity_share=0.9))
     assert mined.negatives[0].tolist() == [answers, answers + 1]
 

@@ -29,7 +29,7 @@ from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 from vipolyqwen_core.serving import encoder, inputs
-from vipolyqwen_core.serving.encoder import batches_by_cost, shorten
+from vipolyqwen_core.serving.encoder import batches_by_cost, slice_vectors
 from vipolyqwen_core.serving.inputs import make_item
 
 
@@ -428,4 +428,4 @@ def test_any_text_and_picture_gives_a_vector(
 
 
 def test_shorten_survives_a_slice_of_zeros() -> None:
-    assert np.isfinite(shorten(np.array([[0.0, 0.0, 1.0]], dtype=np.float32), 2)).all()
+    assert np.isfinite(slice_vectors(np.array([[0.0, 0.0, 1.0]], dtype=np.float32), 2)).all()
