@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.bootstrap import Interval
-    from vipolyqwen_core.evaluation.results import Evaluation
+    from vipolyqwen_core.evaluation.results import Evaluation, PoolResult
 
 BASIS_FILE = "basis.json"
 """Beside an evaluation: what it depends on, and the digest of the evaluation itself, so that neither one of
@@ -160,34 +160,9 @@ def file_digest(path: Path) -> str:
 
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
-    from vipolyqwen_core.evaluation.metrics import judging_metric
-    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED, UNTRAINED
+    from vipolyqwen_core.evaluation.results import CHANCE, TRAINED, UNTRAINED
 
     metric = evaluation.primary_metric
-    shown = [system for system in SYSTEMS if any(system in pool.scores for pool in evaluation.pools)]
-    header = [
-        "pool",
-        "pairs",
-        "targets",
-        "in the mean",
-        *shown,
-        "gain over untrained",
-        "recall@1",
-        "chance@1",
-    ]
-    rows = [
-        (
-            pool.name,
-            pool.num_pairs,
-            pool.num_targets,
-            "yes" if pool.counts else "",
-            *(pool.scores.get(system, {}).get(judging_metric(pool.is_choice)) for system in shown),
-            interval(pool.gain_over_untrained),
-            pool.scores[TRAINED].get("recall@1"),
-            pool.scores[CHANCE].get("recall@1"),
-        )
-        for pool in evaluation.pools
-    ]
     similarity = [
         (result.language, result.num_pairs, system, scores.get("spearman"), scores.get("pearson"))
         for result in evaluation.similarities
@@ -212,7 +187,7 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
         "learned": evaluation.verdict.learned,
         "verdict": table(["", "sentence"], verdict),
         metric: trained,
-        f"{metric} by pool, accuracy of choices": table(header, rows),
+        f"{metric} by pool, accuracy of choices": pool_table(evaluation.pools),
         "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
         "systems": plot(
             bar_chart(evaluation.primary, f"mean {metric} by system"), f"mean {metric} by system"
@@ -220,6 +195,38 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
         "dagster/row_count": evaluation.num_rows,
         "seconds": round(evaluation.seconds, 2),
     }
+
+
+def pool_table(pools: "Sequence[PoolResult]") -> dg.MetadataValue[str]:
+    """Each pool under every system, by the metric that judges it."""
+    from vipolyqwen_core.evaluation.metrics import judging_metric
+    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED
+
+    shown = [system for system in SYSTEMS if any(system in pool.scores for pool in pools)]
+    header = [
+        "pool",
+        "pairs",
+        "targets",
+        "in the mean",
+        *shown,
+        "gain over untrained",
+        "recall@1",
+        "chance@1",
+    ]
+    rows = [
+        (
+            pool.name,
+            pool.num_pairs,
+            pool.num_targets,
+            "yes" if pool.counts else "",
+            *(pool.scores.get(system, {}).get(judging_metric(pool.is_choice)) for system in shown),
+            interval(pool.gain_over_untrained),
+            pool.scores[TRAINED].get("recall@1"),
+            pool.scores[CHANCE].get("recall@1"),
+        )
+        for pool in pools
+    ]
+    return table(header, rows)
 
 
 def interval(gain: "Interval") -> str:
