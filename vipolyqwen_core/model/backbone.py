@@ -18,6 +18,8 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 TINY: Final = "tiny"
+ADAPTER: Final = "adapter_*"
+"""Weights that are added to those of another model."""
 
 
 def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
@@ -55,8 +57,8 @@ def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
 
     Raises:
         ValueError: it is not there or no model, the hub does not answer, its tokenizer is not Qwen2-VL's, its
-            family is another, or not one whose layers are to be compiled, it has a sliding window,
-            `pooling_heads` does not divide its hidden size, or it is a directory without weights
+            family is another, or not one whose layers are to be compiled, it has a sliding window, it is
+            quantised, `pooling_heads` does not divide its hidden size, or it is a directory without weights
         OSError: its config.json cannot be read
     """
     if recipe.backbone == TINY:
@@ -71,5 +73,7 @@ def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
     family = config.model_type
     if (recipe.training.compile_layers or recipe.export.compile_layers) and family != COMPILED_FAMILY:
         raise ValueError(f"backbone {backbone} is a {family!r}, whose layers `compile_layers` does not know")
-    if isinstance(backbone, Path) and not any(backbone.glob("*.safetensors")):
-        raise ValueError(f"backbone {backbone} has no weights: no *.safetensors lies there")
+    if isinstance(backbone, Path) and all(file.match(ADAPTER) for file in backbone.glob("*.safetensors")):
+        raise ValueError(
+            f"backbone {backbone} has no weights: no *.safetensors lies there; merge an adapter before"
+        )

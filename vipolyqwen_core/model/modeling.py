@@ -38,7 +38,7 @@ def known_backbone(backbone: str | Path) -> PreTrainedConfig:
     """The configuration of a backbone, a directory or a hub id: one that the model is made for.
 
     Raises:
-        ValueError: it is none of `BACKBONE_TYPES`, or attends within a sliding window
+        ValueError: it is none of `BACKBONE_TYPES`, attends within a sliding window, or is quantised
     """
     config: PreTrainedConfig = AutoConfig.from_pretrained(backbone)
     kind = config.model_type
@@ -46,6 +46,11 @@ def known_backbone(backbone: str | Path) -> PreTrainedConfig:
         raise ValueError(f"backbone {backbone} is a {kind!r}; expected one of {', '.join(BACKBONE_TYPES)}")
     if "sliding_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
         raise ValueError(f"backbone {backbone}: its sliding window is not supported; see use_sliding_window")
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") or "some method"
+        raise ValueError(
+            f"backbone {backbone} is quantised ({method}), and cannot be trained: take the original"
+        )
     return config
 
 

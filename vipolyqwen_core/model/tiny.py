@@ -85,7 +85,9 @@ def _write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     """tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and chat_template.json."""
     tokenizer.save(str(directory / "tokenizer.json"))
     tokenizer.model.save(str(directory))
-    decoder = {str(tokenizer.token_to_id(token)): decoder_entry(token) for token in QWEN2_VL_SPECIAL_TOKENS}
+    decoder = {
+        str(tokenizer.token_to_id(token)): decoder_entry(special(token)) for token in QWEN2_VL_SPECIAL_TOKENS
+    }
     write_object(
         directory / "tokenizer_config.json",
         {

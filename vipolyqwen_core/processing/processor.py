@@ -23,6 +23,8 @@ from vipolyqwen_core.processing.prompt import ROLES, TEMPLATE, Piece, Prompt
 from vipolyqwen_core.processing.vocabulary import Vocabulary, read_object, read_vocabulary, write_object
 
 PROCESSOR_FILE: Final = "preprocessor_config.json"
+COMBINED_FILE: Final = "processor_config.json"
+"""What transformers 5 writes in place of it, with the pictures' settings in one part."""
 SMALL_FILES: Final = ("*.json", "merges.txt")
 """What a processor reads of a backbone on the hub."""
 HUB_ARGUMENTS: Final = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -132,8 +134,7 @@ class ViPolyQwenProcessor:
             ValueError: no such directory, or its tokenizer is not Qwen2-VL's
         """
         directory = _small_files(backbone)
-        content = read_object(directory / PROCESSOR_FILE)
-        return cls(read_vocabulary(directory), PatchLayout.of(content), settings)
+        return cls(read_vocabulary(directory), PatchLayout.of(_picture_settings(directory)), settings)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> "ViPolyQwenProcessor":
@@ -363,6 +364,21 @@ def _blame(number: int, rule: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ItemError(number, rule, str(error)) from error
+
+
+def _picture_settings(directory: Path) -> dict[str, Any]:
+    """How a backbone wants its pictures.
+
+    Raises:
+        ValueError: no file says so, or it is damaged
+    """
+    combined = directory / COMBINED_FILE
+    if (directory / PROCESSOR_FILE).is_file() or not combined.is_file():
+        return read_object(directory / PROCESSOR_FILE)
+    found: dict[str, Any] | None = read_object(combined).get("image_processor")
+    if found is None:
+        raise ValueError(f"{combined} has no image_processor, and {PROCESSOR_FILE} does not exist")
+    return found
 
 
 def _small_files(name: str | Path, **where: Any) -> Path:

@@ -59,16 +59,10 @@ def special(token: str) -> AddedToken:
     return AddedToken(token, special=True, normalized=False)
 
 
-def decoder_entry(token: str) -> dict[str, Any]:
-    """What `added_tokens_decoder` of tokenizer_config.json says of such a token."""
-    return {
-        "content": token,
-        "lstrip": False,
-        "normalized": False,
-        "rstrip": False,
-        "single_word": False,
-        "special": True,
-    }
+def decoder_entry(token: AddedToken) -> dict[str, Any]:
+    """What `added_tokens_decoder` of tokenizer_config.json says of a token."""
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {flag: getattr(token, flag) for flag in flags}
 
 
 @dataclass(frozen=True)
@@ -128,13 +122,18 @@ def read_vocabulary(directory: Path) -> Vocabulary:
     missing = [token for token in QWEN2_VL_SPECIAL_TOKENS if token not in ids]
     if missing:
         raise ValueError(f"the tokenizer in {directory} is not Qwen2-VL's: it lacks {missing[0]}")
-    return Vocabulary(tokenizer, _with_prefixes(config, ids), ids)
+    return Vocabulary(tokenizer, _with_added(config, tokenizer), ids)
 
 
-def _with_prefixes(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
-    """tokenizer_config.json with the prefixes among its added tokens."""
-    decoder = dict(config.get("added_tokens_decoder", {}))
-    decoder |= {str(ids[token]): decoder_entry(token) for token in PREFIX_TOKENS.values()}
+def _with_added(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer_config.json with all added tokens, the prefixes among them.
+
+    transformers 5 names none there, but takes those that stand there for all, and gives the others new ids.
+    """
+    decoder = {
+        str(number): decoder_entry(token) for number, token in tokenizer.get_added_tokens_decoder().items()
+    }
+    decoder |= config.get("added_tokens_decoder", {})
     extra = list(config.get("additional_special_tokens") or QWEN2_VL_SPECIAL_TOKENS[1:])
     extra += [token for token in PREFIX_TOKENS.values() if token not in extra]
     return {**config, "added_tokens_decoder": decoder, "additional_special_tokens": extra}

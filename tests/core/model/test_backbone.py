@@ -60,8 +60,10 @@ def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, ti
         check_backbone(each, workspace)
     weights = copy / "model.safetensors"
     weights.rename(tmp_path / weights.name)
-    with pytest.raises(ValueError, match=r"copy has no weights: no \*.safetensors lies there"):
-        check_backbone(recipe, workspace)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"copy has no weights: no \*.safetensors lies there"):
+            check_backbone(recipe, workspace)
+        (copy / "adapter_model.safetensors").touch()
     (tmp_path / weights.name).rename(weights)
     config = copy / "config.json"
     known = json.loads(config.read_text())
@@ -75,11 +77,17 @@ def test_a_backbone_that_lacks_something_is_refused_by_a_look(tmp_path: Path, ti
     config.write_text(json.dumps(known | {"text_config": text | sliding}))
     with pytest.raises(ValueError, match="copy: its sliding window is not supported"):
         check_backbone(recipe, workspace)
+    config.write_text(json.dumps(known | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
+    with pytest.raises(ValueError, match=r"copy is quantised \(awq\), and cannot be trained: take the orig"):
+        check_backbone(recipe, workspace)
     config.write_text(json.dumps(known | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="copy is a 'llama'; expected one of qwen2_vl"):
         check_backbone(recipe, workspace)
     (copy / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json does not exist"):
+        check_backbone(recipe, workspace)
+    (copy / "processor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no image_processor, and preprocessor_config\.json does not"):
         check_backbone(recipe, workspace)
     config.unlink()
     with pytest.raises(ValueError, match=r"copy is no model directory: it has no config\.json"):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,19 @@ def test_a_processor_survives_a_process_boundary(processor: ViPolyQwenProcessor)
     again = pickle.loads(pickle.dumps(processor))
     item = Item("xin chào", prefix=Task.OCR)
     np.testing.assert_array_equal(again.encode(item).input_ids, processor.encode(item).input_ids)
+
+
+def test_a_backbone_that_transformers_saved_keeps_how_it_wants_its_pictures(
+    tiny_backbone: Path, tmp_path: Path, tiny_processing: ProcessingSettings
+) -> None:
+    for path in tiny_backbone.glob("*token*"):
+        shutil.copy(path, tmp_path)
+    pictures = json.loads((tiny_backbone / "preprocessor_config.json").read_text()) | {"patch_size": 16}
+    together = {"image_processor": pictures, "processor_class": "Qwen3VLProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(together))
+    saved = ViPolyQwenProcessor.from_backbone(tmp_path, tiny_processing)
+    assert saved.layout == PatchLayout.of(pictures)
+    assert saved.layout.patch_size == 16
 
 
 def test_foreign_directories_are_refused(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vipolyqwen_core.processing.vocabulary import (
     Vocabulary,
     decoder_entry,
     read_vocabulary,
+    special,
 )
 
 SPELLINGS = (*QWEN2_VL_SPECIAL_TOKENS, *PREFIX_TOKENS.values())
@@ -84,7 +85,7 @@ def test_a_merge_may_begin_as_a_comment_does_and_added_tokens_keep_their_ids(tmp
     vocabulary = {"a": 0, "#": 1, "##": 2, "#a": 3, "aa": 4}
     merges = "#version: 0.2\n# #\n# a\na a\n"
     added = {
-        str(number): decoder_entry(token)
+        str(number): decoder_entry(special(token))
         for number, token in enumerate(QWEN2_VL_SPECIAL_TOKENS, len(vocabulary))
     }
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
@@ -109,6 +110,21 @@ def test_saved_tokenizer_loads_in_transformers(tiny: Vocabulary, tmp_path: Path)
     assert again.special_ids == tiny.special_ids
     assert again.tokenizer.to_str() == tiny.tokenizer.to_str()
     assert again.tokenizer_config == tiny.tokenizer_config
+
+
+def test_a_tokenizer_that_transformers_saved_keeps_the_ids_of_its_special_tokens(
+    tiny: Vocabulary, tmp_path: Path
+) -> None:
+    tiny.save(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
+    assert "added_tokens_decoder" not in json.loads(
+        (tmp_path / "saved" / "tokenizer_config.json").read_text()
+    )
+    (tmp_path / "again").mkdir()
+    read_vocabulary(tmp_path / "saved").save(tmp_path / "again")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "again")
+    text = "".join(tiny.special_ids)
+    assert theirs(text)["input_ids"] == list(tiny.special_ids.values())
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
