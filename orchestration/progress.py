@@ -41,6 +41,8 @@ class FactoryProgress:
             console=console,
             expand=True,  # news take what the others leave
             transient=True,
+            redirect_stdout=False,  # both are the log's: rich would print on the terminal what libraries say
+            redirect_stderr=False,
         )
         self.task = self.bar.add_task("starting", total=num_stages, news="")
         self.started: dict[str, float] = {}

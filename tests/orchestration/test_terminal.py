@@ -1,8 +1,10 @@
 """What is printed while a run works: all of it is somewhere, also where nobody reads it."""
 
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tests.hung_up import run_hung_up
@@ -71,3 +73,32 @@ def test_a_command_beside_another_one_adds_to_its_log(tmp_path):
     assert log.read_text() == "the next one\n"
     assert (tmp_path / "factory.log.1").read_text() == "a training of days\nrefused\ngoes on\n"
     assert not (tmp_path / "factory.log.2").exists()
+
+
+WITH_A_BAR = """
+import sys
+from pathlib import Path
+from orchestration.progress import FactoryProgress
+from orchestration.terminal import undisturbed
+
+with undisturbed(Path(sys.argv[1])) as console, FactoryProgress(console, num_stages=2) as progress:
+    progress.start("trained_model")
+    print("a library")
+    print("a library warns", file=sys.stderr)
+    progress.finish("trained_model", "done")
+"""
+
+
+def test_what_libraries_print_goes_to_the_log_where_a_terminal_shows_a_bar(tmp_path: Path) -> None:
+    person, process = pty.openpty()
+    command = [sys.executable, "-c", WITH_A_BAR, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=process, stderr=process, env={**os.environ, "TERM": "xterm"}):
+        os.close(process)
+        shown = b""
+        with suppress(OSError):  # how Linux says that the terminal is closed
+            while piece := os.read(person, 4096):
+                shown += piece
+    os.close(person)
+    assert b"trained_model" in shown
+    assert b"a library" not in shown
+    assert (tmp_path / "log").read_text() == "a library\na library warns\n"
