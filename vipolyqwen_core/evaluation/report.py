@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.evaluation import plots, results
+from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors
 from vipolyqwen_core.evaluation.gallery import build_gallery
 from vipolyqwen_core.evaluation.html_page import write_page
@@ -57,6 +58,8 @@ def write_report(
         Path(__file__).parent / TEMPLATE,
         evaluation=evaluation,
         run=run,
+        settings=settings,
+        min_components=MIN_COMPONENTS,
         decision=decide(evaluation, run.recipe.registry) if decides else None,
         systems={name: text for name, text in systems.items() if _has(evaluation, name)},
         labels=labels,

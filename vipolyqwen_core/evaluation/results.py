@@ -15,7 +15,7 @@ from vipolyqwen_core.evaluation.metrics import PRIMARY, judging_metric
 from vipolyqwen_core.portable_paths import meant, spelled
 from vipolyqwen_core.written_aside import written_aside
 
-VERSION: Final = 6
+VERSION: Final = 7
 """Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
 before is made anew."""
 
@@ -147,6 +147,15 @@ class Evaluation:
     def counted(self) -> tuple[PoolResult, ...]:
         """Pools that make the primary metric."""
         return tuple(pool for pool in self.pools if pool.counts)
+
+    def note_on_mean(self) -> str:
+        """What is in the mean, for a person; a star stands beside a pool that is not."""
+        if self.enough:
+            return "* outside the mean: too small to count, or a choice between two answers"
+        if all(pool.is_choice for pool in self.pools):
+            return "The mean is over choices between two answers, as there are no other pools"
+        which = "all of them" if len(self.counted()) == len(self.pools) else "those without *"
+        return f"No pool is large enough to count: the mean is over {which}"
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for a tracker: `mrr@10/ocr/vi`, `untrained/mrr@10`, `spearman/vi` ..."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.core.small_evaluation import GAIN, evaluation, pool
 from vipolyqwen_core.config import RegistrySettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation import results
@@ -14,73 +15,11 @@ from vipolyqwen_core.evaluation.results import (
     Evaluation,
     PoolResult,
     SimilarityResult,
-    Verdict,
     judge_pools,
     read_evaluation,
 )
 
-GAIN = Interval(0.2, 0.1, 0.3)
 NOTHING = Interval(0.01, -0.02, 0.04)
-
-
-def pool(
-    task: Task = Task.OCR,
-    trained: float = 0.6,
-    champion: float | None = None,
-    swapped: float | None = 0.1,
-    recall: float = 0.5,
-    gain: Interval = GAIN,
-    is_choice: bool = False,
-) -> PoolResult:
-    scores = {
-        results.TRAINED: {PRIMARY: trained, "recall@1": recall},
-        results.PLAIN: {PRIMARY: trained, "recall@1": recall},
-        results.UNTRAINED: {PRIMARY: 0.05, "recall@1": 0.02},
-        results.CHANCE: {PRIMARY: 0.03, "recall@1": 0.02},
-    }
-    if champion is not None:
-        scores[results.CHAMPION] = {PRIMARY: champion, "recall@1": champion}
-    if swapped is not None:
-        scores[results.SWAPPED] = {PRIMARY: swapped, "recall@1": swapped}
-    return PoolResult(
-        task=task,
-        language="vi",
-        num_pairs=200,
-        num_queries=200,
-        num_targets=2 if is_choice else 80,
-        num_components=100,
-        is_choice=is_choice,
-        has_pictures=swapped is not None,
-        is_large=True,
-        counts=not is_choice,
-        scores=scores,
-        gain_over_untrained=gain,
-        gain_over_champion=None,
-    )
-
-
-def evaluation(
-    *pools: PoolResult, over_untrained: Interval = GAIN, over_champion: Interval | None = None
-) -> Evaluation:
-    return Evaluation(
-        run_name="run",
-        model="model",
-        champion=None if over_champion is None else "champion",
-        data_version="v",
-        num_rows=200,
-        rows_by_task={each.task: 200 for each in pools},
-        primary_metric=PRIMARY,
-        primary={results.TRAINED: 0.6},
-        enough=True,
-        gain_over_untrained=over_untrained,
-        gain_over_champion=over_champion,
-        pools=pools,
-        cross_lingual=(),
-        similarities=(),
-        matryoshka={},
-        verdict=Verdict(True, (), ()),
-        seconds=1.0,
-    )
 
 
 def test_a_model_that_fulfils_every_condition_has_learned() -> None:

@@ -1,19 +1,27 @@
-"""What the report draws of a pool."""
+"""What the report says and draws of pools."""
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
 
+from tests.core.small_evaluation import evaluation, pool
+from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation import plots
 from vipolyqwen_core.evaluation.encoding import RowVectors
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.plots import loss_curves
-from vipolyqwen_core.evaluation.report import MAX_PAIRS, similarities
+from vipolyqwen_core.evaluation.report import MAX_PAIRS, similarities, write_report
+from vipolyqwen_core.evaluation.results import TRAINED, Evaluation
 from vipolyqwen_core.evaluation.retrieval import Pool
+from vipolyqwen_core.recipes import demo
 
 
 def pool_of(relevant: np.ndarray) -> JudgedPool:
@@ -49,3 +57,63 @@ def test_right_pairs_by_a_key_of_many_rows_are_drawn() -> None:
     vectors = np.ones((rows, 1), dtype=np.float32)
     right, _ = similarities(pool_of(np.ones((rows, rows), dtype=bool)), RowVectors(vectors, vectors), seed=0)
     assert len(right) == MAX_PAIRS
+
+
+def told(found: Evaluation, folder: Path) -> str:
+    """The text of the report of an evaluation, without its pairs."""
+    run = TrainingRun(recipe=demo(), backbone=folder, training_set=folder, output=folder)
+    page, nothing = folder / "report.html", {TRAINED: RowVectors(np.zeros((0, 1)), np.zeros((0, 1)))}
+    unused: Any = None
+    write_report(found, [], run, unused, nothing, unused, page, "champion", decides=True)
+    shown = page.read_text(encoding="utf-8").partition("<body>")[2]
+    return " ".join(re.sub("<[^>]*>", " ", shown).split())
+
+
+def test_a_star_marks_pools_outside_the_mean(tmp_path: Path) -> None:
+    small = replace(pool(Task.INSTR), is_large=False, counts=False)
+    page = told(evaluation(pool(), small), tmp_path)
+    assert "mean mrr@10 over 1 pool " in page
+    assert "instr/vi *" in page
+    assert "ocr/vi *" not in page
+    assert "* outside the mean: too small to count, or a choice between two answers." in page
+    assert "150 pairs in 10 groups of linked rows, and 50 distinct targets" in page
+
+
+def test_pools_that_are_all_too_small_are_told_as_such_everywhere(tmp_path: Path) -> None:
+    small = replace(pool(Task.INSTR), is_large=False)
+    lonely = replace(pool(Task.TEXT_PAIR), is_large=False, counts=False)
+    page = told(replace(evaluation(small, lonely), enough=False), tmp_path)
+    assert "mean mrr@10 over 1 pool, too small to tell" in page
+    assert "text_pair/vi *" in page
+    assert "instr/vi *" not in page
+    assert "No pool is large enough to count: the mean is over those without *." in page
+    page = told(replace(evaluation(small, small), enough=False), tmp_path)
+    assert "mean mrr@10 over 2 pools, all too small to tell" in page
+    assert "No pool is large enough to count: the mean is over all of them." in page
+
+
+def test_choices_stay_out_of_the_mean_unless_there_is_nothing_else(tmp_path: Path) -> None:
+    choice = replace(pool(is_choice=True), is_large=True)
+    page = told(evaluation(pool(Task.INSTR), choice), tmp_path)
+    assert "They stay out of the mean." in page
+    alone = told(replace(evaluation(replace(choice, counts=True)), enough=False), tmp_path)
+    assert "mean mrr@10 over 1 choice between two answers" in alone
+    assert "They stay out of the mean" not in alone
+    assert "They are in the mean, as no pool has more answers." in alone
+
+
+def test_a_star_marks_pools_too_small_to_tell_across_languages_and_among_choices(tmp_path: Path) -> None:
+    large, small = pool(), replace(pool(Task.INSTR), is_large=False)
+    aside = [replace(each, language="vi>en", counts=False) for each in (large, small)]
+    choice = replace(pool(Task.VQA_SINGLE, is_choice=True), is_large=False)
+    page = told(replace(evaluation(large, choice), cross_lingual=tuple(aside)), tmp_path)
+    assert "instr/vi>en *" in page.replace("&gt;", ">")
+    assert "ocr/vi>en *" not in page.replace("&gt;", ">")
+    assert "vqa_single/vi *" in page
+    assert page.count("A star marks what is too small to tell.") == 2
+
+
+def test_tables_are_whole_where_the_report_is_printed(tmp_path: Path) -> None:
+    told(evaluation(pool()), tmp_path)
+    (printed,) = re.findall(r"@media print \{(.*)\}", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert ".scroll { overflow: visible; }" in printed
