@@ -19,7 +19,6 @@ from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # brings SciPy along
-    from vipolyqwen_core.evaluation.bootstrap import Interval
     from vipolyqwen_core.evaluation.results import Evaluation, PoolResult
 
 BASIS_FILE = "basis.json"
@@ -160,47 +159,51 @@ def file_digest(path: Path) -> str:
 
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
-    from vipolyqwen_core.evaluation.results import CHANCE, TRAINED, UNTRAINED
+    from vipolyqwen_core.evaluation.results import CHANCE, LABELS, TRAINED, UNTRAINED
 
     metric = evaluation.primary_metric
     similarity = [
-        (result.language, result.num_pairs, system, scores.get("spearman"), scores.get("pearson"))
+        (result.language, result.num_pairs, LABELS[system], scores.get("spearman"), scores.get("pearson"))
         for result in evaluation.similarities
         for system, scores in result.scores.items()
     ]
     verdict = [("for", fact) for fact in evaluation.verdict.facts]
     verdict += [("**against**", failure) for failure in evaluation.verdict.failures]
     trained, untrained = evaluation.primary[TRAINED], evaluation.primary[UNTRAINED]
+    champion = evaluation.gain_over_champion
+    gain = {} if champion is None else {"gain over the champion": str(champion)}
     across = [
-        (pool.name, pool.num_pairs, *(pool.scores[system].get(metric) for system in (TRAINED, CHANCE)))
+        (
+            pool.name + ("" if pool.is_large else " *"),
+            pool.num_pairs,
+            *(pool.scores[system].get(metric) for system in (TRAINED, CHANCE)),
+        )
         for pool in evaluation.cross_lingual
     ]
-    found: dict[str, Any] = {}
-    if across:
-        found["across languages"] = table(["asked > answered", "pairs", metric, "chance"], across)
-    if evaluation.matryoshka:
-        found["shorter vectors"] = table(["dimensions", metric], list(evaluation.matryoshka.items()))
-    if evaluation.gain_over_champion is not None:
-        found["gain over the champion"] = interval(evaluation.gain_over_champion)
-    return found | {
+    means = {LABELS[system]: value for system, value in evaluation.primary.items()}
+    found: dict[str, Any] = {
         "summary": f"{metric} {trained:.3f}, untrained {untrained:.3f}",
         "learned": evaluation.verdict.learned,
         "verdict": table(["", "sentence"], verdict),
         metric: trained,
+        **gain,
         f"{metric} by pool, accuracy of choices": pool_table(evaluation.pools),
         "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
-        "systems": plot(
-            bar_chart(evaluation.primary, f"mean {metric} by system"), f"mean {metric} by system"
-        ),
-        "dagster/row_count": evaluation.num_rows,
-        "seconds": round(evaluation.seconds, 2),
+        "systems": plot(bar_chart(means, f"mean {metric} by system"), f"mean {metric} by system"),
     }
+    if across:
+        found["across languages"] = table(
+            ["asked > answered, * too small to tell", "pairs", metric, "chance"], across
+        )
+    if evaluation.matryoshka:
+        found["shorter vectors"] = table(["dimensions", metric], list(evaluation.matryoshka.items()))
+    return found | {"dagster/row_count": evaluation.num_rows, "seconds": round(evaluation.seconds, 2)}
 
 
 def pool_table(pools: "Sequence[PoolResult]") -> dg.MetadataValue[str]:
     """Each pool under every system, by the metric that judges it."""
     from vipolyqwen_core.evaluation.metrics import judging_metric
-    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED
+    from vipolyqwen_core.evaluation.results import CHANCE, LABELS, SYSTEMS, TRAINED
 
     shown = [system for system in SYSTEMS if any(system in pool.scores for pool in pools)]
     header = [
@@ -208,7 +211,7 @@ def pool_table(pools: "Sequence[PoolResult]") -> dg.MetadataValue[str]:
         "pairs",
         "targets",
         "in the mean",
-        *shown,
+        *(LABELS[system] for system in shown),
         "gain over untrained",
         "recall@1",
         "chance@1",
@@ -220,15 +223,10 @@ def pool_table(pools: "Sequence[PoolResult]") -> dg.MetadataValue[str]:
             pool.num_targets,
             "yes" if pool.counts else "",
             *(pool.scores.get(system, {}).get(judging_metric(pool.is_choice)) for system in shown),
-            interval(pool.gain_over_untrained),
+            pool.gain_over_untrained,
             pool.scores[TRAINED].get("recall@1"),
             pool.scores[CHANCE].get("recall@1"),
         )
         for pool in pools
     ]
     return table(header, rows)
-
-
-def interval(gain: "Interval") -> str:
-    """`+0.120 [+0.080, +0.160]`"""
-    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from assets.evaluation_report import interval
 from assets.metadata import bar_chart, plot, table
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import refuse_unfit_data, training_run
@@ -105,7 +104,7 @@ def ablation_metadata(found: "dict[Pooling, Evaluation]") -> dict[str, object]:
     for pooling, evaluation in found.items():
         gain = evaluation.gain_over_champion
         by_pool = {pool.name: pool.scores["trained"][metric] for pool in evaluation.pools}
-        compared = "baseline" if gain is None else interval(gain)
+        compared = "baseline" if gain is None else str(gain)
         mean = evaluation.primary["trained"]
         rows.append((pooling.value, mean, compared, evaluation.primary["plain"], *map(by_pool.get, pools)))
     header = ["pooling", metric, "gain over the baseline", "without prefix", *pools]

@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # both bring numeric libraries along, and `--help` must be quick
     from vipolyqwen_core.evaluation.results import Evaluation, PoolResult
@@ -23,7 +24,7 @@ def printable(text: str) -> str:
 
 
 def evaluation_tables(evaluation: "Evaluation") -> Group:
-    """Metrics by task and language: this model, without prefix, untrained, BM25, pictures swapped, chance."""
+    """Metrics by task and language for each system, their mean and its gains, and scored pairs."""
     from vipolyqwen_core.evaluation import results
 
     metric = evaluation.primary_metric
@@ -31,7 +32,7 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
     pools.add_column("pool", no_wrap=True)
     pools.add_column("pairs", justify="right", no_wrap=True)
     systems = {
-        "trained": results.TRAINED,
+        "this\nmodel": results.TRAINED,
         "no\nprefix": results.PLAIN,
         "un-\ntrained": results.UNTRAINED,
         "cham-\npion": results.CHAMPION,
@@ -51,8 +52,15 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
             *(_number(_score(pool, system, metric)) for system in shown.values()),
             _number(_score(pool, results.TRAINED, "recall@1")),
         )
-    pools.caption = "* too small, or a choice between two answers: outside the mean"
-    parts: list[Table] = [pools]
+    mean = (evaluation.primary.get(system, math.nan) for system in shown.values())
+    pools.add_row("mean", "", *(_number(value) for value in mean), style="bold")
+    parts: list[RenderableType] = [pools, f"[dim]{evaluation.note_on_mean()}[/]"]
+    for rival, gain in (
+        (results.UNTRAINED, evaluation.gain_over_untrained),
+        (results.CHAMPION, evaluation.gain_over_champion),
+    ):
+        if gain is not None:
+            parts.append(Text(f"gain over {results.LABELS[rival]}: {gain}"))
     if evaluation.similarities:
         parts.append(_similarities(evaluation))
     return Group(*parts)
@@ -66,11 +74,13 @@ def _narrow_table(title: str, space: int = 2) -> Table:
 def _similarities(evaluation: "Evaluation") -> Table:
     """Scored pairs: how well the cosine follows the score."""
     scored = _narrow_table("scored pairs: Spearman")
+    from vipolyqwen_core.evaluation.results import LABELS
+
     scored.add_column("language")
     scored.add_column("pairs", justify="right")
     systems = list(evaluation.similarities[0].scores)
     for system in systems:
-        scored.add_column(system.replace("_", " "), justify="right")
+        scored.add_column(LABELS[system], justify="right")
     for result in evaluation.similarities:
         scores = (result.scores.get(system, {}).get("spearman", math.nan) for system in systems)
         scored.add_row(result.language, f"{result.num_pairs:,}", *(_number(score) for score in scores))

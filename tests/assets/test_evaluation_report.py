@@ -21,9 +21,19 @@ from assets.evaluation_report import (
 from assets.registered_model import MAX_DESCRIPTION_CHARS, described
 from assets.registry import Version
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
+from tests.core.small_evaluation import evaluation as of_pools
+from tests.core.small_evaluation import pool
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.evaluation.bootstrap import Interval
-from vipolyqwen_core.evaluation.results import BM25, TRAINED, UNTRAINED, Evaluation, Verdict
+from vipolyqwen_core.evaluation.results import (
+    BM25,
+    PLAIN,
+    TRAINED,
+    UNTRAINED,
+    Evaluation,
+    SimilarityResult,
+    Verdict,
+)
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.workspace import Workspace
 
@@ -250,6 +260,18 @@ def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:
     assert shown["gain over the champion"] == "+0.020 [-0.010, +0.050]"
     assert "256 | 0.4" in shown["shorter vectors"].value
     assert not {"gain over the champion", "shorter vectors"} & set(evaluation_metadata(evaluation()))
+
+
+def test_the_page_begins_with_what_was_found_and_calls_systems_by_their_labels() -> None:
+    across = replace(pool(), language="en>vi", is_large=False, counts=False)
+    scored = SimilarityResult("vi", 200, True, {PLAIN: {"spearman": 0.5}})
+    full = replace(of_pools(pool()), cross_lingual=(across,), similarities=(scored,), matryoshka={8: 0.4})
+    shown = evaluation_metadata(full)
+    assert list(shown)[:4] == ["summary", "learned", "verdict", "mrr@10"]
+    assert "across languages" in list(shown)[-4:]
+    assert "| ocr/en&gt;vi * | 200 |" in shown["across languages"].value
+    assert "this model | no prefix | untrained" in shown["mrr@10 by pool, accuracy of choices"].value
+    assert "| no prefix | 0.5 |" in shown["scored pairs"].value
 
 
 def test_a_version_is_described_by_its_card_without_front_matter() -> None:

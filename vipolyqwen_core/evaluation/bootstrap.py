@@ -30,6 +30,10 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """`+0.120 [+0.080, +0.160]`"""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -220,8 +220,7 @@ def judge_pools(pools: tuple[PoolResult, ...], enough: bool) -> Verdict:
         gain, metric = pool.gain_over_untrained, judging_metric(pool.is_choice)
         sentence = (
             f"{pool.name}: {metric} {pool.scores[TRAINED][metric]:.3f}, untrained "
-            f"{pool.scores[UNTRAINED][metric]:.3f}, gain {gain.mean:+.3f} "
-            f"[{gain.low:+.3f}, {gain.high:+.3f}]"
+            f"{pool.scores[UNTRAINED][metric]:.3f}, gain {gain}"
         )
         (facts if gain.low > 0 else failures).append(sentence)
         if pool.has_pictures:

@@ -188,15 +188,14 @@ def _training(facts: ModelFacts) -> str:
 
 
 def _scores(evaluation: "Evaluation") -> str:
-    from vipolyqwen_core.evaluation.results import BM25, CHANCE, PLAIN, TRAINED, UNTRAINED
+    from vipolyqwen_core.evaluation.results import BM25, CHANCE, LABELS, PLAIN, TRAINED, UNTRAINED
 
-    metric = evaluation.primary_metric
-    head = f"| pool | pairs | {metric} | without prefix | untrained | BM25 | chance | recall@1 | recall@10 |"
+    metric, others = evaluation.primary_metric, (PLAIN, UNTRAINED, BM25, CHANCE)
+    names = " | ".join(LABELS[system] for system in others)
+    head = f"| pool | pairs | {metric} | {names} | recall@1 | recall@10 |"
     rows = [
-        f"| {pool.name} | {pool.num_pairs:,} | "
-        + " | ".join(
-            f"{pool.scores[system][metric]:.3f}" for system in (TRAINED, PLAIN, UNTRAINED, BM25, CHANCE)
-        )
+        f"| {pool.name}{'' if pool.counts else ' *'} | {pool.num_pairs:,} | "
+        + " | ".join(f"{pool.scores[system][metric]:.3f}" for system in (TRAINED, *others))
         + f" | {pool.scores[TRAINED]['recall@1']:.3f} | {pool.scores[TRAINED]['recall@10']:.3f} |"
         for pool in evaluation.pools
     ]
@@ -208,6 +207,8 @@ def _scores(evaluation: "Evaluation") -> str:
             head,
             "|" + " --- |" * (head.count("|") - 1),
             *rows,
+            "",
+            evaluation.note_on_mean().replace("*", "\\*") + ".",
         ]
     )
 
