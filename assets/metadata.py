@@ -74,9 +74,9 @@ def rejects_table(ledger: Path) -> dg.MetadataValue[str]:
     )
     if rows.is_empty():
         return dg.MetadataValue.md("nothing was rejected")
-    header = ["stage", "rule", "rows", "reason of one", "its value", "where"]
+    header = ["stage", "rule", "rows", "where", "reason of one", "its value"]
     cells = [
-        (row["stage"], row["rule"], row["len"], row["reason"], row["value"], f"{row['file']}:{row['line']}")
+        (row["stage"], row["rule"], row["len"], f"{row['file']}:{row['line']}", row["reason"], row["value"])
         for row in rows.iter_rows(named=True)
     ]
     return table(header, cells)

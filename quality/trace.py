@@ -4,6 +4,7 @@ Sources change, and stages run one by one: what the tables hold of an earlier ve
 A pair is named by its id, or by its place; a record that could not be read has nothing but its place.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def trace(wanted: str, workspace: Workspace) -> list[Step]:
 
     Args:
         wanted: 32 hex digits of a sample, or the first ones, 6 at least; or `FILE:LINE`,
-            `SOURCE/FILE:LINE` as ledgers name files: each pair of the record there, or why it was not read
+            `SOURCE/FILE:LINE` as ledgers name files, or `PATH:LINE` of a local one: each pair of the record
+            there, or why it was not read
     Raises:
         ValueError: no source has such a pair or record, or a table is damaged
     """
@@ -108,7 +110,8 @@ def _trace(wanted: str, workspace: Workspace) -> list[Step]:
 
 def _steps_at(file: str, line: int, curated: Path, workspace: Workspace) -> Iterator[Step]:
     """The steps of what stands at one place of a source: of a record that was rejected, and of each pair."""
-    names = [compose(file), compose(file.removeprefix(f"{curated.name}/"))]  # a Mac spells them otherwise
+    names = [file, file.removeprefix(f"{curated.name}/"), *_names_of(file, curated)]
+    names = [compose(name) for name in names]  # a Mac spells them otherwise
     here = pl.col("line") == line, pl.col("file").str.normalize("NFC").is_in(names)
     ledger = pl.scan_parquet(curated / "ledger.parquet").filter(*here).collect(engine="streaming")
     for entry in ledger.filter(pl.col("stage") == READ_STAGE).iter_rows(named=True):
@@ -119,6 +122,18 @@ def _steps_at(file: str, line: int, curated: Path, workspace: Workspace) -> Iter
     pairs = pl.concat([kept.collect(engine="streaming"), ledger.select(columns).drop_nulls("sample_id")])
     for sample_id, found, item in pairs.sort("item").iter_rows():
         yield from _steps_of(sample_id, curated.name, (found, line, item), workspace)
+
+
+def _names_of(path: str, curated: Path) -> list[str]:
+    """What a source calls a file of its own that somebody names by its path."""
+    if not os.path.isfile(path) or not _files_called(path, curated):
+        return []
+    source, place = curated_source(curated), os.path.realpath(path)
+    try:
+        files = [] if source is None else list_files(source, read_unversioned=False)
+    except ValueError:  # its other files are gone
+        return []
+    return [file.name for file in files if os.path.realpath(file.location) == place]
 
 
 def _files_called(file: str, curated: Path) -> list[str]:

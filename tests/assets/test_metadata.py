@@ -41,7 +41,7 @@ def test_rejects_are_counted_by_rule_with_an_example(tmp_path: Path) -> None:
     )
     frame.write_parquet(tmp_path / "ledger.parquet")
     lines = rejects_table(tmp_path / "ledger.parquet").value.splitlines()
-    assert lines[2] == "| curated | empty_target | 2 | said why | the value | a.jsonl:3 |"
+    assert lines[2] == "| curated | empty_target | 2 | a.jsonl:3 | said why | the value |"
     assert lines[3].startswith("| read | broken_json | 1 |")
 
 

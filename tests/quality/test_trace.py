@@ -1,6 +1,7 @@
 """Trace: each step of a pair, with what changed it or why it left."""
 
 import json
+import os
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -129,6 +130,24 @@ def test_a_line_is_found_whichever_unicode_form_its_file_has(workspace, write_so
         name = unicodedata.normalize(asked, "hội thoại.jsonl")
         assert [step.stage for step in trace(f"{name}:1", workspace)] == ["source", "curated", "tagged"]
         assert [step.stage for step in trace(f"corpus/{name}:2", workspace)] == ["source", "read"]
+
+
+def test_a_file_is_found_by_its_path_in_the_source_that_has_it_alone(
+    workspace, write_source, monkeypatch, tmp_path
+) -> None:
+    one, other = (write_source([instruction(number)], f"of_{number}") for number in (1, 2))
+    for source in (one, other):
+        curate(source, CurationSettings(), workspace)
+    (path,) = other.paths
+    link = tmp_path / "link"
+    link.symlink_to(os.path.dirname(path))
+    monkeypatch.chdir(tmp_path)
+    for place in (path, os.path.relpath(path), "link/data.jsonl"):
+        read, *_ = trace(f"{place}:1", workspace)
+        assert read.sentence == "of_2: data.jsonl, line 1."
+        assert len([step for step in trace(f"{place}:1", workspace) if step.stage == "source"]) == 1
+    with pytest.raises(ValueError, match=r"there are records of of_1/data\.jsonl, of_2/data\.jsonl$"):
+        trace("elsewhere/data.jsonl:1", workspace)
 
 
 def test_a_source_that_is_gone_is_said_to_be(workspace, write_source, tmp_path) -> None:
