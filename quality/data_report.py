@@ -219,7 +219,7 @@ def _pivot(counts: Sequence[dict[str, Any]], by: Sequence[str], order: Sequence[
 
 
 def histograms(rows: pl.LazyFrame) -> list[tuple[str, Figure]]:
-    """A title and a figure for each quantity of tagged pairs, with one line for each task."""
+    """A title and a figure for each quantity of tagged pairs, with a line or bars for each task."""
     pictures = pl.col("query_images").list.len() + pl.col("target_images").list.len()
     table = rows.select("task", "query_tokens", "target_tokens", "score", pictures=pictures).collect()
     drawn = []
@@ -234,14 +234,19 @@ def histograms(rows: pl.LazyFrame) -> list[tuple[str, Figure]]:
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(5.4, 2.9), layout="constrained")
             axes = figure.subplots()
-            for task in Task:
-                if task.value in by_task:
-                    heights = np.histogram(by_task[task.value].to_numpy(), edges)[0]
-                    axes.stairs(heights, edges, color=TASK_COLOURS[task], lw=1.4, label=task.value)
+            shown = [task for task in Task if task.value in by_task]
+            for place, task in enumerate(shown):
+                heights = np.histogram(by_task[task.value].to_numpy(), edges)[0]
+                look: dict[str, Any] = {"color": TASK_COLOURS[task], "label": task.value}
+                if column == "pictures":  # equal heights, which are usual here, would hide each other
+                    width = 0.8 / len(shown)
+                    axes.bar(edges[:-1] + 0.1 + place * width, heights, width, align="edge", **look)
+                else:
+                    axes.stairs(heights, edges, lw=1.4, **look)
             axes.set(xlabel=title, ylabel="pairs", yscale="log", ylim=(0.8, None), xlim=(edges[0], edges[-1]))
             if column == "pictures":
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.legend(fontsize=8)
+            figure.legend(loc="outside upper center", ncols=len(Task), fontsize=8, columnspacing=1.0)
             drawn.append((title, figure))
     return drawn
 

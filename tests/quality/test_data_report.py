@@ -1,19 +1,56 @@
 """What the data report draws."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import polars as pl
 
 from quality.data_report import SCORE_BINS, histograms
 
 
+def rows_of(
+    tasks: Sequence[str], pictures: Sequence[int], scores: Sequence[float | None] | None = None
+) -> pl.LazyFrame:
+    """Rows of a training set with so many pictures and such scores."""
+    return pl.LazyFrame(
+        {
+            "task": tasks,
+            "score": scores or [None] * len(tasks),
+            "query_images": [["id"] * number for number in pictures],
+            "target_images": [[]] * len(tasks),
+            "query_tokens": [1] * len(tasks),
+            "target_tokens": [1] * len(tasks),
+        },
+        schema_overrides={
+            "score": pl.Float32,
+            "query_images": pl.List(pl.String),
+            "target_images": pl.List(pl.String),
+        },
+    )
+
+
 def test_round_scores_stand_in_the_bin_that_they_begin() -> None:
     scores = [round(number / SCORE_BINS, 2) for number in range(SCORE_BINS)] + [1.0]
-    rows = pl.LazyFrame({"task": ["text_pair"] * len(scores), "score": scores}).with_columns(
-        pl.col("score").cast(pl.Float32),
-        query_tokens=pl.lit(1),
-        target_tokens=pl.lit(1),
-        query_images=pl.lit([], dtype=pl.List(pl.String)),
-        target_images=pl.lit([], dtype=pl.List(pl.String)),
-    )
+    rows = rows_of(["text_pair"] * len(scores), [0] * len(scores), scores)
     figure = dict(histograms(rows))["score of a scored pair"]
     (steps,) = figure.axes[0].patches
     assert steps.get_data().values.tolist() == [1] * (SCORE_BINS - 1) + [2]
+
+
+def test_tasks_with_as_many_pictures_are_seen_beside_each_other() -> None:
+    rows = rows_of(["ocr"] * 2 + ["vqa_single"] * 2 + ["vqa_multi"] * 3, [1, 1, 1, 1, 1, 2, 2])
+    (axes,) = dict(histograms(rows))["pictures of a pair"].axes
+    bars = sorted(
+        (bar.get_x(), bar.get_width(), bar.get_height()) for bar in axes.patches if bar.get_height()
+    )
+    assert [height for _, _, height in bars] == [2, 2, 1, 2]  # ocr and the two kinds of vqa; vqa_multi
+    assert all(x + width <= after + 1e-9 for (x, width, _), (after, *_) in pairwise(bars))
+    assert [round(x + width / 2) for x, width, _ in bars] == [1, 1, 1, 2]
+
+
+def test_no_legend_lies_over_what_is_drawn() -> None:
+    for _, figure in histograms(rows_of(["ocr", "instr"], [1, 0])):
+        assert figure.axes[0].get_legend() is None
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["instr", "ocr"]
+        figure.draw_without_rendering()
+        assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
