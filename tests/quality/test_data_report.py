@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import polars as pl
 
-from quality.data_report import SCORE_BINS, histograms
+from quality import data_report
+from quality.data_report import SCORE_BINS, TEMPLATE, histograms
 
 
 def rows_of(
@@ -54,3 +56,12 @@ def test_no_legend_lies_over_what_is_drawn() -> None:
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["instr", "ocr"]
         figure.draw_without_rendering()
         assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+
+def test_tables_scroll_by_themselves_on_a_narrow_screen_and_are_whole_in_print() -> None:
+    page = Path(data_report.__file__).with_name(TEMPLATE).read_text(encoding="utf-8")
+    assert (
+        page.count("<table") == page.count('<div class="scroll"><table') == page.count("</table></div>") > 0
+    )
+    assert ".scroll { overflow-x: auto" in page
+    assert ".scroll { overflow: visible }" in page.partition("@media print {")[2]
