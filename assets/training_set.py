@@ -55,10 +55,12 @@ def training_set(
     if not report_is_current(place, report):
         write_data_report(place, report)
     ledger = whole_ledger(place, summary)
+    facts = stage_metadata(summary, folder)
+    del facts["assignments"]  # a digest that only the next build reads
     return dg.MaterializeResult(
         data_version=dg.DataVersion(summary.data_version),
         metadata={
-            **stage_metadata(summary, folder),
+            **facts,
             "funnel": funnel_table(funnel(place, summary)),
             "near copies": near_copies_table(near_copies(ledger, place)),
             **{title: plot(figure, title) for title, figure in histograms(training_rows(place))},
