@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+import yaml
+from dagster._config import Shape, validate_config
+from dagster._core.instance.config import dagster_instance_config_schema
 from PIL import Image
 
+from orchestration.instance import SETTINGS
 from tests.mlflow_store import mlflow_store, register_model
 from vipolyqwen_core import workspace as workspace_module
 from vipolyqwen_core.config import Recipe
@@ -200,6 +204,18 @@ def test_the_recipe_snippet_makes_a_recipe_and_the_table_names_all():
         assert f"| `{name}` |" in USAGE
 
 
+def test_dagster_takes_the_settings_for_more_machines_beside_ours():
+    (snippet,) = blocks("yaml", "dagster")
+    settings = yaml.safe_load(snippet)
+    told = validate_config(Shape(dagster_instance_config_schema()), {**SETTINGS, **settings})
+    assert told.success, told.errors
+    passed_on = settings["run_launcher"]["config"]["ray"]["env_vars"]
+    assert {*passed_on} == {
+        *re.findall(r"^\| `([A-Z_]+)` \|", USAGE, re.MULTILINE),
+        settings["storage"]["postgres"]["postgres_db"]["password"]["env"],
+    } - {"VIPOLYQWEN_TIME_ZONE", "VIPOLYQWEN_ON_FAILURE"}  # of sensors and schedules
+
+
 def test_every_snippet_is_run_by_some_test_and_every_link_leads_somewhere():
     labels = {(language, label) for language, label, _ in BLOCK.findall(USAGE)}
     assert labels == {
@@ -211,6 +227,7 @@ def test_every_snippet_is_run_by_some_test_and_every_link_leads_somewhere():
         ("yaml", "manifest"),
         ("yaml", "suites"),
         ("yaml", "suite"),
+        ("yaml", "dagster"),
         ("python", "suite"),
         ("json", "owner"),
         ("bash", ""),

@@ -73,9 +73,9 @@ def _narrow_table(title: str, space: int = 2) -> Table:
 
 def _similarities(evaluation: "Evaluation") -> Table:
     """Scored pairs: how well the cosine follows the score."""
-    scored = _narrow_table("scored pairs: Spearman")
     from vipolyqwen_core.evaluation.results import LABELS
 
+    scored = _narrow_table("scored pairs: Spearman")
     scored.add_column("language")
     scored.add_column("pairs", justify="right")
     systems = list(evaluation.similarities[0].scores)
