@@ -34,16 +34,16 @@ def failed_runs(command: str | None) -> dg.SensorDefinition:
     # Dagster's own sensor of failed runs would go on behind a run of which it could not tell
     @dg.sensor(name="failed_runs", minimum_interval_seconds=INTERVAL_SECONDS, description=failed_runs.__doc__)
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        instance, cursor = context.instance, context.cursor or ""
-        if not cursor.isdigit():  # the sensor tells of what fails from now on
-            newest = instance.fetch_run_status_changes(FAILURE, limit=1).records
-            return _reached(newest[0].storage_id if newest else 0, "it listens from now on")
-        reached = int(cursor)
-        later = dg.RunStatusChangeRecordsFilter(FAILURE, after_storage_id=reached)
+        instance, now = context.instance, time.time()
+        try:
+            reached = float(context.cursor or "")
+        except ValueError:  # none yet, or that of Dagster's own sensor
+            return _reached(now, "it listens from now on")
+        # no ids: SQLite gives those of a run that was deleted to another
+        later = dg.RunStatusChangeRecordsFilter(FAILURE, after_timestamp=max(reached, now - MAX_AGE_SECONDS))
         for failure in instance.fetch_run_status_changes(later, limit=MAX_FAILURES, ascending=True).records:
-            run, reached = instance.get_run_by_id(failure.run_id), failure.storage_id
-            is_old = time.time() - failure.timestamp > MAX_AGE_SECONDS
-            if run is None or is_old or not _is_news(run, context):
+            run, reached = instance.get_run_by_id(failure.run_id), failure.timestamp
+            if run is None or not _is_news(run, context):
                 continue
             if command is None:
                 return _reached(reached, "VIPOLYQWEN_ON_FAILURE names no command")
@@ -54,9 +54,9 @@ def failed_runs(command: str | None) -> dg.SensorDefinition:
     return sensor
 
 
-def _reached(storage_id: int, reason: str) -> dg.SensorResult:
-    """The end of a tick: the next one begins behind this event."""
-    return dg.SensorResult(skip_reason=reason, cursor=str(storage_id))
+def _reached(timestamp: float, reason: str) -> dg.SensorResult:
+    """The end of a tick: the next one tells of what failed after this moment."""
+    return dg.SensorResult(skip_reason=reason, cursor=repr(timestamp))
 
 
 def _is_news(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:

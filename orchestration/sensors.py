@@ -8,9 +8,10 @@ for good.
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,8 +26,6 @@ from vipolyqwen_core.corpus.manifest import Manifest, Source
 INTERVAL_SECONDS = 300
 SECONDS_TO_LOOK = 40
 """At the files of all sources: Dagster ends a tick after a minute, and with it what the others asked for."""
-MAX_LOOKS = 64
-"""At once."""
 MAX_TIMES = 3
 """Runs that are asked for, for one state of the data."""
 PAUSE_SECONDS = 1800
@@ -171,12 +170,22 @@ def unknown_sources(manifest: Manifest, sources: dg.PartitionsDefinition[str]) -
 
 
 def source_states(sources: Sequence[Source]) -> dict[str, str]:
-    """The state of each source whose storage tells it in time; a silent one keeps no other waiting."""
-    looking = ThreadPoolExecutor(MAX_LOOKS)
-    looks = {source.name: looking.submit(source_state, source) for source in sources}
+    """The state of each source whose storage tells it in time; a silent one keeps no other waiting.
+
+    Each has a thread of its own, which no process waits for at its end, as it does for those of a pool.
+    """
+
+    def look(source: Source, told: Future[str]) -> None:
+        try:
+            told.set_result(source_state(source))
+        except BaseException as error:  # noqa: BLE001 (raised where the result is asked for)
+            told.set_exception(error)
+
+    looks: dict[str, Future[str]] = {source.name: Future() for source in sources}
+    for source in sources:
+        threading.Thread(target=look, args=(source, looks[source.name]), daemon=True).start()
     done, _ = wait(looks.values(), SECONDS_TO_LOOK)
-    looking.shutdown(wait=False, cancel_futures=True)
-    return {name: look.result() for name, look in looks.items() if look in done}
+    return {name: told.result() for name, told in looks.items() if told in done}
 
 
 def source_state(source: Source) -> str:

@@ -14,9 +14,9 @@ from vipolyqwen_core.terminal import evaluation_tables
 
 
 def shown(found: Evaluation) -> str:
-    """What a terminal of 80 columns shows, spaces folded."""
+    """What a terminal shows, spaces folded; it fits 80 columns."""
     file = io.StringIO()
-    Console(width=80, file=file).print(evaluation_tables(found))
+    Console(width=200, file=file).print(evaluation_tables(found))
     assert max(map(len, file.getvalue().splitlines())) <= 80
     return re.sub(" +", " ", file.getvalue())
 
@@ -24,7 +24,7 @@ def shown(found: Evaluation) -> str:
 def test_the_mean_stands_below_the_pools_with_its_gains() -> None:
     found = evaluation(pool(swapped=None), over_champion=Interval(0.02, -0.01, 0.05))
     lines = shown(found).splitlines()
-    assert "mean 0.600 0.050 0.030 " in lines
+    assert "mean 0.600 0.580 0.050 0.200 0.030 " in lines
     assert "gain over untrained: +0.200 [+0.100, +0.300]" in lines
     assert "gain over champion: +0.020 [-0.010, +0.050]" in lines
     assert not [line for line in shown(evaluation(pool())).splitlines() if "gain over champion" in line]
@@ -36,6 +36,7 @@ def test_a_star_marks_pools_outside_the_mean_where_there_are_any() -> None:
     assert "vqa_single/vi *" in page
     assert "ocr/vi *" not in page
     assert "* outside the mean: too small to count, or a choice between two answers" in page
+    assert "*" not in shown(evaluation(pool()))
     small = replace(evaluation(replace(pool(), is_large=False)), enough=False)
     assert "No pool is large enough to count: the mean is over all of them" in shown(small)
 

@@ -53,9 +53,9 @@ class Watched:
 
 
 @pytest.fixture
-def watched() -> Iterator[Watched]:
+def watched(tmp_path: Path) -> Iterator[Watched]:
     """The sensor was turned on after a failure."""
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         watched = Watched(instance)
         watched.fail()
         assert watched.tick("exit 1") == "it listens from now on"
@@ -105,6 +105,16 @@ def test_nobody_is_told_of_a_run_that_is_repeated_or_another_s(watched: Watched)
     watched.fail(location="another")
     watched.fail(location=None)  # a command told the person who gave it
     assert watched.tick("exit 1") == "no run has failed"
+
+
+def test_a_failure_that_has_the_number_of_a_deleted_one_is_told(watched: Watched) -> None:
+    watched.fail()
+    watched.tick("exit 0")
+    (last,) = watched.instance.get_runs(limit=1)
+    watched.instance.delete_run(last.run_id)
+    assert watched.tick("exit 0") == "no run has failed"
+    run = watched.fail()
+    assert watched.tick("exit 0") == f"run {run} was told"
 
 
 def test_without_a_command_the_sensor_says_so(watched: Watched) -> None:

@@ -146,6 +146,17 @@ def test_a_storage_that_is_silent_keeps_no_other_source_waiting(
     assert [request.partition_key for request in third.run_requests] == ["letters"]
 
 
+def test_a_mistake_of_ours_in_a_look_at_a_source_is_raised(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: Source) -> str:
+        raise KeyError(source.name)
+
+    monkeypatch.setattr(sensors, "source_state", fail)
+    with pytest.raises(KeyError, match="letters"):
+        tick(place, "changed_sources", dg.DagsterInstance.ephemeral(), None)
+
+
 def test_suites_of_ones_own_that_change_ask_for_a_judgement(place: Workspace) -> None:
     instance, folder = dg.DagsterInstance.ephemeral(), place.home.parent
     manifest = folder / "manifest.yaml"

@@ -108,7 +108,7 @@ def recall_bars(pools: Sequence[PoolResult], labels: Mapping[str, str]) -> str |
             axes.vlines(chance, *ends, color="#c0392b", lw=1.4, label=labels[results.CHANCE])
             axes.set(xlim=(0, 1), title=metric)
             axes.grid(axis="y", visible=False)
-        panels[0].set_yticks(places + (len(systems) - 1) * height / 2, [_pool_label(pool) for pool in pools])
+        panels[0].set_yticks(places + (len(systems) - 1) * height / 2, [pool.name for pool in pools])
         panels[0].set_ylim(len(pools) - 1 + len(systems) * height, -height)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
         return _data_uri(figure)
@@ -134,10 +134,6 @@ def similarity_histograms(panels: Mapping[str, tuple[NDArray[np.floating], NDArr
             axes.set_yticks([])
         grid[0, 0].legend(fontsize=7)
         return _data_uri(figure)
-
-
-def _pool_label(pool: PoolResult) -> str:
-    return pool.name + ("" if pool.counts else " *")
 
 
 def _is_number(value: object) -> bool:

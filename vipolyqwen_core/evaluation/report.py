@@ -68,7 +68,7 @@ def write_report(
         retrieval=retrieval,
         choices=[pool for pool in evaluation.pools if pool.is_choice],
         loss_plot=plots.loss_curves(read_metrics(run.output / METRICS_FILE)),
-        bars=plots.recall_bars([pool for pool in retrieval if pool.counts] or retrieval, labels),
+        bars=plots.recall_bars([pool for pool in retrieval if pool.counts], labels),
         histogram=plots.similarity_histograms(histograms) if histograms else None,
         gallery=build_gallery(judged, pairs, trained, embedder, settings.gallery_queries, settings.seed),
     )

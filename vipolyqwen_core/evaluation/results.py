@@ -150,6 +150,8 @@ class Evaluation:
 
     def note_on_mean(self) -> str:
         """What is in the mean, for a person; a star stands beside a pool that is not."""
+        if all(pool.counts for pool in self.pools) and self.enough:
+            return "The mean is over all pools"
         if self.enough:
             return "* outside the mean: too small to count, or a choice between two answers"
         if all(pool.is_choice for pool in self.pools):

@@ -199,6 +199,7 @@ def _scores(evaluation: "Evaluation") -> str:
         + f" | {pool.scores[TRAINED]['recall@1']:.3f} | {pool.scores[TRAINED]['recall@10']:.3f} |"
         for pool in evaluation.pools
     ]
+    means = " | ".join(f"{evaluation.primary[system]:.3f}" for system in (TRAINED, *others))
     return "\n".join(
         [
             "## Evaluation\n",
@@ -207,6 +208,7 @@ def _scores(evaluation: "Evaluation") -> str:
             head,
             "|" + " --- |" * (head.count("|") - 1),
             *rows,
+            f"| **mean** | | {means} | | |",
             "",
             evaluation.note_on_mean().replace("*", "\\*") + ".",
         ]

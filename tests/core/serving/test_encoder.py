@@ -427,5 +427,5 @@ def test_any_text_and_picture_gives_a_vector(
     assert np.isfinite(embedder.encode(text, images=Image.new(mode, size), prefix=prefix)).all()
 
 
-def test_shorten_survives_a_slice_of_zeros() -> None:
+def test_a_slice_of_zeros_stays_finite() -> None:
     assert np.isfinite(slice_vectors(np.array([[0.0, 0.0, 1.0]], dtype=np.float32), 2)).all()

@@ -24,6 +24,7 @@ def test_a_star_marks_pools_outside_the_mean(tmp_path: Path) -> None:
     assert "| pool | pairs | mrr@10 | no prefix | untrained | BM25 | chance | recall@1 |" in written
     assert "| ocr/vi | 200 |" in written
     assert "| instr/vi * | 200 |" in written
+    assert "\n| **mean** | | 0.600 | " in written
     assert "\n\n\\* outside the mean: too small to count, or a choice between two answers.\n\n" in written
 
 
