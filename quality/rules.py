@@ -117,6 +117,8 @@ MIN_REPETITION_CHARS = 100
 MAX_PERIOD = 8
 FILLER = re.compile(r"(?<![-=._ ])[-=._ ]{8,200}(?![-=._ ])")
 """What leads the eye in forms, tables of contents and rules of tables; what runs on is none."""
+MIN_LEFT = 8
+"""Letters and digits beside it; a text that has fewer is little else."""
 MARKS = r"(?:\s|<\|[a-z_]+\|>|</?s>|\[/?INST\]|[\"'“”‘’.。])+"
 """What may stand around an answer: marks of a chat, quotes, a full stop."""
 BOUNDARY = re.compile(r"(?:^|[>\]\n.:?!。：？！\"'“”‘’])\s*$")
@@ -246,7 +248,7 @@ def repetition_share(text: str) -> float:
     dots, lines and dashes between words count as one space.
     """
     filled = FILLER.sub(" ", text)
-    text = filled if any(map(str.isalnum, filled)) else text
+    text = filled if sum(map(str.isalnum, filled)) >= MIN_LEFT else text
     words = text.split()
     shares = [_most_frequent(parts) for parts in (text.split("\n"), words, list(text))]
     shares += [

@@ -58,6 +58,8 @@ def test_every_rule_of_rows_is_explained_by_one_sentence() -> None:
         ("| Tên | Giá |\n" + f"| {'-' * 190} | {'-' * 190} |\n" + "| Phở bò tái | 45.000 |", 0.0, 0.5),
         ("Họ và tên:" + " ." * 60 + " Lớp:" + "_" * 60, 0.0, 0.5),
         ("Họ và tên:" + "." * 1000, 0.9, 1.0),
+        ("Hay quá" + "." * 150, 0.9, 1.0),
+        ("-" * 150 + "\nTiêu đề\n" + "-" * 150, 0.9, 1.0),
         ("." * 150, 1.0, 1.0),
         ("-" * 150 + "\n" + "-" * 150, 0.9, 1.0),
         ("A man rides a horse along the river while his dog runs ahead of him.", 0.0, 0.3),

@@ -34,7 +34,8 @@ _RUN = (
 # `Å°`, `Ä©`, `Æ°` and `Å©` are left out: Hungarian and Vietnamese letters look so.
 _PRINTED = "[¹²³®©°·]"
 _MEANT = (
-    f"[ÈÉÊÌÍÒÓÔÕÙÚÝ]{_PRINTED}|É™|(?<=[A-Z])[ÄÇÑÖÜ]®|[Åß][²³]|Ø[¹²³¼½¾]|×[¹²³¼½¾£¥]"
+    f"[ÈÉÊÌÍÒÓÔÕÙÚÝ]{_PRINTED}|(?<=[A-Z][A-Z])É™|(?<=[A-Z])[ÄÇÑÖÜ]®"
+    rf"|ß[²³]|(?<![^\W\d_])Å[²³]|Ø[¹²³¼½¾]|×[¹²³¼½¾£¥]"
     f"|[àáâãéêìí]{_PRINTED}{{2}}|[èë][¹²³]{{2}}"
 )
 _SUSPECT = re.compile(f"(?!{_MEANT}){_RUN}")
@@ -57,7 +58,7 @@ _MAC_MARK = re.compile("|".join(_MAC_MARKS))
 _MOJIBAKE = re.compile(
     f"(?=[Â-ôĂ‚·])(?:{_SUSPECT.pattern}|{_VIETNAMESE_LETTER.pattern}|Ă[{_STRICT}]|{_MAC_MARK.pattern})"
 )
-_HINT = re.compile(f"[{_STRICT}»‚∫Ä]")  # a quick scan: without one of these there is no _MOJIBAKE
+_HINT = re.compile(f"[{_STRICT}»‚∫]")  # a quick scan: without one of these there is no _MOJIBAKE
 _MOJIBAKE_RUN = re.compile(_RUN + f"(?:{_RUN}|[Â-ß][{_CONTINUATION}])*")
 # Letters that no text has which was read as Windows-1252 by mistake: they show that most of it is sound.
 _SOUND = re.compile("[ăĂđĐĩĨũŨơƠưƯ\u0370-\u1fff\u2460-\uffff]")
@@ -155,7 +156,7 @@ def _is_clean(text: str) -> bool:
     if text.startswith(" ") or text.endswith(" "):
         return False
     return text.isascii() or (
-        (_HINT.search(text) is None or _MOJIBAKE.search(text) is None)
+        ((_HINT.search(text) is None and "Ä‘" not in text) or _MOJIBAKE.search(text) is None)
         and "Ð" not in text
         and unicodedata.is_normalized("NFC", text)
         and "\ufffc" not in text  # the one character of _CONTROL that counts as printable
@@ -182,14 +183,15 @@ def _normalise_once(text: str) -> str:
 
 
 def _repair_mojibake(text: str) -> str:
-    """ftfy's repair; within sound text only of the runs that cannot be meant.
+    """The text read back whole, where it can be; else ftfy's repair, within sound text only of some runs.
 
     Left alone, ftfy reads the sound Vietnamese capitals of `ĐÃ”` as mojibake of `ĐÔ`.
     """
     for candidate in (text, text := _restore_bytes(text)):
         for code_page in _CODE_PAGES:
             if (read_back := _utf8_read_as(code_page, candidate)) is not None:
-                return _repair_mojibake(read_back) if _MOJIBAKE.search(read_back) else read_back
+                again = read_back if _SOUND.search(read_back) else ftfy.fix_encoding(read_back)
+                return _repair_mojibake(again) if _MOJIBAKE.search(again) else again
     text = _MAC_MARK.sub(lambda mark: _MAC_MARKS[mark[0]], text)
     text = _MOJIBAKE_RUN.sub(_read_back, text) if _SOUND.search(text) else ftfy.fix_encoding(text)
     return _VIETNAMESE_LETTER.sub(_read_letter_back, text)

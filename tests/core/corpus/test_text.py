@@ -67,6 +67,16 @@ def test_both_unicode_forms_of_vietnamese_become_one() -> None:
     assert normalise_text(unicodedata.normalize("NFD", SENTENCE)) == SENTENCE
 
 
+@pytest.mark.parametrize("text", ["€20", "Âu", "Ông", "3×4", "al minût", "Blue的标志。"])
+def test_short_mojibake_of_mojibake_is_read_back(text: str) -> None:
+    assert normalise_text(misread(misread(text, "cp1252"), "cp1252")) == text
+
+
+@pytest.mark.parametrize("text", ["buferių", "bilmədi", "Cənubi"])
+def test_letters_of_other_languages_are_read_back_within_a_word(text: str) -> None:
+    assert normalise_text(misread(text, "cp1252")) == text
+
+
 @pytest.mark.parametrize("text", [SENTENCE, "收据的总额是一百二十五元。", "“Déjà vu” – naïve café…"])
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "mac_roman"])
 @pytest.mark.parametrize("times", [1, 2])

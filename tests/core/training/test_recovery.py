@@ -211,7 +211,7 @@ def test_a_pruned_run_is_as_finished_as_before(make_run: MakeRun, tmp_path: Path
     workspace = Workspace(tmp_path / "home")
     run = make_run("home/runs/short", training={"epochs": 1})
     result = train(run, StopSignal())
-    prune(leftovers(workspace))
+    prune(leftovers(workspace), workspace)
     assert not (run.output / "checkpoints").exists()
     assert train(run, StopSignal()) == result
     assert (run.output / "model" / "config.json").is_file()

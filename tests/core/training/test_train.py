@@ -305,11 +305,11 @@ def test_a_finished_run_is_reused_and_another_is_refused_its_folder(make_run, ca
         assert train(make_run(training={"max_steps": 1, "log_steps": 5}), StopSignal()) == result
     assert "finished" in caplog.text
     assert (run.output / "result.json").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 there, 0.1 now"):
+        train(make_run(training={"max_steps": 1}, optimizer={"learning_rate": 0.1}), StopSignal())
     (run.output / "model" / "config.json").unlink()  # somebody made room, and stopped half way
     with pytest.raises(ValueError, match="has finished, but its model/ is gone: bring it back"):
         read_result(run.output)
-    with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.001 there, 0.1 now"):
-        train(make_run(training={"max_steps": 1}, optimizer={"learning_rate": 0.1}), StopSignal())
 
 
 def test_a_run_that_is_named_after_other_data_does_not_train(make_run):
