@@ -51,17 +51,6 @@ class TestStsTable:
         assert rules(records) == ["missing_field", "wrong_type", None]
         assert (records[2].pairs[0].query, records[2].pairs[0].target) == ("2.5", "1")
 
-    @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-    def test_a_number_is_the_text_that_stands_in_the_file(self, tmp_path: Path, name: str) -> None:
-        line = '{"query": 1.10, "target": 1e5, "score": 3.0, "group_id": 7.0, "positive_key": 7.5}'
-        content = line if name == "a.jsonl" else f"[{line}]"
-        (record,) = read(tmp_path, name, content, score_range=(1.0, 5.0), **self.KEYS)
-        pair = RawPair(Task.TEXT_PAIR, "1.10", "1e5", score=0.5, group_id="7", positive_key="7.5")
-        assert record.pairs == (pair,)
-        assert type(record.pairs[0].score) is float
-        (record,) = read(tmp_path, name, content.replace("1e5", "1e999"), **self.KEYS)
-        assert rules([record]) == ["wrong_type"]
-
     def test_declared_keys_come_along(self, tmp_path: Path) -> None:
         (record,) = read(tmp_path, "a.csv", "query,target,group_id,positive_key\na,b,g,k\n", **self.KEYS)
         assert record.pairs == (RawPair(Task.TEXT_PAIR, "a", "b", group_id="g", positive_key="k"),)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.corpus.readers import reading
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Format, Source
-from vipolyqwen_core.corpus.readers import json_elements, read_source
+from vipolyqwen_core.corpus.readers import RawPair, json_elements, read_source
 from vipolyqwen_core.corpus.readers.json_elements import JsonWindow, elements_of_array, elements_of_arrays
 
 VALUES = st.recursive(
@@ -204,3 +205,16 @@ def test_of_several_lists_of_records_none_is_taken_for_the_only_one(tmp_path: Pa
         (tmp_path / "a.json").write_text(json.dumps(lists))
         found = [record.rejection and record.rejection.rule for record in read(tmp_path / "a.json")]
         assert found == rules
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_number_is_the_text_that_stands_in_the_file(tmp_path: Path, name: str) -> None:
+    keys: dict[str, Any] = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+    line = '{"query": 1.10, "target": 1e5, "score": 3.0, "group_id": 7.0, "positive_key": 7.5}'
+    content = line if name == "a.jsonl" else f"[{line}]"
+    (record,) = reading.read(tmp_path, name, content, score_range=(1.0, 5.0), **keys)
+    pair = RawPair(Task.TEXT_PAIR, "1.10", "1e5", score=0.5, group_id="7", positive_key="7.5")
+    assert record.pairs == (pair,)
+    assert type(record.pairs[0].score) is float
+    (record,) = reading.read(tmp_path, name, content.replace("1e5", "1e999"), **keys)
+    assert reading.rules([record]) == ["wrong_type"]
