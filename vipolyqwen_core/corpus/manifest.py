@@ -72,6 +72,9 @@ COLUMNS_OF_FORMAT: dict[Format, frozenset[str]] = {
 """Keys that `columns` may map to a field of the file (`a.b` reaches into nested objects), a 0-based column
 number of a table without header, or, for parallel lines, a file."""
 
+OPTIONAL_COLUMNS = frozenset({"group_id", "positive_key", "negatives", "history", "input", "score"})
+"""Those of them that a row may lack, and a manifest may map to null."""
+
 NAMES_TAKEN = {
     "training_set": "pages in Data Docs",
     "hard_negatives": "data set in MLflow",
@@ -103,8 +106,8 @@ class Source:
     """For the model card."""
     weight: PositiveFloat = 1.0
     """Expected uses of a row an epoch."""
-    columns: dict[str, str | int] = Field(default_factory=dict)
-    """Our name -> field of the file."""
+    columns: dict[str, str | int | None] = Field(default_factory=dict)
+    """Our name -> field of the file; null: the file has none, whatever its fields are called."""
     header: bool = True
     """Whether a CSV or TSV begins with a line of names."""
     score_range: tuple[FiniteFloat, FiniteFloat] = (0.0, 1.0)
@@ -166,6 +169,8 @@ class Source:
             if key not in COLUMNS_OF_FORMAT[self.format]:
                 allowed = ", ".join(sorted(COLUMNS_OF_FORMAT[self.format])) or "no columns"
                 raise ValueError(f"columns.{key}: format {self.format.value} maps {allowed}")
+            if self.columns[key] is None and key not in OPTIONAL_COLUMNS:
+                raise ValueError(f"columns.{key}: no row can do without it, so that it cannot be null")
         if self.format is Format.STS_TABLE and not self.header:
             self._distinct_places()
         for language in self.languages:
@@ -175,19 +180,26 @@ class Source:
             raise ValueError(f"score_range {list(self.score_range)}: the first must be below the second")
         return self
 
+    @property
+    def mapped(self) -> dict[str, str | int]:
+        """Those of `columns` that name a field."""
+        return {name: key for name, key in self.columns.items() if key is not None}
+
     def _distinct_places(self) -> None:
         """Refuse a column that would be read twice: `columns` may name the one and not the other.
 
         Raises:
-            ValueError: two of query, target and score are the same column
+            ValueError: two of query, target and a score that is named are the same column
         """
         names: dict[str | int, str] = {}
         for name, place in STS_PLACES.items():
-            column = self.columns.get(name, place)
+            if name == "score" and name not in self.mapped:
+                continue
+            column = self.mapped.get(name, place)
             if column in names:
                 raise ValueError(
-                    f"columns: {names[column]} and {name} are both column {column}; without a header query,"
-                    " target and score are columns 0, 1 and 2 where they are not named"
+                    f"columns: {names[column]} and {name} are both column {column}; without a header query"
+                    " and target are columns 0 and 1 where they are not named"
                 )
             names[column] = name
 
@@ -325,6 +337,9 @@ def _anchor_suite(entry: Any, folder: str) -> Any:
 
 def anchor_path(path: str, folder: str) -> str:
     """The path as it is where it is a URL or absolute, else below the folder; `~` is the user's own."""
+    inner, chain, archive = path.rpartition("::")
+    if chain and "://" in inner:  # `zip://*.jsonl::rows.zip`
+        return f"{inner}::{anchor_path(archive, folder)}"
     if "://" in path:
         return path
     local = os.path.expanduser(path)

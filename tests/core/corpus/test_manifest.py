@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.manifest import Format, load_manifest
+from vipolyqwen_core.corpus.manifest import Format, anchor_path, load_manifest
 
 GOOD = """
 sources:
@@ -56,6 +56,8 @@ def test_the_data_root_may_be_an_object_storage(tmp_path: Path, monkeypatch: pyt
         assert load_manifest(here).source("receipts").image_root == f"s3://bucket/{meant}"
     archive = load_manifest(here, root="zip://data::s3://bucket/all.zip").source("receipts")
     assert archive.paths == ("zip://data/receipts/*.jsonl::s3://bucket/all.zip",)
+    assert anchor_path("zip://*.jsonl::a.zip", "/d") == "zip://*.jsonl::/d/a.zip"
+    assert anchor_path("zip://*.jsonl::s3://bucket/a.zip", "/d") == "zip://*.jsonl::s3://bucket/a.zip"
     assert sts.paths == ("/data/a.csv", "s3://b/b.csv")
 
 
@@ -99,7 +101,11 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
             SOURCE + ", header: false, columns: {query: 1}}",
             ["source 'a'", "query and target are both column 1"],
         ),
-        (SOURCE + ", header: false, columns: {query: 2, target: 3}}", ["query and score are both column 2"]),
+        (
+            SOURCE + ", header: false, columns: {query: 2, score: 2}}",
+            ["query and score are both column 2"],
+        ),
+        (SOURCE + ", columns: {query: null}}", ["columns.query", "no row can do without it"]),
         (SOURCE + ", query_text: Which}", ["source 'a'", "query_text", "sts_table has questions of its own"]),
         (SOURCE + ", languages: [VI]}", ["source 'a'", "languages: 'VI' is no code as vi"]),
         (SOURCE + ", languages: [zh-CN]}", ["source 'a'", "languages: 'zh-CN' is no code"]),

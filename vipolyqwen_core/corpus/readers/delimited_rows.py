@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from vipolyqwen_core.corpus.manifest import Source
@@ -14,6 +14,9 @@ from vipolyqwen_core.corpus.text import compose
 
 TOLD_DELIMITER = re.compile(r'"?sep=(.)"?,*', re.IGNORECASE)
 """A first line that Excel takes for what stands between the cells, and for no row."""
+QUOTED = re.compile(r'"[^"]*"')
+NUM_TRIED = 20
+"""So many lines tell the delimiter."""
 MAX_CELLS = 16_384
 """Of a line: a sheet of Excel has no more. Each cell takes a hundred times the memory of its comma."""
 
@@ -30,10 +33,11 @@ def delimited_rows(file: SourceFile, source: Source) -> Iterator[Row]:
     first = next(given, None) if told else first
     if first is None:
         return
-    delimiter = told[1] if told else _delimiter(file.suffix, first.text)
+    head = [first, *islice(lines, NUM_TRIED - 1)]
+    delimiter = told[1] if told else _delimiter(file.suffix, [line.text for line in head if not line.is_cut])
     names: list[str] | None = None
     width: int | None = None
-    for number, cells in cells_of(chain([first], lines), delimiter):
+    for number, cells in cells_of(chain(head, lines), delimiter):
         if isinstance(cells, RecordError):
             yield Row(number, {}, cells)
             continue
@@ -70,9 +74,16 @@ def _named(names: list[str], cells: list[str | None]) -> dict[str, str | RecordE
     return fields
 
 
-def _delimiter(suffix: str, first_line: str) -> str:
-    """What stands between the cells: the likeliest mark that the first line has."""
+def _delimiter(suffix: str, lines: list[str]) -> str:
+    """What stands between the cells: the mark that the most of these lines have as often as the first one.
+
+    Quoted cells do not count. Where several are equal, the likelier.
+    """
     if suffix in (".tsv", ".tab"):
         return "\t"
-    marks = "\t,;|" if suffix == ".txt" else ",;\t|"
-    return next((mark for mark in marks if mark in first_line), ",")
+    bare = [QUOTED.sub("", line) for line in lines]
+    first = next(iter(bare), "")
+    marks = [mark for mark in ("\t,;|" if suffix == ".txt" else ",;\t|") if mark in first]
+    return max(
+        marks, key=lambda mark: sum(line.count(mark) == first.count(mark) for line in bare), default=","
+    )

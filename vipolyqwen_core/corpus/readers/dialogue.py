@@ -7,7 +7,7 @@ from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
-from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, look_up, optional, text_of
+from vipolyqwen_core.corpus.readers.row_fields import Key, optional, text_of
 from vipolyqwen_core.corpus.text import normalise_text
 
 ROLES = {
@@ -50,10 +50,10 @@ def turns_of(
     for message in messages:
         if not isinstance(message, Mapping):
             raise RecordError("broken_dialogue", "a message is no object", message)
-        name = _first(message, role)
+        name = optional(message, role)
         if not isinstance(name, str) or name.strip().lower() not in ROLES:
             raise RecordError("unknown_role", f"the role of a message is none of {', '.join(ROLES)}", name)
-        text, inside = _content_of(_first(message, content))
+        text, inside = _content_of(optional(message, content))
         turns.append(Turn(ROLES[name.strip().lower()], text))
         images.extend(inside)
         if turns[-1].role == "assistant":
@@ -108,10 +108,6 @@ def dialogue_pairs(
         )
         for place in (answers if dialogue_turns == "each" else answers[-1:])
     ]
-
-
-def _first(message: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
-    return next((value for key in keys if (value := look_up(message, key)) is not MISSING), None)
 
 
 def _content_of(content: Any) -> tuple[str, list[RawImage]]:

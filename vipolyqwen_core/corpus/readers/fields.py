@@ -26,21 +26,28 @@ BASE64 = re.compile(
 
 
 def keys_of(source: Source, name: str, *aliases: str) -> tuple[Key, ...]:
-    """Where to look for our field `name`: where the manifest says, else under its usual names."""
+    """Where to look for our field `name`: where the manifest says, else under its usual names.
+
+    One that the manifest gives to another field is none of these.
+    """
     if name in source.columns:
-        return (source.columns[name],)
-    return (name, *aliases)
+        key = source.columns[name]
+        return () if key is None else (key,)
+    return tuple(usual for usual in (name, *aliases) if usual not in source.columns.values())
 
 
 def images_of(value: Any) -> tuple[RawImage, ...]:
     """Pictures as files name them: a path, bytes, base64, `{bytes, path}`, a list of these, or one in JSON.
+
+    A list of nulls has none.
 
     Raises:
         RecordError: anything else
     """
     if value is None or value == "":
         return ()
-    return tuple(_image_of(entry) for entry in entries_of(value))
+    entries = entries_of(value)
+    return () if all(map(is_nothing, entries)) else tuple(map(_image_of, entries))
 
 
 def entries_of(value: Any) -> list[Any]:
@@ -87,7 +94,7 @@ def _decoded(encoded: str) -> bytes:
     return base64.b64decode(digits + "=" * (-len(digits) % 4))
 
 
-def answers_of(value: Any) -> tuple[str, ...]:
+def answers_of(value: Any, what: str = "the answer") -> tuple[str, ...]:
     """The answers to one question: a text, or a list of alternatives, the most frequent first and each once.
 
     An alternative is a text or an object with `answer` or `text`, as VQA corpora have them; SQuAD's
@@ -99,11 +106,11 @@ def answers_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, Mapping) and isinstance(value.get("text"), list):
         value = value["text"]
     if not isinstance(value, list):
-        return (text_of(value, "the answer"),)
+        return (text_of(value, what),)
     alternatives = [found for entry in value if (found := _alternative(entry)) is not None]
-    texts = Counter(text_of(alternative, "the answer") for alternative in alternatives)
+    texts = Counter(text_of(alternative, what) for alternative in alternatives)
     if not texts:
-        raise RecordError("missing_field", "the answer is a list that holds none", value)
+        raise RecordError("missing_field", f"{what} is a list that holds none", value)
     ordered = [text for text, _ in texts.most_common()]
     return tuple(text for text in ordered if text.strip()) or (ordered[0],)
 
@@ -117,6 +124,8 @@ def _alternative(entry: Any) -> Any:
 def negatives_of(value: Any) -> tuple[RawSide, ...]:
     """Hard negatives: a text, `{text, images}`, a list of these, or one in JSON. `[1]` is a text.
 
+    A blank one without pictures is none: some corpora fill up with these.
+
     Raises:
         RecordError: anything else
     """
@@ -125,7 +134,8 @@ def negatives_of(value: Any) -> tuple[RawSide, ...]:
     entries = entries_of(value)
     if isinstance(value, str) and not all(isinstance(entry, (str, Mapping)) for entry in entries):
         entries = [value]
-    return tuple(_negative_of(entry) for entry in entries)
+    found = map(_negative_of, entries)
+    return tuple(side for side in found if side.images or side.text.strip())
 
 
 def _negative_of(entry: Any) -> RawSide:

@@ -48,6 +48,8 @@ MAX_LINE_BYTES = 32 * 1024 * 1024
 these are characters."""
 SHOWN_BYTES = 1000
 """So much of a longer line is kept."""
+OF_A_MAC = "__MACOSX/"
+"""Where a Mac puts what it remembers of the files of an archive."""
 HTTP = ("http://", "https://")
 Unpacker = bz2.BZ2Decompressor | lzma.LZMADecompressor
 UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
@@ -214,7 +216,11 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
                 yield io.BufferedReader(stream)
         elif packing == "zip":
             with zipfile.ZipFile(file) as archive:
-                members = [member for member in archive.infolist() if not member.is_dir()]
+                members = [
+                    member
+                    for member in archive.infolist()
+                    if not (member.is_dir() or member.filename.startswith(OF_A_MAC))
+                ]
                 if len(members) != 1:
                     raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
                 with archive.open(members[0]) as stream:

@@ -32,7 +32,7 @@ def parallel_files(source: Source) -> dict[str, SourceFile]:
         if len(ordered) not in (2, 3):
             raise ValueError(f"source {source.name!r}: parallel lines need 2 or 3 paths, not {len(ordered)}")
         return dict(zip(SIDES, ordered, strict=False))
-    sides = {side: _named(source, side, ordered) for side in SIDES if side in source.columns}
+    sides = {side: _named(source, side, ordered) for side in SIDES if side in source.mapped}
     for side in ("query", "target"):
         if side not in sides:
             raise ValueError(f"source {source.name!r}: columns.{side} is missing: which file is it?")
@@ -40,7 +40,7 @@ def parallel_files(source: Source) -> dict[str, SourceFile]:
 
 
 def _named(source: Source, side: str, files: list[SourceFile]) -> SourceFile:
-    wanted = source.columns[side]
+    wanted = source.mapped[side]
     if isinstance(wanted, int):
         if 0 <= wanted < len(files):
             return files[wanted]

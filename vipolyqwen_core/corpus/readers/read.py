@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from vipolyqwen_core.corpus.image_root import ImageRoot, below_no_root
-from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.manifest import OPTIONAL_COLUMNS, Format, Source
 from vipolyqwen_core.corpus.readers.adapter import load_adapter, read_adapted
 from vipolyqwen_core.corpus.readers.alpaca import alpaca_needs, alpaca_pairs
 from vipolyqwen_core.corpus.readers.files import SourceFile, list_files
@@ -29,9 +29,6 @@ from vipolyqwen_core.corpus.storage import StorageError
 
 HEAD_RECORDS = 100
 """Records of each file that `check_source` looks at."""
-
-OPTIONAL = frozenset({"group_id", "positive_key", "negatives", "history", "input", "score"})
-"""Fields that a row may lack."""
 
 PairsOfRow = Callable[[Mapping[Key, Any], Source, str], list[RawPair]]
 
@@ -207,8 +204,8 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
     # naming it says nothing about the first rows, which may well do without a `group_id`
     missing = {
         name: key
-        for name, key in source.columns.items()
-        if name not in ("role", "content") and not (name == key and name in OPTIONAL)
+        for name, key in source.mapped.items()
+        if name not in ("role", "content") and not (name == key and name in OPTIONAL_COLUMNS)
     }
     seen: dict[Key, None] = {}
     _, needs_of = ROW_FORMATS[source.format]
@@ -223,22 +220,30 @@ def _check_columns(source: Source, files: list[SourceFile]) -> None:
     known = ", ".join(str(key) for key in list(seen)[:30])
     raise ValueError(
         f"source {source.name!r}, columns.{name}: no row has {key!r}; the rows have {known}"
-        f"{_headless(source, files)}"
+        f"{_headless(source, files)}{_nested(files)}"
     )
 
 
 def _way_out(source: Source, files: list[SourceFile], rule: str) -> str:
     """What to add where the records lack a field: which keys of the manifest say where it is."""
     is_mapped = source.format in ROW_FORMATS and source.format is not Format.OWNER_JSONL
+    if rule == "score_not_a_number" and is_mapped:
+        return "; `columns: {score: null}` tells that a table has no scores"
     if rule not in ("missing_field", "no_images") or not is_mapped:
         return ""
-    return f"; `columns` maps fields of other names{_headless(source, files)}"
+    return f"; `columns` maps fields of other names{_headless(source, files)}{_nested(files)}"
 
 
 def _headless(source: Source, files: list[SourceFile]) -> str:
     """What to add where a table may have no line of names, so that its first row was taken for one."""
     is_named = source.header and any(file.suffix in DELIMITED for file in files)
     return "; a table without a line of names needs `header: false`" if is_named else ""
+
+
+def _nested(files: list[SourceFile]) -> str:
+    """What to add where other things may have been taken for the records: these are not in one list."""
+    is_document = any(file.suffix == ".json" for file in files)
+    return "; records in several lists, or below their ids, need an adapter" if is_document else ""
 
 
 def _paths(pairs: Sequence[RawPair]) -> Iterator[str]:

@@ -74,18 +74,23 @@ def _named(fields: Mapping[Key, Any], name: str) -> Any:
 def optional(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
     """The value of the first of these keys that is there and not null; None where none is.
 
-    NaN is null: pandas writes it for what is missing, and `json` reads it.
+    NaN is null: pandas writes it for what is missing, and `json` reads it. An empty text or list counts where
+    none of the keys has more: tables that were put together have the fields of all of them.
 
     Raises:
         RecordError: the row has it in place of the value
     """
+    empty = None
     for key in keys:
         value = look_up(fields, key)
         if isinstance(value, RecordError):
             raise value
-        if value is not None and value is not MISSING and not (isinstance(value, float) and isnan(value)):
+        if value is None or value is MISSING or (isinstance(value, float) and isnan(value)):
+            continue
+        if not (isinstance(value, (str, list)) and len(value) == 0):
             return value
-    return None
+        empty = value if empty is None else empty
+    return empty
 
 
 def is_record(fields: Mapping[Key, Any], needs: Needs) -> bool:
@@ -107,7 +112,7 @@ def required(fields: Mapping[Key, Any], keys: Sequence[Key]) -> Any:
 
 def lacking(rule: str, what: str, fields: Mapping[Key, Any], keys: Sequence[Key]) -> RecordError:
     """The error of what has a value at none of these keys: it names them, and the fields that are there."""
-    names = " or ".join(repr(key) for key in keys)
+    names = " or ".join(repr(key) for key in keys) or "name that `columns` leaves free"
     wanted = {compose(str(key)) for key in keys}
     found = ", ".join(f"{key}{' (empty)' * (compose(str(key)) in wanted)}" for key in list(fields)[:20])
     return RecordError(rule, f"{what} has no {names}", f"fields: {found}")

@@ -37,5 +37,5 @@ def read_rows(file: SourceFile, source: Source, needs: Needs = ()) -> Iterator[R
         return parquet_rows(file)
     raise ValueError(
         f"source {source.name!r}: file {file.name} has suffix {file.suffix!r};"
-        " expected .csv, .tsv, .json, .jsonl or .parquet"
+        " expected .csv, .tsv, .json, .jsonl or .parquet, before .zip or .gz where it is packed"
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import STS_PLACES, Source
-from vipolyqwen_core.corpus.readers.fields import declared, keys_of
+from vipolyqwen_core.corpus.readers.fields import answers_of, declared, keys_of
 from vipolyqwen_core.corpus.readers.records import RawPair, parse_score
 from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_up, required, text_of
 
@@ -21,7 +21,8 @@ UNIT_RANGE = (0.0, 1.0)
 def column_keys(source: Source, name: str) -> tuple[Key, ...]:
     """Where a column may stand."""
     if name not in source.columns and not source.header:
-        return (STS_PLACES[name],)
+        place = STS_PLACES[name]
+        return () if place in source.columns.values() else (place,)
     return keys_of(source, name, *ALIASES[name])
 
 
@@ -31,9 +32,9 @@ def sts_needs(source: Source) -> Needs:
 
 
 def sts_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) -> list[RawPair]:
-    """The pair of one row. A table of two texts alone gives pairs without score.
+    """The pair of one row, or without a score one for each of several targets.
 
-    Where the manifest names the column or the range of scores, a row without one is none of these.
+    A table of two texts alone has no scores. Where the manifest names their column or range, a row must.
 
     Raises:
         RecordError: a text is missing, or the score is no score
@@ -41,14 +42,19 @@ def sts_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str) ->
     queries, targets = sts_needs(source)
     score_keys = column_keys(source, "score")
     is_declared = "score" in source.columns or source.score_range != UNIT_RANGE
-    has_score = is_declared or any(look_up(fields, key) is not MISSING for key in score_keys)
+    is_there = any(look_up(fields, key) is not MISSING for key in score_keys)
+    has_score = is_there or (is_declared and bool(score_keys))
     score = required(fields, score_keys) if has_score else None
+    query = text_of(required(fields, queries), "the query")
+    target = required(fields, targets)
+    texts = answers_of(target, "the target") if score is None else (text_of(target, "the target"),)
     return [
         RawPair(
             task=Task.TEXT_PAIR,
-            query=text_of(required(fields, queries), "the query"),
-            target=text_of(required(fields, targets), "the target"),
+            query=query,
+            target=text,
             score=None if score is None else parse_score(score, source.score_range),
             **declared(fields, source),
         )
+        for text in texts
     ]

@@ -91,6 +91,47 @@ def test_a_quoted_cell_may_be_long(tmp_path: Path, end: str) -> None:
     assert [record.pairs[0].query for record in records] == [text, "c"]
 
 
+def test_a_quoted_cell_may_have_many_lines(tmp_path: Path) -> None:
+    for many in (["line"] * 300, ["one, two"] * 150, ["one, two", "three"] * 150):
+        text = "\n".join(many)
+        records = read(tmp_path, "a.csv", f'query,target\n"{text}",b\nc,d\n', **KEYS)
+        assert [record.pairs[0].query for record in records] == [text, "c"]
+
+
+def test_a_stray_quote_takes_no_rows_of_a_tsv_along(tmp_path: Path) -> None:
+    rows = ['"Hôm nay\tToday', "Mai\tTomorrow", 'hết"\tend', 'c\t"d', 'e\tf"', '"x"\t"y\nz"', "a\tb"]
+    for start in ("query\ttarget\n", ""):
+        records = read(tmp_path, "a.tsv", start + "\n".join(rows), header=bool(start), **KEYS)
+        assert [(pair.query, pair.target) for record in records for pair in record.pairs] == [
+            ('"Hôm nay', "Today"), ("Mai", "Tomorrow"), ('hết"', "end"), ("c", '"d'), ("e", 'f"'),
+            ("x", "y\nz"), ("a", "b"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "header"),
+    [
+        ("Xin chào, bạn;Hello friend;1\na;b;0\nc, d;e;0\n", False),
+        ("Xin chào, bạn\tHello friend\t1\na\tb\t0\nc, d\te\t0\n", False),
+        ("query;target;score\nXin chào, bạn;Hello friend;1\na;b;0\nc, d;e;0\n", True),
+        ('query;target;score\n"Xin chào, bạn";"Hello friend";1\n"a";"b";0\n"c, d";"e";0\n', True),
+    ],
+)
+def test_the_mark_that_all_lines_have_as_often_is_the_delimiter(
+    tmp_path: Path, content: str, header: bool
+) -> None:
+    records = read(tmp_path, "a.csv", content, header=header, **KEYS)
+    assert [(pair.query, pair.target) for record in records for pair in record.pairs] == [
+        ("Xin chào, bạn", "Hello friend"), ("a", "b"), ("c, d", "e"),
+    ]  # fmt: skip
+
+
+def test_a_backslash_may_stand_before_a_quote_in_a_cell(tmp_path: Path) -> None:
+    content = 'query,target\n"Anh nói \\"đi, thôi\\"",b\n"C:\\",d\n5\\",e\n'
+    records = read(tmp_path, "a.csv", content, **KEYS)
+    assert [record.pairs[0].query for record in records] == ['Anh nói "đi, thôi"', "C:\\", '5\\"']
+
+
 def test_quotes_in_a_tsv_may_be_plain_characters(tmp_path: Path) -> None:
     content = 'query\ttarget\tscore\n"Hi," he said\tb\t1\n"never closed\tb\t1\n'
     records = read(tmp_path, "a.tsv", content, **KEYS)

@@ -361,6 +361,13 @@ def test_an_archive_of_several_files_is_refused_and_not_read_in_part(tmp_path: P
         next(read_lines(str(tmp_path / "a.csv.zip")))
 
 
+def test_what_a_mac_adds_to_an_archive_is_no_file_of_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.csv.zip", "w") as archive:
+        archive.writestr("a.csv", "a")
+        archive.writestr("__MACOSX/._a.csv", "b")
+    assert [line.text for line in read_lines(str(tmp_path / "a.csv.zip"))] == ["a"]
+
+
 def old_vietnamese(text: str) -> bytes | None:
     """The text in Windows-1258: letters whole, the five tones apart; None where it has other characters."""
     tones = "\u0300\u0301\u0303\u0309\u0323"
