@@ -188,7 +188,8 @@ def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return states * cosine.unsqueeze(1) + turned * sine.unsqueeze(1)
 
 
-# norms give the type that they are given: what follows is a product that would round to it anyway
+# norms give the type that they are given: what follows is a product that would round to it anyway, and behind
+# the last one pooling, where that adds about as much as the states were rounded by (1.7e-3 becomes 2.4e-3)
 
 
 def _root_mean_square(norm: Any, hidden: Tensor) -> Tensor:
