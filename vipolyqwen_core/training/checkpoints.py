@@ -121,11 +121,10 @@ class Checkpoints:
         """Why a checkpoint is not there, in the words of rank 0, which clears away what there is of it."""
         if not is_first():
             return ""
+        space = _space(self.folder)  # before what there is of it gives room again
         shutil.rmtree(aside, ignore_errors=True)
         kept = ", ".join(whole.name for whole in self.complete()) or "none"
-        return (
-            f"checkpoint {path} could not be written ({_space(self.folder)}): {error}; saved before: {kept}"
-        )
+        return f"checkpoint {path} could not be written ({space}): {error}; saved before: {kept}"
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None where the run has none yet.
@@ -321,6 +320,6 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _space(folder: Path) -> str:
     """How full the disk of a folder is, which may lack."""
     try:
-        return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there"
+        return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB were free there"
     except OSError as error:
         return f"the disk does not answer: {error}"

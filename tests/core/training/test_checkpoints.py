@@ -199,8 +199,9 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
 
 
 FULL_DISK = """
-import resource, sys
+import resource, shutil, sys
 from pathlib import Path
+from types import SimpleNamespace
 from torch import nn
 import torch
 from vipolyqwen_core.training.checkpoints import CheckpointError, Checkpoints, Progress
@@ -209,6 +210,7 @@ optimizer = torch.optim.AdamW(model.parameters())
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=3, trajectory={})
 checkpoints.save(Progress(step=1), model, optimizer)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # a file that cannot grow, as on a full disk
+shutil.disk_usage = lambda folder: SimpleNamespace(free=0 if any(folder.glob(".*.partial")) else 1e10)
 try:
     checkpoints.save(Progress(step=2), model, optimizer)
 except CheckpointError as error:
@@ -225,7 +227,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
         cwd=Path.cwd(),
     )
     assert "step_2 could not be written" in done.stdout
-    assert "GB are free there" in done.stdout
+    assert "(0.0 GB were free there)" in done.stdout
     assert "saved before: step_1" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
     assert Checkpoints(tmp_path, keep=3, trajectory=TRAJECTORY).latest() == tmp_path / "step_1"
