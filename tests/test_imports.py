@@ -107,3 +107,13 @@ def test_import_stays_light(statement: str, absent: tuple[str, ...]) -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
+
+
+def test_the_readme_tells_where_everything_is() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = [
+        path for package in (*PACKAGES, "vipolyqwen_core/corpus") for path in (ROOT / package).glob("*.py")
+    ]
+    untold = [str(path.relative_to(ROOT)) for path in found if path.stem not in readme]
+    assert len(found) > 100
+    assert set(untold) <= {f"{package}/__init__.py" for package in (*PACKAGES, "vipolyqwen_core/corpus")}
