@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from vipolyqwen_core.config import CurationSettings
-from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, IMAGE_TASKS, Task
 
 RULES: dict[str, str] = {
     # read: records
@@ -140,7 +140,7 @@ MIN_ANSWER_CHARS = 32
 
 def row_rules(settings: CurationSettings) -> list[RowRule]:
     """The rules of curation, in the order in which they are asked. Columns: those of a pair."""
-    needs_picture = pl.col("task").is_in([Task.OCR.value, Task.VQA_SINGLE.value, Task.VQA_MULTI.value])
+    needs_picture = pl.col("task").is_in([task.value for task in IMAGE_TASKS])
     pictures = pl.col("query_images").list.len().fill_null(0)
     rules = [RowRule("no_picture", needs_picture & (pictures == 0), pl.col("query"))]
     min_chars, max_chars, max_repetition = (

@@ -1,7 +1,7 @@
 """What every part of the factory agrees on: tasks, prefixes, the columns of each table, the shape letters.
 
 Pure Python, so that a GPU node, a served model and the Dagster code location can all import it in no time.
-`vipolyqwen_core.corpus.tables` turns the column lists below into Arrow and Polars schemas.
+`vipolyqwen_core.corpus.tables` makes Arrow schemas of the columns below, `quality.ledger` Polars schemas.
 
 Shape letters, used in every docstring:
     B   pairs of one task in a batch            S   segments: items packed into one sequence
@@ -32,6 +32,10 @@ class Task(StrEnum):
     OCR = "ocr"
     VQA_SINGLE = "vqa_single"
     VQA_MULTI = "vqa_multi"
+
+
+IMAGE_TASKS: Final = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
+"""Tasks whose query has a picture."""
 
 
 class Side(StrEnum):

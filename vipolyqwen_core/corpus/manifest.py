@@ -32,7 +32,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError, field_val
 from pydantic.dataclasses import dataclass
 
 from vipolyqwen_core.config import STRICT, Positive, PositiveFloat
-from vipolyqwen_core.contract import Task
+from vipolyqwen_core.contract import IMAGE_TASKS, Task
 from vipolyqwen_core.workspace import data_root_setting
 
 
@@ -51,9 +51,9 @@ class Format(StrEnum):
 TASKS_OF_FORMAT: dict[Format, frozenset[Task]] = {
     Format.OWNER_JSONL: frozenset(Task),
     Format.STS_TABLE: frozenset({Task.TEXT_PAIR}),
-    Format.ALPACA: frozenset({Task.INSTR, Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
-    Format.MESSAGES: frozenset({Task.INSTR, Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
-    Format.IMAGE_QA: frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI}),
+    Format.ALPACA: IMAGE_TASKS | {Task.INSTR},
+    Format.MESSAGES: IMAGE_TASKS | {Task.INSTR},
+    Format.IMAGE_QA: IMAGE_TASKS,
     Format.PARALLEL_LINES: frozenset({Task.TEXT_PAIR}),
     Format.ADAPTER: frozenset(Task),
 }

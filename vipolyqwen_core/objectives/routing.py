@@ -142,7 +142,7 @@ def _values(
         )
         wrong = torch.cat([targets, negatives])
         suffix = "" if dim is None else f"@{dim}"
-        columns[f"info_nce{suffix}"] = losses.info_nce(
+        columns[f"{Term.INFO_NCE}{suffix}"] = losses.info_nce(
             query,
             target,
             wrong,
@@ -151,9 +151,9 @@ def _values(
             query_excluded=query_excluded,
             temperature=settings.temperature,
         )
-        columns[f"score_mse{suffix}"] = losses.score_mse(query, target, anchors.keys.score)
-        columns[f"cosine{suffix}"] = losses.cosine(query, target)
-        columns[f"triplet_margin{suffix}"] = losses.triplet_margin(
+        columns[f"{Term.SCORE_MSE}{suffix}"] = losses.score_mse(query, target, anchors.keys.score)
+        columns[f"{Term.COSINE}{suffix}"] = losses.cosine(query, target)
+        columns[f"{Term.TRIPLET_MARGIN}{suffix}"] = losses.triplet_margin(
             query, target, wrong, target_excluded=target_excluded, margin=settings.margin
         )
         if settings.uniformity_weight:
@@ -177,7 +177,7 @@ def _applies(keys: PairKeys, settings: ObjectiveSettings, names: Sequence[str]) 
     of_task = torch.tensor([[name in (*TERMS[task], UNIFORMITY) for name in bare] for task in TASKS])
     positive, scored = positives(keys, settings), ~keys.score.isnan()
     everyone = torch.ones_like(positive)
-    able = {"score_mse": scored, UNIFORMITY: everyone}
+    able = {Term.SCORE_MSE: scored, UNIFORMITY: everyone}
     return of_task.to(keys.task.device, non_blocking=True)[keys.task] & torch.stack(
         [able.get(name, positive) for name in bare], dim=1
     )

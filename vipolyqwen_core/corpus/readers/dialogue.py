@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, IMAGE_TASKS, Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
-from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, declared, images_of
+from vipolyqwen_core.corpus.readers.fields import declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, optional, text_of
 from vipolyqwen_core.corpus.text import normalise_text

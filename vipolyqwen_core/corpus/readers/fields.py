@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.records import RawImage, RawSide, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, lacking, optional, text_of
 
-IMAGE_TASKS = frozenset({Task.OCR, Task.VQA_SINGLE, Task.VQA_MULTI})
-"""Tasks whose query has a picture."""
 PICTURE_KEYS = ("bytes", "path", "url")
 """Where an object holds its picture, the first that is not empty."""
 OTHER_MEDIA = ("videos", "video", "audios", "audio")

@@ -11,10 +11,10 @@ Any of them may add `group_id`, `positive_key` and `negatives`.
 from collections.abc import Mapping
 from typing import Any
 
-from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.contract import IMAGE_TASKS, Task, Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs, turns_of
-from vipolyqwen_core.corpus.readers.fields import IMAGE_TASKS, answers_of, declared, images_of
+from vipolyqwen_core.corpus.readers.fields import answers_of, declared, images_of
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordError, parse_score
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, required, text_of
 from vipolyqwen_core.corpus.text import normalise_text
