@@ -21,7 +21,7 @@ from orchestration.pruning import prune
 from orchestration.rollback import rollback
 from orchestration.schedules import weekly_corpus, weekly_model, weekly_prune
 from orchestration.sensors import accepted_data, changed_sources
-from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import (
     Workspace,
     current_workspace,

@@ -20,8 +20,8 @@ from orchestration.definitions import build_definitions, model_resources
 from orchestration.explanation import explain_failure, failed_checks
 from orchestration.instance import PARTITION_TAG, open_instance
 from orchestration.jobs import ASSET_KEYS
-from orchestration.patience import patient_logger
-from orchestration.progress import FactoryProgress, progress_logger
+from orchestration.patience import PatientHandler
+from orchestration.progress import FactoryProgress, ProgressHandler, StepNews, logger_of
 from orchestration.rollback import rollback
 from orchestration.run_process import close_interrupted_runs, process_tags
 from vipolyqwen_core.corpus.manifest import Manifest
@@ -101,7 +101,10 @@ def run_factory(workspace: Workspace, sources: str | None, recipe: str, console:
     with open_instance(workspace) as instance, progress:
         for run_id in close_interrupted_runs(instance):
             console.print(f"Run {run_id[:8]} of a process that is gone was marked as failed.")
-        loggers = {"progress": progress_logger(progress), "patience": patient_logger(instance, console.print)}
+        loggers = {
+            "progress": logger_of(ProgressHandler(progress), "progress on the terminal"),
+            "patience": logger_of(PatientHandler(instance, console.print), "waits for a pool asleep"),
+        }
         definitions = dg.Definitions.merge(definitions, dg.Definitions(loggers=loggers))
         for job, source in [*(("corpus", name) for name in names), ("model", None)]:
             with alone(workspace, source):
@@ -125,15 +128,17 @@ def run_rollback(workspace: Workspace, recipe: str, version: int, console: Conso
     MlflowResource(home=str(workspace.home)).prepare()
     with open_instance(workspace) as instance:
         close_interrupted_runs(instance)
-        loggers = {"patience": patient_logger(instance, console.print)}
+        news = StepNews("roll_back", f"Version {version} is champion.", console.print)
+        loggers = {
+            "news": logger_of(news, "says at once that the champion is another"),
+            "patience": logger_of(PatientHandler(instance, console.print), "waits for a pool asleep"),
+        }
         definitions = dg.Definitions(
             jobs=[rollback], resources=model_resources(workspace, recipe), loggers=loggers
         )
         job = definitions.resolve_job_def("rollback")
         ops = {"roll_back": {"config": {"version": version}}}
         result = execute(job, instance, loggers, ops=ops)
-        if any(event.is_step_success and event.step_key == "roll_back" for event in result.all_events):
-            console.print(f"Version {version} is champion.")
         refuse_failure(result, None)
 
 

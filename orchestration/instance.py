@@ -10,7 +10,7 @@ from dagster_shared.check import CheckError
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from assets.training_set import TRAINING_SET_TAG
-from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
 

@@ -24,14 +24,3 @@ class PatientHandler(logging.Handler):
         if event is not None:
             run_id = vars(record)["dagster_meta"]["run_id"]
             wait_for_pool(self.instance, event, run_id, self.say)
-
-
-def patient_logger(instance: dg.DagsterInstance, say: Say) -> dg.LoggerDefinition:
-    """A Dagster logger that waits and writes nothing."""
-
-    def listen(_context: dg.InitLoggerContext) -> logging.Logger:
-        logger = logging.Logger("patience", level=logging.DEBUG)
-        logger.addHandler(PatientHandler(instance, say))
-        return logger
-
-    return dg.LoggerDefinition(listen, description="waits for a pool asleep")

@@ -19,6 +19,7 @@ from rich.table import Column
 
 from assets.metadata import was_reused
 from orchestration.jobs import ASSET_KEYS
+from orchestration.pools import Say
 from vipolyqwen_core.terminal import printable
 
 MAX_NEWS_CHARS = 70
@@ -114,12 +115,26 @@ def facts(materialization: dg.AssetMaterialization) -> str:
     return ", ".join(words)
 
 
-def progress_logger(progress: FactoryProgress) -> dg.LoggerDefinition:
-    """A Dagster logger that shows progress and writes nothing."""
+class StepNews(logging.Handler):
+    """Says a sentence as soon as a step has succeeded: the steps behind it may take hours."""
 
-    def show(_context: dg.InitLoggerContext) -> logging.Logger:
+    def __init__(self, step: str, sentence: str, say: Say) -> None:
+        super().__init__()
+        self.step, self.sentence, self.say = step, sentence, say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record of a run."""
+        event: dg.DagsterEvent | None = getattr(record, "dagster_event", None)
+        if event is not None and event.is_step_success and event.step_key == self.step:
+            self.say(self.sentence)
+
+
+def logger_of(handler: logging.Handler, description: str) -> dg.LoggerDefinition:
+    """A Dagster logger that hands every record of a run to the handler, and writes nothing."""
+
+    def listen(_context: dg.InitLoggerContext) -> logging.Logger:
         logger = logging.Logger("factory", level=logging.DEBUG)
-        logger.addHandler(ProgressHandler(progress))
+        logger.addHandler(handler)
         return logger
 
-    return dg.LoggerDefinition(show, description="progress on the terminal")
+    return dg.LoggerDefinition(listen, description=description)

@@ -43,7 +43,11 @@ def is_locked(path: Path) -> bool:
     """Whether somebody holds a lock of a file; never where it is absent, or where there are no locks."""
     if not path.is_file():
         return False
-    with path.open("r+b") as file:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # read-only, or another user's: NFS needs more, disks of this machine do not
+        descriptor = os.open(path, os.O_RDONLY)
+    with open(descriptor, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,7 +13,7 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 
 from orchestration.definitions import build_definitions
 from orchestration.instance import PARTITION_TAG, SETTINGS, lacking, open_instance, write_settings
-from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE
 from vipolyqwen_core.workspace import Workspace
 
 

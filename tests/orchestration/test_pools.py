@@ -24,7 +24,8 @@ from dagster import execute_job, job, op, reconstructable
 from orchestration.executor import signed_executor
 from orchestration.factory import execute, refuse_failure
 from orchestration.instance import open_instance
-from orchestration.patience import patient_logger
+from orchestration.patience import PatientHandler
+from orchestration.progress import logger_of
 from vipolyqwen_core.workspace import Workspace
 
 def say(sentence):
@@ -43,7 +44,7 @@ if __name__ == "__main__":
         {start}
 """
 IN_A_TERMINAL = """
-        loggers = {"patience": patient_logger(instance, say)}
+        loggers = {"patience": logger_of(PatientHandler(instance, say), "waits")}
         patient = rollback.graph.to_job("rollback", logger_defs=loggers)
         try:
             refuse_failure(execute(patient, instance, loggers), None)

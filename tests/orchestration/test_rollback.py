@@ -81,18 +81,20 @@ def test_the_table_follows_and_a_failed_export_leaves_the_alias(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = []
+    console = Console(record=True, file=io.StringIO(), width=200)
 
     def export_under(version: object, *arguments: object) -> dg.MaterializeResult[None]:
         exported.append(version.number)
+        assert f"Version {version.number} is champion." in console.export_text()  # before hours of encoding
         if len(exported) > 1:
             raise ValueError("the disk is full")
         return dg.MaterializeResult(metadata={"rows": 3})
 
     monkeypatch.setattr(rollback_module, "export_under", export_under)
-    run_rollback(workspace, "demo", 1, Console(quiet=True))
+    run_rollback(workspace, "demo", 1, console)
     assert (champion_number(), exported) == (1, [1])
     with pytest.raises(FactoryError, match="export_champion: the disk is full"):
-        run_rollback(workspace, "demo", 2, Console(quiet=True))
+        run_rollback(workspace, "demo", 2, console)
     assert (champion_number(), exported) == (2, [1, 2])
     shutil.rmtree(workspace.models / "v1")
     with pytest.raises(FactoryError, match="roll_back: "):  # the registry has not got it either
