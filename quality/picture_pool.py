@@ -34,7 +34,8 @@ from vipolyqwen_core.corpus.perceptual_hash import perceptual_hash
 from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_picture, taking_turns
 from vipolyqwen_core.freed_memory import keep_freed_memory
 from vipolyqwen_core.grouped import grouped
-from vipolyqwen_core.training.parent import end_with_caller
+from vipolyqwen_core.process_ties import end_with_caller
+from vipolyqwen_core.usable_cores import usable_cores
 from vipolyqwen_core.watched_pool import WatchedPool
 
 GROUP_PICTURES = 8
@@ -100,7 +101,7 @@ class PicturePool:
             num_workers: one for each core that this process may use, where none is named
         """
         self.max_image_pixels = max_image_pixels
-        self.num_workers = num_workers or min(_usable_cores(), MOST_WORKERS)
+        self.num_workers = num_workers or min(usable_cores(), MOST_WORKERS)
         self._executor: WatchedPool | None = None
         self._lone: WatchedPool | None = None
         self._scratch = TemporaryDirectory(prefix="pictures_", dir=scratch, ignore_cleanup_errors=True)
@@ -201,11 +202,6 @@ class PicturePool:
         if xxhash.xxh3_64_intdigest(data) != result.checksum:
             return self._with_bytes(data, self._load_alone(data))
         return result._replace(image={**result.image, "bytes": data})
-
-
-def _usable_cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _groups(pictures: Iterable[UnreadPicture]) -> Iterator[Group]:

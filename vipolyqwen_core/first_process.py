@@ -1,4 +1,4 @@
-"""SIGTERM for the first process of a container, for whom Linux ignores what no handler is there for.
+"""SIGTERM ends the first process of a container, too, where Linux ignores a signal that has no handler.
 
 `docker stop` would wait its ten seconds and then kill. Training and Dagster have handlers of their own while
 they are at work.
@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGTERM
+"""Of a process that left because it was told to."""
 
 
 def heed_sigterm() -> None:

@@ -1,4 +1,4 @@
-"""`python -m vipolyqwen_core.training.guarded STARTER COMMAND`: a command that does not outlive its starter.
+"""`python -m vipolyqwen_core.guarded STARTER COMMAND`: a command that does not outlive its starter.
 
 A launcher whose parent is killed with SIGKILL is never told. Linux tells it, when it is asked to beforehand;
 the wish survives the exec, so nothing is left of this process. `STARTER` is the number of the process that
@@ -12,7 +12,8 @@ for its ranks.
 import os
 import sys
 
-from vipolyqwen_core.training.parent import EXIT_CODE, end_with_parent
+from vipolyqwen_core.first_process import EXIT_CODE
+from vipolyqwen_core.process_ties import end_with_parent
 
 if __name__ == "__main__":
     starter, *command = sys.argv[1:]

@@ -9,13 +9,13 @@ import threading
 import time
 from multiprocessing.connection import wait
 
+from vipolyqwen_core.first_process import EXIT_CODE
+
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_SAVE = 300.0
 """For the step in progress and its checkpoint, before a process that was told to stop is ended: a step of the
 2B recipe takes half a minute on 4 GPUs, and its checkpoint has 26 GB."""
-EXIT_CODE = 128 + signal.SIGTERM
-"""Of a process that left because it was told to."""
 
 
 def guarded(*command: str) -> list[str]:
@@ -23,7 +23,7 @@ def guarded(*command: str) -> list[str]:
 
     It has a process group of its own: a terminal's Ctrl-C comes to it from this process, once, or not at all.
     """
-    return [sys.executable, "-m", "vipolyqwen_core.training.guarded", str(os.getpid()), *command]
+    return [sys.executable, "-m", "vipolyqwen_core.guarded", str(os.getpid()), *command]
 
 
 def end_with_parent() -> None:

@@ -33,6 +33,7 @@ from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.serving.inputs import Picture, arrange, make_item, prefixes_of, warn_of_cut_texts
+from vipolyqwen_core.usable_cores import usable_cores
 
 Vectors: TypeAlias = NDArray[np.float32]
 LaunchedWindow: TypeAlias = list[tuple[list[int], torch.Tensor]]
@@ -205,7 +206,7 @@ class ViPolyQwenEmbedder:
         """Items as tokens and patches, in order, prepared by threads ahead of their use."""
         remaining = enumerate(sources)
         waiting: deque[Future[list[EncodedItem]]] = deque()
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as threads:
             try:
                 while block := list(islice(remaining, BLOCK_ITEMS)):
                     waiting.append(threads.submit(self._prepare, block, exceed))

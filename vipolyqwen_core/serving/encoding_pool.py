@@ -17,9 +17,9 @@ from typing import Final
 import torch
 
 from vipolyqwen_core.config import ExportSettings
+from vipolyqwen_core.process_ties import end_with_caller
 from vipolyqwen_core.serving.encoder import Vectors, ViPolyQwenEmbedder
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
-from vipolyqwen_core.training.parent import end_with_caller
 from vipolyqwen_core.watched_pool import WatchedPool
 
 AHEAD: Final = 2

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from vipolyqwen_core.first_process import EXIT_CODE
+from vipolyqwen_core.process_ties import leave_with_parent
 from vipolyqwen_core.standard_streams import outlive_terminal
 from vipolyqwen_core.training.only_training import only_training
-from vipolyqwen_core.training.parent import EXIT_CODE, leave_with_parent
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, read_run
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 from vipolyqwen_core.workspace import configure, configure_mlflow_of_training, process_rank, workspace_of_run

@@ -3,7 +3,7 @@
     accelerate launch --num_processes 4 --multi_gpu ... -m vipolyqwen_core.training --config run.json
 
 One process needs no launcher, and accelerate's would not pass on to it a signal to stop. Before either line
-stands `vipolyqwen_core.training.guarded`, so that it ends with whoever started it. torch's launcher is told
+stands `vipolyqwen_core.guarded`, so that it ends with whoever started it. torch's launcher is told
 to give its ranks the time to save: it leaves them 30 seconds otherwise.
 
 How ranks share the model (data parallel, FSDP2) stands in run.json, not on this line, so the two cannot
@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training.identity import refuse_other_trajectory, trajectory
-from vipolyqwen_core.training.parent import SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.run_file import ERRORS_FOLDER, write_run
+from vipolyqwen_core.usable_cores import usable_cores
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Variable of torch's launcher: seconds between the signal that it passes on to its ranks and SIGKILL."""
@@ -52,7 +53,7 @@ def launch_command(run: TrainingRun) -> list[str]:
     module = ["-m", "vipolyqwen_core.training", "--config", str(config)]
     if processes == 1:
         return guarded(sys.executable, *module)
-    threads = max((os.cpu_count() or 1) // processes, 1)
+    threads = max(usable_cores() // processes, 1)
     patience = f"{SHUTDOWN_TIMEOUT}={SECONDS_TO_SAVE:.0f}"
     line = guarded("env", patience, sys.executable, "-m", "accelerate.commands.launch")
     line += ["--num_processes", str(processes), "--num_machines", "1"]

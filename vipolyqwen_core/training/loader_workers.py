@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from torch._utils import ExceptionWrapper
 
-from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE
+from vipolyqwen_core.first_process import EXIT_CODE
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE
 from vipolyqwen_core.training.stopping import SIGNALS
 
 Chunk = TypeVar("Chunk")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vipolyqwen_core.file_lock import file_lock
-from vipolyqwen_core.training.parent import SECONDS_TO_SAVE
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
 
 LOCK_FILE = "lock"

@@ -1,7 +1,6 @@
 """The embedder: what goes in, what comes out, and that neither neighbours nor batches matter."""
 
 import logging
-import os
 import shutil
 import threading
 import time
@@ -391,7 +390,7 @@ def test_no_two_threads_open_one_picture_at_once(
         return image
 
     monkeypatch.setattr(inputs, "normalise_picture", watched)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(encoder, "usable_cores", lambda: 4)
     embedder.encode(images=[picture(1)] * 64)
     assert set(most) == {1}
 

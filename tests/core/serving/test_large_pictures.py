@@ -1,6 +1,5 @@
 """What pictures take of memory at their full size, wherever items are made of them."""
 
-import os
 import time
 import weakref
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import Side, Split, Task
 from vipolyqwen_core.corpus import pictures
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.serving import inputs
+from vipolyqwen_core.serving import encoder, inputs
 from vipolyqwen_core.serving.inputs import read_picture
 from vipolyqwen_core.serving.sentence_transformers import ViPolyQwenModule
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides
@@ -59,7 +58,7 @@ class Held:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     """Pictures that users give, of which one thread reads one after the other."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(encoder, "usable_cores", lambda: 1)
     found = Held()
     monkeypatch.setattr(inputs, "read_picture", found.watch(read_picture))
     return found
@@ -96,7 +95,7 @@ def large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Held:
     """Stored pictures, by one thread."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(encoder, "usable_cores", lambda: 1)
     found = Held()
     monkeypatch.setattr(TrainingPictures, "_decode", found.watch(TrainingPictures._decode))
     return found
@@ -147,7 +146,7 @@ def test_very_large_pictures_take_turns_over_the_threads(
         inside.pop()
         return image
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(encoder, "usable_cores", lambda: 4)
     monkeypatch.setattr(inputs, "read_picture", watched)
     monkeypatch.setattr(embedder.processor, "shrink", shrink)
     monkeypatch.setattr(pictures, "LARGE_PIXELS", LARGE.width * LARGE.height - 1)

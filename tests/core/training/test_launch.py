@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from tests.hung_up import run_hung_up
 from vipolyqwen_core.__main__ import app
 from vipolyqwen_core.config import TrainingRun, from_json, to_json
+from vipolyqwen_core.first_process import EXIT_CODE
 from vipolyqwen_core.model import backbone
+from vipolyqwen_core.process_ties import SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training import identity
 from vipolyqwen_core.training.__main__ import recorded_failure
 from vipolyqwen_core.training.launch import (
@@ -27,7 +29,6 @@ from vipolyqwen_core.training.launch import (
     launch,
     launch_command,
 )
-from vipolyqwen_core.training.parent import EXIT_CODE, SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training.run_file import RUN_FILE, write_run
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
@@ -62,7 +63,7 @@ import signal, sys
 from types import SimpleNamespace
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 from vipolyqwen_core.training import launch
-from vipolyqwen_core.training.parent import guarded
+from vipolyqwen_core.process_ties import guarded
 launch.launch_command = lambda run: guarded(sys.executable, "-c", *sys.argv[1:])
 launch.read_result = lambda output: None
 launch.launch(SimpleNamespace(output=None))
@@ -290,7 +291,7 @@ def processes_of(run: TrainingRun) -> list[int]:
 
 STARTER = """
 import signal, subprocess, sys, time
-from vipolyqwen_core.training.parent import guarded
+from vipolyqwen_core.process_ties import guarded
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as who starts it may have it
 sleeper = "import time; print('up', flush=True); time.sleep(600)"
 child = subprocess.Popen(guarded(sys.executable, "-c", sleeper))

@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from vipolyqwen_core.config import to_json
+from vipolyqwen_core.first_process import EXIT_CODE
 from vipolyqwen_core.training.engine import Engine
-from vipolyqwen_core.training.parent import EXIT_CODE
 from vipolyqwen_core.training.result import read_result
 from vipolyqwen_core.training.stopping import SIGNALS, StoppedEarly, StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
