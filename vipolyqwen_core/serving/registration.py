@@ -12,6 +12,7 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from packaging.requirements import Requirement
 
@@ -36,7 +37,8 @@ def log_registered_model(
 ) -> Any:
     """Log a model directory to a run that exists, and register it as a new version.
 
-    The tracking store is the one that is set. The version is created with its `tags`: whatever happens to
+    The tracking store is the one that is set. The run is not opened again, which would move its end and let
+    a registration that fails end it as failed. The version is created with its `tags`: whatever happens to
     this process next, it can be told where it came from.
 
     Returns:
@@ -47,22 +49,26 @@ def log_registered_model(
     """
     if not (model_dir / "config.json").is_file():
         raise ValueError(f"{model_dir} is no model directory: it has no config.json")
-    arguments: dict[str, Any] = {
-        "name": "model",
-        "python_model": mlflow_model.__file__,
-        "artifacts": {ARTIFACT: str(model_dir)},
-        "code_paths": [str(Path(vipolyqwen_core.__file__).parent)],
-        "signature": SIGNATURE,
-        "pip_requirements": requirements(),
-        "metadata": dict(metadata_),
-        "tags": dict(tags),
-    }
+    client = mlflow.MlflowClient()
     with _full_disk_named():
-        remove_unregistered(run_id, arguments["tags"])
-        with mlflow.start_run(run_id=run_id):
-            info = mlflow.pyfunc.log_model(**arguments)
-    # behind the run: with a version that stands nobody opens it again
-    version = mlflow.register_model(info.model_uri, REGISTERED_MODEL, tags=arguments["tags"])
+        remove_unregistered(run_id, tags)
+        run = client.get_run(run_id)
+        place = client.create_logged_model(
+            run.info.experiment_id, "model", source_run_id=run_id, tags=dict(tags), params=run.data.params
+        )
+        info = Model.log(  # what `mlflow.pyfunc.log_model` does, which knows the open run only
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            model_id=place.model_id,
+            run_id=run_id,
+            python_model=mlflow_model.__file__,
+            artifacts={ARTIFACT: str(model_dir)},
+            code_paths=[str(Path(vipolyqwen_core.__file__).parent)],
+            signature=SIGNATURE,
+            pip_requirements=requirements(),
+            metadata=dict(metadata_),
+        )
+    version = mlflow.register_model(info.model_uri, REGISTERED_MODEL, tags=dict(tags))
     info.registered_model_version = version.version
     return info
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.core.small_training_set import picture
 from tests.mlflow_store import mlflow_store, register_model
 from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
+from vipolyqwen_core.contract import REGISTERED_MODEL
 from vipolyqwen_core.serving.registration import log_registered_model, requirements
 
 
@@ -217,6 +219,40 @@ def test_a_registration_that_was_stopped_leaves_no_copy_of_the_model(
         assert held == {other, info.model_id}
         log()
         assert (artifacts / "models" / info.model_id / "artifacts" / "MLmodel").is_file()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_has_ended_when_it_ended_whatever_becomes_of_the_registration(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def seen(*given: Any) -> None:
+        during.append(client.get_run(run_id).info)
+        if fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        upload(*given)
+
+    during: list[Any] = []
+    upload = mlflow.MlflowClient.log_model_artifacts
+    with mlflow_store(f"sqlite:///{tmp_path / 'mlflow.db'}"):
+        client = mlflow.MlflowClient()
+        experiment = client.create_experiment("test", artifact_location=str(tmp_path / "artifacts"))
+        run_id = client.create_run(experiment).info.run_id
+        client.log_param(run_id, "seed", 7)
+        client.log_metric(run_id, "mrr_at_10", 0.5)
+        client.set_terminated(run_id, "FINISHED", end_time=1_000)
+        monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", seen)
+        with pytest.raises(OSError, match="No space left") if fails else nullcontext():
+            info = log_registered_model(tiny_model_dir, metadata_={}, run_id=run_id, tags={"run": "r"})
+        for found in (*during, client.get_run(run_id).info):
+            assert (found.status, found.end_time) == ("FINISHED", 1_000)
+        (logged,) = client.search_logged_models([experiment])
+        assert (logged.source_run_id, logged.status) == (run_id, "FAILED" if fails else "READY")
+        if not fails:
+            (output,) = client.get_run(run_id).outputs.model_outputs
+            assert output.model_id == info.model_id == logged.model_id
+            assert info.run_id == client.get_model_version(REGISTERED_MODEL, "1").run_id == run_id
+            assert logged.params == {"seed": "7"}
+            assert [(metric.key, metric.value) for metric in logged.metrics] == [("mrr_at_10", 0.5)]
 
 
 def test_a_full_temporary_folder_is_named_where_mlflow_copies_the_code(
