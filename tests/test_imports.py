@@ -16,6 +16,7 @@ FORBIDDEN_IN_CORE = {"dagster", "great_expectations", "polars", "mlflow"}
 ALLOWED = {
     ("vipolyqwen_core/serving/mlflow_model.py", "mlflow"),
     ("vipolyqwen_core/serving/registration.py", "mlflow"),
+    ("vipolyqwen_core/training/mlflow_run.py", "mlflow"),
 }
 HEAVY = {
     "torch", "transformers", "accelerate", "mlflow", "great_expectations", "lance", "lancedb", "matplotlib",

@@ -21,6 +21,7 @@ from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.full_disk import SIGNS
 from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.training.stopping import StoppedEarly
 from vipolyqwen_core.workspace import current_workspace, without_login
 from vipolyqwen_core.written_aside import written_aside
 
@@ -122,9 +123,10 @@ def mlflow_run(
     `earlier` are the lines of `metrics.jsonl` so far. Those that MLflow lacks are sent: all where its run is
     new, some where a process was killed while they waited.
 
-    The run ends as FINISHED or FAILED, as the block does. Its id lies in the training's folder from the
-    start, so that also one that was killed before its first checkpoint is continued. A store that fails only
-    at the end does not change how the block ends: on a full disk both fail, and the first is the one to read.
+    The run ends as the block does: FINISHED, FAILED, or KILLED where it was stopped early. Its id lies in the
+    training's folder from the start, so that also one that was killed before its first checkpoint is
+    continued. A store that fails only at the end does not change how the block ends: on a full disk both
+    fail, and the first is the one to read.
 
     Raises:
         ValueError: MLflow cannot begin or continue the run; says what helps
@@ -144,7 +146,7 @@ def mlflow_run(
     except Exception as error:
         raise ValueError(_refusal(error, place, run_id)) from error
     reached = tracker.tracker.data.metrics.get("pairs", -1.0)
-    with _ended(tracker):
+    with _ended():
         if run_id is None:
             settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
             tracker.store_init_configuration(flatten(settings))
@@ -181,17 +183,19 @@ def _refusal(error: Exception, place: Path, run_id: str | None) -> str:
 
 
 @contextmanager
-def _ended(tracker: MLflowTracker) -> Iterator[None]:
-    """End the run of MLflow as the block ends."""
-    active = tracker.tracker.__enter__()
-    raised: BaseException | None = None
+def _ended() -> Iterator[None]:
+    """End the run of MLflow that is open as the block ends."""
+    import mlflow  # takes seconds
+
+    status = "FAILED"
     try:
         yield
-    except BaseException as error:
-        raised = error
+        status = "FINISHED"
+    except StoppedEarly:
+        status = "KILLED"
         raise
     finally:
         try:
-            active.__exit__(None if raised is None else type(raised), raised, None)
+            mlflow.end_run(status)
         except Exception as error:  # noqa: BLE001 (whatever a store raises: the training has ended before)
             logger.warning("MLflow could not end its run, and goes on to call it running: %s", error)

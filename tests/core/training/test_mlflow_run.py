@@ -80,7 +80,7 @@ def test_a_run_whose_store_is_lost_trains_to_its_end(make_run, monkeypatch, capl
     run = make_run(training={"epochs": 1})
     monkeypatch.setattr(MLflowTracker, "log", refuse)
     with monkeypatch.context() as lost:
-        lost.setattr(mlflow.tracking.fluent, "end_run", refuse)
+        lost.setattr(mlflow, "end_run", refuse)
         result = train(run, StopSignal())
     mlflow.end_run()
     assert result.steps == len(read_metrics(run.output / "metrics.jsonl")) == 3

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import mlflow
 import pytest
 
 from vipolyqwen_core.config import to_json
@@ -38,10 +39,12 @@ def test_sigterm_saves_and_the_same_command_resumes(make_run):
         train(run, AskedIn(1))
     assert (run.output / "checkpoints" / "step_1").is_dir()
     assert read_result(run.output) is None
-    run_id = (run.output / "mlflow_run_id").read_text()
+    run_id, client = (run.output / "mlflow_run_id").read_text(), mlflow.MlflowClient()
+    assert client.get_run(run_id).info.status == "KILLED"
     result = train(run, StopSignal())
     assert [line["step"] for line in read_metrics(run.output / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert result.mlflow_run_id == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_sigterm_while_a_run_is_set_up_costs_no_step_and_leaves_no_checkpoint(make_run):
