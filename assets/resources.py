@@ -1,11 +1,9 @@
 """What assets are handed: the workspace, the manifest, the recipe, MLflow. Settings in, objects out."""
 
-import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -92,16 +90,6 @@ class RecipeResource(dg.ConfigurableResource[Recipe]):
             ValueError: no such recipe
         """
         return load_recipe(self.name)
-
-
-@dataclass(frozen=True)
-class DataInput:
-    """Data that went into a run, as MLflow names it."""
-
-    name: str
-    path: str
-    digest: str
-    """MLflow keeps 36 characters."""
 
 
 class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
@@ -236,19 +224,6 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
                 f"the run {run_id} of MLflow, which {folder} was trained as, was deleted: restore it there "
                 "(`mlflow runs restore`), or remove the folder to train it anew"
             )
-
-    def log_datasets(self, run_id: str, datasets: Sequence[DataInput]) -> None:
-        """Name the data of a run, without loading it."""
-        from mlflow import entities
-
-        inputs = [
-            entities.DatasetInput(
-                entities.Dataset(data.name, data.digest, "local", json.dumps({"uri": data.path})),
-                [entities.InputTag("mlflow.data.context", "training")],
-            )
-            for data in datasets
-        ]
-        self.connect().log_inputs(run_id, inputs)
 
     def run_link(self, run_id: str, artifact: str = "") -> dg.MetadataValue[str]:
         """Page of a run in MLflow's UI, or of one of its artifacts."""

@@ -11,7 +11,6 @@ from assets import findings
 from assets.metadata import reused, table
 from assets.registry import champion
 from assets.resources import (
-    DataInput,
     ManifestResource,
     MlflowResource,
     RecipeResource,
@@ -45,7 +44,6 @@ def trained_model(
     version = data_version(place.training_set)
     refuse_unfit_data(place, settings)
     run = training_run(place, sources, settings, {"dagster_run_id": context.run_id})
-    inputs = datasets(place, run)  # now: another training set may be there when the training ends
     refuse_built_anew(place.training_set, version)
     result = read_result(run.output)
     stands = result is not None
@@ -59,7 +57,6 @@ def trained_model(
     if result is None:
         raise training_failure(run)
     mlflow.refuse_unknown_run(result.mlflow_run_id, run.output)
-    mlflow.log_datasets(result.mlflow_run_id, inputs)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(run.run_name),
         metadata={
@@ -107,22 +104,6 @@ def finished_run(
             "finished: materialise trained_model first"
         )
     return run, result
-
-
-def datasets(place: Workspace, run: TrainingRun) -> list[DataInput]:
-    """The training set, mined hard negatives, and each source that went into it, by digest."""
-    sources = findings.stage_summary(run.training_set).details["sources"]
-    versions: dict[str, str] = {name: facts["version"] for name, facts in sources.items()}
-    mined = run.hard_negatives
-    return [
-        DataInput("training_set", str(run.training_set), run.tags["data_version"]),
-        *(
-            [DataInput("hard_negatives", str(mined), findings.stage_summary(mined).data_version)]
-            if mined is not None
-            else []
-        ),
-        *(DataInput(name, str(place.validated(name)), version) for name, version in versions.items()),
-    ]
 
 
 def refuse_unfit_data(place: Workspace, settings: Recipe) -> None:

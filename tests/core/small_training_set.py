@@ -83,7 +83,7 @@ def write_training_set(folder: Path, pairs: Iterable[SmallPair]) -> Path:
         with pa.ipc.new_file(str(folder / f"{split.value}.arrow"), table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
     count = len(pairs)
-    details = {"sources": {SOURCE: {}}}
+    details = {"sources": {SOURCE: {"version": "source1"}}}
     StageSummary("training_set", "f", f"version-{count}", count, count, {}, details=details).write(folder)
     return folder
 

@@ -4,6 +4,7 @@ MLflow is a copy: `metrics.jsonl` has every line. So a store that does not answe
 costs a run of hours neither its end nor its time; what has not arrived waits, and what never does is counted.
 """
 
+import json
 import logging
 import threading
 import time
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.full_disk import SIGNS
 from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.training.identity import flatten
@@ -45,6 +47,15 @@ class Line(NamedTuple):
     step: int
     milliseconds: int
     """When they were measured: they may arrive much later."""
+
+
+class DataInput(NamedTuple):
+    """Data that a training reads, as MLflow names it."""
+
+    name: str
+    place: Path
+    version: str
+    """MLflow keeps 36 characters."""
 
 
 class MlflowMetrics:
@@ -151,6 +162,7 @@ def mlflow_run(
             settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
             tracker.store_init_configuration(flatten(settings))
             run_id = str(tracker.tracker.info.run_id)
+            _log_data(run_id, data_inputs(run))
             with written_aside(place) as aside:
                 aside.write_text(run_id, encoding="utf-8")
         metrics = MlflowMetrics(tracker, run_id, reached)
@@ -161,6 +173,30 @@ def mlflow_run(
             yield metrics
         finally:
             metrics.close()
+
+
+def data_inputs(run: TrainingRun) -> list[DataInput]:
+    """The training set, each source that went into it, and mined hard negatives."""
+    workspace, inputs = current_workspace(), []
+    if (joined := read_stage(run.training_set)) is not None:
+        inputs.append(DataInput("training_set", run.training_set, joined.data_version))
+        for name, facts in joined.details["sources"].items():
+            inputs.append(DataInput(name, workspace.validated(name), facts["version"]))
+    if run.hard_negatives is not None and (mined := read_stage(run.hard_negatives)) is not None:
+        inputs.append(DataInput("hard_negatives", run.hard_negatives, mined.data_version))
+    return inputs
+
+
+def _log_data(run_id: str, inputs: Iterable[DataInput]) -> None:
+    """Name the data of a run, without loading it."""
+    from mlflow import MlflowClient, entities  # takes seconds
+
+    context = [entities.InputTag("mlflow.data.context", "training")]
+    datasets = [
+        entities.Dataset(data.name, data.version, "local", json.dumps({"uri": str(data.place)}))
+        for data in inputs
+    ]
+    MlflowClient().log_inputs(run_id, [entities.DatasetInput(dataset, context) for dataset in datasets])
 
 
 def _refusal(error: Exception, place: Path, run_id: str | None) -> str:

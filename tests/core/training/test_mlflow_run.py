@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import mlflow
@@ -11,10 +12,12 @@ from accelerate.tracking import MLflowTracker
 from mlflow.exceptions import MlflowException
 
 from tests.core.training.interrupted import Killed, KilledAfter
+from tests.core.training.training_files import SOURCE
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
+from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.training import mlflow_run as mlflow_module
-from vipolyqwen_core.training.mlflow_run import MlflowMetrics
+from vipolyqwen_core.training.mlflow_run import MlflowMetrics, data_inputs
 from vipolyqwen_core.training.stopping import StopSignal
 from vipolyqwen_core.training.tracking import read_metrics
 from vipolyqwen_core.training.train import train
@@ -118,6 +121,32 @@ def test_mlflow_has_steps_once_that_a_resumed_training_repeats(make_run):
     assert [step for step, _ in losses_in_mlflow(run)] == [1, 2, 3]
     train(run, StopSignal())
     assert [step for step, _ in losses_in_mlflow(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_mlflow_has_the_data_of_a_training_from_its_start_and_once(make_run, tmp_path):
+    mined = tmp_path / "hard_negatives"
+    mined.mkdir()
+    StageSummary("hard_negatives", "f", "mined1", 1, 1, {}).write(mined)
+    run = make_run()
+    versions = {"training_set": "data1", SOURCE: "source1"}
+    assert {data.name: data.version for data in data_inputs(run)} == versions
+    both = data_inputs(replace(run, hard_negatives=mined))
+    assert {data.name: data.version for data in both} == {**versions, "hard_negatives": "mined1"}
+    with pytest.raises(Killed):
+        train(run, KilledAfter(0))
+    mlflow.end_run()
+    assert datasets_in_mlflow(run) == sorted(versions.items())
+    train(run, StopSignal())
+    assert datasets_in_mlflow(run) == sorted(versions.items())
+
+
+def datasets_in_mlflow(run: TrainingRun) -> list[tuple[str, str]]:
+    found = mlflow.MlflowClient().get_run((run.output / "mlflow_run_id").read_text())
+    inputs = found.inputs.dataset_inputs
+    assert {(tag.key, tag.value) for data in inputs for tag in data.tags} == {
+        ("mlflow.data.context", "training")
+    }
+    return sorted((data.dataset.name, data.dataset.digest) for data in inputs)
 
 
 def losses_in_mlflow(run: TrainingRun) -> list[tuple[int, float]]:

@@ -72,7 +72,7 @@ def write_training_files(
         if row["split"] == "train"
     ]
     pq.write_table(pa.Table.from_pylist(index, schema=arrow_schema(PLAN_INDEX)), folder / "index.parquet")
-    details = {"sources": {SOURCE: {}}}
+    details = {"sources": {SOURCE: {"version": "source1"}}}
     StageSummary("training_set", "f", data_version, len(train), len(train), {}, details=details).write(folder)
     return folder
 
