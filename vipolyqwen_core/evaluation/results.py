@@ -173,6 +173,8 @@ class Evaluation:
         for dim, value in self.matryoshka.items():
             flat[f"{PRIMARY}/dim_{dim}"] = value
         flat["learned"] = float(self.verdict.learned)
+        flat["num_evaluation_pairs"] = float(self.num_rows)
+        flat["num_pools_in_mean"] = float(len(self.counted()))
         return flat
 
     def write(self, folder: Path) -> Path:

@@ -257,13 +257,16 @@ def test_scored_pairs_and_slices_are_judged_by_the_vectors_with_prefix(
 def test_the_file_gives_back_the_same_evaluation(evaluated: tuple[Evaluation, Path]) -> None:
     evaluation, output = evaluated
     assert read_evaluation(output) == evaluation
-    assert set(evaluation.metrics()) >= {
+    metrics = evaluation.metrics()
+    assert set(metrics) >= {
         PRIMARY,
         "mrr@10/ocr/en",
         "untrained/mrr@10",
         "spearman/en",
         "learned",
     }
+    assert metrics["num_evaluation_pairs"] == evaluation.num_rows
+    assert metrics["num_pools_in_mean"] == len(evaluation.counted())
 
 
 def test_the_report_stands_alone(evaluated: tuple[Evaluation, Path]) -> None:
