@@ -50,7 +50,7 @@ def evaluation_report(
 
         beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
         evaluation = evaluate(run, run.output / "model", beside, folder, basis["apart"])
-        mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), folder)
+        mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), run.recipe.evaluation, folder)
         write_basis(folder, basis)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(hashlib.blake2b(json.dumps(basis).encode(), digest_size=16).hexdigest()),

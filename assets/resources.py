@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -12,7 +13,7 @@ from urllib.request import urlopen
 import dagster as dg
 
 from assets.moved_store import follow_move
-from vipolyqwen_core.config import Recipe
+from vipolyqwen_core.config import EvaluationSettings, Recipe
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.manifest import Manifest, check_name, load_manifest
 from vipolyqwen_core.mlflow_database import make_mlflow_database
@@ -190,15 +191,28 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             ) from error
 
     def log_evaluation(
-        self, run_id: str, metrics: Mapping[str, float], folder: Path, place: str = "evaluation"
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        settings: EvaluationSettings,
+        folder: Path,
+        place: str = "evaluation",
     ) -> None:
-        """Log metrics, the report and its files (under `place`) into a run that has ended."""
+        """Log metrics, the report and its files (under `place`) into a run that has ended.
+
+        The settings become tags, which the next evaluation of the run may change.
+        """
         from mlflow import entities
 
         client, now = self.connect(), int(time.time() * 1000)
         logged = [entities.Metric(mlflow_name(name), value, now, 0) for name, value in metrics.items()]
         for start in range(0, len(logged), MAX_BATCH):
             client.log_batch(run_id, metrics=logged[start : start + MAX_BATCH])
+        tags = [
+            entities.RunTag(f"recipe.evaluation.{name}", str(value))
+            for name, value in asdict(settings).items()
+        ]
+        client.log_batch(run_id, tags=tags)
         client.log_artifacts(run_id, str(folder), place)
 
     def refuse_unknown_run(self, run_id: str, folder: Path) -> None:

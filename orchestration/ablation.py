@@ -75,7 +75,11 @@ def compare_poolings(
             run, model, baseline, folder / pooling.value, rival="baseline", decides=False
         )
         mlflow.log_evaluation(
-            result.mlflow_run_id, found[pooling].metrics(), folder / pooling.value, "ablation"
+            result.mlflow_run_id,
+            found[pooling].metrics(),
+            run.recipe.evaluation,
+            folder / pooling.value,
+            "ablation",
         )
         baseline = baseline or model
     summary = {pooling.value: facts(evaluation) for pooling, evaluation in found.items()}

@@ -32,6 +32,7 @@ from assets.registry import (
 )
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from tests.mlflow_store import mlflow_store, register_model
+from vipolyqwen_core.config import EvaluationSettings
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, REGISTERED_MODEL
 from vipolyqwen_core.evaluation.promotion import Decision
 from vipolyqwen_core.serving.model_directory import model_digest
@@ -363,6 +364,26 @@ def test_a_run_that_the_store_does_not_have_is_named_with_its_folder(store: str,
             resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
         resource.connect().restore_run(run)
         resource.refuse_unknown_run(run, tmp_path / "runs" / "demo")
+
+
+def test_an_evaluation_says_by_which_settings_it_was_and_leaves_the_run_ended(
+    store: str, tmp_path: Path
+) -> None:
+    (tmp_path / "report").mkdir()
+    with mlflow_store(store):
+        resource = mlflow_of(Workspace(tmp_path / "home"))
+        client = resource.connect()
+        run_id = client.create_run(client.get_experiment_by_name("vipolyqwen").experiment_id).info.run_id
+        client.set_terminated(run_id, "FINISHED", end_time=1_000)
+        for mrr, settings in (
+            (0.5, EvaluationSettings(min_pairs=30)),
+            (0.6, EvaluationSettings(min_pairs=40)),
+        ):
+            resource.log_evaluation(run_id, {"mrr@10": mrr}, settings, tmp_path / "report")
+        found = client.get_run(run_id)
+        assert found.data.metrics == {"mrr_at_10": 0.6}
+        assert found.data.tags["recipe.evaluation.min_pairs"] == "40"
+        assert (found.info.status, found.info.end_time) == ("FINISHED", 1_000)
 
 
 def test_an_export_without_any_alias_says_how_to_give_it_back(store: str, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ CHUNK_BUDGETS = ("chunk_tokens", "chunk_patches", "chunk_pairs")
 may change within a run, as the number of GPUs may: when memory is short."""
 TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 """Keys of the section `training` that do. Processes, workers and checkpoints may change within a run."""
+LATER_SECTIONS = ("evaluation", "registry", "export")
+"""Sections that say what becomes of a model once it is trained; they may change for the same run."""
 
 IDENTIFYING = (".json", ".safetensors", ".bin", ".txt")
 """Files of a backbone that decide what it computes."""
@@ -57,6 +59,20 @@ def trajectory(run: TrainingRun) -> dict[str, Any]:
         "weights": {name: weight for name, weight in sorted(run.source_weights.items()) if weight != 1.0},
         "backbone": _backbone_identity(run.backbone),
     }
+
+
+def parameters(run: TrainingRun) -> dict[str, Any]:
+    """What decides the result of a run, flat: two runs are compared by it. Data by version, not by place."""
+    settings = TypeAdapter(Recipe).dump_python(run.recipe, mode="json")
+    return flatten(
+        {
+            "recipe": {key: settings[key] for key in settings if key not in ("name", *LATER_SECTIONS)},
+            "backbone": _backbone_identity(run.backbone),
+            "training_set": data_version(run.training_set),
+            "hard_negatives": None if run.hard_negatives is None else data_version(run.hard_negatives),
+            "source_weights": run.source_weights,
+        }
+    )
 
 
 def _backbone_identity(backbone: Path) -> str:

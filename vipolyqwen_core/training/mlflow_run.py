@@ -15,14 +15,13 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from accelerate.tracking import MLflowTracker
-from pydantic import TypeAdapter
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import EXPERIMENT
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.full_disk import SIGNS
 from vipolyqwen_core.mlflow_name import mlflow_name
-from vipolyqwen_core.training.identity import flatten
+from vipolyqwen_core.training.identity import parameters
 from vipolyqwen_core.training.stopping import StoppedEarly
 from vipolyqwen_core.workspace import current_workspace, without_login
 from vipolyqwen_core.written_aside import written_aside
@@ -159,8 +158,7 @@ def mlflow_run(
     reached = tracker.tracker.data.metrics.get("pairs", -1.0)
     with _ended():
         if run_id is None:
-            settings = TypeAdapter(TrainingRun).dump_python(run, mode="json")
-            tracker.store_init_configuration(flatten(settings))
+            tracker.store_init_configuration(parameters(run))
             run_id = str(tracker.tracker.info.run_id)
             _log_data(run_id, data_inputs(run))
             with written_aside(place) as aside:

@@ -123,6 +123,29 @@ def test_mlflow_has_steps_once_that_a_resumed_training_repeats(make_run):
     assert [step for step, _ in losses_in_mlflow(run)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_parameters_of_a_run_are_what_decides_its_result(make_run):
+    run = replace(make_run(), source_weights={SOURCE: 2.0}, tags={"git_commit": "c"}, run_name="test-1")
+    train(run, StopSignal())
+    found = mlflow.MlflowClient().get_run((run.output / "mlflow_run_id").read_text()).data.params
+    expected = {
+        "recipe.backbone": "tiny",
+        "recipe.model.embedding_dim": "32",
+        "recipe.batches.pairs_per_step": "16",
+        "recipe.optimizer.learning_rate": "0.001",
+        "recipe.training.epochs": "2",
+        f"source_weights.{SOURCE}": "2.0",
+        "training_set": "data1",
+        "hard_negatives": "None",
+    }
+    assert found.items() >= expected.items()
+    assert "/" not in found["backbone"]
+    assert {name.partition(".")[0] for name in found} == {
+        *("recipe", "source_weights", "backbone", "training_set", "hard_negatives")
+    }
+    sections = {name.split(".")[1] for name in found if name.startswith("recipe.")}
+    assert sections == {*vars(run.recipe)} - {"name", "evaluation", "registry", "export"}
+
+
 def test_mlflow_has_the_data_of_a_training_from_its_start_and_once(make_run, tmp_path):
     mined = tmp_path / "hard_negatives"
     mined.mkdir()
