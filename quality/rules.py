@@ -28,7 +28,7 @@ RULES: dict[str, str] = {
     "missing_field": "The record lacks a field that its format needs.",
     "missing_line": "One of the parallel files has fewer lines than another.",
     "wrong_type": "A field holds another type than its format says.",
-    "unknown_data_type": "The data_type of the sample is none of the owner's.",
+    "unknown_data_type": "The data_type of the sample is none that is known.",
     "other_task": "The sample belongs to another task than the manifest says of its source.",
     "video_or_audio": "The record has a video or audio, without which it would say something else.",
     "no_images": "The task needs a picture, and the record names none.",
@@ -188,7 +188,9 @@ def _limit(settings: CurationSettings, name: str) -> pl.Expr:
 
 
 def answered() -> pl.Expr:
-    """The seed's mistake: the answer stood in the query's own conversation. Equal sentences are a pair.
+    """Whether the query of a row holds its answer: it equals the target, or ends with all of it. Never null.
+
+    The original implementation trained on conversations that held their answers. Equal sentences are a pair.
 
     Marks of a chat, quotes and full stops at the ends do not count; where these differ, the answer has to
     begin behind a sign: it may have been cut out of a sentence. A question may also end with the option that

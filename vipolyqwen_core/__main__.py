@@ -41,9 +41,9 @@ EXTRAS = {
 """By command, the extra that brings what it needs above the base dependencies; the factory's: `pipeline`."""
 DEBUG = "debug"
 ROOT = Path(__file__).parents[1]
-"""Of the checkout, or of what is installed."""
+"""Folder of the checkout, or of what is installed."""
 FACTORY = ("orchestration", "assets", "quality")
-"""Its packages, where this is a checkout."""
+"""Packages of the factory, which a checkout has beside the core."""
 
 output = Console()
 complaints = Console(stderr=True)

@@ -310,9 +310,9 @@ class EvaluationSettings:
     confidence: Share = 0.95
     """Confidence level of its interval."""
     min_distinct_targets: Positive = 50
-    """A pool needs this many distinct targets to count in the primary metric..."""
+    """Distinct targets from which on a pool counts in the primary metric."""
     min_pairs: Positive = 150
-    """... and this many pairs; besides, ten components of linked rows, which an interval is drawn from."""
+    """Pairs from which on it does; it needs ten components of linked rows, too, to draw an interval from."""
     gallery_queries: NonNegative = 4
     """Queries of each task shown with their hits in the report."""
     seed: Seed = 0

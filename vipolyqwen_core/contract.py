@@ -3,11 +3,12 @@
 Pure Python, so that a GPU node, a served model and the Dagster code location can all import it in no time.
 `vipolyqwen_core.corpus.tables` makes Arrow schemas of the columns below, `quality.ledger` Polars schemas.
 
-Shape letters, used in every docstring:
+Shape letters of docstrings; others are told where they stand:
     B   pairs of one task in a batch            S   segments: items packed into one sequence
     C   candidates an anchor is compared with   T   packed tokens of all segments
     D   dimension of an embedding               H   hidden size of the backbone
     N   pictures in a batch                     P   picture patches of all pictures
+    M   hard negatives of the pairs             Q   queries of an evaluation pool
 """
 
 from enum import StrEnum

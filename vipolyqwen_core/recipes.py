@@ -51,7 +51,7 @@ def demo() -> Recipe:
 
 
 def qwen2vl_2b_h100x4() -> Recipe:
-    """The seed: Qwen2-VL-2B on 4 H100s of 94 GB, 22M uses of 11M pairs in steps of 24 x 4 x 8 = 768."""
+    """The paper: Qwen2-VL-2B on 4 H100s of 94 GB, 22M uses of 11M pairs in steps of 24 x 4 x 8 = 768."""
     return Recipe(
         name="qwen2vl_2b_h100x4",
         backbone="Qwen/Qwen2-VL-2B-Instruct",
@@ -78,10 +78,10 @@ def qwen2vl_2b_h100x4() -> Recipe:
 
 
 def qwen2vl_2b_h100x4_step() -> Recipe:
-    """The seed with all 768 pairs of a step as candidates: one more forward, and chunks filled by budgets."""
-    seed = qwen2vl_2b_h100x4()
-    batches = replace(seed.batches, negatives=Negatives.STEP, chunk_pairs=None)
-    return replace(seed, name="qwen2vl_2b_h100x4_step", batches=batches)
+    """The same with all 768 pairs of a step as candidates: one more forward, and chunks filled by budgets."""
+    recipe = qwen2vl_2b_h100x4()
+    batches = replace(recipe.batches, negatives=Negatives.STEP, chunk_pairs=None)
+    return replace(recipe, name="qwen2vl_2b_h100x4_step", batches=batches)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -14,11 +14,11 @@ SECONDS_TO_NOTICE: Final = 5.0
 
 
 class WatchedPool(ProcessPoolExecutor):
-    """Python's pool, of which no caller waits for the rest of a result whose process is dead.
+    """A pool that raises `BrokenProcessPool` where Python's own would wait for ever.
 
-    Python looks for the dead only between two results. One for which the pipe has no room is there in part
-    while its process writes; killed in that moment, as where memory is short, it left the pool waiting for
-    the rest for ever, and whoever closed it. A pipe ends when nobody is left who could write to it.
+    Python looks for dead workers only between two results. A worker that is killed while it writes one, as
+    where memory is short, leaves Python's pool waiting for the rest. Here the pipe of results ends as soon as
+    no worker is left who could write to it.
 
     Raises:
         ChildProcessError: from `submit`: another process cannot be started

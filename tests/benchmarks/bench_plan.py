@@ -1,4 +1,4 @@
-"""The plan of batches: time and memory to order one epoch, at 1M and 11M rows, under the seed's recipe."""
+"""The plan of batches: time and memory to order one epoch, at 1M and 11M rows, by the paper's recipe."""
 
 import resource
 import time

@@ -1,4 +1,4 @@
-"""Settings survive JSON, refuse what is wrong, and the seed's recipe holds the seed's numbers."""
+"""Settings survive JSON, refuse what is wrong, and the recipe of the paper holds its numbers."""
 
 import re
 from dataclasses import replace

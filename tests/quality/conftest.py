@@ -88,7 +88,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def write_source(tmp_path: Path) -> Callable[..., Source]:
-    """Writes JSON Lines in the owner's format and pictures beside them; gives the source."""
+    """Writes JSON Lines of `owner_jsonl` and pictures beside them; gives the source."""
 
     def write(records: Records, name: str = "corpus", pictures: Sequence[int] = (), **more: Any) -> Source:
         folder = tmp_path / name

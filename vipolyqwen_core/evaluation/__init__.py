@@ -3,6 +3,6 @@
 from typing import Final
 
 EVALUATION_FILE: Final = "evaluation.json"
-"""What an evaluation found, in its folder..."""
+"""What an evaluation found, in its folder."""
 REPORT_FILE: Final = "report.html"
-"""... and the same for a person."""
+"""The same for a person."""

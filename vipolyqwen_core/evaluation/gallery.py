@@ -85,7 +85,11 @@ def build_gallery(
 
 
 def choose(reciprocal_ranks: NDArray[np.floating], count: int, seed: int) -> list[int]:
-    """Places of queries at random: up to half of them answered on rank one, the rest from the others."""
+    """Places of `count` queries at random: up to half of them answered on rank one, the rest from the others.
+
+    Args:
+        reciprocal_ranks: [Q], of the first right answer to each query
+    """
     order = np.random.default_rng(seed).permutation(len(reciprocal_ranks))
     found = [int(place) for place in order if reciprocal_ranks[place] == 1]
     missed = [int(place) for place in order if reciprocal_ranks[place] < 1]
@@ -141,7 +145,7 @@ def heat_maps(embedder: ViPolyQwenEmbedder, item: Item) -> list[str]:
 
 
 def picture_weights(embedder: ViPolyQwenEmbedder, item: Item) -> list[NDArray[np.float32]]:
-    """Weights of the visual tokens of each picture, as lines and columns of the picture."""
+    """Weights of the visual tokens of each picture: [lines, columns] of visual tokens, as it lies there."""
     if not item.images:
         return []
     layout = embedder.processor.layout

@@ -140,14 +140,20 @@ def chance_recall(num_relevant: NDArray[np.int64], num_candidates: NDArray[np.in
 
 
 def chance_mrr(num_relevant: NDArray[np.int64], num_candidates: NDArray[np.int64]) -> float:
-    """Expected `mrr@10` of a random order: sum over ranks of P(first right answer is there) / rank."""
+    """Expected `mrr@10` of a random order: sum over ranks of P(first right answer is there) / rank.
+
+    Args:
+        num_relevant, num_candidates: [Q], of each query
+    """
     reached = [0.0] + [chance_recall(num_relevant, num_candidates, k) for k in range(1, DEPTH + 1)]
     return float(sum((reached[k] - reached[k - 1]) / k for k in range(1, DEPTH + 1)))
 
 
 def correlation(predicted: NDArray[np.floating], score: NDArray[np.floating]) -> dict[str, float]:
-    """`spearman` and `pearson` between similarities and given scores; empty where one of them is constant, or
-    of fewer than three pairs."""
+    """`spearman` and `pearson` between the similarities of n pairs and their given scores, both [n].
+
+    Empty where one of them is constant, or of fewer than three pairs.
+    """
     if len(score) < 3 or np.ptp(predicted) == 0 or np.ptp(score) == 0:
         return {}
     return {

@@ -62,10 +62,10 @@ def is_lost(workspace: Workspace) -> bool:
 
 
 def refuse_lost_table(workspace: Workspace) -> None:
-    """Nothing, where no version was ever in use: training without hard negatives would be silently worse.
+    """Refuse to mine nothing where a table was exported once and is gone: the model would be silently worse.
 
     Raises:
-        ValueError: one was, and its table is gone
+        ValueError: there is no table, but there are versions of models
     """
     if is_lost(workspace) or any(workspace.models.glob("v*/config.json")):
         raise ValueError(

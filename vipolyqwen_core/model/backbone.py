@@ -51,7 +51,7 @@ def tiny_directory(workspace: Workspace) -> Path:
 
 
 def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
-    """Nothing, where the backbone of a recipe has what tagging and training will want, hours later.
+    """Refuse a backbone that tagging or training would fail on, hours later.
 
     The weights themselves are looked at when they are loaded.
 

@@ -12,9 +12,9 @@ from vipolyqwen_core.objectives.routing import positives
 
 QUANTILES = (0.05, 0.5, 0.95)
 MAX_PAIRS = 1024
-"""More pairs say nothing new, and finding singular values is cubic."""
+"""Pairs that are looked at: more say nothing new, and finding singular values is cubic."""
 MAX_COSINES = 2**20
-"""Of negatives: with many hard ones a pair there are more than `torch.quantile` takes."""
+"""Cosines of negatives that are looked at: with many hard ones there are more than `torch.quantile` takes."""
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
     """
     num_ranks = dist.get_world_size() if dist.is_initialized() else 1
     pairs = gather(pairs.thinned(-(-MAX_PAIRS // num_ranks)))
-    query, target = losses.exact(pairs.query), losses.exact(pairs.target)
+    query, target = losses.at_least_float32(pairs.query), losses.at_least_float32(pairs.target)
     figures: dict[str, Tensor] = {}
     if pairs.num_pairs > 1:
         vectors = torch.cat([query, target])
@@ -49,7 +49,7 @@ def collapse_watch(pairs: PairVectors, settings: ObjectiveSettings) -> dict[str,
         figures["deviation"] = vectors.std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
     right = losses.similarity(query, target)[positives(pairs.keys, settings)]
     right_too = excluded(pairs.keys, pairs.keys, cross_task=settings.cross_task_negatives).targets
-    wrong = (query @ torch.cat([target, losses.exact(pairs.negatives)]).T)[~right_too]
+    wrong = (query @ torch.cat([target, losses.at_least_float32(pairs.negatives)]).T)[~right_too]
     wrong = wrong[:: -(-len(wrong) // MAX_COSINES) or 1]
     for name, cosines in (("positive_similarity", right), ("negative_similarity", wrong)):
         if len(cosines):

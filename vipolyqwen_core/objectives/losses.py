@@ -12,8 +12,8 @@ from torch import Tensor
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
-def exact(vectors: Tensor) -> Tensor:
-    """The vectors as float32 where they are half precision, else as they are."""
+def at_least_float32(vectors: Tensor) -> Tensor:
+    """Vectors of half precision as float32, others as they are. Any shape."""
     return vectors.float() if vectors.dtype in HALF_TYPES else vectors
 
 
@@ -53,7 +53,7 @@ def _cross_entropy(
     right: Tensor, anchor: Tensor, candidates: Tensor, excluded: Tensor, temperature: float
 ) -> Tensor:
     """Cross-entropy of the answer, whose cosine is `right`, among itself and those not excluded: [B]."""
-    wrong = (exact(anchor) @ exact(candidates).T).masked_fill(excluded, -torch.inf)
+    wrong = (at_least_float32(anchor) @ at_least_float32(candidates).T).masked_fill(excluded, -torch.inf)
     logits = torch.cat([right[:, None], wrong], dim=1) / temperature
     return -torch.log_softmax(logits, dim=1)[:, 0]
 
@@ -102,7 +102,9 @@ def triplet_margin(
         Schroff et al. 2015, arXiv 1503.03832, eq. 3, on cosines; hardest in the batch as in Hermans et al.
         2017, arXiv 1703.07737
     """
-    wrong = (exact(query) @ exact(target_candidates).T).masked_fill(target_excluded, -torch.inf)
+    wrong = (at_least_float32(query) @ at_least_float32(target_candidates).T).masked_fill(
+        target_excluded, -torch.inf
+    )
     nothing = wrong.new_full((len(wrong), 1), -torch.inf)
     hardest = torch.cat([nothing, wrong], dim=1).max(dim=1).values
     return torch.relu(margin - similarity(query, target) + hardest)
@@ -124,7 +126,9 @@ def uniformity(anchor: Tensor, candidates: Tensor, *, excluded: Tensor) -> Tenso
         Wang and Isola 2020, arXiv 2005.10242, eq. 2 (the limit, theorem 1) with the kernel of section 4.1.2
     """
     # |x - y|² = 2 - 2 x·y on the sphere
-    kernel = (4 * (exact(anchor) @ exact(candidates).T) - 4).masked_fill(excluded, -torch.inf)
+    kernel = (4 * (at_least_float32(anchor) @ at_least_float32(candidates).T) - 4).masked_fill(
+        excluded, -torch.inf
+    )
     left = (~excluded).sum(dim=1)
     mean = torch.logsumexp(kernel, dim=1) - left.clamp(min=1).to(kernel.dtype).log()
     return torch.where(left > 0, mean, 0.0)
@@ -132,7 +136,7 @@ def uniformity(anchor: Tensor, candidates: Tensor, *, excluded: Tensor) -> Tenso
 
 def similarity(query: Tensor, target: Tensor) -> Tensor:
     """Cosine of each pair of unit rows: [B, D], [B, D] -> [B]."""
-    return (exact(query) * exact(target)).sum(dim=1)
+    return (at_least_float32(query) * at_least_float32(target)).sum(dim=1)
 
 
 def matryoshka(vectors: Tensor, dim: int) -> Tensor:
@@ -145,4 +149,4 @@ def matryoshka(vectors: Tensor, dim: int) -> Tensor:
         Kusupati et al. 2022, arXiv 2205.13147
     """
     assert 0 < dim <= vectors.shape[1], (dim, vectors.shape)
-    return torch.nn.functional.normalize(exact(vectors)[:, :dim], dim=1)
+    return torch.nn.functional.normalize(at_least_float32(vectors)[:, :dim], dim=1)

@@ -68,7 +68,7 @@ def link_current(workspace: Workspace) -> None:
 
 
 def refuse_without_links(workspace: Workspace) -> None:
-    """Nothing, where the workspace's file system has symbolic links: said before hours of work, not after.
+    """Refuse a workspace on a file system without symbolic links, before hours of work and not after.
 
     Raises:
         ValueError: it has none, like some shares of a network

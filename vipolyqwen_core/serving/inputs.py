@@ -151,7 +151,11 @@ def listed(pictures: Pictures) -> list[Picture]:
 def arrange(
     text: str | Iterable[str | None] | None, images: Picture | Iterable[Any] | None
 ) -> tuple[list[str | None], list[Pictures], bool]:
-    """Text and pictures of each item, and whether one item was given as itself."""
+    """Text and pictures of each item, and whether one item was given as itself.
+
+    Raises:
+        ValueError: there is nothing to encode, or texts and pictures do not fit together
+    """
     if text is None and images is None:
         raise ValueError("nothing to encode: give text, images or both")
     for name, given in (("text", text), ("images", images)):
@@ -180,7 +184,11 @@ def arrange(
 
 
 def prefixes_of(prefix: Task | str | Iterable[Task | str | None] | None, count: int) -> list[Task | None]:
-    """The prefix of each item."""
+    """The prefix of each of `count` items.
+
+    Raises:
+        ValueError: there are more or fewer prefixes than items, or one names no task
+    """
     if prefix is None or isinstance(prefix, str):
         return [_task(prefix)] * count
     if not isinstance(prefix, Iterable) or _is_no_list(prefix):

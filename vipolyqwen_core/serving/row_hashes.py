@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 KEY: Final = ("sample_id", "side")
-"""What a row is of: equal key, equal vector."""
+"""Columns that tell what a vector is of: equal key, equal vector."""
 IDENTITY: Final = (*KEY, "split", "origin", "source", "language")
-"""What makes a row right: the content of a pair is in its id, the rest may change around it."""
+"""Columns that make a row of the table right: a pair's content is in its id, the rest may change."""
 
 
 def row_hashes(rows: pa.Table, columns: tuple[str, ...]) -> Hashes:
-    """The hash of some text columns of each row."""
+    """The hash of some text columns of each of n rows, [n]."""
     values = zip(*(rows[column].to_pylist() for column in columns), strict=True)
     digests = b"".join(blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in values)
     return np.frombuffer(digests, dtype=np.uint64)
 
 
 def is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    """Which hashes are among sorted ones. `np.isin` would sort the millions anew for each block."""
+    """Which of n hashes are among sorted ones, [n] bool. `np.isin` would sort millions for each block."""
     if len(known) == 0:
         return np.zeros(hashes.shape, dtype=bool)
     places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)

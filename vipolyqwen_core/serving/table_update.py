@@ -127,11 +127,11 @@ class Snapshot:
         self._sorted_keys = all_keys[self._places]
 
     def holds(self, identities: Hashes) -> np.ndarray:
-        """Which rows stand in the table exactly so."""
+        """Which rows stand in the table exactly so: [n] bool, of [n] hashes."""
         return is_among(identities, self._sorted_identities)
 
     def knows(self, keys: Hashes) -> np.ndarray:
-        """Which rows have a vector in the table, though their split or place may be another."""
+        """Which rows have a vector in the table, though their split or place may be another: [n] bool."""
         return is_among(keys, self._sorted_keys)
 
     def stale(self, wanted: Hashes) -> np.ndarray:
@@ -140,7 +140,7 @@ class Snapshot:
         return np.delete(self.row_ids, kept)
 
     def vectors(self, keys: Hashes) -> Vectors:
-        """Vectors of rows that it knows."""
+        """Vectors of n rows, each of which it `knows`: [n, D] float32."""
         places = self._places[np.searchsorted(self._sorted_keys, keys)]
         distinct, number = np.unique(places, return_inverse=True)
         with damage_named(self._dataset.uri):

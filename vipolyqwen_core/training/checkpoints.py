@@ -59,9 +59,9 @@ class Progress:
     running_losses: Mapping[str, float] = field(default_factory=dict)
     """State of the dynamic task weights."""
     best_loss: float | None = None
-    """Lowest loss of the quick evaluations so far ..."""
+    """Lowest loss of the quick evaluations so far."""
     best_step: int | None = None
-    """... and the checkpoint that had it."""
+    """Step of the checkpoint that had it."""
 
 
 class Checkpoints:

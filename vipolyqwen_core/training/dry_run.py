@@ -26,14 +26,14 @@ from vipolyqwen_core.training.plan import (
 SAMPLED_STEPS = 200
 """Steps whose chunks are looked at; the others are like them."""
 STATE_BYTES = 16
-"""Of a parameter: weight, gradient and two moments in float32."""
+"""Bytes a parameter takes: weight, gradient and two moments in float32."""
 CHECKPOINT_BYTES = 12
-"""Of a parameter: weight and two moments in float32."""
+"""Bytes a parameter takes in a checkpoint: weight and two moments in float32."""
 WEIGHT_BYTES = 4
-"""Of a parameter, on each process: it reads the whole model in float32, whatever share of it it keeps."""
+"""Bytes a parameter takes on each process, which reads the whole model in float32, whatever it keeps."""
 GRADIENT_BYTES = 4
-"""Of each parameter, on each process: FSDP2 shares gradients out once a step, behind its last chunk; data
-parallel exchanges them through buckets of its own."""
+"""Bytes a parameter's gradient takes on each process: FSDP2 shares gradients out once a step, behind its last
+chunk; data parallel exchanges them through buckets of its own."""
 KEPT_WIDTHS = {"plain": (37.0, 20.0), "compiled": (17.0, 10.0), "checkpointing": (1.8, 1.1)}
 """Values that a layer keeps for its backward, of a token and of a patch, in widths of their hidden states: as
 `make bench-gpu` found them with Qwen2-VL-2B's shapes on an H100."""

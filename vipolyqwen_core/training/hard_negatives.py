@@ -55,13 +55,16 @@ class HardNegatives:
     """The hard negatives of rows of `train.arrow`."""
 
     def __init__(self, rows: TrainingRows, mined: Path | None) -> None:
-        """Of rows that declare some, and of a folder of mined ones; none: nothing was mined."""
+        """`rows` declare their own; `mined` is the folder of what mining found, None: nothing was mined."""
         self.rows = rows
         self._mined = None if mined is None else TrainingRows(mined / MINED_TABLE, ("negatives",))
 
     def of(self, numbers: npt.NDArray[np.int64], rows: Sequence[dict[str, Any]]) -> list[list[HardNegative]]:
-        """For each row, by its number and its content: the declared ones, then the mined ones.
+        """The hard negatives of each of n rows: those that it declares, then those that were mined.
 
+        Args:
+            numbers: [n], of the rows in `train.arrow`
+            rows: the same n rows
         Raises:
             ValueError: the tables do not belong together
         """
@@ -74,7 +77,7 @@ class HardNegatives:
         return found
 
     def count(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many `of` finds for each row, by its number: without reading the rows."""
+        """How many `of` gives for each row, [n], without reading the rows. `numbers`: [n], as for `of`."""
         declared = self.rows.lengths("negatives", numbers)
         return declared if self._mined is None else declared + self._mined.lengths("negatives", numbers)
 

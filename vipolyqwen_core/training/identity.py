@@ -21,10 +21,10 @@ from vipolyqwen_core.workspace import Workspace
 MINING = "hard_negatives"
 """Name of the stage that mines."""
 MINING_VERSION = 3
-"""Of the code of mining: raised when it would find others."""
+"""Version of the code that mines: raised when it would find others."""
 
 TRAINING_VERSION = 2
-"""Of the code of training: raised when the same data and settings would give other weights."""
+"""Version of the code that trains: raised when the same data and settings would give other weights."""
 TRAINING_SECTIONS = ("model", "processing", "objective", "optimizer")
 """Sections of a recipe that shape the weights, beside `batches`. How a model is judged or exported does not
 retrain it."""
@@ -39,7 +39,7 @@ LATER_SECTIONS = ("evaluation", "registry", "export")
 IDENTIFYING = (".json", ".safetensors", ".bin", ".txt")
 """Files of a backbone that decide what it computes."""
 SAMPLES, SAMPLED_BYTES = 1024, 1024
-"""Of a file: pieces that are looked at, and their length. A file of up to a million bytes is read whole."""
+"""Pieces of a file that are looked at, and their length. A file of up to a million bytes is read whole."""
 
 
 def trajectory(run: TrainingRun) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def refuse_other_data(run: TrainingRun) -> None:
 
 
 def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Make sure that what lies in a run's folder comes from the same data and settings.
+    """Refuse to go on from what other data or settings left in a run's folder.
 
     Raises:
         ValueError: names the settings that differ, with both values

@@ -34,9 +34,9 @@ UNWRITABLE = (*SIGNS, "readonly database", "unable to open database file")
 SQLALCHEMY_NOTE = "(raised as a result of "
 """Begins a line that SQLAlchemy puts before the reason."""
 SECONDS_BETWEEN_TRIES = 60.0
-"""Behind those that MLflow makes by itself for each request."""
+"""Pause behind the tries that MLflow makes by itself for each request."""
 SECONDS_TO_ARRIVE = 60.0
-"""For the lines that wait at the end of a run."""
+"""Patience at the end of a run with the lines that wait to be sent."""
 
 
 class Line(NamedTuple):

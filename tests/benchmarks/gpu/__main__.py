@@ -8,10 +8,10 @@ format and goes the real way: plan, loader in worker processes, engine, optimize
 device computes what the CPU computes; then it measures, for chunk and step negatives, with and without
 activation checkpointing, with and without compiled layers: pairs/s, tokens/s, operations, their share of the
 machine's measured bfloat16 matrix rate (what is computed twice counts once), peak memory, share of the time
-waiting for data. Beside it stand the seed's way (every side padded to 8,192 tokens) and sentence-transformers
-with its cached loss. A setting that does not fit says OOM, a part that fails leaves its traceback, and the
-others go on; what no time is left for says so. Figures go to FOLDER/gpu.json and FOLDER/gpu.md.
-
+waiting for data. Beside it stand the original way (every side padded to 8,192 tokens) and
+sentence-transformers with its cached loss. A setting that does not fit says OOM, a part that fails leaves its
+traceback, and the others go on; what no time is left for says so. Figures go to FOLDER/gpu.json and
+FOLDER/gpu.md.
 It needs torch, transformers, accelerate, pyarrow, pydantic, pillow and psutil. Without Lance, an Arrow file
 takes its place; without FlashAttention, torch's own kernel. The peer needs sentence-transformers 6.2. What a
 machine without network lacks travels as wheels in a folder: `pip install --no-index --no-deps --target SITE
@@ -148,7 +148,7 @@ def measure(report: Report, scale: Scale, folder: Path, plain: bool) -> None:
             with part(report, setting.name):
                 measure_one(report, training, run, setting, rates, scale)
     if plain:
-        with part(report, "the seed's way"):
+        with part(report, "the original way"):
             padded(report, training, run, rates, scale)
     index = training.plan.index
     training.accelerator.free_memory()
@@ -223,8 +223,8 @@ def measure_one(
 
 
 def padded(report: Report, training: Training, run: TrainingRun, rates: Rates, scale: Scale) -> None:
-    """The seed's way, with as many of its 24 pairs as fit."""
-    name = f"the seed's way: every side {scale.padded_tokens} tokens"
+    """The original way, with as many of its 24 pairs as fit."""
+    name = f"the original way: every side {scale.padded_tokens} tokens"
     apply_setting(training, Setting(Negatives.CHUNK, checkpointing=True, compiled=False))
     for num_pairs in scale.padded_pairs:
         figures = unless_out_of_memory(

@@ -36,7 +36,7 @@ class Scale:
     matmul: int
     """Side of the matrices whose product is the machine's rate."""
     padded_tokens: int
-    """Length to which the seed padded every side."""
+    """Length to which the original implementation padded every side."""
     padded_pairs: tuple[int, ...]
     """Pairs of a padded step to try, most first."""
     checked_pairs: int

@@ -1,4 +1,4 @@
-"""Our training on the device: chunk budgets that fit its memory, settings measured, the seed's padding."""
+"""Our training on the device: chunk budgets that fit its memory, settings measured, the original padding."""
 
 import time
 from collections.abc import Iterator
@@ -206,7 +206,7 @@ def measure_setting(
 def measure_padded(
     training: Training, loader: ChunkLoader, num_pairs: int, rates: Rates, scale: Scale
 ) -> dict[str, Any]:
-    """The seed's way: texts alone, every side padded to the longest length, in this engine's own kernels.
+    """The original way: texts alone, every side padded to the longest length, in this engine's own kernels.
 
     One chunk is one step; the second of two is timed. Operations count the padding, as they are done.
     """

@@ -61,7 +61,7 @@ class SourceFile:
 
 
 def owner_record(sample: Sample, number: int) -> Record:
-    """A sample in the owner's format, in each of the spellings it allows."""
+    """A sample of `owner_jsonl`, in each of the spellings it allows."""
     common: Record = {"group_id": sample.group}
     if sample.task is Task.TEXT_PAIR:
         first, second = (("input", "output"), ("text1", "text2"), ("question", "answer"))[number % 3]

@@ -74,7 +74,7 @@ def is_nothing(entry: Any) -> bool:
 
 
 def refuse_other_media(fields: Mapping[Key, Any]) -> None:
-    """Nothing, where a row has pictures at most: without its video or audio it would say something else.
+    """Refuse a row with a video or audio, which are not read: without them it would say something else.
 
     Raises:
         RecordError: names the field that holds one

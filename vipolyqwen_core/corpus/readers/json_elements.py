@@ -43,9 +43,9 @@ class JsonWindow:
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
         self._text = ""
-        """What is in memory ..."""
+        """What is in memory."""
         self._place = 0
-        """... and where in it the next value is read."""
+        """Where in it the next value begins."""
         self._decoder = json.JSONDecoder(parse_float=WrittenFloat)
 
     @property

@@ -18,9 +18,9 @@ from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, Row, WrittenFloat, is_record
 
 ARRAY = re.compile(r"\s*\[\s*(?:\{|$)")
-"""How a line begins that is an array of records, or the beginning of one ..."""
+"""How a line begins that is an array of records, or the beginning of one."""
 ARRAY_READ = "; an array of records is read from a file called .json"
-"""... and what helps there."""
+"""What helps there."""
 _DECODER = json.JSONDecoder(parse_float=WrittenFloat)
 NUM_SEEN = 100
 """So many objects of a list are looked at to tell whether they are records."""

@@ -18,7 +18,7 @@ _BEGINNINGS: Final = (
 
 
 def refuse_other_than_text(start: bytes) -> None:
-    """Nothing, where a file may be text.
+    """Refuse a file that cannot be text.
 
     Args:
         start: its first bytes

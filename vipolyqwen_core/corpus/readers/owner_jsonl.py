@@ -1,4 +1,4 @@
-"""The owner's JSON Lines: one sample a line, `data_type` naming the kind.
+"""`owner_jsonl`, the JSON Lines of the paper's authors: one sample a line, `data_type` naming the kind.
 
     contrastive_with_score   input (text1, question), output (text2, answer), similarity_score
     instruction              input: a text or messages; output

@@ -15,14 +15,15 @@ from vipolyqwen_core.corpus.storage import PIECE_BYTES
 from vipolyqwen_core.corpus.text import compose
 
 MOST_ROWS = 256
-"""Rows of a Parquet file in memory at once ..."""
+"""Rows of a Parquet file in memory at once, at most."""
 BATCH_BYTES = 32 * 1024 * 1024
-"""... and their bytes, by the mean of the row group."""
+"""Bytes of these rows, by the mean of their row group."""
 REPEATED_BYTES = 256 * 1024 * 1024
-"""What a value takes that a dictionary holds once for all rows, and that stands in each in memory ..."""
+"""Bytes of the rows where a value is held once for all of them by a dictionary of the file: in memory it
+stands in each row."""
 FEWEST_ROWS = 8
-"""... unless so few rows take more: one by one they take forty times as long. Any large row group may have
-such a value, since the file says of nearly all columns that they have a dictionary: it is read in so few."""
+"""Rows that are read at once even if they take more: one by one they take forty times as long. Any large row
+group may have such a value, since the file says of nearly all columns that they have a dictionary."""
 GROUP_BYTES = 256 * 1024 * 1024
 """Larger row groups are read page by page: of another storage many small parts take longer than one."""
 UNCONVERTIBLE = (ValueError, OverflowError, LookupError)
@@ -31,6 +32,12 @@ a text that is no UTF-8, a struct with a name twice."""
 
 
 def parquet_rows(file: SourceFile) -> Iterator[Row]:
+    """Rows of a Parquet file, in batches that fit the memory.
+
+    Raises:
+        OSError: the file is packed once more
+        pyarrow.ArrowException: it is broken
+    """
     rows: list[tuple[dict[Key, Any], RecordError | None]]
     with open_bytes(file.location) as stream:
         if not stream.seekable():

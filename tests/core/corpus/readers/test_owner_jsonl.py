@@ -1,4 +1,4 @@
-"""The owner's JSON Lines load as they are; what is wrong is rejected with rule, reason and value."""
+"""Lines of `owner_jsonl` load as they are; what is wrong is rejected with rule, reason and value."""
 
 import json
 from pathlib import Path
