@@ -66,6 +66,12 @@ class FunnelRow:
     train: int
     eval: int
 
+    @property
+    def kept(self) -> float:
+        """Share of all that was read, records that gave no pair among them, that trains or evaluates."""
+        read = self.read + self.unread
+        return (self.train + self.eval) / read if read else 0.0
+
 
 def report_is_current(workspace: Workspace, path: Path) -> bool:
     """Whether a report shows what the stages say now, written by this code."""

@@ -65,7 +65,7 @@ RULES: dict[str, str] = {
     "undecoded_target": "U+FFFD or `?` in place of three letters and a tenth of the target, or half `?`.",
     "repetitive_query": "One repeated line, phrase, word or character fills the query.",
     "repetitive_target": "One repeated line, phrase, word or character fills the target.",
-    "score_out_of_range": "The score is not a number in [0, 1].",
+    "score_out_of_range": "The score is not a number within the `score_range` of its source.",
     "answer_in_query": "The query ends with the whole answer, which is none of several options.",
     # tagged
     "too_many_placeholders": "A side has more <image> than pictures.",

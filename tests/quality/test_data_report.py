@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from quality import data_report
-from quality.data_report import SCORE_BINS, TEMPLATE, histograms
+from quality.data_report import SCORE_BINS, TEMPLATE, FunnelRow, histograms
 
 
 def rows_of(
@@ -29,6 +29,14 @@ def rows_of(
             "target_images": pl.List(pl.String),
         },
     )
+
+
+def test_what_is_kept_is_a_share_of_all_that_was_read_records_without_a_pair_among_them() -> None:
+    source = FunnelRow(
+        "s", records=400, unread=100, read=300, curated=99, tagged=96, validated=96, train=90, eval=5
+    )
+    assert source.kept == 95 / 400
+    assert FunnelRow("empty", 0, 0, 0, 0, 0, 0, 0, 0).kept == 0.0
 
 
 def test_round_scores_stand_in_the_bin_that_they_begin() -> None:
