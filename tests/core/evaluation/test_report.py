@@ -113,6 +113,16 @@ def test_a_star_marks_pools_too_small_to_tell_across_languages_and_among_choices
     assert page.count("A star marks what is too small to tell.") == 2
 
 
+def test_what_could_not_be_judged_speaks_neither_for_nor_against_a_champion(tmp_path: Path) -> None:
+    thin = replace(evaluation(pool()), rows_by_task={Task.OCR: 200, Task.INSTR: 1})
+    assert "instr: not judged by retrieval" in told(thin, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (mark,) = re.findall(r"<li([^>]*)>instr: not judged", page)
+    (reason,) = re.findall(r"<li([^>]*)>mrr@10 0.6000: gain", page)
+    assert (mark, reason) == (' class="open"', "")
+    assert "li.open::marker { color: var(--muted)" in page
+
+
 def test_tables_are_whole_where_the_report_is_printed(tmp_path: Path) -> None:
     told(evaluation(pool()), tmp_path)
     (printed,) = re.findall(r"@media print \{(.*)\}", (tmp_path / "report.html").read_text(encoding="utf-8"))
