@@ -33,7 +33,7 @@ def print_summary(outcome: FactoryOutcome, workspace: Workspace, console: Consol
     for warning in outcome.warnings:
         if "check learned" in warning:
             continue  # said above, in the verdict
-        console.print(f"[yellow]warning:[/] {escape(printable(warning))}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(printable(warning))}", highlight=False, soft_wrap=True)
     console.print(times_table(outcome))
     registered = outcome.stage("registered_model").metadata
     console.print(
@@ -99,7 +99,8 @@ def print_examples(workspace: Workspace, console: Console) -> None:
         shown = f" with {len(item.images)} picture(s)" if item.images else ""
         console.print()
         console.print(hits_table(hits, f"search: {short(queries[row])!r}{shown}"))
-        console.print(f"[dim]the pair's own target:[/] {escape(short(targets[row]))}", highlight=False)
+        target = escape(short(targets[row]))
+        console.print(f"[dim]the pair's own target:[/] {target}", highlight=False, soft_wrap=True)
 
 
 def example_rows(tasks: Sequence[str]) -> list[int]:
