@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.metadata import bar_chart, plot, reused, table
-from assets.registry import Version, champion, model_folder, version_of_run
+from assets.registry import (
+    DECISION_TAG,
+    Version,
+    champion,
+    model_folder,
+    numbered_version,
+    version_of_run,
+)
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.contract import CHAMPION
 from vipolyqwen_core.corpus.tables import read_json
 from vipolyqwen_core.evaluation import EVALUATION_FILE, REPORT_FILE
 from vipolyqwen_core.serving.model_directory import model_digest
@@ -39,17 +47,26 @@ def evaluation_report(
     digest = model_digest(run.output / "model")
     registered, rival = version_of_run(client, run.run_name, digest), champion(client)
     crowned = rival is not None and rival.is_of(run.run_name, digest)
-    if crowned:
-        rival = None  # no rival of itself
     folder = place.evaluations / run.run_name
+    settled = crowned or registered is not None
+    if settled:  # held against the champion of then: nobody is a rival of himself
+        rival = champion_of_then(client, folder) or (None if crowned else rival)
     basis = evaluation_basis(run, rival)
-    evaluation = stored_evaluation(folder, basis, settled=crowned or registered is not None)
+    evaluation = stored_evaluation(folder, basis, settled)
     stands = evaluation is not None
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
 
         beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
-        evaluation = evaluate(run, run.output / "model", beside, folder, basis["apart"])
+        evaluation = evaluate(
+            run,
+            run.output / "model",
+            beside,
+            folder,
+            basis["apart"],
+            rival=CHAMPION if rival is None else f"{CHAMPION} (version {rival.number})",
+            decided=None if registered is None else decision_of(registered),
+        )
         mlflow.log_evaluation(training.mlflow_run_id, evaluation.metrics(), run.recipe.evaluation, folder)
         write_basis(folder, basis)
     return dg.MaterializeResult(
@@ -63,6 +80,24 @@ def evaluation_report(
             "MLflow run": mlflow.run_link(training.mlflow_run_id),
         },
     )
+
+
+def champion_of_then(client: Any, folder: Path) -> Version | None:
+    """The champion that the evaluation in a folder was held against; None: there was none, or it is gone."""
+    file = folder / BASIS_FILE
+    basis: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if basis.get("champion") is None:
+        return None
+    try:
+        version = numbered_version(client, basis["champion"])
+    except ValueError:  # deleted since
+        return None
+    return version if version.model_digest == basis.get("champion_model") else None  # of another registry
+
+
+def decision_of(version: Version) -> str:
+    """What was decided about a version, for a person."""
+    return f"Version {version.number}: {version.tags[DECISION_TAG]}"
 
 
 def is_of_other_split(rival: Version, run: TrainingRun) -> bool:
@@ -159,11 +194,11 @@ def file_digest(path: Path) -> str:
 
 def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     """Metrics by pool beside the other systems, the verdict, and a plot of the means."""
-    from vipolyqwen_core.evaluation.results import CHANCE, LABELS, TRAINED, UNTRAINED
+    from vipolyqwen_core.evaluation.results import CHANCE, TRAINED, UNTRAINED
 
-    metric = evaluation.primary_metric
+    metric, labels = evaluation.primary_metric, evaluation.labels
     similarity = [
-        (result.language, result.num_pairs, LABELS[system], scores.get("spearman"), scores.get("pearson"))
+        (result.language, result.num_pairs, labels[system], scores.get("spearman"), scores.get("pearson"))
         for result in evaluation.similarities
         for system, scores in result.scores.items()
     ]
@@ -171,7 +206,7 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     verdict += [("**against**", failure) for failure in evaluation.verdict.failures]
     trained, untrained = evaluation.primary[TRAINED], evaluation.primary[UNTRAINED]
     champion = evaluation.gain_over_champion
-    gain = {} if champion is None else {"gain over the champion": str(champion)}
+    gain = {"gain over the champion": str(champion), "held against": evaluation.rival} if champion else {}
     across = [
         (
             pool.name + ("" if pool.is_large else " *"),
@@ -180,14 +215,14 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
         )
         for pool in evaluation.cross_lingual
     ]
-    means = {LABELS[system]: value for system, value in evaluation.primary.items()}
+    means = {labels[system]: value for system, value in evaluation.primary.items()}
     found: dict[str, Any] = {
         "summary": f"{metric} {trained:.3f}, untrained {untrained:.3f}",
         "learned": evaluation.verdict.learned,
         "verdict": table(["", "sentence"], verdict),
         metric: trained,
         **gain,
-        f"{metric} by pool, accuracy of choices": pool_table(evaluation.pools),
+        f"{metric} by pool, accuracy of choices": pool_table(evaluation.pools, labels),
         "scored pairs": table(["language", "pairs", "system", "Spearman", "Pearson"], similarity),
         "systems": plot(bar_chart(means, f"mean {metric} by system"), f"mean {metric} by system"),
     }
@@ -200,10 +235,14 @@ def evaluation_metadata(evaluation: "Evaluation") -> dict[str, Any]:
     return found | {"dagster/row_count": evaluation.num_rows, "seconds": round(evaluation.seconds, 2)}
 
 
-def pool_table(pools: "Sequence[PoolResult]") -> dg.MetadataValue[str]:
-    """Each pool under every system, by the metric that judges it."""
+def pool_table(pools: "Sequence[PoolResult]", labels: Mapping[str, str]) -> dg.MetadataValue[str]:
+    """Each pool under every system, by the metric that judges it.
+
+    Args:
+        labels: names of the systems
+    """
     from vipolyqwen_core.evaluation.metrics import judging_metric
-    from vipolyqwen_core.evaluation.results import CHANCE, LABELS, SYSTEMS, TRAINED
+    from vipolyqwen_core.evaluation.results import CHANCE, SYSTEMS, TRAINED
 
     shown = [system for system in SYSTEMS if any(system in pool.scores for pool in pools)]
     header = [
@@ -211,7 +250,7 @@ def pool_table(pools: "Sequence[PoolResult]") -> dg.MetadataValue[str]:
         "pairs",
         "targets",
         "in the mean",
-        *(LABELS[system] for system in shown),
+        *(labels[system] for system in shown),
         "gain over untrained",
         "recall@1",
         "chance@1",

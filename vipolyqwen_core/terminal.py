@@ -60,7 +60,7 @@ def evaluation_tables(evaluation: "Evaluation") -> Group:
         (results.CHAMPION, evaluation.gain_over_champion),
     ):
         if gain is not None:
-            parts.append(Text(f"gain over {results.LABELS[rival]}: {gain}"))
+            parts.append(Text(f"gain over {evaluation.labels[rival]}: {gain}"))
     if evaluation.similarities:
         parts.append(_similarities(evaluation))
     return Group(*parts)
@@ -73,14 +73,12 @@ def _narrow_table(title: str, space: int = 2) -> Table:
 
 def _similarities(evaluation: "Evaluation") -> Table:
     """Scored pairs: how well the cosine follows the score."""
-    from vipolyqwen_core.evaluation.results import LABELS
-
     scored = _narrow_table("scored pairs: Spearman")
     scored.add_column("language")
     scored.add_column("pairs", justify="right")
     systems = list(evaluation.similarities[0].scores)
     for system in systems:
-        scored.add_column(LABELS[system], justify="right")
+        scored.add_column(evaluation.labels[system], justify="right")
     for result in evaluation.similarities:
         scores = (result.scores.get(system, {}).get("spearman", math.nan) for system in systems)
         scored.add_row(result.language, f"{result.num_pairs:,}", *(_number(score) for score in scores))

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from assets.evaluation_report import (
+    champion_of_then,
     evaluation_basis,
     evaluation_metadata,
     evaluation_report,
@@ -153,7 +154,7 @@ def test_that_the_champion_is_of_another_split_reopens_the_judgement_only_before
     assert stored_evaluation(folder, basis(3), settled=False) is None
 
 
-def test_the_asset_asks_for_the_champion_and_its_split_until_the_run_is_champion_itself(
+def test_the_asset_asks_for_the_champion_and_its_split_and_that_of_then_once_the_run_is_champion_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = TrainingRun(
@@ -166,12 +167,18 @@ def test_the_asset_asks_for_the_champion_and_its_split_until_the_run_is_champion
     )
     (tmp_path / "result.json").write_text("{}")
     folder = Workspace(tmp_path).evaluations / RUN
-    asked: list[tuple[Path | None, bool]] = []
+    asked: list[tuple[Path | None, bool, str, str | None]] = []
 
     def judge(
-        _run: TrainingRun, _model: Path, champion: Path | None, folder: Path, apart: bool
+        _run: TrainingRun,
+        _model: Path,
+        champion: Path | None,
+        folder: Path,
+        apart: bool,
+        rival: str,
+        decided: str | None,
     ) -> Evaluation:
-        asked.append((champion, apart))
+        asked.append((champion, apart, rival, decided))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.html").touch()
         evaluation().write(folder)
@@ -186,7 +193,9 @@ def test_the_asset_asks_for_the_champion_and_its_split_until_the_run_is_champion
             mlflow=MlflowResource(home=str(tmp_path)),
         )
 
+    third = Version(3, (), {"vipolyqwen.split": "b"})
     for name, found in {
+        "assets.evaluation_report.numbered_version": third,
         "assets.evaluation_report.finished_run": (run, SimpleNamespace(mlflow_run_id="m")),
         "assets.evaluation_report.model_digest": "d",
         "assets.evaluation_report.version_of_run": None,
@@ -199,13 +208,35 @@ def test_the_asset_asks_for_the_champion_and_its_split_until_the_run_is_champion
         monkeypatch.setattr(name, lambda *_, found=found: found)
     monkeypatch.setattr("vipolyqwen_core.evaluation.evaluate.evaluate", judge)
     materialize(Version(3, ("champion",), {"vipolyqwen.split": "b"}))
-    assert asked == [(tmp_path / "v3", True)]
+    assert asked == [(tmp_path / "v3", True, "champion (version 3)", None)]
     own = Version(4, ("champion",), {"vipolyqwen.run": RUN, "vipolyqwen.model_digest": "d"})
     materialize(own)  # killed before its last tag
     assert len(asked) == 1
+    monkeypatch.setattr("vipolyqwen_core.evaluation.results.VERSION", "another")
+    settled = replace(own, tags={**own.tags, "vipolyqwen.decision": "better"})
+    monkeypatch.setattr("assets.evaluation_report.version_of_run", lambda *_: settled)
+    materialize(own)
+    assert asked[1:] == [(tmp_path / "v3", True, "champion (version 3)", "Version 4: better")]
     (folder / "basis.json").unlink()
     materialize(own)
-    assert asked[1:] == [(None, False)]
+    assert asked[2:] == [(None, False, "champion", "Version 4: better")]
+
+
+def test_the_champion_of_then_is_one_that_the_registry_still_has(tmp_path: Path) -> None:
+    versions = {3: SimpleNamespace(version="3", aliases=[], tags={"vipolyqwen.model_digest": "model-3"})}
+    client = SimpleNamespace(
+        search_model_versions=lambda _: list(versions.values()),
+        get_model_version=lambda _, number: versions[int(number)],
+    )
+    evaluation().write(tmp_path)
+    assert champion_of_then(client, tmp_path) is None
+    for held, found in ((basis(3), 3), (basis(None), None), ({**basis(3), "champion_model": "other"}, None)):
+        write_basis(tmp_path, held)
+        then = champion_of_then(client, tmp_path)
+        assert (then.number if then else None) == found
+    write_basis(tmp_path, basis(3))
+    versions.clear()
+    assert champion_of_then(client, tmp_path) is None
 
 
 def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:
@@ -255,9 +286,11 @@ def test_a_version_is_of_a_run_by_its_name_and_its_weights() -> None:
 
 
 def test_a_gain_over_the_champion_and_shorter_vectors_are_shown() -> None:
-    full = replace(evaluation(), matryoshka={256: 0.4}, gain_over_champion=Interval(0.02, -0.01, 0.05))
+    gain = Interval(0.02, -0.01, 0.05)
+    full = replace(evaluation(), matryoshka={256: 0.4}, gain_over_champion=gain, rival="champion (version 3)")
     shown = evaluation_metadata(full)
     assert shown["gain over the champion"] == "+0.020 [-0.010, +0.050]"
+    assert shown["held against"] == "champion (version 3)"
     assert "256 | 0.4" in shown["shorter vectors"].value
     assert not {"gain over the champion", "shorter vectors"} & set(evaluation_metadata(evaluation()))
 

@@ -15,6 +15,7 @@ from vipolyqwen_core.evaluation.bootstrap import MIN_COMPONENTS, Interval, boots
 from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors, swap_partners
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.metrics import PRIMARY, correlation, judging_metric
+from vipolyqwen_core.evaluation.promotion import decide
 from vipolyqwen_core.evaluation.report import write_report
 from vipolyqwen_core.evaluation.results import Evaluation, PoolResult, SimilarityResult
 from vipolyqwen_core.evaluation.retrieval import (
@@ -40,6 +41,7 @@ def evaluate(
     champion_is_apart: bool = False,
     rival: str = results.CHAMPION,
     decides: bool = True,
+    decided: str | None = None,
 ) -> Evaluation:
     """Scores of a model on the evaluation pairs of its run; writes `evaluation.json` and `report.html`.
 
@@ -48,8 +50,9 @@ def evaluate(
 
     Args:
         champion_is_apart: whether the champion is of another split
-        rival: what the report calls the champion
+        rival: what the champion is called
         decides: whether the registry decides by it; else the report tells of no promotion
+        decided: what the registry decided before; the report tells this, not what would be decided now
     Raises:
         ValueError: the training set holds no evaluation pair that can be ranked, or was built anew meanwhile
     """
@@ -76,6 +79,7 @@ def evaluate(
         model=str(model.resolve()),
         champion=None if champion is None else str(champion.resolve()),
         champion_is_apart=champion_is_apart,
+        rival=rival,
         data_version=version or "unknown",
         num_rows=table.num_rows,
         rows_by_task=_rows_by_task(pairs.rows),
@@ -92,7 +96,8 @@ def evaluate(
         seconds=time.monotonic() - started,
     )
     evaluation.write(output)
-    write_report(evaluation, judged, run, pairs, vectors, embedder, output / REPORT_FILE, rival, decides)
+    decision = decide(evaluation, run.recipe.registry) if decides and decided is None else None
+    write_report(evaluation, judged, run, pairs, vectors, embedder, output / REPORT_FILE, decision, decided)
     logger.info("evaluated %d pairs in %.0f s: %s", table.num_rows, evaluation.seconds, output)
     return evaluation
 

@@ -78,7 +78,7 @@ def decide(evaluation: Evaluation, settings: RegistrySettings) -> Decision:
     if gain is None:
         gain, rival, needed = evaluation.gain_over_untrained, "the untrained model", 0.0
     else:
-        rival, needed = "the champion", settings.min_gain
+        rival, needed = f"the {evaluation.rival}", settings.min_gain
         falls += _falls_of_tasks(tasks, settings.max_task_loss)
         falls += _falls_of_small_pools(tasks, settings.max_task_loss)
         falls += _falls_of_similarities(evaluation, settings.max_similarity_loss)

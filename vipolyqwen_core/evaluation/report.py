@@ -13,7 +13,7 @@ from vipolyqwen_core.evaluation.encoding import EvaluationPairs, RowVectors
 from vipolyqwen_core.evaluation.gallery import build_gallery
 from vipolyqwen_core.evaluation.html_page import write_page
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
-from vipolyqwen_core.evaluation.promotion import decide
+from vipolyqwen_core.evaluation.promotion import Decision
 from vipolyqwen_core.evaluation.results import Evaluation
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.training.tracking import METRICS_FILE, read_metrics
@@ -31,14 +31,14 @@ def write_report(
     vectors: Mapping[str, RowVectors],
     embedder: ViPolyQwenEmbedder,
     path: Path,
-    rival: str,
-    decides: bool,
+    decision: Decision | None,
+    decided: str | None = None,
 ) -> None:
     """Write the report of an evaluation.
 
     Args:
-        rival: what the champion is called
-        decides: whether to tell what the registry will do
+        decision: what the registry will do; None: the report tells of no promotion
+        decided: what it did before
     """
     settings = run.recipe.evaluation
     trained = vectors[results.TRAINED]
@@ -49,10 +49,8 @@ def write_report(
         for each in judged
         if each.pool.name in counted
     }
-    systems, labels = (
-        {name: text.replace(results.CHAMPION, rival) for name, text in texts.items()}
-        for texts in (results.SYSTEMS, results.LABELS)
-    )
+    rival, labels = evaluation.rival, evaluation.labels
+    systems = {name: text.replace(results.CHAMPION, rival) for name, text in results.SYSTEMS.items()}
     write_page(
         path,
         Path(__file__).parent / TEMPLATE,
@@ -60,7 +58,8 @@ def write_report(
         run=run,
         settings=settings,
         min_components=MIN_COMPONENTS,
-        decision=decide(evaluation, run.recipe.registry) if decides else None,
+        decision=decision,
+        decided=decided,
         systems={name: text for name, text in systems.items() if _has(evaluation, name)},
         labels=labels,
         rival=rival,

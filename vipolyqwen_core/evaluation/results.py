@@ -143,6 +143,13 @@ class Evaluation:
     seconds: float
     champion_is_apart: bool = False
     """Whether the champion was trained under another split: perhaps on these pairs."""
+    rival: str = CHAMPION
+    """What the champion is called: `champion (version 3)`."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names of the systems in tables and plots, the champion's by what it is called."""
+        return {name: label.replace(CHAMPION, self.rival) for name, label in LABELS.items()}
 
     def counted(self) -> tuple[PoolResult, ...]:
         """Pools that make the primary metric."""

@@ -11,13 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.sparse import csr_array
 
-from tests.core.small_evaluation import evaluation, pool
+from tests.core.small_evaluation import GAIN, evaluation, pool
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.evaluation import plots
 from vipolyqwen_core.evaluation.encoding import RowVectors
 from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.plots import loss_curves
+from vipolyqwen_core.evaluation.promotion import decide
 from vipolyqwen_core.evaluation.report import MAX_PAIRS, similarities, write_report
 from vipolyqwen_core.evaluation.results import TRAINED, Evaluation
 from vipolyqwen_core.evaluation.retrieval import Pool
@@ -59,12 +60,13 @@ def test_right_pairs_by_a_key_of_many_rows_are_drawn() -> None:
     assert len(right) == MAX_PAIRS
 
 
-def told(found: Evaluation, folder: Path) -> str:
+def told(found: Evaluation, folder: Path, decided: str | None = None) -> str:
     """The text of the report of an evaluation, without its pairs."""
     run = TrainingRun(recipe=demo(), backbone=folder, training_set=folder, output=folder)
     page, nothing = folder / "report.html", {TRAINED: RowVectors(np.zeros((0, 1)), np.zeros((0, 1)))}
     unused: Any = None
-    write_report(found, [], run, unused, nothing, unused, page, "champion", decides=True)
+    decision = None if decided else decide(found, run.recipe.registry)
+    write_report(found, [], run, unused, nothing, unused, page, decision, decided)
     shown = page.read_text(encoding="utf-8").partition("<body>")[2]
     return " ".join(re.sub("<[^>]*>", " ", shown).split())
 
@@ -121,6 +123,26 @@ def test_what_could_not_be_judged_speaks_neither_for_nor_against_a_champion(tmp_
     (reason,) = re.findall(r"<li([^>]*)>mrr@10 0.6000: gain", page)
     assert (mark, reason) == (' class="open"', "")
     assert "li.open::marker { color: var(--muted)" in page
+
+
+def test_what_was_decided_before_is_told_in_place_of_what_would_be_now(tmp_path: Path) -> None:
+    page = told(evaluation(pool()), tmp_path, decided="Version 4: better then")
+    assert "Promotion Decided before, and not anew by this evaluation. Version 4: better then" in page
+    assert "what the registry will call it" not in page
+    assert "gain over the untrained model" not in page
+
+
+def test_the_champion_has_its_number_everywhere(tmp_path: Path) -> None:
+    beside = replace(pool(champion=0.5), gain_over_champion=GAIN)
+    page = told(replace(evaluation(beside, over_champion=GAIN), rival="champion (version 3)"), tmp_path)
+    for words in (
+        "over the {}, [",
+        "{} BM25",
+        "{} the {} at that time",
+        "gain over the {} +0.2000",
+        "over the {} ocr",
+    ):
+        assert words.replace("{}", "champion (version 3)") in page
 
 
 def test_tables_are_whole_where_the_report_is_printed(tmp_path: Path) -> None:
