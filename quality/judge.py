@@ -20,7 +20,7 @@ pandas_execution_engine.HASH_THRESHOLD = 0  # frames below 1 GB are fingerprinte
 SITE = "data_docs"
 PAGE = "index.html"
 """The first page of a folder of Data Docs."""
-PLAIN_LIST = """<ul id="plain-list">{links}</ul>
+PLAIN_LIST = """<div id="plain-list"><p>{site}</p><ul>{links}</ul></div>
 <script>document.getElementById("plain-list").hidden = Boolean(window.jQuery)</script>
 """
 SHOWN = ("check", "suite", "expectation", "column", "severity", "success", "observed")
@@ -66,7 +66,12 @@ def judge(
         _escape_texts(context)
         with written_aside(docs) as aside:
             _write_docs(context, aside)
-            _list_without_internet(aside)
+            failed = {line["suite"] for line in lines if not line["success"]}
+            words = {
+                each.name: f": table {each.table}" + (", failed" if each.name in failed else "")
+                for each in suites
+            }
+            _list_without_internet(aside, "/".join(docs.parts[-2:]), words)
     return lines
 
 
@@ -147,15 +152,23 @@ def _write_docs(context: Any, folder: Path) -> None:
     context.build_data_docs(site_names=[SITE])
 
 
-def _list_without_internet(folder: Path) -> None:
-    """Let the first page name the others where jQuery, which makes its table, could not be loaded."""
+def _list_without_internet(folder: Path, site: str, words: Mapping[str, str]) -> None:
+    """Let the first page name the others where jQuery, which makes its table, could not be loaded.
+
+    Args:
+        site: what the pages are about
+        words: what there is to say of each suite
+    """
     pages = [page.relative_to(folder) for page in sorted(folder.glob("validations/**/*.html"))]
-    links = "".join(
-        f'<li><a href="{quote(page.as_posix())}">{escape(_suite_of(page))}</a></li>' for page in pages
-    )
+    links = ""
+    for page in pages:
+        suite = _suite_of(page)  # not quite its name where that has two dots beside each other
+        links += f'<li><a href="{quote(page.as_posix())}">{escape(suite)}</a>{words.get(suite, "")}</li>'
     index = folder / PAGE
     body, _, rest = index.read_text(encoding="utf-8").rpartition("</body>")
-    index.write_text(f"{body}{PLAIN_LIST.format(links=links)}</body>{rest}", encoding="utf-8")
+    index.write_text(
+        f"{body}{PLAIN_LIST.format(site=escape(site), links=links)}</body>{rest}", encoding="utf-8"
+    )
 
 
 def _suite_of(page: Path) -> str:

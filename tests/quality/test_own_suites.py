@@ -131,7 +131,9 @@ def test_they_are_judged_with_the_others_and_a_critical_one_blocks(
     ]
     assert summary.details["accepted"]
     page = Path(summary.details["data_docs"]).read_text(encoding="utf-8")
-    link = re.search(r'<a href="([^"#<]*)">ends\.v1 #&lt;1&gt;</a></li>', page)
+    assert "<p>corpus/validated</p>" in page
+    link = re.search(r'<a href="([^"#<]*)">ends\.v1 #&lt;1&gt;</a>: table pairs, failed</li>', page)
+    assert re.search(r">stages</a>: table facts</li>", page)
     assert (Path(summary.details["data_docs"]).parent / unquote(link[1])).is_file()
 
     # Under the name of its file a suite reports, whatever its own name is.
