@@ -8,6 +8,7 @@ import dagster as dg
 
 from orchestration.pools import wait_for_pool
 from orchestration.run_process import process_tags
+from orchestration.settings_tags import settings_tags
 
 if TYPE_CHECKING:  # dagster exports none of them
     from dagster._core.execution.context.system import PlanOrchestrationContext
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # dagster exports none of them
 
 
 class SignedExecutor(dg.Executor):
-    """Dagster's in-process executor, around which a run carries the tags of its process.
+    """Dagster's in-process executor, around which a run carries the tags of its process and its settings.
 
     Runs of the UI and of the daemon are executed by it. A run that starts in a terminal is not, and is signed
     by the command.
@@ -35,7 +36,8 @@ class SignedExecutor(dg.Executor):
     ) -> Iterator[dg.DagsterEvent]:
         """Execute the plan."""
         instance, run_id = plan_context.instance, plan_context.run_id
-        instance.add_run_tags(run_id, process_tags(run_id))
+        run, job = plan_context.plan_data.dagster_run, plan_context.job.get_definition()
+        instance.add_run_tags(run_id, {**settings_tags(job, run.run_config), **process_tags(run_id)})
         steps = cast("Generator[dg.DagsterEvent]", self.steps.execute(plan_context, execution_plan))
         with closing(steps):  # whoever stops the waiting also leaves the queue of the pool
             for event in steps:

@@ -24,6 +24,7 @@ from orchestration.patience import PatientHandler
 from orchestration.progress import FactoryProgress, ProgressHandler, StepNews, logger_of
 from orchestration.rollback import rollback
 from orchestration.run_process import close_interrupted_runs, process_tags
+from orchestration.settings_tags import settings_tags
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.recipes import load_recipe
@@ -151,14 +152,15 @@ def execute(
 ) -> dg.ExecuteInProcessResult:
     """Execute a job in this process, which signs the run; whoever typed the command repeats it."""
     run_id, heeded = str(uuid4()), signal.getsignal(signal.SIGTERM)
+    config = {"loggers": {name: {} for name in loggers}, "ops": ops or {}}
     try:
         return job.execute_in_process(
             instance=instance,
             partition_key=source,
             raise_on_error=False,
-            run_config={"loggers": {name: {} for name in loggers}, "ops": ops or {}},
+            run_config=config,
             run_id=run_id,
-            tags={**process_tags(run_id), "dagster/max_retries": "0"},
+            tags={**settings_tags(job, config), **process_tags(run_id), "dagster/max_retries": "0"},
         )
     finally:
         # Dagster leaves it as SIGINT is, which a shell's background job ignores: `kill` would do nothing

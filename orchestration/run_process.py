@@ -9,7 +9,10 @@ import psutil
 
 from assets.training_set import HOST_TAG
 
-PROCESS_TAG = "vipolyqwen/process"
+PROCESS_TAG = ".dagster/vipolyqwen_process"
+"""Dagster's pages do not show tags that begin so."""
+EARLIER_PROCESS_TAG = "vipolyqwen/process"
+"""Its name at runs of earlier code."""
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -62,7 +65,7 @@ def close_interrupted_runs(instance: dg.DagsterInstance) -> list[str]:
 
 def process_is_gone(run: dg.DagsterRun) -> bool:
     """Whether a run was executed on this machine by a process that is no more."""
-    mark = run.tags.get(PROCESS_TAG, "").split(":")
+    mark = (run.tags.get(PROCESS_TAG) or run.tags.get(EARLIER_PROCESS_TAG, "")).split(":")
     if run.tags.get(HOST_TAG) != socket.gethostname() or len(mark) != 4 or mark[3] != run.run_id:
         return False
     pid, seconds, boot, _ = mark

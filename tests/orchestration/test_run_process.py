@@ -10,6 +10,7 @@ from uuid import uuid4
 import dagster as dg
 import psutil
 import pytest
+from dagster._core.storage.tags import TagType, get_tag_type
 
 from assets.training_set import HOST_TAG
 from orchestration.instance import open_instance
@@ -136,6 +137,21 @@ def test_a_clock_that_is_set_makes_no_other_process_of_it(
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: sound(self) + 3600)
     with open_instance(workspace) as instance:
         assert not process_is_gone(create(instance, ONE, tags))
+
+
+def test_the_list_of_runs_shows_no_process(workspace: Workspace) -> None:
+    shown = [name for name in process_tags(ONE) if get_tag_type(name) != TagType.HIDDEN]
+    assert shown == [HOST_TAG]
+
+
+def test_the_process_of_a_run_of_earlier_code_is_known(workspace: Workspace) -> None:
+    with open_instance(workspace) as instance:
+        for run_id, tags, is_gone in ((ONE, gone(ONE), True), (OTHER, process_tags(OTHER), False)):
+            tags["vipolyqwen/process"] = tags.pop(PROCESS_TAG)
+            assert process_is_gone(create(instance, run_id, tags)) == is_gone
+        repeated = {**gone(ONE), **process_tags(again := str(uuid4()))}
+        repeated["vipolyqwen/process"] = gone(ONE)[PROCESS_TAG]
+        assert not process_is_gone(create(instance, again, repeated))
 
 
 def create(
