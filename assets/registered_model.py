@@ -1,6 +1,7 @@
 """registered_model: a version in the registry, champion where it is better, challenger where it is not."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,11 @@ from assets.resources import (
 from assets.trained_model import finished_run
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import REGISTERED_MODEL
+from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.training.identity import refuse_other_data
+from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings SciPy along
     from vipolyqwen_core.evaluation.promotion import Decision
@@ -86,12 +89,13 @@ def registered_model(
         tags = {
             **origin_tags(run, client.get_run(training.mlflow_run_id).data.tags),
             "vipolyqwen.dagster_run_id": context.run_id,
-            "vipolyqwen.checks": checks_outcome(context.instance),
+            "vipolyqwen.checks": checks_outcome(context.instance, place),
             mlflow_name(f"vipolyqwen.{evaluation.primary_metric}"): f"{evaluation.primary['trained']:.4f}",
         }
         card = (kept / MODEL_CARD).read_text(encoding="utf-8")
-        client.update_model_version(REGISTERED_MODEL, str(number), description=described(card))
-        version = settle(client, number, tags, decide(evaluation, settings.registry), kept)
+        decision = decide(evaluation, settings.registry)
+        client.update_model_version(REGISTERED_MODEL, str(number), description=described(card, decision))
+        version = settle(client, number, tags, decision, kept)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(version.number)),
         metadata={
@@ -162,10 +166,10 @@ def settle(client: Any, number: int, tags: Mapping[str, str], decision: "Decisio
     return numbered_version(client, number)
 
 
-def described(card: str) -> str:
-    """A model card as the description of a version: without its front matter, as long as MLflow takes."""
+def described(card: str, decision: "Decision") -> str:
+    """The description of a version: what was decided, and its model card without front matter, cut."""
     _, _, text = card.removeprefix("---").partition("\n---\n") if card.startswith("---") else ("", "", card)
-    text = text.strip()
+    text = f"Registered as {decision.alias}: {'; '.join(decision.sentences)}\n\n{text.strip()}"
     return text if len(text) <= MAX_DESCRIPTION_CHARS else text[: MAX_DESCRIPTION_CHARS - 1] + "…"
 
 
@@ -187,10 +191,11 @@ def origin_tags(run: TrainingRun, of_training: Mapping[str, str]) -> dict[str, s
     }
 
 
-def checks_outcome(instance: dg.DagsterInstance) -> str:
+def checks_outcome(instance: dg.DagsterInstance, place: Workspace) -> str:
     """How many of the checks up to here passed at their last evaluation, and which did not.
 
-    A later run that waits in the queue has planned its own, which are none yet.
+    A later run that waits in the queue has planned its own, which are none yet. Checks of a source may be of
+    a version that was judged since: of those that the training set holds, their own summaries tell.
     """
     passed, failed = 0, []
     keys = [
@@ -204,6 +209,20 @@ def checks_outcome(instance: dg.DagsterInstance) -> str:
         if evaluation is not None and evaluation.passed:
             passed += 1
         elif evaluation is not None:
-            place = f"{key.asset_key.to_user_string()}.{key.name}"
-            failed.append(f"{place} ({evaluation.severity.value}): {evaluation.description}")
-    return f"{passed} passed" + (f"; failed: {'; '.join(failed)}" if failed else "")
+            check = f"{key.asset_key.to_user_string()}.{key.name}"
+            failed.append(f"{check} ({evaluation.severity.value}): {evaluation.description}")
+    return "; ".join(
+        [f"{passed} passed", *([f"failed: {'; '.join(failed)}"] if failed else []), *_unmet(place)]
+    )
+
+
+def _unmet(place: Workspace) -> Iterator[str]:
+    """Which suites the sources of the training set did not meet whole: nothing critical, or it held none."""
+    from quality.data_report import failed_expectations
+
+    summary = read_stage(place.training_set)
+    lines = [] if summary is None else failed_expectations(place, summary)
+    counts = Counter(f"{line['source']}.{line['suite']}" for line in lines)
+    if counts:
+        words = ", ".join(f"{suite} {number}" for suite, number in sorted(counts.items()))
+        yield f"expectations that sources did not meet: {words}"

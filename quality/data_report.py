@@ -128,7 +128,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
         mark=mark,
         funnel=[*stages, _total(stages)] if len(stages) > 1 else stages,
         rejects=_rejects(ledger),
-        expectations=_failed_expectations(workspace, summary),
+        expectations=failed_expectations(workspace, summary),
         languages=[name for name in LANGUAGES if any(row["language"] == name for row in counts)],
         by_task=_pivot(counts, ["task"], [task.value for task in Task]),
         by_source=_pivot(counts, ["source", "task"], sources),
@@ -198,7 +198,7 @@ def _rejects(ledger: pl.LazyFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _failed_expectations(workspace: Workspace, summary: StageSummary) -> list[dict[str, Any]]:
+def failed_expectations(workspace: Workspace, summary: StageSummary) -> list[dict[str, Any]]:
     """What the versions that were accepted did not meet; nothing critical, or they had not been."""
     failed = []
     for name, (*_, validated) in held_stages(workspace, summary).items():

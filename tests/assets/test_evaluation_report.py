@@ -26,6 +26,7 @@ from tests.core.small_evaluation import evaluation as of_pools
 from tests.core.small_evaluation import pool
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.evaluation.bootstrap import Interval
+from vipolyqwen_core.evaluation.promotion import Decision
 from vipolyqwen_core.evaluation.results import (
     BM25,
     PLAIN,
@@ -307,7 +308,10 @@ def test_the_page_begins_with_what_was_found_and_calls_systems_by_their_labels()
     assert "| no prefix | 0.5 |" in shown["scored pairs"].value
 
 
-def test_a_version_is_described_by_its_card_without_front_matter() -> None:
-    assert described("---\ntags: [a]\n---\n\n# Model\n\n---\nmore\n") == "# Model\n\n---\nmore"
-    assert described("# Model") == "# Model"
-    assert len(described("x" * 9000)) == MAX_DESCRIPTION_CHARS
+def test_a_version_is_described_by_its_decision_and_its_card_without_front_matter() -> None:
+    decision = Decision("challenger", ("too little gain",), ("few pairs",))
+    head = "Registered as challenger: too little gain; few pairs\n\n"
+    card = "---\ntags: [a]\n---\n\n# Model\n\n---\nmore\n"
+    assert described(card, decision) == f"{head}# Model\n\n---\nmore"
+    assert described("# Model", decision) == f"{head}# Model"
+    assert len(described("x" * 9000, decision)) == MAX_DESCRIPTION_CHARS

@@ -1,5 +1,6 @@
 """What a registered version carries."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,9 @@ from vipolyqwen_core.workspace import Workspace
 
 def test_the_outcome_of_checks_is_that_of_those_that_were_made(tmp_path: Path) -> None:
     model = build_definitions(Workspace(tmp_path), None, "demo").resolve_job_def("model")
+    place = Workspace(tmp_path)
     with dg.DagsterInstance.ephemeral() as instance:
-        assert checks_outcome(instance) == "0 passed"
+        assert checks_outcome(instance, place) == "0 passed"
         for asset, name, passed in (
             ("training_set", "no_leak", True),
             ("training_set", "both_splits", False),
@@ -32,9 +34,28 @@ def test_the_outcome_of_checks_is_that_of_those_that_were_made(tmp_path: Path) -
             )
             instance.report_runless_asset_event(evaluation)
         outcome = "1 passed; failed: training_set.both_splits (ERROR): so it is"
-        assert checks_outcome(instance) == outcome
+        assert checks_outcome(instance, place) == outcome
         instance.create_run_for_job(model)  # it waits in the queue
-        assert checks_outcome(instance) == outcome
+        assert checks_outcome(instance, place) == outcome
+
+
+def test_the_outcome_of_checks_names_what_the_sources_of_the_training_set_did_not_meet(
+    tmp_path: Path,
+) -> None:
+    place = Workspace(tmp_path)
+    summary = StageSummary("s", "", "v", pairs_in=1, pairs_out=1, rejected={}, details={})
+    sources = {"notes": {"version": "v1"}, "demo": {"version": "v2"}}
+    replace(summary, details={"sources": sources}).write(place.training_set)
+    lines = [
+        {"suite": suite, "success": success}
+        for suite, success in (("stages", True), ("balance", False), ("stages", False), ("stages", False))
+    ]
+    replace(summary, details={"expectations": lines}).write(place.validated("notes") / "v1")
+    replace(summary, details={"expectations": lines[:1]}).write(place.validated("demo") / "v2")
+    replace(summary, details={"expectations": lines}).write(place.validated("demo") / "v3")  # accepted since
+    with dg.DagsterInstance.ephemeral() as instance:
+        outcome = checks_outcome(instance, place)
+    assert outcome == "0 passed; expectations that sources did not meet: notes.balance 1, notes.stages 2"
 
 
 @pytest.mark.parametrize(
