@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from inspect import getdoc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -22,10 +22,8 @@ from assets.trained_model import finished_run
 from quality.built_in_suites import BUILT_IN
 from vipolyqwen_core.config import Recipe, TrainingRun
 from vipolyqwen_core.serving.model_directory import model_digest
+from vipolyqwen_core.training.result import METRICS_FILE, MODEL_FOLDER, TrainingResult
 from vipolyqwen_core.workspace import Workspace
-
-if TYPE_CHECKING:  # brings PyTorch along
-    from vipolyqwen_core.training.result import TrainingResult
 
 SourceQuestion = Callable[[Workspace, str], Finding]
 
@@ -149,7 +147,7 @@ def trained_model_loss_fell(asked: Asked) -> Finding:
     """The loss is lower at the end than at the start."""
     from vipolyqwen_core.training.tracking import read_metrics
 
-    return findings.loss_fell(read_metrics(asked.run()[0].output / "metrics.jsonl"))
+    return findings.loss_fell(read_metrics(asked.run()[0].output / METRICS_FILE))
 
 
 def evaluation_learned(asked: Asked) -> Finding:
@@ -167,7 +165,7 @@ def evaluation_learned(asked: Asked) -> Finding:
 def registered_model_encodes(asked: Asked) -> Finding:
     """The registered directory loads on its own and encodes a text and a picture."""
     run, _ = asked.run()
-    digest = model_digest(run.output / "model")
+    digest = model_digest(run.output / MODEL_FOLDER)
     version = version_of_run(asked.mlflow.connect(), run.run_name, digest)
     if version is None:
         return Finding(passed=False, sentence="the run has no registered version")

@@ -24,6 +24,7 @@ from vipolyqwen_core.contract import CHAMPION
 from vipolyqwen_core.corpus.tables import read_json
 from vipolyqwen_core.evaluation import EVALUATION_FILE, REPORT_FILE
 from vipolyqwen_core.serving.model_directory import model_digest
+from vipolyqwen_core.training.result import MODEL_FOLDER, RESULT_FILE
 from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # brings SciPy along
@@ -44,7 +45,7 @@ def evaluation_report(
     place = workspace.open()
     run, training = finished_run(place, manifest.load(), recipe.load())
     client = mlflow.connect()
-    digest = model_digest(run.output / "model")
+    digest = model_digest(run.output / MODEL_FOLDER)
     registered, rival = version_of_run(client, run.run_name, digest), champion(client)
     crowned = rival is not None and rival.is_of(run.run_name, digest)
     folder = place.evaluations / run.run_name
@@ -60,7 +61,7 @@ def evaluation_report(
         beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
         evaluation = evaluate(
             run,
-            run.output / "model",
+            run.output / MODEL_FOLDER,
             beside,
             folder,
             basis["apart"],
@@ -111,7 +112,7 @@ def evaluation_basis(run: TrainingRun, rival: Version | None) -> dict[str, Any]:
 
     return {
         "version": VERSION,
-        "result": file_digest(run.output / "result.json"),
+        "result": file_digest(run.output / RESULT_FILE),
         "settings": json.loads(to_json(run.recipe.evaluation)),
         "registry": json.loads(to_json(run.recipe.registry)),
         "positive_score": run.recipe.objective.positive_score,

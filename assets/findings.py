@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quality.accepted import judged_folder
 from vipolyqwen_core.config import Recipe
-from vipolyqwen_core.contract import Side, Split
+from vipolyqwen_core.contract import MINED_TABLE, Side, Split
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
 from vipolyqwen_core.workspace import Workspace
 
@@ -313,7 +313,7 @@ def negatives_are_wrong(place: Workspace, recipe: Recipe) -> Finding:
         pl.int_range(pl.len()).alias("row"), "task", "query_hash", "target_hash", "positive_hash"
     )
     mined = (
-        pl.scan_ipc(place.hard_negatives / "mined.arrow")
+        pl.scan_ipc(place.hard_negatives / MINED_TABLE)
         .select(pl.int_range(pl.len()).alias("row"), pl.col("negatives").alias("negative"))
         .explode("negative")
         .drop_nulls("negative")

@@ -10,7 +10,7 @@ from assets.metadata import column_schema, reused, table
 from assets.registry import champion, model_folder, version_with_alias
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.config import ExportSettings
-from vipolyqwen_core.contract import CHALLENGER, MINED
+from vipolyqwen_core.contract import CHALLENGER, MINED, MINED_TABLE
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def examples(place: Workspace) -> dg.MetadataValue[str]:
 
     from vipolyqwen_core.training.rows import TrainingRows
 
-    nearest = pl.scan_ipc(place.hard_negatives / "mined.arrow").select(
+    nearest = pl.scan_ipc(place.hard_negatives / MINED_TABLE).select(
         pl.int_range(pl.len()).alias("row"),
         pl.col("negatives").list.first().alias("negative"),
         pl.col("similarities").list.first().alias("similarity"),

@@ -38,6 +38,7 @@ from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.mlflow_name import mlflow_name
 from vipolyqwen_core.serving.model_directory import model_digest
 from vipolyqwen_core.training.identity import refuse_other_data
+from vipolyqwen_core.training.result import MODEL_FOLDER
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # brings SciPy along
@@ -71,7 +72,7 @@ def registered_model(
     place, settings, corpora = workspace.open(), recipe.load(), manifest.load()
     run, training = finished_run(place, corpora, settings)
     client = mlflow.connect()
-    digest = model_digest(run.output / "model")
+    digest = model_digest(run.output / MODEL_FOLDER)
     version = version_of_run(client, run.run_name, digest)
     stands = version is not None
     if version is None:
@@ -85,7 +86,7 @@ def registered_model(
             number = register(training.mlflow_run_id, run, digest, evaluation, licenses)
         else:
             number = half.number
-        kept = keep_model(place, run.output / "model", number)
+        kept = keep_model(place, run.output / MODEL_FOLDER, number)
         tags = {
             **origin_tags(run, client.get_run(training.mlflow_run_id).data.tags),
             "vipolyqwen.dagster_run_id": context.run_id,
@@ -129,14 +130,14 @@ def register(
 
     card = ModelFacts.of(run, licenses)
     refuse_other_data(run)
-    write_model_card(run.output / "model", card, evaluation)
+    write_model_card(run.output / MODEL_FOLDER, card, evaluation)
     facts = {
         "run": run.run_name,
         "data_version": run.tags["data_version"],
         evaluation.primary_metric: evaluation.primary["trained"],
     }
     info = log_registered_model(
-        run.output / "model",
+        run.output / MODEL_FOLDER,
         metadata_=facts,
         run_id=run_id,
         tags={RUN_TAG: run.run_name, MODEL_TAG: digest},

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterPipesExecutionError  # dagster exports it nowhere
@@ -20,10 +20,8 @@ from assets.resources import (
 from vipolyqwen_core.config import Recipe, TrainingRun
 from vipolyqwen_core.corpus.manifest import Manifest
 from vipolyqwen_core.training.identity import data_version, identified_run, refuse_built_anew
+from vipolyqwen_core.training.result import METRICS_FILE, MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.workspace import Workspace
-
-if TYPE_CHECKING:  # brings PyTorch along
-    from vipolyqwen_core.training.result import TrainingResult
 
 
 @dg.asset(deps=["training_set", "hard_negatives"], kinds={"pytorch"}, pool="gpu")
@@ -37,7 +35,6 @@ def trained_model(
 ) -> dg.MaterializeResult[None]:
     """Weights: `accelerate launch` in a subprocess; a finished run is reused, an interrupted one resumes."""
     from vipolyqwen_core.training.launch import launch_command
-    from vipolyqwen_core.training.result import read_result
     from vipolyqwen_core.training.tracking import read_metrics
 
     place, settings, sources = workspace.open(), recipe.load(), manifest.load()
@@ -60,10 +57,10 @@ def trained_model(
     return dg.MaterializeResult(
         data_version=dg.DataVersion(run.run_name),
         metadata={
-            **training_metadata(result, read_metrics(run.output / "metrics.jsonl")),
+            **training_metadata(result, read_metrics(run.output / METRICS_FILE)),
             "reused": reused(stands),
             "folder": dg.MetadataValue.path(str(run.output)),
-            "model": dg.MetadataValue.path(str(run.output / "model")),
+            "model": dg.MetadataValue.path(str(run.output / MODEL_FOLDER)),
             "MLflow run": mlflow.run_link(result.mlflow_run_id),
         },
     )
@@ -94,7 +91,6 @@ def finished_run(
     Raises:
         dagster.Failure: it has not finished
     """
-    from vipolyqwen_core.training.result import read_result
 
     run = training_run(place, sources, settings)
     result = read_result(run.output)

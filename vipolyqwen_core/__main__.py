@@ -60,10 +60,8 @@ class Commands(TyperGroup):
             if ctx.params.get(DEBUG) or not _is_absent(error):
                 raise
             extra = EXTRAS.get(ctx.invoked_subcommand, "pipeline")
-            _complain(
-                rf"{one_sentence(error)}, which the extra `{extra}` brings: pip install '.\[{extra}]' in the "
-                "checkout"
-            )
+            brings = rf"which the extra `{extra}` brings: pip install '.\[{extra}]' in the checkout"
+            _complain(f"{one_sentence(error)}, {brings}")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             complaints.print("Interrupted.")
@@ -308,10 +306,11 @@ def evaluate(
     The factory's own evaluation of the run, which decides about promotion, is not touched.
     """
     from vipolyqwen_core.evaluation import REPORT_FILE
+    from vipolyqwen_core.training.result import MODEL_FOLDER
     from vipolyqwen_core.training.run_file import RUN_FILE, read_run
 
     settings = read_run(run / RUN_FILE)
-    for model in (run / "model", champion):
+    for model in (run / MODEL_FOLDER, champion):
         if model is not None and not (model / "config.json").is_file():  # said before minutes of encoding
             raise ValueError(f"{model} is no model directory: it has no config.json")
     out = out or current_workspace().evaluations / f"{settings.run_name}-alone"
@@ -320,7 +319,7 @@ def evaluate(
     from vipolyqwen_core.evaluation.evaluate import evaluate as judge
     from vipolyqwen_core.terminal import evaluation_tables, print_verdict
 
-    evaluation = judge(settings, run / "model", champion, out, decides=False)
+    evaluation = judge(settings, run / MODEL_FOLDER, champion, out, decides=False)
     output.print(evaluation_tables(evaluation))
     print_verdict(evaluation, output)
     output.print(f"Report: {out / REPORT_FILE}", soft_wrap=True, markup=False)

@@ -204,6 +204,9 @@ EXPORT: Final = (
 )
 """One row a side: `embeddings.parquet` and the LanceDB table `embeddings`."""
 
+MINED_TABLE: Final = "mined.arrow"
+"""File of `hard_negatives/`, MINED."""
+
 MODEL_FILES: Final = {
     "config.json": "ViPolyQwenConfig: backbone, pooling, dimension, prefixes, prompt template, pixel budget",
     "model.safetensors": "all weights (an index beside it where they are sharded); safetensors only",

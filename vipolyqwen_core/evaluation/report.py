@@ -16,7 +16,8 @@ from vipolyqwen_core.evaluation.judged_pool import JudgedPool
 from vipolyqwen_core.evaluation.promotion import Decision
 from vipolyqwen_core.evaluation.results import Evaluation
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
-from vipolyqwen_core.training.tracking import METRICS_FILE, read_metrics
+from vipolyqwen_core.training.result import METRICS_FILE
+from vipolyqwen_core.training.tracking import read_metrics
 
 TEMPLATE = "report.html.jinja"
 MAX_PAIRS = 20_000

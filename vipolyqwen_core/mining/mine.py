@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 
 from vipolyqwen_core.config import MiningSettings, Recipe
-from vipolyqwen_core.contract import MINED
+from vipolyqwen_core.contract import MINED, MINED_TABLE
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage, unchanged_stage
 from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest_below, similarities
@@ -35,7 +35,7 @@ from vipolyqwen_core.mining.vectors import DistinctVectors, read_vectors
 from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.serving.current_export import CURRENT_FILE, CurrentExport, read_current
 from vipolyqwen_core.serving.export import export
-from vipolyqwen_core.training.hard_negatives import MINED_TABLE, SIZES
+from vipolyqwen_core.training.hard_negatives import SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint, refuse_built_anew
 from vipolyqwen_core.training.plan import splitmix
 from vipolyqwen_core.workspace import Workspace

@@ -31,6 +31,7 @@ MOST_PROGRAMS: Final = 64
 """Programs that a compiled part may have: with gradients and without, for one row, for some and for many, for
 rows that are views or none. torch allows 8 by itself, and a run would end at the first chunk that needs a
 ninth."""
+
 Positions: TypeAlias = tuple[Tensor, Tensor]
 """Cosine and sine of the rotary positions: [1, T, d] in the language model, [P, d] in the vision tower."""
 

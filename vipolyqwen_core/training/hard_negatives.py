@@ -8,13 +8,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from vipolyqwen_core.contract import MINED
+from vipolyqwen_core.contract import MINED, MINED_TABLE
 from vipolyqwen_core.corpus.hashing import side_hash
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.training.rows import TrainingRows
 
-MINED_TABLE: Final = "mined.arrow"
 """Of the folder of mined hard negatives; row i describes row i of `train.arrow`."""
 SIZES: Final = ("tokens", "patches", "images")
 assert {"negatives", *SIZES} <= {column.name for column in MINED}

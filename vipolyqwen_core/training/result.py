@@ -1,4 +1,4 @@
-"""What a finished training leaves for the next stage: `result.json` beside the model."""
+"""What a finished training leaves for the next stage, by name: `result.json` beside the model."""
 
 import json
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from vipolyqwen_core.written_aside import written_aside
 
 RESULT_FILE = "result.json"
 MODEL_FOLDER = "model"
+METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 

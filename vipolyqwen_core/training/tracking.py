@@ -23,12 +23,12 @@ from vipolyqwen_core.mlflow_database import make_mlflow_database
 from vipolyqwen_core.objectives.routing import TermSums
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
 from vipolyqwen_core.training.ranks import is_first
+from vipolyqwen_core.training.result import METRICS_FILE
 from vipolyqwen_core.workspace import current_workspace, is_served
 from vipolyqwen_core.written_aside import written_aside
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 SECONDS_BETWEEN_REPORTS = 15.0
 """To a log that is no terminal, and to Dagster."""
 

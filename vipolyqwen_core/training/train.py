@@ -34,12 +34,12 @@ from vipolyqwen_core.training.loading import ChunkLoader, LoadedChunk, load_chun
 from vipolyqwen_core.training.meter import Meter
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
 from vipolyqwen_core.training.ranks import is_first, largest, of_first, on_any, sums, together
-from vipolyqwen_core.training.result import MODEL_FOLDER, TrainingResult, read_result
+from vipolyqwen_core.training.result import METRICS_FILE, MODEL_FOLDER, TrainingResult, read_result
 from vipolyqwen_core.training.run_file import write_run
 from vipolyqwen_core.training.schedule import chunk_requests, planned_steps, step_digest
 from vipolyqwen_core.training.setup import Training, prepare, resume
 from vipolyqwen_core.training.stopping import StoppedEarly, StopSignal
-from vipolyqwen_core.training.tracking import METRICS_FILE, Tracking, loss_metrics, read_metrics, tracking
+from vipolyqwen_core.training.tracking import Tracking, loss_metrics, read_metrics, tracking
 
 logger = logging.getLogger(__name__)
 

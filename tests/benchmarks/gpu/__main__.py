@@ -12,6 +12,7 @@ waiting for data. Beside it stand the original way (every side padded to 8,192 t
 sentence-transformers with its cached loss. A setting that does not fit says OOM, a part that fails leaves its
 traceback, and the others go on; what no time is left for says so. Figures go to FOLDER/gpu.json and
 FOLDER/gpu.md.
+
 It needs torch, transformers, accelerate, pyarrow, pydantic, pillow and psutil. Without Lance, an Arrow file
 takes its place; without FlashAttention, torch's own kernel. The peer needs sentence-transformers 6.2. What a
 machine without network lacks travels as wheels in a folder: `pip install --no-index --no-deps --target SITE
