@@ -3,10 +3,10 @@
 import dagster as dg
 
 from assets.metadata import column_schema, reused, table
-from assets.registry import Version, champion, model_folder, version_with_alias
+from assets.registry import Version, model_folder, version_in_use
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.config import ExportSettings
-from vipolyqwen_core.contract import CHALLENGER, EXPORT
+from vipolyqwen_core.contract import EXPORT
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -14,12 +14,9 @@ from vipolyqwen_core.workspace import Workspace
 def embedding_export(
     workspace: WorkspaceResource, recipe: RecipeResource, mlflow: MlflowResource
 ) -> dg.MaterializeResult[None]:
-    """Vectors of both sides of every pair under the champion; only what is new is encoded.
-
-    Before there is any champion the challenger stands in: nothing was in use that it could make worse.
-    """
+    """Vectors of both sides of every pair under the version in use; only what is new is encoded."""
     client = mlflow.connect()
-    version = champion(client) or version_with_alias(client, CHALLENGER)
+    version = version_in_use(client)
     if version is None:
         raise dg.Failure(
             "neither champion nor challenger is registered: materialise registered_model first, or, where "

@@ -7,10 +7,10 @@ import dagster as dg
 
 from assets.embedding_export import export_under
 from assets.metadata import column_schema, reused, table
-from assets.registry import champion, model_folder, version_with_alias
+from assets.registry import model_folder, version_in_use
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.config import ExportSettings
-from vipolyqwen_core.contract import CHALLENGER, MINED, MINED_TABLE
+from vipolyqwen_core.contract import MINED, MINED_TABLE
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def export_anew(place: Workspace, settings: ExportSettings, mlflow: MlflowResour
     from vipolyqwen_core.mining.mine import is_lost, refuse_lost_table
 
     client = mlflow.connect()
-    version = champion(client) or version_with_alias(client, CHALLENGER)
+    version = version_in_use(client)
     if version is not None:
         export_under(version, place, settings)
     elif is_lost(place):  # `models/v1` alone may be of a first registration that was killed

@@ -87,6 +87,15 @@ def champion(client: Any) -> Version | None:
     return now
 
 
+def version_in_use(client: Any) -> Version | None:
+    """The champion; before there is any, the challenger: nothing was in use that it could make worse.
+
+    Raises:
+        dg.Failure: as `champion`
+    """
+    return champion(client) or version_with_alias(client, CHALLENGER)
+
+
 def numbered_version(client: Any, number: int) -> Version:
     """The version of that number.
 

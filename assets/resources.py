@@ -170,7 +170,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
             follow_move(place.mlflow_database, EXPERIMENT, place.mlflow_artifacts)
 
     def refuse_silence(self) -> None:
-        """Nothing, where the store is no server, or one that answers: anything, and at once.
+        """Refuse a server that does not answer, whatever it answers, at once.
 
         Raises:
             ValueError: it does not answer
@@ -216,7 +216,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
         client.log_artifacts(run_id, str(folder), place)
 
     def refuse_unknown_run(self, run_id: str, folder: Path) -> None:
-        """Nothing, where the store has the MLflow run of a training run.
+        """Refuse a training run whose MLflow run the store does not have.
 
         Raises:
             dagster.Failure: it was trained under another store, or the run was deleted
@@ -249,7 +249,7 @@ class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
 
 
 def refuse_homeless() -> None:
-    """Nothing, where this user has a home folder, which MLflow asks for when it is imported.
+    """Refuse a user without a home folder, which MLflow asks for when it is imported.
 
     Raises:
         ValueError: HOME is not set, and the system does not know the user, as in a container

@@ -77,7 +77,7 @@ def training_set(
 def refuse_beside_readers(
     instance: dg.DagsterInstance, run_id: str, patience_seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Nothing, where no other run is between two steps that read the training set.
+    """Refuse to go on while another run is between two steps that read the training set; wait for it a while.
 
     Raises:
         dagster.Failure: one is, and a training set under its feet would make another run of it; names it

@@ -191,7 +191,7 @@ def alone(workspace: Workspace, source: str | None) -> Iterator[None]:
 
 
 def refuse_while_in_use(instance: dg.DagsterInstance, source: str | None = None) -> None:
-    """Nothing, where no run under way needs the training set, nor writes the tables of the source.
+    """Refuse to begin while a run under way needs the training set, or writes the tables of the source.
 
     Raises:
         FactoryError: one does; names it
@@ -205,7 +205,7 @@ def refuse_while_in_use(instance: dg.DagsterInstance, source: str | None = None)
 
 
 def refuse_failure(result: dg.ExecuteInProcessResult, source: str | None) -> None:
-    """Nothing, where a run went well.
+    """Raise what a run failed with; nothing where it went well.
 
     Raises:
         KeyboardInterrupt: a person stopped it; Dagster reports that as the failure of a step

@@ -91,8 +91,8 @@ def test_a_table_that_is_gone_is_exported_under_the_model_in_use(
     shutil.rmtree(workspace.home / lost)
     tags = {"vipolyqwen.model_digest": model_digest(model)}
     version = Version(7, (alias,), tags)
-    monkeypatch.setattr("assets.hard_negatives.champion", lambda _: version if alias == CHAMPION else None)
-    monkeypatch.setattr("assets.hard_negatives.version_with_alias", lambda *_: version)
+    monkeypatch.setattr("assets.registry.champion", lambda _: version if alias == CHAMPION else None)
+    monkeypatch.setattr("assets.registry.version_with_alias", lambda *_: version)
     shown = materialize(workspace, replace(demo(), mining=MiningSettings(negatives_per_pair=1)))
     assert "by model version 7" in shown["summary"].value
 
@@ -114,7 +114,7 @@ def test_a_table_of_nothing_gives_way_once_a_version_is_registered(
     assert mine(workspace, recipe).details["teacher"] == ""
     model = shutil.copytree(tiny_model_dir, workspace.models / "v7")
     tags = {"vipolyqwen.model_digest": model_digest(model)}
-    monkeypatch.setattr("assets.hard_negatives.champion", lambda _: Version(7, ("champion",), tags))
+    monkeypatch.setattr("assets.hard_negatives.version_in_use", lambda _: Version(7, ("champion",), tags))
     assert "by model version 7" in materialize(workspace, recipe)["summary"].value
 
 
