@@ -170,7 +170,8 @@ class Source:
                 allowed = ", ".join(sorted(COLUMNS_OF_FORMAT[self.format])) or "no columns"
                 raise ValueError(f"columns.{key}: format {self.format.value} maps {allowed}")
             if self.columns[key] is None and key not in OPTIONAL_COLUMNS:
-                raise ValueError(f"columns.{key}: no row can do without it, so that it cannot be null")
+                nullable = ", ".join(sorted(OPTIONAL_COLUMNS))
+                raise ValueError(f"columns.{key}: only {nullable} may be null")
         if self.format is Format.STS_TABLE and not self.header:
             self._distinct_places()
         for language in self.languages:
@@ -184,6 +185,11 @@ class Source:
     def mapped(self) -> dict[str, str | int]:
         """Those of `columns` that name a field."""
         return {name: key for name, key in self.columns.items() if key is not None}
+
+    @property
+    def taken(self) -> frozenset[str | int]:
+        """Fields that are part of a pair by `columns`, and stand for no other part by their usual names."""
+        return frozenset(key for name, key in self.mapped.items() if name not in ("group_id", "positive_key"))
 
     def _distinct_places(self) -> None:
         """Refuse a column that would be read twice: `columns` may name the one and not the other.

@@ -105,7 +105,7 @@ SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.
             SOURCE + ", header: false, columns: {query: 2, score: 2}}",
             ["query and score are both column 2"],
         ),
-        (SOURCE + ", columns: {query: null}}", ["columns.query", "no row can do without it"]),
+        (SOURCE + ", columns: {query: null}}", ["columns.query", "only group_id, history", "may be null"]),
         (SOURCE + ", query_text: Which}", ["source 'a'", "query_text", "sts_table has questions of its own"]),
         (SOURCE + ", languages: [VI]}", ["source 'a'", "languages: 'VI' is no code as vi"]),
         (SOURCE + ", languages: [zh-CN]}", ["source 'a'", "languages: 'zh-CN' is no code"]),

@@ -6,7 +6,13 @@ from typing import Any
 from vipolyqwen_core.contract import Turn
 from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.dialogue import dialogue_pairs
-from vipolyqwen_core.corpus.readers.fields import entries_of, images_of, keys_of, refuse_other_media
+from vipolyqwen_core.corpus.readers.fields import (
+    entries_of,
+    images_of,
+    is_nothing,
+    keys_of,
+    refuse_other_media,
+)
 from vipolyqwen_core.corpus.readers.records import RawPair, RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, optional_text, required, text_of
 
@@ -31,7 +37,8 @@ def alpaca_pairs(fields: Mapping[Key, Any], source: Source, dialogue_turns: str)
     target = text_of(required(fields, outputs), "the output")
     query = f"{instruction}\n{added}" if added and added.strip() else instruction
     turns = [*_earlier(fields, source), Turn("user", query), Turn("assistant", target)]
-    images = images_of(optional(fields, keys_of(source, "images", "image")))
+    given = entries_of(optional(fields, keys_of(source, "images", "image")))
+    images = images_of([entry for entry in given if not is_nothing(entry)])
     return dialogue_pairs(source.task, turns, images, fields, source, dialogue_turns)
 
 

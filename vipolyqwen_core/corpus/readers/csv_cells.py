@@ -8,7 +8,9 @@ from vipolyqwen_core.corpus.readers.files import Line, too_long
 from vipolyqwen_core.corpus.readers.records import RecordError
 
 MANY_LINES = 200
-"""Lists of so many lines, each with as many commas as a row, are no texts."""
+"""Lists of so many lines, of which nearly each has as many commas as a row, are no texts."""
+MOST_LINES = 10_000
+"""A quote that stays open for more lines is taken for a plain character: they are in memory meanwhile."""
 MAX_CELL_CHARS = 32 * 1024 * 1024
 """A record with quoted cells may be as long as an element of JSON; the csv module stops at 128 KiB a cell."""
 
@@ -42,7 +44,7 @@ def cells_of(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[
         def feed(taken: list[Line] = taken) -> Iterator[str]:
             yield taken[0].text + "\n"
             num_chars = len(taken[0].text)
-            while (following := pull()) is not None:
+            while len(taken) < MOST_LINES and (following := pull()) is not None:
                 taken.append(following)
                 num_chars += len(following.text)
                 if following.is_cut or num_chars > MAX_CELL_CHARS:
@@ -64,21 +66,20 @@ def cells_of(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[
 def _holds_rows(cells: list[str], taken: list[Line], delimiter: str, width: int | None) -> bool:
     """Whether rows would be gone in the cells of a record of several lines.
 
-    Each line has the cells of a row then. That of a text may have them, too, but for those between tabs.
+    Nearly each line has the cells of a row then. Lines of a text may have them, too, but for those of tabs.
     """
     width = width or taken[0].text.count(delimiter) + 1
     if len(taken) == 1 or (delimiter != "\t" and len(cells) <= width and len(taken) <= MANY_LINES):
         return False
-    return all(line.text.count(delimiter) == width - 1 for line in taken)
+    are_rows = [line.text.count(delimiter) == width - 1 for line in taken]
+    return 10 * sum(are_rows) >= 9 * len(are_rows)
 
 
 def _loose_cells(text: str, delimiter: str) -> list[str] | RecordError:
     """Cells of one line by itself. Spark and MySQL write a quote within a quoted cell as `\\"`."""
     if '\\"' in text:
         try:
-            return next(
-                csv.reader([text], delimiter=delimiter, escapechar="\\", doublequote=False, strict=True)
-            )
+            return next(csv.reader([text.replace('\\"', '""')], delimiter=delimiter, strict=True))
         except csv.Error:
             pass  # a backslash and a quote that stand for themselves
     if delimiter == "\t":

@@ -14,7 +14,8 @@ from vipolyqwen_core.corpus.text import compose
 
 TOLD_DELIMITER = re.compile(r'"?sep=(.)"?,*', re.IGNORECASE)
 """A first line that Excel takes for what stands between the cells, and for no row."""
-QUOTED = re.compile(r'"[^"]*"')
+QUOTED = re.compile(r'"[^"]*(?:"|$)')
+"""What stands in quotes, over several lines too, or to the end."""
 NUM_TRIED = 20
 """So many lines tell the delimiter."""
 MAX_CELLS = 16_384
@@ -81,8 +82,8 @@ def _delimiter(suffix: str, lines: list[str]) -> str:
     """
     if suffix in (".tsv", ".tab"):
         return "\t"
-    bare = [QUOTED.sub("", line) for line in lines]
-    first = next(iter(bare), "")
+    bare = QUOTED.sub("", "\n".join(lines)).split("\n")
+    first = bare[0]
     marks = [mark for mark in ("\t,;|" if suffix == ".txt" else ",;\t|") if mark in first]
     return max(
         marks, key=lambda mark: sum(line.count(mark) == first.count(mark) for line in bare), default=","

@@ -25,12 +25,12 @@ BASE64 = re.compile(
 def keys_of(source: Source, name: str, *aliases: str) -> tuple[Key, ...]:
     """Where to look for our field `name`: where the manifest says, else under its usual names.
 
-    One that the manifest gives to another field is none of these.
+    One that the manifest gives to another part of the pair is none of these.
     """
     if name in source.columns:
         key = source.columns[name]
         return () if key is None else (key,)
-    return tuple(usual for usual in (name, *aliases) if usual not in source.columns.values())
+    return tuple(usual for usual in (name, *aliases) if usual not in source.taken)
 
 
 def images_of(value: Any) -> tuple[RawImage, ...]:

@@ -28,7 +28,7 @@ def parallel_files(source: Source) -> dict[str, SourceFile]:
                 f"source {source.name!r}: {path} names {len(found)} files; parallel lines need one"
             )
         ordered.append(names.get(found[0].location, found[0]))  # one file may stand for two sides
-    if not source.columns:
+    if not source.mapped:
         if len(ordered) not in (2, 3):
             raise ValueError(f"source {source.name!r}: parallel lines need 2 or 3 paths, not {len(ordered)}")
         return dict(zip(SIDES, ordered, strict=False))

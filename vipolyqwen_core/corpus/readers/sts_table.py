@@ -22,7 +22,7 @@ def column_keys(source: Source, name: str) -> tuple[Key, ...]:
     """Where a column may stand."""
     if name not in source.columns and not source.header:
         place = STS_PLACES[name]
-        return () if place in source.columns.values() else (place,)
+        return () if place in source.taken else (place,)
     return keys_of(source, name, *ALIASES[name])
 
 

@@ -1,5 +1,6 @@
 """CSV and TSV files: headers, quotes, and lines that are too short or too long."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from tests.core.corpus.readers.reading import read, rules
 from vipolyqwen_core.contract import Task
-from vipolyqwen_core.corpus.manifest import Format
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers import read_source
 
 KEYS: dict[str, Any] = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
 
@@ -54,10 +56,21 @@ def test_a_blank_line_is_no_record_and_a_carriage_return_costs_its_line(tmp_path
 
 
 def test_a_quote_that_closes_far_below_is_a_stray_one(tmp_path: Path) -> None:
-    content = 'query,target,score\n"open,d,0\n' + "e,f,1\n" * 300 + 'g,h",0\n'
+    content = 'query,target,score\n"open,d,0\n' + "e,f,1\n" * 300 + "e\n\n" + 'g,h",0\n'
     records = read(tmp_path, "a.csv", content, **KEYS)
-    assert [record.line for record in records] == list(range(2, 304))
-    assert rules(records) == ["missing_field", *[None] * 301]
+    assert [record.line for record in records] == [*range(2, 304), 305]
+    assert rules(records) == ["missing_field", *[None] * 300, "missing_field", None]
+
+
+def test_a_quote_that_never_closes_holds_few_lines(tmp_path: Path) -> None:
+    content = 'query,target\n"open,d\n' + "\n" * 500_000 + "e,f\n"
+    (tmp_path / "a.csv").write_text(content)
+    tracemalloc.start()
+    records = list(read_source(Source(name="s", paths=(str(tmp_path / "a.csv"),), **KEYS)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [record.line for record in records] == [2, 500_003]
+    assert peak < 20_000_000
 
 
 @pytest.mark.parametrize("start", ["query,target,score\n", ""])
@@ -99,11 +112,20 @@ def test_a_quoted_cell_may_have_many_lines(tmp_path: Path) -> None:
 
 
 def test_a_stray_quote_takes_no_rows_of_a_tsv_along(tmp_path: Path) -> None:
-    rows = ['"Hôm nay\tToday', "Mai\tTomorrow", 'hết"\tend', 'c\t"d', 'e\tf"', '"x"\t"y\nz"', "a\tb"]
+    rows = [
+        '"Hôm nay\tToday',
+        *["Mai\tTomorrow"] * 20,
+        "Mai",
+        'hết"\tend',
+        'c\t"d',
+        'e\tf"',
+        '"x"\t"y\nz"',
+        "a\tb",
+    ]
     for start in ("query\ttarget\n", ""):
         records = read(tmp_path, "a.tsv", start + "\n".join(rows), header=bool(start), **KEYS)
         assert [(pair.query, pair.target) for record in records for pair in record.pairs] == [
-            ('"Hôm nay', "Today"), ("Mai", "Tomorrow"), ('hết"', "end"), ("c", '"d'), ("e", 'f"'),
+            ('"Hôm nay', "Today"), *[("Mai", "Tomorrow")] * 20, ('hết"', "end"), ("c", '"d'), ("e", 'f"'),
             ("x", "y\nz"), ("a", "b"),
         ]  # fmt: skip
 
@@ -115,6 +137,7 @@ def test_a_stray_quote_takes_no_rows_of_a_tsv_along(tmp_path: Path) -> None:
         ("Xin chào, bạn\tHello friend\t1\na\tb\t0\nc, d\te\t0\n", False),
         ("query;target;score\nXin chào, bạn;Hello friend;1\na;b;0\nc, d;e;0\n", True),
         ('query;target;score\n"Xin chào, bạn";"Hello friend";1\n"a";"b";0\n"c, d";"e";0\n', True),
+        ('"Xin chào, bạn",Hello friend,1,"x;\n;\n;"\n"a",b,0,"y;\n;\n;"\n"c, d",e,0,\n', False),
     ],
 )
 def test_the_mark_that_all_lines_have_as_often_is_the_delimiter(
@@ -127,9 +150,9 @@ def test_the_mark_that_all_lines_have_as_often_is_the_delimiter(
 
 
 def test_a_backslash_may_stand_before_a_quote_in_a_cell(tmp_path: Path) -> None:
-    content = 'query,target\n"Anh nói \\"đi, thôi\\"",b\n"C:\\",d\n5\\",e\n'
+    content = 'query,target\n"Anh nói \\"đi, thôi\\" \\alpha",b\n"C:\\",d\n5\\",e\n'
     records = read(tmp_path, "a.csv", content, **KEYS)
-    assert [record.pairs[0].query for record in records] == ['Anh nói "đi, thôi"', "C:\\", '5\\"']
+    assert [record.pairs[0].query for record in records] == ['Anh nói "đi, thôi" \\alpha', "C:\\", '5\\"']
 
 
 def test_quotes_in_a_tsv_may_be_plain_characters(tmp_path: Path) -> None:

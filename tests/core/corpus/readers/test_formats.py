@@ -88,6 +88,9 @@ class TestAlpaca:
         row = {"instruction": "q", "output": "t", "images": value}
         (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
         assert [(pair.query, pair.query_images) for pair in record.pairs] == [("q", ())]
+        row["images"] = ["1.png", *(value if isinstance(value, list) else [value])]
+        (record,) = read(tmp_path, "a.jsonl", jsonl(row), **self.KEYS)
+        assert [pair.query_images for pair in record.pairs] == [("1.png",)]
 
     @pytest.mark.parametrize(
         ("columns", "query", "target"),
@@ -95,6 +98,7 @@ class TestAlpaca:
             ({"instruction": "input"}, "a", "t"),
             ({"instruction": "q", "target": "input"}, "q", "a"),
             ({"instruction": "q", "input": None}, "q", "t"),
+            ({"instruction": "q", "group_id": "input"}, "q\na", "t"),
         ],
     )
     def test_a_field_has_one_part_in_a_pair(

@@ -108,6 +108,12 @@ def test_what_the_manifest_says_is_no_score_is_none(
     assert [(pair.query, pair.target, pair.score) for pair in record.pairs] == [("a", "b", None)]
 
 
+def test_a_column_that_is_a_key_too_stays_what_it_is(tmp_path: Path) -> None:
+    keys = {"header": False, "columns": {"positive_key": 2, "group_id": 0}}
+    (record,) = read(tmp_path, "a.tsv", "a\tb\t0.5\n", **keys, **KEYS)
+    assert [(pair.query, pair.score, pair.group_id) for pair in record.pairs] == [("a", 0.5, "a")]
+
+
 def test_several_targets_are_a_pair_each_but_for_one_score(tmp_path: Path) -> None:
     """As FlagEmbedding has them; its trainer fills up with blank negatives."""
     rows = jsonl(
