@@ -50,8 +50,8 @@ def evaluation_report(
     crowned = rival is not None and rival.is_of(run.run_name, digest)
     folder = place.evaluations / run.run_name
     settled = crowned or registered is not None
-    if settled:  # held against the champion of then: nobody is a rival of himself
-        rival = champion_of_then(client, folder) or (None if crowned else rival)
+    if settled:  # nobody is a rival of himself
+        rival = champion_of_then(client, folder, otherwise=None if crowned else rival)
     basis = evaluation_basis(run, rival)
     evaluation = stored_evaluation(folder, basis, settled)
     stands = evaluation is not None
@@ -83,17 +83,25 @@ def evaluation_report(
     )
 
 
-def champion_of_then(client: Any, folder: Path) -> Version | None:
-    """The champion that the evaluation in a folder was held against; None: there was none, or it is gone."""
+def champion_of_then(client: Any, folder: Path, otherwise: Version | None) -> Version | None:
+    """The champion that the evaluation in a folder was held against, None where there was none yet.
+
+    Args:
+        otherwise: stands in for one that is not known any more
+    """
     file = folder / BASIS_FILE
-    basis: dict[str, Any] = read_json(file) if file.is_file() else {}
-    if basis.get("champion") is None:
+    if not file.is_file():
+        return otherwise
+    basis: dict[str, Any] = read_json(file)
+    if basis["champion"] is None:
         return None
     try:
         version = numbered_version(client, basis["champion"])
     except ValueError:  # deleted since
-        return None
-    return version if version.model_digest == basis.get("champion_model") else None  # of another registry
+        return otherwise
+    return (
+        version if version.model_digest == basis.get("champion_model") else otherwise
+    )  # of another registry
 
 
 def decision_of(version: Version) -> str:

@@ -205,7 +205,7 @@ EXPORT: Final = (
 """One row a side: `embeddings.parquet` and the LanceDB table `embeddings`."""
 
 MINED_TABLE: Final = "mined.arrow"
-"""File of `hard_negatives/`, MINED."""
+"""File of `hard_negatives/`, MINED; row i describes row i of `train.arrow`."""
 
 MODEL_FILES: Final = {
     "config.json": "ViPolyQwenConfig: backbone, pooling, dimension, prefixes, prompt template, pixel budget",

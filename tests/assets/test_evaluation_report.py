@@ -229,15 +229,16 @@ def test_the_champion_of_then_is_one_that_the_registry_still_has(tmp_path: Path)
         search_model_versions=lambda _: list(versions.values()),
         get_model_version=lambda _, number: versions[int(number)],
     )
+    present = Version(7, ("champion",), {})
     evaluation().write(tmp_path)
-    assert champion_of_then(client, tmp_path) is None
-    for held, found in ((basis(3), 3), (basis(None), None), ({**basis(3), "champion_model": "other"}, None)):
+    assert champion_of_then(client, tmp_path, otherwise=present) is present
+    for held, found in ((basis(3), 3), (basis(None), None), ({**basis(3), "champion_model": "other"}, 7)):
         write_basis(tmp_path, held)
-        then = champion_of_then(client, tmp_path)
+        then = champion_of_then(client, tmp_path, otherwise=present)
         assert (then.number if then else None) == found
     write_basis(tmp_path, basis(3))
     versions.clear()
-    assert champion_of_then(client, tmp_path) is None
+    assert champion_of_then(client, tmp_path, otherwise=present) is present
 
 
 def test_an_evaluation_that_was_replaced_since_is_not_reused(folder: Path) -> None:

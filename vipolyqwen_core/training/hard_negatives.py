@@ -14,7 +14,6 @@ from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.objectives.pairs import NO_KEY
 from vipolyqwen_core.training.rows import TrainingRows
 
-"""Of the folder of mined hard negatives; row i describes row i of `train.arrow`."""
 SIZES: Final = ("tokens", "patches", "images")
 assert {"negatives", *SIZES} <= {column.name for column in MINED}
 

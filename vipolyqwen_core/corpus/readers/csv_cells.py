@@ -64,9 +64,10 @@ def cells_of(lines: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[
 
 
 def _holds_rows(cells: list[str], taken: list[Line], delimiter: str, width: int | None) -> bool:
-    """Whether rows would be gone in the cells of a record of several lines.
+    """Whether a record of several lines hides rows in its cells: nearly each line could be a row itself.
 
-    Nearly each line has the cells of a row then. Lines of a text may have them, too, but for those of tabs.
+    Lines of a text may have the commas of a row by chance, though hardly its tabs. So between other marks
+    only many lines, or a record of too many cells, are judged by that.
     """
     width = width or taken[0].text.count(delimiter) + 1
     if len(taken) == 1 or (delimiter != "\t" and len(cells) <= width and len(taken) <= MANY_LINES):
