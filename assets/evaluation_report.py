@@ -58,7 +58,13 @@ def evaluation_report(
     if evaluation is None:
         from vipolyqwen_core.evaluation.evaluate import evaluate
 
-        beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
+        try:
+            beside = None if rival is None else model_folder(place, rival.number, rival.model_digest)
+        except ValueError:
+            if not settled:
+                raise
+            rival = beside = None  # lost since; what was decided stands
+            basis = evaluation_basis(run, rival)
         evaluation = evaluate(
             run,
             run.output / MODEL_FOLDER,

@@ -14,12 +14,11 @@ from quality.accepted import judged_folder
 from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.contract import MINED_TABLE, Side, Split
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
+from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # heavy
     import polars as pl
-
-    from vipolyqwen_core.training.result import TrainingResult
 
 MAX_REFUSED_SHARE = 0.05
 """More steps without a finite gradient are no accident."""
@@ -342,7 +341,7 @@ def negatives_are_wrong(place: Workspace, recipe: Recipe) -> Finding:
     )
 
 
-def losses_are_finite(result: "TrainingResult") -> Finding:
+def losses_are_finite(result: TrainingResult) -> Finding:
     """The last loss is a number, and hardly a step was refused for its gradient."""
     loss = result.metrics.get("loss", math.nan)
     share = result.refused_steps / max(result.steps, 1)

@@ -83,15 +83,12 @@ def training_run(
     )
 
 
-def finished_run(
-    place: Workspace, sources: Manifest, settings: Recipe
-) -> "tuple[TrainingRun, TrainingResult]":
+def finished_run(place: Workspace, sources: Manifest, settings: Recipe) -> tuple[TrainingRun, TrainingResult]:
     """The run of a recipe and its result.
 
     Raises:
         dagster.Failure: it has not finished
     """
-
     run = training_run(place, sources, settings)
     result = read_result(run.output)
     if result is None:
@@ -128,7 +125,7 @@ def training_failure(run: TrainingRun) -> dg.Failure:
     )
 
 
-def training_metadata(result: "TrainingResult", lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def training_metadata(result: TrainingResult, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Losses by task, rates, and signs of collapse."""
     from vipolyqwen_core.evaluation.plots import loss_curves
 

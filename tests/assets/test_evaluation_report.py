@@ -218,9 +218,20 @@ def test_the_asset_asks_for_the_champion_and_its_split_and_that_of_then_once_the
     monkeypatch.setattr("assets.evaluation_report.version_of_run", lambda *_: settled)
     materialize(own)
     assert asked[1:] == [(tmp_path / "v3", True, "champion (version 3)", "Version 4: better")]
+    monkeypatch.setattr("vipolyqwen_core.evaluation.results.VERSION", "one more")
+    with monkeypatch.context() as patched:
+        patched.setattr("assets.evaluation_report.model_folder", lost)
+        materialize(own)
+        materialize(own)
+    assert asked[2:] == [(None, False, "champion", "Version 4: better")]
     (folder / "basis.json").unlink()
     materialize(own)
-    assert asked[2:] == [(None, False, "champion", "Version 4: better")]
+    assert asked[3:] == [(None, False, "champion", "Version 4: better")]
+
+
+def lost(*_: object) -> Path:
+    """A model directory that is nowhere any more."""
+    raise ValueError("the registry cannot give the files of version 3")
 
 
 def test_the_champion_of_then_is_one_that_the_registry_still_has(tmp_path: Path) -> None:

@@ -160,7 +160,9 @@ def mlflow_run(
         if run_id is None:
             tracker.store_init_configuration(parameters(run))
             run_id = str(tracker.tracker.info.run_id)
+        if not tracker.tracker.inputs.dataset_inputs:
             _log_data(run_id, data_inputs(run))
+        if not written:
             with written_aside(place) as aside:
                 aside.write_text(run_id, encoding="utf-8")
         metrics = MlflowMetrics(tracker, run_id, reached)
