@@ -340,10 +340,10 @@ def ends(pid: int) -> bool:
 
 WATCHER = """
 import os, signal, sys, time
-from vipolyqwen_core.training import parent
-parent.SECONDS_BETWEEN_LOOKS = parent.SECONDS_TO_SAVE = 0.05
+from vipolyqwen_core import process_ties
+process_ties.SECONDS_BETWEEN_LOOKS = process_ties.SECONDS_TO_SAVE = 0.05
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if the main thread hung in a collective
-parent.leave_with_parent()
+process_ties.leave_with_parent()
 print(os.getpid(), flush=True)
 time.sleep(600)
 """
