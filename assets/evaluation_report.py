@@ -105,9 +105,8 @@ def champion_of_then(client: Any, folder: Path, otherwise: Version | None) -> Ve
         version = numbered_version(client, basis["champion"])
     except ValueError:  # deleted since
         return otherwise
-    return (
-        version if version.model_digest == basis.get("champion_model") else otherwise
-    )  # of another registry
+    # the registry may be another one by now
+    return version if version.model_digest == basis.get("champion_model") else otherwise
 
 
 def decision_of(version: Version) -> str:

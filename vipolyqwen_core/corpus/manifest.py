@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,7 +187,7 @@ class Source:
         """Those of `columns` that name a field."""
         return {name: key for name, key in self.columns.items() if key is not None}
 
-    @property
+    @cached_property  # asked for at each field of each row
     def taken(self) -> frozenset[str | int]:
         """Fields that are part of a pair by `columns`, and stand for no other part by their usual names."""
         return frozenset(key for name, key in self.mapped.items() if name not in ("group_id", "positive_key"))
