@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from quality.picture_pool import (
     PicturePool,
 )
 from tests.quality.conftest import scene
+from tests.quality.pool_work import Deadly, Gone, Replaced, Starved, TooLarge, meet, newer_than, use_the_pool
 from tests.stored_pictures import file_of
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
@@ -38,48 +38,6 @@ from vipolyqwen_core.corpus.pictures import PictureError, decode_picture, store_
 from vipolyqwen_core.corpus.readers.records import RawPair, Record
 
 MAX_PIXELS = 100_000_000
-
-
-class Deadly(type(Path())):  # type: ignore[misc]
-    """A file that ends the process which reads it, as a defect of a decoder would."""
-
-    number = signal.SIGSEGV
-
-    def read_bytes(self) -> bytes:
-        os.kill(os.getpid(), self.number)
-        raise AssertionError
-
-
-class TooLarge(Deadly):
-    """A file for which memory is short: the system kills the process."""
-
-    number = signal.SIGKILL
-
-
-class Starved(type(Path())):  # type: ignore[misc]
-    """A file that takes the room for more from the process which reads it."""
-
-    def read_bytes(self) -> bytes:
-        data = super().read_bytes()
-        in_use = psutil.Process().memory_info().vms
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**24, resource.RLIM_INFINITY))
-        return data
-
-
-class Replaced(type(Path())):  # type: ignore[misc]
-    """A file that is another one when the caller reads it."""
-
-    def read_bytes(self) -> bytes:
-        return file_of(scene(1 if multiprocessing.parent_process() else 2))
-
-
-class Gone(type(Path())):  # type: ignore[misc]
-    """A file that is gone when the caller reads it."""
-
-    def read_bytes(self) -> bytes:
-        if multiprocessing.parent_process():
-            return file_of(scene(1))
-        raise FileNotFoundError(2, "No such file or directory", str(self))
 
 
 @pytest.fixture
@@ -207,8 +165,11 @@ def test_workers_that_are_killed_from_outside_cost_nothing(pool: PicturePool) ->
     assert rules([first, *some, *loaded]) == [None] * 400
 
 
-def test_the_bytes_are_of_the_file_that_was_hashed(pool: PicturePool) -> None:
-    replaced, gone = pool.load([Replaced("x.png"), Gone("y.png")])
+def test_the_bytes_are_of_the_file_that_was_hashed(pool: PicturePool, tmp_path: Path) -> None:
+    picture = tmp_path / "x.png"
+    picture.write_bytes(file_of(scene(1)))
+    newer_than(picture).write_bytes(file_of(scene(2)))
+    replaced, gone = pool.load([Replaced(picture), Gone(picture)])
     assert replaced.image is not None
     assert replaced.image["image_id"] == image_id(scene(2))
     assert replaced.image["bytes"] == file_of(scene(2))
@@ -252,13 +213,6 @@ def test_only_large_pictures_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
     assert turns == ["hashed", "taken", "hashed", "left"]
     assert picture_pool._load_picture(large[: len(large) // 2], MAX_PIXELS).image is None
     assert turns[4:] == ["taken", "left"]
-
-
-def meet(folder: Path) -> None:
-    """Wait for the other worker: who comes here has started."""
-    (folder / str(os.getpid())).touch()
-    while len(list(folder.iterdir())) < 2:
-        time.sleep(0.01)
 
 
 def test_workers_leave_ctrl_c_to_their_caller(pool: PicturePool, tmp_path: Path) -> None:
@@ -324,17 +278,11 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
 
 def test_a_spawned_process_ends_after_using_the_pool() -> None:
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_use_the_pool)
+    process = context.Process(target=use_the_pool, args=(file_of(scene(1)),))
     process.start()
     began = time.monotonic()
     process.join(60)
     assert process.exitcode == 0, f"after {time.monotonic() - began:.0f} s"
-
-
-def _use_the_pool() -> None:
-    pool = PicturePool(MAX_PIXELS, num_workers=1)
-    assert next(pool.load([file_of(scene(1))])).image is not None
-    pool.close()
 
 
 def test_processes_that_never_start_are_no_fault_of_a_picture(tmp_path: Path) -> None:
