@@ -58,7 +58,7 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 STAGE = "curated"
-CODE_VERSION = 22
+CODE_VERSION = 23
 """Raise it when the same input gives another result: earlier results are then made anew."""
 BATCH_PAIRS = 10_000
 BATCH_BYTES = 256 * 1024 * 1024

@@ -171,6 +171,19 @@ def elements_of_arrays(window: JsonWindow) -> Iterator[Element]:
         yield Element(rest, "something else follows the array")
 
 
+def values_one_behind_the_other(window: JsonWindow) -> Iterator[Element]:
+    """The values from here to the end of the document; after a broken one the next object."""
+    while window.peek():
+        try:
+            value = window.value()
+        except (ValueError, RecursionError) as error:
+            yield Element(window.rest(), str(error))
+            if not window.seek_object():
+                return
+        else:
+            yield Element(value)
+
+
 def elements_in_object(window: JsonWindow) -> Iterator[Element]:
     """Elements of each list of objects in the object that begins here; other values are passed over."""
     window.skip()

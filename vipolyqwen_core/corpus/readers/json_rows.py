@@ -13,13 +13,14 @@ from vipolyqwen_core.corpus.readers.json_elements import (
     JsonWindow,
     elements_in_object,
     elements_of_arrays,
+    values_one_behind_the_other,
 )
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, Row, WrittenFloat, is_record
 
-ARRAY = re.compile(r"\s*\[\s*(?:\{|$)")
-"""How a line begins that is an array of records, or the beginning of one."""
-ARRAY_READ = "; an array of records is read from a file called .json"
+DOCUMENT = re.compile(r"\s*\[\s*(?:\{|$)|\s*\{\s*$")
+"""How a line begins that is an array of records, or the beginning of one, or of a record of several lines."""
+DOCUMENT_READ = "; an array of records, or records of several lines, are read from a file called .json"
 """What helps there."""
 _DECODER = json.JSONDecoder(parse_float=WrittenFloat)
 NUM_SEEN = 100
@@ -37,6 +38,7 @@ def json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
     - an array of records, or several, one behind the other;
     - an object around a list of records; one that is too large to be looked at may hold several lists;
     - one object that is a record itself, as a dialogue with its messages;
+    - records one behind the other, over several lines each, as `jq` writes them;
     - JSON Lines: files that bear the wrong suffix are common.
     """
     window = JsonWindow(read_pieces(file.location, source.languages))
@@ -49,6 +51,8 @@ def json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
             return _rows_of_elements(elements_in_object(window))
         return _rows_of_broken_object(window, file, source, needs)
     if window.peek():  # something follows
+        if isinstance(first, dict) and not _are_json(json_line_rows(file, source)):
+            return _rows_of_elements(chain([Element(first)], values_one_behind_the_other(window)))
         return json_line_rows(file, source)
     records = _list_of_records(first, needs) if isinstance(first, dict) else None
     return (_row(number, value) for number, value in enumerate([first] if records is None else records, 1))
@@ -102,7 +106,7 @@ def _holds_records(objects: list[Any], needs: Needs) -> bool:
 def _rows_of_lines(lines: Iterator[Line]) -> Iterator[Row]:
     for line in lines:
         number, text, is_cut = line
-        helps = ARRAY_READ if ARRAY.match(text) else ""
+        helps = DOCUMENT_READ if DOCUMENT.match(text) else ""
         if is_cut:
             yield Row(number, {}, too_long(line, helps))
             continue

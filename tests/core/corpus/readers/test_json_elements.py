@@ -218,3 +218,26 @@ def test_a_number_is_the_text_that_stands_in_the_file(tmp_path: Path, name: str)
     assert type(record.pairs[0].score) is float
     (record,) = reading.read(tmp_path, name, content.replace("1e5", "1e999"), **keys)
     assert reading.rules([record]) == ["wrong_type"]
+
+
+@pytest.mark.parametrize("between", ["\n", "", "\n\n"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_records_one_behind_the_other_are_read_however_many_lines_they_take(
+    tmp_path: Path, between: str, indent: int | None
+) -> None:
+    texts = [json.dumps({"instruction": str(n), "output": "o"}, indent=indent) for n in range(5)]
+    texts[2] = texts[2].replace('"2"', '"2" "x"')
+    (tmp_path / "a.json").write_text(between.join(texts))
+    records = list(read(tmp_path / "a.json"))
+    whole = (
+        [0, 1, 3, 4] if between else [0, 1]
+    )  # a broken one may hold objects: the next is at a line's start
+    assert [record.pairs[0].query for record in records if record.pairs] == [str(n) for n in whole]
+    assert [record.rejection.rule for record in records if record.rejection] == ["broken_json"]
+
+
+def test_a_line_of_a_record_of_several_lines_says_which_files_may_hold_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}, indent=1))
+    first, *_ = read(tmp_path / "a.jsonl")
+    assert first.rejection is not None
+    assert first.rejection.reason.endswith("records of several lines, are read from a file called .json")

@@ -77,7 +77,7 @@ def test_a_line_of_json_that_is_too_long_costs_itself(tmp_path: Path, start: str
 def test_an_array_on_one_line_is_told_where_it_is_read_however_long(tmp_path: Path) -> None:
     (record,) = read(tmp_path, "a.jsonl", f"[{', '.join([GOOD] * 99)}]", **STS)
     assert record.rejection is not None
-    assert record.rejection.reason.endswith("; an array of records is read from a file called .json")
+    assert record.rejection.reason.endswith("are read from a file called .json")
 
 
 @pytest.mark.parametrize("long", [", " * 300, '"' + "x" * 300 + '"', " " * 300])

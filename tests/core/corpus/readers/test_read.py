@@ -59,7 +59,7 @@ def test_a_good_source_gives_its_files(tmp_path: Path) -> None:
         ("a.csv", TABLE, {**STS, "header": False, "columns": {"score": 2}}, "score: no row has 2; .* 0, 1$"),
         ("a.csv", "query,target,score\na,b,4\n", STS, r"outside 0 to 1, the `score_range` of the source \(4"),
         ("a.jsonl", "[\n  {\n", OWNER, "line 1: not JSON: .*; an array .* from a file called .json "),
-        ("a.jsonl", f"[{GOOD.strip()}]", OWNER, "got list; an array of records is read from a file called"),
+        ("a.jsonl", f"[{GOOD.strip()}]", OWNER, "got list; an array of records, or records of"),
         ("a.jsonl", QUESTION, QA, "image_root is missing: below .*'x.png'"),
         ("a.jsonl", QUESTION.replace("x.png", "https://h/x"), QA, r"URL, which is never .*\('https://h/x'\)"),
         ("a.jsonl", QUESTION.replace("x.png", "/d/x.png"), QA, r"is absolute: name it .*\('/d/x\.png'\)$"),
