@@ -158,14 +158,9 @@ def stage_summary(folder: Path) -> StageSummary:
 
 def num_rows(pairs: Path) -> int:
     """Rows of a Parquet or Arrow table."""
-    return _height(scan_pairs(pairs))
+    from quality.polars_tables import scan_table
 
-
-def scan_pairs(pairs: Path) -> "pl.LazyFrame":
-    """A Parquet or Arrow table, not read yet."""
-    import polars as pl
-
-    return pl.scan_parquet(pairs) if pairs.suffix == ".parquet" else pl.scan_ipc(pairs)
+    return _height(scan_table(pairs))
 
 
 def ledger_rows(ledger: Path) -> dict[str, int]:
@@ -180,12 +175,13 @@ def sources_are_accounted_for(place: Workspace, _: Recipe) -> Finding:
     """For each source: accepted pairs = training + evaluation pairs + pairs in the training set's ledger."""
     import polars as pl
 
+    from quality.polars_tables import scan_training_set
+
     training_set = place.training_set
     sources = stage_summary(training_set).details["sources"]
     came: dict[str, int] = {name: facts["pairs_in"] for name, facts in sources.items()}
-    tables = [pl.scan_ipc(training_set / f"{split.value}.arrow").select("source") for split in Split]
-    tables.append(pl.scan_parquet(training_set / "ledger.parquet").select("source"))
-    counts = pl.concat(tables).group_by("source").len().collect()
+    tables = scan_training_set(training_set), pl.scan_parquet(training_set / "ledger.parquet")
+    counts = pl.concat(rows.select("source") for rows in tables).group_by("source").len().collect()
     found = {str(name): int(count) for name, count in counts.rows()}
     wrong = [name for name in sorted({*came, *found}) if came.get(name, 0) != found.get(name, 0)]
     words = [f"{name}: {came.get(name, 0):,} in, {found.get(name, 0):,} found" for name in wrong]
@@ -202,12 +198,11 @@ def largest_component(place: Workspace, recipe: Recipe) -> Finding:
 
     Of the rows that the builder asked it of, among them those that the split left out.
     """
-    import polars as pl
-
+    from quality.polars_tables import scan_training_set
     from quality.split import SMALL_COMPONENT
 
-    tables = [pl.scan_ipc(place.training_set / f"{split.value}.arrow").select("component") for split in Split]
-    sizes = pl.concat(tables).group_by("component").len().sort("len", descending=True).collect()
+    counts = scan_training_set(place.training_set).group_by("component").len()
+    sizes = counts.sort("len", descending=True).collect()
     largest = int(sizes["len"][0]) if len(sizes) else 0
     rows = stage_summary(place.training_set).details.get("largest_component", {}).get("of")
     rows = rows or int(sizes["len"].sum())
@@ -225,12 +220,13 @@ def no_leak(place: Workspace, recipe: Recipe) -> Finding:
 
     from quality.components import dialogue
     from quality.duplicates import UNBUFFERED, comparable, whole_query
+    from quality.polars_tables import scan_split
 
     min_chars = recipe.curation.min_linking_chars
     texts = {"query": comparable(whole_query()), "target": comparable(pl.col("target"))}  # as rows are linked
 
     def values(split: Split) -> dict[str, pl.LazyFrame]:
-        rows = pl.scan_ipc(place.training_set / f"{split.value}.arrow")
+        rows = scan_split(place.training_set, split)
         sides = [
             rows.filter(pl.col(f"{side}_images").list.len().fill_null(0) == 0).select(value=text)
             for side, text in texts.items()
@@ -276,14 +272,15 @@ def both_splits(place: Workspace, recipe: Recipe) -> Finding:
     from vipolyqwen_core.evaluation.retrieval import build_pools, read_rows
 
     training_set = place.training_set
-    rows = {split.value: num_rows(training_set / f"{split.value}.arrow") for split in Split}
+    rows = {split.value: num_rows(training_set / split.file) for split in Split}
     sentence = ", ".join(f"{count:,} pairs in {split}" for split, count in rows.items())
     if not all(rows.values()):
         rejected = Counter(stage_summary(training_set).rejected).most_common()
         rules = ", ".join(f"{count:,} {rule}" for rule, count in rejected)
         sentence += f"; in the ledger: {rules or 'nothing'}. Add data, or change split.eval_share"
         return Finding(passed=False, sentence=sentence, facts=rows)
-    if not build_pools(read_rows(read_arrow(training_set / "eval.arrow")), recipe.objective.positive_score):
+    evaluation = read_rows(read_arrow(training_set / Split.EVAL.file))
+    if not build_pools(evaluation, recipe.objective.positive_score):
         sentence += (
             "; these make no pool of positives with two targets, so there is nothing to rank:"
             " raise split.eval_share or add data"
@@ -306,9 +303,11 @@ def negatives_are_wrong(place: Workspace, recipe: Recipe) -> Finding:
     """Mined negatives are targets of the same task, and right for no pair with the row's query or key."""
     import polars as pl
 
+    from quality.polars_tables import scan_split
+
     if not recipe.mining.negatives_per_pair:
         return Finding(passed=True, sentence="the recipe mines no hard negatives")
-    pairs = pl.scan_ipc(place.training_set / "train.arrow").select(
+    pairs = scan_split(place.training_set, Split.TRAIN).select(
         pl.int_range(pl.len()).alias("row"), "task", "query_hash", "target_hash", "positive_hash"
     )
     mined = (
@@ -410,13 +409,12 @@ def export_is_complete(place: Workspace, _: Recipe) -> Finding:
     import polars as pl
 
     from quality.id_numbers import id_number
+    from quality.polars_tables import scan_training_set
     from vipolyqwen_core.serving.search import open_export
 
     exported, in_table = open_export(place)
     number = id_number(pl.col("sample_id"))
-    pairs = pl.concat(
-        [pl.scan_ipc(place.training_set / f"{split.value}.arrow").select(number) for split in Split]
-    )
+    pairs = scan_training_set(place.training_set).select(number)
     rows = pl.scan_parquet(exported.parquet).select(number, "side")
     counts = {
         "expected": len(Side) * _height(pairs),

@@ -10,7 +10,7 @@ from assets.metadata import column_schema, reused, table
 from assets.registry import model_folder, version_in_use
 from assets.resources import MlflowResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.config import ExportSettings
-from vipolyqwen_core.contract import MINED, MINED_TABLE
+from vipolyqwen_core.contract import MINED, MINED_TABLE, Split
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def examples(place: Workspace) -> dg.MetadataValue[str]:
     if chosen.is_empty():
         return dg.MetadataValue.md("nothing was mined")
     chosen = chosen.gather_every(max(1, chosen.height // NUM_EXAMPLES)).head(NUM_EXAMPLES)
-    pairs = TrainingRows(place.training_set / "train.arrow", ("task", "query", "target"))
+    pairs = TrainingRows(place.training_set / Split.TRAIN.file, ("task", "query", "target"))
     shown = [
         (*pair.values(), wrong["target"], similarity)
         for pair, wrong, similarity in zip(

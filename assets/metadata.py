@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.findings import num_rows, scan_pairs
+from assets.findings import num_rows
 from vipolyqwen_core.contract import Column
 from vipolyqwen_core.corpus.tables import StageSummary
 
@@ -86,7 +86,9 @@ def sample_table(
     pairs: Path, rows: int = 8, columns: Sequence[str] = SAMPLE_COLUMNS
 ) -> dg.MetadataValue[str]:
     """Some rows of a table of pairs (Parquet or Arrow), spread over the whole of it."""
-    scan, count = scan_pairs(pairs), num_rows(pairs)
+    from quality.polars_tables import scan_table
+
+    scan, count = scan_table(pairs), num_rows(pairs)
     if count == 0:
         return dg.MetadataValue.md("the table is empty")
     shown = [name for name in columns if name in scan.collect_schema().names()]
@@ -98,7 +100,9 @@ def count_table(pairs: Path, by: Sequence[str]) -> dg.MetadataValue[str]:
     """Rows of a table of pairs, counted by columns."""
     import polars as pl
 
-    counts = scan_pairs(pairs).group_by(*by).agg(pl.len().alias("pairs")).sort(*by).collect()
+    from quality.polars_tables import scan_table
+
+    counts = scan_table(pairs).group_by(*by).agg(pl.len().alias("pairs")).sort(*by).collect()
     return table([*by, "pairs"], counts.rows())
 
 

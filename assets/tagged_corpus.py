@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from assets.findings import scan_pairs
 from assets.metadata import carried_columns, plot, sample_table, stage_metadata
 from assets.resources import ManifestResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.contract import PAIR, TAGGED
@@ -17,6 +16,7 @@ def tagged_corpus(
 ) -> dg.MaterializeResult[None]:
     """Pairs with their task prefix, as many placeholders as pictures, identity hashes, tokens and patches."""
     from quality.data_report import histograms
+    from quality.polars_tables import scan_table
     from vipolyqwen_core.corpus.tagging import tag
     from vipolyqwen_core.model.backbone import resolve_backbone
 
@@ -34,6 +34,6 @@ def tagged_corpus(
                 pairs,
                 columns=("prefix", "query", "target", "query_tokens", "target_tokens", "query_patches"),
             ),
-            **{title: plot(figure, title) for title, figure in histograms(scan_pairs(pairs))},
+            **{title: plot(figure, title) for title, figure in histograms(scan_table(pairs))},
         },
     )

@@ -9,7 +9,7 @@ import dagster as dg
 
 from assets.metadata import column_schema, count_table, plot, sample_table, stage_metadata, table
 from assets.resources import ManifestResource, RecipeResource, WorkspaceResource
-from vipolyqwen_core.contract import TRAINING
+from vipolyqwen_core.contract import TRAINING, Split
 
 if TYPE_CHECKING:
     from quality.data_report import FunnelRow
@@ -40,10 +40,10 @@ def training_set(
         funnel,
         histograms,
         report_is_current,
-        training_rows,
         whole_ledger,
         write_data_report,
     )
+    from quality.polars_tables import scan_training_set
     from quality.report_samples import near_copies
     from quality.training_set import build_training_set
 
@@ -63,13 +63,13 @@ def training_set(
             **facts,
             "funnel": funnel_table(funnel(place, summary)),
             "near copies": near_copies_table(near_copies(ledger, place)),
-            **{title: plot(figure, title) for title, figure in histograms(training_rows(place))},
+            **{title: plot(figure, title) for title, figure in histograms(scan_training_set(folder))},
             "data report": dg.MetadataValue.path(str(report)),
             "dagster/column_schema": column_schema(TRAINING),
-            "training pairs": count_table(folder / "train.arrow", ("task", "source", "language")),
-            "evaluation pairs": count_table(folder / "eval.arrow", ("task", "source", "language")),
-            "sample": sample_table(folder / "train.arrow"),
-            "sample of the evaluation": sample_table(folder / "eval.arrow"),
+            "training pairs": count_table(folder / Split.TRAIN.file, ("task", "source", "language")),
+            "evaluation pairs": count_table(folder / Split.EVAL.file, ("task", "source", "language")),
+            "sample": sample_table(folder / Split.TRAIN.file),
+            "sample of the evaluation": sample_table(folder / Split.EVAL.file),
         },
     )
 

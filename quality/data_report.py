@@ -20,9 +20,10 @@ from matplotlib.ticker import MaxNLocator
 
 from quality.accepted import stages_of
 from quality.language import LANGUAGES
+from quality.polars_tables import scan_training_set
 from quality.report_samples import kept_samples, near_copies, rejected_samples
 from quality.rules import RULES
-from vipolyqwen_core.contract import Split, Task
+from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, read_stage
 from vipolyqwen_core.evaluation import html_page, plots
@@ -117,7 +118,7 @@ def write_data_report(workspace: Workspace, path: Path) -> Path:
     mark = report_mark(workspace)  # first: a version that is accepted meanwhile makes the report an old one
     summary = _training_summary(workspace)
     sources = list(summary.details["sources"])
-    rows = training_rows(workspace)
+    rows = scan_training_set(workspace.training_set)
     ledger = whole_ledger(workspace, summary)
     counts = _counts(rows)
     stages = funnel(workspace, summary)
@@ -162,11 +163,6 @@ def funnel(workspace: Workspace, summary: StageSummary) -> list[FunnelRow]:
             )
         )
     return rows
-
-
-def training_rows(workspace: Workspace) -> pl.LazyFrame:
-    """The rows of both sides of the split."""
-    return pl.scan_ipc([workspace.training_set / f"{split.value}.arrow" for split in Split])
 
 
 def _total(rows: Sequence[FunnelRow]) -> FunnelRow:

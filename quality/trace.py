@@ -15,6 +15,7 @@ import polars as pl
 from quality.accepted import CANDIDATE, accepted_folder
 from quality.curate import SOURCE_FILE
 from quality.ledger import READ_STAGE
+from quality.polars_tables import scan_table, scan_training_set
 from quality.text_changes import changes
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
@@ -149,7 +150,7 @@ def _steps(sample_id: str, curated: Path, workspace: Workspace) -> Iterator[Step
     """The steps of every copy of the sample in one source, as it is now, or else as it was when accepted."""
     tables = [curated / "pairs.parquet", curated / "ledger.parquet"]
     tables += [folder / "pairs.parquet" for _, folder in _later_stages(curated.name, workspace)]
-    tables += [workspace.training_set / f"{split.value}.arrow" for split in Split]
+    tables += [workspace.training_set / split.file for split in Split]
     columns = ["sample_id", "source", "file", "line", "item"]
     now, rejected, *before = (_find(table, sample_id).select(columns) for table in tables)
     earlier = pl.concat(before).filter(pl.col("source") == curated.name)
@@ -206,7 +207,7 @@ def _steps_of(
 
 def _in_training_set(sample_id: str, source: str, workspace: Workspace) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows of the pair on both sides of the split, and in the ledger."""
-    files = [*(f"{split.value}.arrow" for split in Split), "ledger.parquet"]
+    files = [*(split.file for split in Split), "ledger.parquet"]
     tables = [_find(workspace.training_set / file, sample_id) for file in files]
     *sides, ledger = (table.filter(pl.col("source") == source) for table in tables)
     return pl.concat(sides), ledger
@@ -303,8 +304,7 @@ def _rejection(stage: str, ledger: pl.DataFrame, note: str = "") -> Step:
 def _last_step(rows: pl.DataFrame, place: tuple[str, int, int], workspace: Workspace) -> Step:
     """Where the pair went in the training set."""
     row = rows.row(0, named=True)
-    tables = (_scan(workspace.training_set / f"{split.value}.arrow").select("component") for split in Split)
-    members = pl.concat(tables).filter(pl.col("component") == row["component"]).select(pl.len())
+    members = scan_training_set(workspace.training_set).filter(component=row["component"]).select(pl.len())
     size = members.collect(engine="streaming").item()
     return Step(
         "training_set",
@@ -335,16 +335,12 @@ def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:
     return None
 
 
-def _scan(path: Path) -> pl.LazyFrame:
-    return pl.scan_ipc(path) if path.suffix == ".arrow" else pl.scan_parquet(path)
-
-
 def _find(path: Path, sample_id: str) -> pl.DataFrame:
     """Rows of a table whose sample id begins so; empty where there is no table."""
     if not path.is_file():
         return pl.DataFrame(schema={"sample_id": pl.String, "source": pl.String, "file": pl.String,
                                     "line": pl.Int64, "item": pl.Int32})  # fmt: skip
-    return _scan(path).filter(pl.col("sample_id").str.starts_with(sample_id)).collect(engine="streaming")
+    return scan_table(path).filter(pl.col("sample_id").str.starts_with(sample_id)).collect(engine="streaming")
 
 
 def _at(rows: pl.DataFrame, place: tuple[str, int, int]) -> pl.DataFrame:

@@ -73,7 +73,7 @@ STAGE = "training_set"
 CODE_VERSION = 10
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
-CONTENT = ("train.arrow", "eval.arrow", "index.parquet")
+CONTENT = (*(split.file for split in Split), "index.parquet")
 """What makes a training set another one, to be trained on anew: its ledger does not. Rows name their pictures
 by content, so the number of a version of an image store does not either: curated again after a kill, a store
 has another with the same pictures."""

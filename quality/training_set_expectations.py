@@ -15,6 +15,7 @@ from quality.expectations import CRITICAL, WARNING, Suite, between, narrow_pairs
 from quality.judge import judge
 from quality.language import OTHER
 from quality.ledger import polars_schema
+from quality.polars_tables import scan_split
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Split
 from vipolyqwen_core.workspace import Workspace
 
@@ -30,7 +31,7 @@ MIN_ROWS = 200
 def judge_training_set(workspace: Workspace) -> list[dict[str, Any]]:
     """One line for each expectation, as `judge` gives them; Data Docs beside those of the sources."""
     folder = workspace.training_set
-    tables = {split: pl.scan_ipc(folder / f"{split.value}.arrow") for split in Split}
+    tables = {split: scan_split(folder, split) for split in Split}
     rows = pl.concat([narrow_training(scan) for scan in tables.values()]).collect(engine="streaming")
     frames = {"training_pairs": rows, "training_facts": pl.DataFrame([training_facts(folder)])}
     return judge(
@@ -83,7 +84,7 @@ def training_pairs_suite() -> Suite:
 
 def training_facts(folder: Path) -> dict[str, Any]:
     """Schemas, and shares by source, language and task."""
-    tables = {split: pl.scan_ipc(folder / f"{split.value}.arrow") for split in Split}
+    tables = {split: scan_split(folder, split) for split in Split}
     index = pl.scan_parquet(folder / "index.parquet")
     counts = {
         split: scan.group_by("source", "language", "task").len().collect() for split, scan in tables.items()

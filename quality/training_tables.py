@@ -37,8 +37,8 @@ def write_tables(
     schema = arrow_schema(TRAINING)
     options = pa.ipc.IpcWriteOptions(compression=None)
     with (
-        pa.OSFile(str(folder / "train.arrow"), "wb") as train_file,
-        pa.OSFile(str(folder / "eval.arrow"), "wb") as eval_file,
+        pa.OSFile(str(folder / Split.TRAIN.file), "wb") as train_file,
+        pa.OSFile(str(folder / Split.EVAL.file), "wb") as eval_file,
         pa.ipc.new_file(train_file, schema, options=options) as train,
         pa.ipc.new_file(eval_file, schema, options=options) as evaluation,
         pq.ParquetWriter(folder / "index.parquet", arrow_schema(PLAN_INDEX)) as index,

@@ -52,6 +52,11 @@ class Split(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
 
+    @property
+    def file(self) -> str:
+        """Name of its table, TRAINING, in the folder of a training set."""
+        return f"{self.value}.arrow"
+
 
 PREFIX_TOKENS: Final[dict[Task, str]] = {task: f"<{task.value}>" for task in Task}
 """Spelling of each prefix in the tokenizer. It exists in inputs only as an id, never as pasted text."""

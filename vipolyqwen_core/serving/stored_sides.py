@@ -42,7 +42,7 @@ def read_split(training_set: Path, split: Split) -> pa.Table:
     Raises:
         ValueError: the training set is not there, or the table was cut
     """
-    path = training_set / f"{split.value}.arrow"
+    path = training_set / split.file
     if not path.is_file():
         raise ValueError(f"no training set at {training_set}: {path.name} is missing")
     return read_arrow(path)
@@ -69,7 +69,7 @@ class StoredSides:
             version: of the training set, as `data_version` gave it before anything was read of it
         """
         self.arguments = training_set, split, version
-        self.rows = TrainingRows(training_set / f"{split.value}.arrow")
+        self.rows = TrainingRows(training_set / split.file)
         self.pictures = TrainingPictures(training_set)
         self._is_open = False
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vipolyqwen_core.config import ProcessingSettings, TrainingRun
-from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Task, Turn
+from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Split, Task, Turn
 from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
@@ -82,7 +82,7 @@ class ChunkLoader(Dataset[LoadedChunk]):
         processing: ProcessingSettings,
         prefix_dropout: float,
         seed: int,
-        table: str = "train.arrow",
+        table: str = Split.TRAIN.file,
         mined: Path | None = None,
         versions: tuple[str | None, str | None] | None = None,
     ) -> None:
@@ -212,7 +212,7 @@ def refuse_other_lengths(run: TrainingRun, index: PlanIndex) -> None:
         ValueError: the plan's index is of other rows; a pair has another length; or it cannot be read
     """
     loader = ChunkLoader(run.training_set, run.backbone, run.recipe.processing, 0.0, 0)
-    table = TrainingRows(run.training_set / "train.arrow", ("sample_id", "query_tokens", "target_tokens"))
+    table = TrainingRows(run.training_set / Split.TRAIN.file, ("sample_id", "query_tokens", "target_tokens"))
     mixed = f"{run.training_set}: index.parquet and train.arrow are not of one training set: build it anew"
     if len(table) != len(index):
         raise ValueError(mixed)

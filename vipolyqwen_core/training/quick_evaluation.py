@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vipolyqwen_core.config import TrainingRun
+from vipolyqwen_core.contract import Split
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.objectives.negatives import gather
 from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
@@ -21,7 +22,6 @@ from vipolyqwen_core.training.ranks import sums
 from vipolyqwen_core.training.tracking import loss_metrics
 
 MAX_PAIRS = 1024
-EVALUATION_ROWS = "eval.arrow"
 
 
 class QuickEvaluation:
@@ -46,10 +46,10 @@ class QuickEvaluation:
             recipe.processing,
             prefix_dropout=0.0,
             seed=recipe.training.seed,
-            table=EVALUATION_ROWS,
+            table=Split.EVAL.file,
             versions=(version, None),
         )
-        path = run.training_set / EVALUATION_ROWS
+        path = run.training_set / Split.EVAL.file
         self.index = read_evaluation_index(path)
         if not len(self.index):
             raise ValueError(f"eval_steps is set, but {path} holds no pairs")

@@ -1,0 +1,22 @@
+"""Tables that stages hand on, as Polars reads them: whole ones, and the two sides of the split."""
+
+from pathlib import Path
+
+import polars as pl
+
+from vipolyqwen_core.contract import Split
+
+
+def scan_table(path: Path) -> pl.LazyFrame:
+    """A Parquet or Arrow table, not read yet."""
+    return pl.scan_ipc(path) if path.suffix == ".arrow" else pl.scan_parquet(path)
+
+
+def scan_split(training_set: Path, split: Split) -> pl.LazyFrame:
+    """The rows of one side of the split."""
+    return pl.scan_ipc(training_set / split.file)
+
+
+def scan_training_set(training_set: Path) -> pl.LazyFrame:
+    """The rows of both sides of the split."""
+    return pl.scan_ipc([training_set / split.file for split in Split])
