@@ -28,6 +28,7 @@ from vipolyqwen_core.evaluation.metrics import (
     query_scores,
     rank_by,
 )
+from vipolyqwen_core.objectives.positives import is_positive
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,7 @@ def _pool(
     """The pool of some rows that ask and some that answer; None where nothing can be asked."""
 
     def positives(members: Ints) -> Ints:
-        score = rows.score[members]
-        # compared as float32, the table's type: else a score of 0.7 would lie below a threshold of 0.7
-        return members[np.isnan(score) | (score.astype(np.float32) >= np.float32(positive_score))]
+        return members[is_positive(rows.score[members], positive_score)]
 
     asking, answering = positives(askers), positives(answerers)
     query_ids, first_query, query_of = np.unique(rows.query[asking], return_index=True, return_inverse=True)

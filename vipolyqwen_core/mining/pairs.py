@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.mining.nearest import Ints
 from vipolyqwen_core.objectives.pairs import NO_KEY, TASKS
+from vipolyqwen_core.objectives.positives import is_positive
 from vipolyqwen_core.serving.row_hashes import is_among
 from vipolyqwen_core.serving.stored_sides import read_split
 from vipolyqwen_core.training.plan import sample_keys, splitmix
@@ -48,7 +49,6 @@ def read_pairs(training_set: Path, positive_score: float) -> Pairs:
         ValueError: it is missing
     """
     table = read_split(training_set, Split.TRAIN)
-    score = table["score"].to_numpy()
     codes = pa.array([task.value for task in TASKS], table["task"].type)
     # texts become Python objects a batch at a time
     keys = [sample_keys(batch["sample_id"].to_pylist()) for batch in table.select(["sample_id"]).to_batches()]
@@ -58,7 +58,7 @@ def read_pairs(training_set: Path, positive_score: float) -> Pairs:
         query=table["query_hash"].to_numpy(),
         target=table["target_hash"].to_numpy(),
         positive=table["positive_hash"].to_numpy(),
-        asks=np.isnan(score) | (score >= positive_score),
+        asks=is_positive(table["score"].to_numpy(), positive_score),
         sizes={
             "tokens": table["target_tokens"].to_numpy().astype(np.int64),
             "patches": table["target_patches"].to_numpy().astype(np.int64),

@@ -166,7 +166,7 @@ def _values(
 
 def positives(keys: PairKeys, settings: ObjectiveSettings) -> Tensor:
     """[B] bool: the target is a right answer, which a scored pair is only from `positive_score` on."""
-    # compared as float32, the table's type: else a score of 0.7 would lie below a threshold of 0.7
+    # compared as float32, as in `is_positive`
     threshold = torch.tensor(settings.positive_score, dtype=torch.float32)
     return keys.score.isnan() | (keys.score.float() >= threshold)
 
