@@ -6,13 +6,16 @@ from typing import Any
 import dagster as dg
 
 from assets.metadata import carried_columns, stage_metadata, table
-from assets.resources import ManifestResource, WorkspaceResource
+from assets.resources import ManifestResource, RecipeResource, WorkspaceResource
 from vipolyqwen_core.contract import TAGGED
 
 
 @dg.asset(deps=["tagged_corpus"], kinds={"polars"})
 def validated_corpus(
-    context: dg.AssetExecutionContext, workspace: WorkspaceResource, manifest: ManifestResource
+    context: dg.AssetExecutionContext,
+    workspace: WorkspaceResource,
+    manifest: ManifestResource,
+    recipe: RecipeResource,
 ) -> dg.MaterializeResult[None]:
     """Pairs held against row rules and Great Expectations suites; accepted only if all critical ones pass."""
     from quality.accepted import judged_folder
@@ -21,7 +24,7 @@ def validated_corpus(
 
     place, sources = workspace.open(), manifest.load()
     source = sources.source(context.partition_key)
-    summary = validate(source, place, own_suites(sources))
+    summary = validate(source, place, own_suites(sources), recipe.load().objective.positive_score)
     accepted = bool(summary.details["accepted"])
     version = judged_folder(place.validated(source.name), summary)
     return dg.MaterializeResult(

@@ -336,11 +336,13 @@ def drift_suite() -> Suite:
     )
 
 
-def balance_of_tasks(rows: pl.LazyFrame) -> pl.LazyFrame:
+def balance_of_tasks(rows: pl.LazyFrame, positive_score: float) -> pl.LazyFrame:
     """How the answers and scores of each task are spread; tasks of few pairs are left out.
 
-    `top_target_share`: of the most frequent answer; `positive_share`: of scored pairs with a score of at
-    least 0.5.
+    `top_target_share`: of the most frequent answer; `positive_share`: of scored pairs that are positives.
+
+    Args:
+        positive_score: from which score on a pair is one
     """
     answers = pl.col("target_hash")
     return (
@@ -349,7 +351,7 @@ def balance_of_tasks(rows: pl.LazyFrame) -> pl.LazyFrame:
             pairs=pl.len(),
             top_target_share=answers.unique_counts().max() / pl.len(),
             distinct_target_share=answers.n_unique() / pl.len(),
-            positive_share=(pl.col("score") >= 0.5).mean(),
+            positive_share=(pl.col("score") >= pl.lit(positive_score, pl.Float32)).mean(),
             score_deviation=pl.col("score").std(),
         )
         .filter(pl.col("pairs") >= MIN_BALANCE_PAIRS)

@@ -49,6 +49,7 @@ from quality.ledger import (
 )
 from quality.row_duplicates import EXACT, NEAR
 from quality.rules import RowRule, first_failure
+from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import content_digest, fingerprint
 from vipolyqwen_core.corpus.image_store import ImageStore, are_same_pictures, is_stored
@@ -65,11 +66,17 @@ TABLES = ("pairs.parquet", "ledger.parquet")
 ROW_GROUP = 50_000
 
 
-def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) -> StageSummary:
+def validate(
+    source: Source,
+    workspace: Workspace,
+    own: Sequence[Suite] = (),
+    positive_score: float = ObjectiveSettings.positive_score,
+) -> StageSummary:
     """Judge the tagged pairs of a source; `details["accepted"]` says whether they may train.
 
     Args:
         own: suites of the user's, beside the built-in ones
+        positive_score: of the recipe: a scored pair below it is no positive
     Raises:
         ValueError: the source was not tagged yet
     """
@@ -83,7 +90,13 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
     own = [suite for suite in own if not suite.sources or source.name in suite.sources]
     digests = [suite.digest() for suite in own]
     mark = fingerprint(
-        STAGE, CODE_VERSION, tagged.data_version, curated.data_version, source.languages, digests
+        STAGE,
+        CODE_VERSION,
+        tagged.data_version,
+        curated.data_version,
+        source.languages,
+        digests,
+        positive_score,
     )
     images = curated.details.get("images")
     docs = workspace.data_docs / source.name / STAGE
@@ -106,7 +119,8 @@ def validate(source: Source, workspace: Workspace, own: Sequence[Suite] = ()) ->
         )
         earlier = accepted_stage(folder)
         before = Profile(**earlier.details["profile"]) if earlier is not None else None
-        tables, now = _tables(source, aside, workspace, (curated, tagged, summary), before, own)
+        stages = curated, tagged, summary
+        tables, now = _tables(source, aside, workspace, stages, before, own, positive_score)
         lines = judge([*built_in_suites(source, tables, before), *own], tables, docs)
         failed = [line for line in lines if not line["success"]]
         summary = replace(
@@ -203,6 +217,7 @@ def _tables(
     stages: tuple[StageSummary, ...],
     before: Profile | None,
     own: Sequence[Suite],
+    positive_score: float,
 ) -> tuple[dict[str, pl.DataFrame], Profile]:
     """What the suites judge, and the profile of the pairs."""
     curated, tagged, validated = stages
@@ -229,7 +244,7 @@ def _tables(
         **(now.drift(before) if before is not None else {}),
     }
     tables = {"pairs": narrow}
-    balance = balance_of_tasks(rows).collect(engine="streaming")
+    balance = balance_of_tasks(rows, positive_score).collect(engine="streaming")
     if balance.height:
         tables["balance"] = balance
     images = curated.details.get("images")

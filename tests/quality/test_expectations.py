@@ -165,15 +165,17 @@ def test_answers_that_are_all_alike_and_scores_of_one_kind_are_noticed() -> None
         )
         return frame.with_columns(task=pl.lit("text_pair")).lazy()
 
-    def found(frame: pl.LazyFrame) -> set[str]:
-        table = balance_of_tasks(frame).collect()
+    def found(frame: pl.LazyFrame, positive_score: float = 0.5) -> set[str]:
+        table = balance_of_tasks(frame, positive_score).collect()
         return {column for _, column, _ in failures(judge([balance_suite()], {"balance": table}, None))}
 
     assert found(rows(list(range(100)), [i / 100 for i in range(100)])) == set()
     assert found(rows([1] * 70 + list(range(30)), [None] * 100)) == {"top_target_share"}
     assert found(rows(list(range(50)), [0.5] * 50)) == {"positive_share", "score_deviation"}
     assert found(rows(list(range(50)), [0.5, 0.4] * 25)) == set()
-    assert balance_of_tasks(rows([1] * 49, [1.0] * 49)).collect().is_empty()
+    assert found(rows(list(range(50)), [0.5, 0.4] * 25), positive_score=0.7) == {"positive_share"}
+    assert found(rows(list(range(50)), [0.7, 0.4] * 25), positive_score=0.7) == set()  # 0.7 as float32
+    assert balance_of_tasks(rows([1] * 49, [1.0] * 49), 0.5).collect().is_empty()
 
 
 def test_texts_of_a_corpus_are_no_html_in_the_pages(tmp_path: Path) -> None:

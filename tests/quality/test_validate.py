@@ -80,6 +80,19 @@ def test_a_clean_source_is_accepted_with_all_its_rows(workspace, write_source, t
     assert validate(source, workspace).reused
 
 
+def test_a_source_is_judged_by_the_positive_score_of_the_recipe(workspace, write_source, through) -> None:
+    scored = {"data_type": "contrastive_with_score"}
+    texts = [{"input": sentence(i), "output": sentence(i + 5000)} for i in range(60)]
+    source = write_source(
+        [{**scored, **text, "similarity_score": 0.1 + 0.6 * (i % 2)} for i, text in enumerate(texts)]
+    )
+    assert ("warning", "positive_share") not in failures(through(source))
+    assert validate(source, workspace, positive_score=0.5).reused
+    strict = validate(source, workspace, positive_score=0.9)
+    assert ("warning", "positive_share") in failures(strict)
+    assert not strict.reused
+
+
 def remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
