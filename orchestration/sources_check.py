@@ -105,7 +105,7 @@ def _judge(reading: Reading, settings: CurationSettings) -> None:
     """Which of the first pairs the rules for rows would reject, and of the others tagging."""
     import polars as pl
 
-    from quality.ledger import polars_schema
+    from quality.polars_tables import polars_schema
     from quality.rules import first_failure, row_rules
     from vipolyqwen_core.contract import PAIR
     from vipolyqwen_core.corpus.tagging import TOO_MANY_PLACEHOLDERS, repaired_sides

@@ -29,12 +29,12 @@ from quality.ledger import (
     count_rules,
     missing_pairs,
     missing_records,
-    polars_schema,
     rejected_pairs,
     write_ledger,
 )
 from quality.picture_files import paths_digest, read_digest
 from quality.pinned_images import remove_unpinned
+from quality.polars_tables import polars_schema
 from quality.row_duplicates import find_duplicates
 from vipolyqwen_core.config import CurationSettings, to_json
 from vipolyqwen_core.contract import PAIR

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import polars as pl
 
 from quality.language import detect_languages
-from quality.ledger import polars_schema
 from quality.picture_files import UNREADABLE, picture_version
 from quality.picture_pool import BYTES_AHEAD, CRASHED, MemoryShortageError, PicturePool, UnreadPicture
+from quality.polars_tables import polars_schema
 from quality.rules import first_failure, row_rules
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import PAIR

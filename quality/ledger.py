@@ -4,24 +4,17 @@ reading:  records = records that gave at least one pair + records in the ledger
 a stage:  pairs in = pairs out + pairs in the ledger
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from vipolyqwen_core.contract import LEDGER, Column
+from quality.polars_tables import polars_schema
+from vipolyqwen_core.contract import LEDGER
 from vipolyqwen_core.corpus.readers.records import VALUE_CHARS
-from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema
+from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.written_aside import written_aside
 
 READ_STAGE = "read"
-
-
-def polars_schema(columns: Sequence[Column]) -> pl.Schema:
-    """The Polars schema of a table of the contract."""
-    empty = pl.from_arrow(arrow_schema(columns).empty_table())
-    assert isinstance(empty, pl.DataFrame)
-    return empty.schema
 
 
 LEDGER_SCHEMA = polars_schema(LEDGER)

@@ -32,7 +32,7 @@ from great_expectations.expectations.expectation import Expectation
 
 from quality.built_in_suites import BUILT_IN
 from quality.expectations import CRITICAL, TABLES, Suite, names_of_columns
-from quality.ledger import polars_schema
+from quality.polars_tables import polars_schema
 from vipolyqwen_core.contract import TAGGED, Task
 from vipolyqwen_core.corpus.manifest import Manifest, UniqueKeys, check_name
 from vipolyqwen_core.named_function import call_function

@@ -1,10 +1,19 @@
-"""Tables that stages hand on, as Polars reads them: whole ones, and the two sides of the split."""
+"""Tables that stages hand on, as Polars reads them: their schemas, whole ones, the two sides of the split."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from vipolyqwen_core.contract import Split
+from vipolyqwen_core.contract import Column, Split
+from vipolyqwen_core.corpus.tables import arrow_schema
+
+
+def polars_schema(columns: Sequence[Column]) -> pl.Schema:
+    """The Polars schema of a table of the contract."""
+    empty = pl.from_arrow(arrow_schema(columns).empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    return empty.schema
 
 
 def scan_table(path: Path) -> pl.LazyFrame:

@@ -14,8 +14,7 @@ from quality.drift import total_variation
 from quality.expectations import CRITICAL, WARNING, Suite, between, narrow_pairs, true
 from quality.judge import judge
 from quality.language import OTHER
-from quality.ledger import polars_schema
-from quality.polars_tables import scan_split
+from quality.polars_tables import polars_schema, scan_split
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Split
 from vipolyqwen_core.workspace import Workspace
 

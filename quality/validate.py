@@ -43,10 +43,10 @@ from quality.ledger import (
     count_rules,
     missing_pairs,
     missing_records,
-    polars_schema,
     rejected_pairs,
     write_ledger,
 )
+from quality.polars_tables import polars_schema
 from quality.row_duplicates import EXACT, NEAR
 from quality.rules import RowRule, first_failure
 from vipolyqwen_core.config import ObjectiveSettings

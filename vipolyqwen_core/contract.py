@@ -1,7 +1,7 @@
 """What every part of the factory agrees on: tasks, prefixes, the columns of each table, the shape letters.
 
 Pure Python, so that a GPU node, a served model and the Dagster code location can all import it in no time.
-`vipolyqwen_core.corpus.tables` makes Arrow schemas of the columns below, `quality.ledger` Polars schemas.
+`vipolyqwen_core.corpus.tables` makes Arrow schemas of the columns below, `quality.polars_tables` Polars ones.
 
 Shape letters of docstrings; others are told where they stand:
     B   pairs of one task in a batch            S   segments: items packed into one sequence

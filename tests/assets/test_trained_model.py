@@ -13,7 +13,7 @@ from assets.registry import CHAMPION_TAG
 from assets.resources import ManifestResource, MlflowResource, RecipeResource, WorkspaceResource
 from assets.trained_model import refuse_unfit_data, trained_model, training_failure
 from orchestration.explanation import explain_failure
-from quality.ledger import polars_schema
+from quality.polars_tables import polars_schema
 from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import PLAN_INDEX, REGISTERED_MODEL, TRAINING
 from vipolyqwen_core.corpus.tables import StageSummary

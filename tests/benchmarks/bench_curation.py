@@ -25,7 +25,7 @@ from pathlib import Path
 import polars as pl
 
 from quality.curate import curate
-from quality.ledger import polars_schema
+from quality.polars_tables import polars_schema
 from quality.training_set import build_training_set
 from tests.benchmarks.__main__ import run_and_record, scratch_folder
 from tests.benchmarks.measure import measure

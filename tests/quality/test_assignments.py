@@ -18,7 +18,7 @@ from quality.assignments import (
     write_assignments,
 )
 from quality.id_numbers import ID_NUMBER, id_number, spell
-from quality.ledger import polars_schema
+from quality.polars_tables import polars_schema
 from vipolyqwen_core.contract import ASSIGNMENTS
 from vipolyqwen_core.corpus.hashing import key_hash
 

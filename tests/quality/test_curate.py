@@ -20,7 +20,8 @@ from PIL import Image
 
 import quality.curate as curate_module
 from quality.curate import curate
-from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records, polars_schema
+from quality.ledger import LEDGER_SCHEMA, missing_pairs, missing_records
+from quality.polars_tables import polars_schema
 from quality.row_duplicates import find_duplicates
 from quality.rules import RULES
 from tests.quality.conftest import instruction, question, scene, sentence

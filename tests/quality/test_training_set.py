@@ -12,7 +12,7 @@ from PIL import Image
 
 from quality import training_set
 from quality.assignments import read_assignments, split_id
-from quality.ledger import polars_schema
+from quality.polars_tables import polars_schema
 from quality.training_set import build_training_set
 from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene, sentence
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings

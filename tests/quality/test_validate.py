@@ -17,7 +17,7 @@ from quality.data_report import funnel, whole_ledger
 from quality.drift import Profile, total_variation
 from quality.expectations import Suite
 from quality.judge import judge
-from quality.ledger import polars_schema
+from quality.polars_tables import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
 from quality.validate import built_in_suites, pictures_of, validate
