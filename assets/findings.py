@@ -219,7 +219,8 @@ def no_leak(place: Workspace, recipe: Recipe) -> Finding:
     import polars as pl
 
     from quality.components import dialogue
-    from quality.duplicates import UNBUFFERED, comparable, whole_query
+    from quality.duplicates import UNBUFFERED, comparable
+    from quality.pair_columns import num_pictures, whole_query
     from quality.polars_tables import scan_split
 
     min_chars = recipe.curation.min_linking_chars
@@ -227,10 +228,7 @@ def no_leak(place: Workspace, recipe: Recipe) -> Finding:
 
     def values(split: Split) -> dict[str, pl.LazyFrame]:
         rows = scan_split(place.training_set, split)
-        sides = [
-            rows.filter(pl.col(f"{side}_images").list.len().fill_null(0) == 0).select(value=text)
-            for side, text in texts.items()
-        ]
+        sides = [rows.filter(num_pictures(side) == 0).select(value=text) for side, text in texts.items()]
         pictures = [rows.select(pl.col(f"{side}_images").explode().alias("value")) for side in texts]
         grouped = pl.concat_str("source", "group_id", separator=" ", ignore_nulls=False)
         return {

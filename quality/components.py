@@ -14,7 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from quality.assignments import links_of_row
-from quality.duplicates import UNBUFFERED, comparable, near_pairs, repeated, whole_query
+from quality.duplicates import UNBUFFERED, comparable, near_pairs, repeated
+from quality.pair_columns import num_pictures, whole_query
 
 SAME_SCHEMA = {"a": pl.UInt64, "b": pl.UInt64}
 
@@ -57,18 +58,18 @@ def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     query = rows.select(
         "row",
         side=2 * pl.col("row"),
-        images=pl.col("query_images").list.len(),
+        pictures=num_pictures("query"),
         text=comparable(whole_query()),
     )
     target = rows.select(
         "row",
         side=2 * pl.col("row") + 1,
-        images=pl.col("target_images").list.len(),
+        pictures=num_pictures("target"),
         text=comparable(pl.col("target")),
     )
     return (
         pl.concat([query, target])
-        .filter(pl.col("images").fill_null(0) == 0, pl.col("text").str.len_chars() >= min_linking_chars)
+        .filter(pl.col("pictures") == 0, pl.col("text").str.len_chars() >= min_linking_chars)
         .select("row", "side", "text", key=("text:" + pl.col("text")).hash(seed=0))
     )
 
@@ -84,8 +85,7 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     texts = {"query": whole_query(), "target": pl.col("target")}
     sides = [
         rows.filter(
-            (pl.col(f"{side}_images").list.len().fill_null(0) > 0)
-            | (comparable(text).str.len_chars() >= min_linking_chars)
+            (num_pictures(side) > 0) | (comparable(text).str.len_chars() >= min_linking_chars)
         ).select("row", hash=f"{side}_hash")
         for side, text in texts.items()
     ]

@@ -47,17 +47,6 @@ def comparable(text: pl.Expr) -> pl.Expr:
     return folded.str.to_lowercase()
 
 
-def earlier_turns() -> pl.Expr:
-    """The earlier turns of a dialogue as one text; null where there are none."""
-    return pl.col("history").list.eval(pl.element().struct.field("text")).list.join("\n")
-
-
-def whole_query() -> pl.Expr:
-    """The query side as one text: earlier turns of a dialogue belong to it."""
-    turns = earlier_turns()
-    return pl.when(turns.is_null()).then("query").otherwise(turns + "\n" + pl.col("query"))
-
-
 def numbers_key(text: pl.Expr) -> pl.Expr:
     """A hash of the numbers in a text. Texts that differ in a number say different things, however alike."""
     return text.str.extract_all(r"\d+").list.join(" ").hash(seed=0)

@@ -25,8 +25,8 @@ from great_expectations.expectations import (
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from quality.duplicates import whole_query
 from quality.language import LANGUAGES
+from quality.pair_columns import num_pictures, whole_query
 from quality.rules import answered
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, PAIR, TAGGED, Column, Task
 from vipolyqwen_core.corpus.hashing import fingerprint
@@ -155,11 +155,6 @@ def _is_target() -> pl.Expr:
     """Whether the query says exactly what the target says."""
     same = pl.col("query").str.strip_chars() == pl.col("target").str.strip_chars()
     return same & (num_pictures("target") == 0)
-
-
-def num_pictures(side: str) -> pl.Expr:
-    """Pictures of a side."""
-    return pl.col(f"{side}_images").list.len().fill_null(0).cast(pl.Int32)
 
 
 def placeholders_match() -> pl.Expr:

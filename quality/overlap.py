@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from quality.duplicates import comparable, murmur_mix, whole_query
+from quality.duplicates import comparable, murmur_mix
+from quality.pair_columns import whole_query
 
 GRAM_WORDS = 13
 WORDS = r"\p{Han}|[\p{L}\p{N}--\p{Han}]+"

@@ -15,12 +15,12 @@ import polars as pl
 
 from quality.duplicates import (
     comparable,
-    earlier_turns,
     exact_duplicates,
     near_duplicates,
     near_pairs,
     numbers_key,
 )
+from quality.pair_columns import earlier_turns
 from quality.rules import RULES
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from quality.pair_columns import num_pictures
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, IMAGE_TASKS, Task
 
@@ -141,14 +142,13 @@ MIN_ANSWER_CHARS = 32
 def row_rules(settings: CurationSettings) -> list[RowRule]:
     """The rules of curation, in the order in which they are asked. Columns: those of a pair."""
     needs_picture = pl.col("task").is_in([task.value for task in IMAGE_TASKS])
-    pictures = pl.col("query_images").list.len().fill_null(0)
-    rules = [RowRule("no_picture", needs_picture & (pictures == 0), pl.col("query"))]
+    rules = [RowRule("no_picture", needs_picture & (num_pictures("query") == 0), pl.col("query"))]
     min_chars, max_chars, max_repetition = (
         _limit(settings, name) for name in ("min_chars", "max_chars", "max_repetition")
     )
     for side in ("query", "target"):
         text, chars = pl.col(side), pl.col(side).str.len_chars()
-        bare = pl.col(f"{side}_images").list.len().fill_null(0) == 0
+        bare = num_pictures(side) == 0
         blank = text.str.replace_all(IMAGE_PLACEHOLDER, "", literal=True).str.strip_chars() == ""
         # Where a side has pictures, `<image>` alone is no text, but the pictures are content.
         rules += [
@@ -206,10 +206,9 @@ def answered() -> pl.Expr:
     sides = pl.struct(query=bare_query, target=bare_target, is_same=query.str.ends_with(target))
     # null for nearly all rows: nothing to look at
     is_answer = pl.when(ends).then(sides).map_elements(_is_answer, return_dtype=pl.Boolean)
-    only_text = pl.col("target_images").list.len().fill_null(0) == 0
     return (
         (pl.col("task") != Task.TEXT_PAIR.value)
-        & only_text
+        & (num_pictures("target") == 0)
         & ((query == target) | is_answer.fill_null(False))
     )
 

@@ -14,6 +14,7 @@ from quality.drift import total_variation
 from quality.expectations import CRITICAL, WARNING, Suite, between, narrow_pairs, true
 from quality.judge import judge
 from quality.language import OTHER
+from quality.pair_columns import num_pictures
 from quality.polars_tables import polars_schema, scan_split
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Split
 from vipolyqwen_core.workspace import Workspace
@@ -43,8 +44,7 @@ def judge_training_set(workspace: Workspace) -> list[dict[str, Any]]:
 def narrow_training(rows: pl.LazyFrame) -> pl.LazyFrame:
     """The narrow row of a pair, and what the training set added to it."""
     pictures = {
-        side: pl.col(f"{side}_image_rows").list.len().fill_null(0)
-        == pl.col(f"{side}_images").list.len().fill_null(0)
+        side: pl.col(f"{side}_image_rows").list.len().fill_null(0) == num_pictures(side)
         for side in ("query", "target")
     }
     return narrow_pairs(

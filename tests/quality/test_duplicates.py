@@ -21,8 +21,8 @@ from quality.duplicates import (
     near_pairs,
     numbers_key,
     shingles,
-    whole_query,
 )
+from quality.pair_columns import whole_query
 
 
 def true_jaccard(a: str, b: str) -> float:
