@@ -18,7 +18,7 @@ from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.workspace import Workspace
 
 if TYPE_CHECKING:  # heavy
-    import polars as pl
+    pass
 
 MAX_REFUSED_SHARE = 0.05
 """More steps without a finite gradient are no accident."""
@@ -158,31 +158,29 @@ def stage_summary(folder: Path) -> StageSummary:
 
 def num_rows(pairs: Path) -> int:
     """Rows of a Parquet or Arrow table."""
-    from quality.polars_tables import scan_table
+    from quality.polars_tables import count_rows, scan_table
 
-    return _height(scan_table(pairs))
+    return count_rows(scan_table(pairs))
 
 
 def ledger_rows(ledger: Path) -> dict[str, int]:
     """Rows of a ledger by stage."""
-    import polars as pl
+    from quality.polars_tables import count_values, scan_table
 
-    counts = pl.scan_parquet(ledger).group_by("stage").len().collect()
-    return {str(stage): int(count) for stage, count in counts.rows()}
+    return count_values(scan_table(ledger), "stage")
 
 
 def sources_are_accounted_for(place: Workspace, _: Recipe) -> Finding:
     """For each source: accepted pairs = training + evaluation pairs + pairs in the training set's ledger."""
     import polars as pl
 
-    from quality.polars_tables import scan_training_set
+    from quality.polars_tables import count_values, scan_training_set
 
     training_set = place.training_set
     sources = stage_summary(training_set).details["sources"]
     came: dict[str, int] = {name: facts["pairs_in"] for name, facts in sources.items()}
     tables = scan_training_set(training_set), pl.scan_parquet(training_set / "ledger.parquet")
-    counts = pl.concat(rows.select("source") for rows in tables).group_by("source").len().collect()
-    found = {str(name): int(count) for name, count in counts.rows()}
+    found = count_values(pl.concat(rows.select("source") for rows in tables), "source")
     wrong = [name for name in sorted({*came, *found}) if came.get(name, 0) != found.get(name, 0)]
     words = [f"{name}: {came.get(name, 0):,} in, {found.get(name, 0):,} found" for name in wrong]
     return Finding(
@@ -301,7 +299,7 @@ def negatives_are_wrong(place: Workspace, recipe: Recipe) -> Finding:
     """Mined negatives are targets of the same task, and right for no pair with the row's query or key."""
     import polars as pl
 
-    from quality.polars_tables import scan_split
+    from quality.polars_tables import count_rows, scan_split
 
     if not recipe.mining.negatives_per_pair:
         return Finding(passed=True, sentence="the recipe mines no hard negatives")
@@ -328,7 +326,7 @@ def negatives_are_wrong(place: Workspace, recipe: Recipe) -> Finding:
         ),
         "right by the same key": mined.join(keyed, on=["positive_hash", "content"], how="semi"),
     }
-    found = {name: _height(rows) for name, rows in counts.items()}
+    found = {name: count_rows(rows) for name, rows in counts.items()}
     wrong = {name: count for name, count in found.items() if count and name != "hard negatives"}
     return Finding(
         passed=not wrong,
@@ -407,7 +405,7 @@ def export_is_complete(place: Workspace, _: Recipe) -> Finding:
     import polars as pl
 
     from quality.id_numbers import id_number
-    from quality.polars_tables import scan_training_set
+    from quality.polars_tables import count_rows, scan_training_set
     from vipolyqwen_core.serving.search import open_export
 
     exported, in_table = open_export(place)
@@ -415,8 +413,8 @@ def export_is_complete(place: Workspace, _: Recipe) -> Finding:
     pairs = scan_training_set(place.training_set).select(number)
     rows = pl.scan_parquet(exported.parquet).select(number, "side")
     counts = {
-        "expected": len(Side) * _height(pairs),
-        "rows in Parquet": _height(rows),
+        "expected": len(Side) * count_rows(pairs),
+        "rows in Parquet": count_rows(rows),
         "rows in the table": in_table.count_rows(),
         "missing": 0,
         "not expected": 0,
@@ -424,8 +422,8 @@ def export_is_complete(place: Workspace, _: Recipe) -> Finding:
     }
     for side in Side:  # one after the other: it is their ids that fill the memory
         found = rows.filter(pl.col("side") == side.value)
-        counts["missing"] += _height(pairs.join(found, on="sample_id", how="anti"))
-        counts["not expected"] += _height(found.join(pairs, on="sample_id", how="anti"))
+        counts["missing"] += count_rows(pairs.join(found, on="sample_id", how="anti"))
+        counts["not expected"] += count_rows(found.join(pairs, on="sample_id", how="anti"))
     with open_parquet(Path(exported.parquet)) as file:
         for batch in file.iter_batches(VECTOR_ROWS, columns=["embedding"]):
             vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
@@ -437,9 +435,3 @@ def export_is_complete(place: Workspace, _: Recipe) -> Finding:
         sentence=", ".join(f"{name} {count:,}" for name, count in counts.items()),
         facts=counts,
     )
-
-
-def _height(rows: "pl.LazyFrame") -> int:
-    import polars as pl
-
-    return int(rows.select(pl.len()).collect().item())

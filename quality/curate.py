@@ -26,7 +26,6 @@ from quality.intake import PictureIntake, normalised_rows, references_of
 from quality.ledger import (
     LEDGER_SCHEMA,
     READ_STAGE,
-    count_rules,
     missing_pairs,
     missing_records,
     rejected_pairs,
@@ -34,7 +33,7 @@ from quality.ledger import (
 )
 from quality.picture_files import paths_digest, read_digest
 from quality.pinned_images import remove_unpinned
-from quality.polars_tables import polars_schema
+from quality.polars_tables import count_rows, count_values, polars_schema
 from quality.row_duplicates import find_duplicates
 from vipolyqwen_core.config import CurationSettings, to_json
 from vipolyqwen_core.contract import PAIR
@@ -106,7 +105,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
             fingerprint=fingerprint(base, read_digest(root, aside / "pictures.parquet")),
             data_version=content_digest([aside / "pairs.parquet", aside / "ledger.parquet"]),
             pairs_in=shards.pairs,
-            pairs_out=_num_rows(aside / "pairs.parquet"),
+            pairs_out=count_rows(pl.scan_parquet(aside / "pairs.parquet")),
             rejected=rejected,
             records=shards.records,
             records_with_pairs=shards.records_with_pairs,
@@ -260,18 +259,9 @@ def _write_ledger(shards: Shards, duplicates: pl.DataFrame, source: str, folder:
     pairs = rejected_pairs(pl.concat([by_rule, dropped]).collect(engine="streaming"), STAGE)
     unread = shards.unread().with_columns(source=pl.lit(source))
     write_ledger(pl.concat([unread, pairs.lazy()]), folder / "ledger.parquet")
-    return count_rules(pairs.lazy())
+    return count_values(pairs.lazy(), "rule")
 
 
 def _details(pairs: Path) -> dict[str, Any]:
     scan = pl.scan_parquet(pairs)
-
-    def counts(column: str) -> dict[str, int]:
-        found = scan.group_by(column).len().sort(["len", column], descending=[True, False]).collect()
-        return dict(found.iter_rows())
-
-    return {"languages": counts("language"), "tasks": counts("task")}
-
-
-def _num_rows(path: Path) -> int:
-    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    return {"languages": count_values(scan, "language"), "tasks": count_values(scan, "task")}

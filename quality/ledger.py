@@ -47,12 +47,6 @@ def write_ledger(lines: pl.DataFrame | pl.LazyFrame, path: Path) -> None:
         lines.lazy().sort(*order, *others, nulls_last=False).sink_parquet(aside)
 
 
-def count_rules(ledger: pl.LazyFrame) -> dict[str, int]:
-    """Lines of a ledger by rule, the most frequent first."""
-    counts = ledger.group_by("rule").len().sort(["len", "rule"], descending=[True, False]).collect()
-    return dict(counts.iter_rows())
-
-
 def missing_records(summary: StageSummary) -> int:
     """Records that neither gave a pair nor stand in the ledger: 0, or the stage has a defect."""
     return summary.records - summary.records_with_pairs - sum(summary.records_rejected.values())

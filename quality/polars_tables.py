@@ -29,3 +29,14 @@ def scan_split(training_set: Path, split: Split) -> pl.LazyFrame:
 def scan_training_set(training_set: Path) -> pl.LazyFrame:
     """The rows of both sides of the split."""
     return pl.scan_ipc([training_set / split.file for split in Split])
+
+
+def count_rows(rows: pl.LazyFrame) -> int:
+    """How many rows there are."""
+    return int(rows.select(pl.len()).collect().item())
+
+
+def count_values(rows: pl.LazyFrame, column: str) -> dict[str, int]:
+    """Rows by the value of a column, the most frequent first."""
+    counts = rows.group_by(column).len().sort(["len", column], descending=[True, False]).collect()
+    return dict(counts.iter_rows())

@@ -49,9 +49,10 @@ from quality.components import (
 from quality.duplicates import UNBUFFERED
 from quality.id_numbers import id_number
 from quality.language import EN, OTHER, VI, ZH
-from quality.ledger import count_rules, rejected_pairs, write_ledger
+from quality.ledger import rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
+from quality.polars_tables import count_values
 from quality.predecessors import copies_of_rows, dropped_copies, find_predecessors
 from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
@@ -407,7 +408,7 @@ def _write_ledger(
     places = rows.select("row", "sample_id", "source", "file", "line", "item")
     lines = rejected_pairs(places.join(rejected.lazy(), on="row").collect(engine="streaming"), STAGE)
     write_ledger(lines, path)
-    return count_rules(lines.lazy())
+    return count_values(lines.lazy(), "rule")
 
 
 def _details(decisions: pl.DataFrame, sources: list[AcceptedSource]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from quality.expectations import CRITICAL, WARNING, Suite, between, narrow_pairs
 from quality.judge import judge
 from quality.language import OTHER
 from quality.pair_columns import num_pictures
-from quality.polars_tables import polars_schema, scan_split
+from quality.polars_tables import count_rows, polars_schema, scan_split
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Split
 from vipolyqwen_core.workspace import Workspace
 
@@ -96,7 +96,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
             scan.collect_schema() == polars_schema(TRAINING) for scan in tables.values()
         ),
         "index_has_schema": index.collect_schema() == polars_schema(PLAN_INDEX),
-        "index_rows_off": int(index.select(pl.len()).collect().item()) - num_train,
+        "index_rows_off": count_rows(index) - num_train,
         "num_sources": len(sources),
         "largest_source_share": max(sources.values(), default=0.0),
         "other_share": _shares(whole, "language").get(OTHER, 0.0),

@@ -40,13 +40,12 @@ from quality.expectations import (
 from quality.judge import PAGE, judge
 from quality.language import OTHER
 from quality.ledger import (
-    count_rules,
     missing_pairs,
     missing_records,
     rejected_pairs,
     write_ledger,
 )
-from quality.polars_tables import polars_schema
+from quality.polars_tables import count_rows, count_values, polars_schema
 from quality.row_duplicates import EXACT, NEAR
 from quality.rules import RowRule, first_failure
 from vipolyqwen_core.config import ObjectiveSettings
@@ -200,8 +199,7 @@ def _apply_rules(tagged: Path, aside: Path) -> tuple[int, dict[str, int]]:
         link_or_copy(tagged, aside / "pairs.parquet")
     else:
         rows.filter(~fails).sink_parquet(aside / "pairs.parquet", row_group_size=ROW_GROUP)
-    kept = pl.scan_parquet(aside / "pairs.parquet").select(pl.len()).collect().item()
-    return int(kept), count_rules(ledger.lazy())
+    return count_rows(pl.scan_parquet(aside / "pairs.parquet")), count_values(ledger.lazy(), "rule")
 
 
 def _keep_ledger(stage: StageSummary, folder: Path, aside: Path) -> None:
