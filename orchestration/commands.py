@@ -93,7 +93,7 @@ def _told(workspace: Workspace) -> Iterator[Console]:
     from dagster import DagsterExecutionInterruptedError
 
     from orchestration.factory import FactoryError
-    from orchestration.terminal import undisturbed
+    from orchestration.undisturbed import undisturbed
     from vipolyqwen_core.full_disk import told_of_full_disk
 
     log = workspace.home / "factory.log"

@@ -17,7 +17,7 @@ from rich.console import Console
 from assets.resources import MlflowResource
 from orchestration.instance import lacking, open_instance
 from orchestration.run_process import close_interrupted_runs
-from orchestration.terminal import begin_anew
+from orchestration.undisturbed import begin_anew
 from vipolyqwen_core.process_ties import guarded
 from vipolyqwen_core.workspace import Workspace, is_served, serving_environment, without_login
 

@@ -39,7 +39,7 @@ INTAKE_SCHEMA = pl.Schema(
     ]
 )
 """A pair with the hashes of its sides and, where a rule rejected it, the rule."""
-READERS = 32
+FETCHING_THREADS = 32
 """Threads that fetch files, and files that are asked for before the processes get them."""
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class PictureIntake:
         self._known: dict[bytes, bytes | PictureError] = {}
         self._stored: set[bytes] = set()
         self._pool = PicturePool(max_image_pixels, scratch)
-        self._readers = ThreadPoolExecutor(READERS)
+        self._readers = ThreadPoolExecutor(FETCHING_THREADS)
 
     def load(self, references: Iterable[tuple[RawImage, str]]) -> Iterator[dict[str, Any]]:
         """Read the pictures that are new; yield a row of IMAGE_STORE for each that is not stored yet.
@@ -113,7 +113,7 @@ class PictureIntake:
         ahead: deque[tuple[UnreadPicture | Future[bytes | PictureError], int]] = deque()
         num_bytes = 0
         while True:
-            found.extend(map(self._find, islice(remaining, READERS - len(found) - len(ahead))))
+            found.extend(map(self._find, islice(remaining, FETCHING_THREADS - len(found) - len(ahead))))
             while found and (begun := self._begun(found[0], BYTES_AHEAD - num_bytes if ahead else None)):
                 found.popleft()
                 ahead.append(begun)

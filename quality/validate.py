@@ -164,7 +164,7 @@ def _stands(summary: StageSummary, folder: Path, images: dict[str, Any] | None) 
     )
 
 
-def row_rules() -> list[RowRule]:
+def tagged_rules() -> list[RowRule]:
     """Rules for tagged pairs."""
     return [
         RowRule(
@@ -189,7 +189,7 @@ def _apply_rules(tagged: Path, aside: Path) -> tuple[int, dict[str, int]]:
 
     Where all pass, the file of the stage before is linked, not copied: no file ever changes once written.
     """
-    rules = row_rules()
+    rules = tagged_rules()
     rows = pl.scan_parquet(tagged)
     fails = pl.any_horizontal(rule.fails.fill_null(False) for rule in rules)
     rejected = first_failure(rows.filter(fails).collect(engine="streaming"), rules)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quality.rules import RULES, answered, first_failure, repetition_share, row_rules
-from quality.validate import row_rules as validation_rules
+from quality.validate import tagged_rules
 from tests.quality.conftest import sentence
 from vipolyqwen_core.config import CurationSettings, TextLimits, from_json, to_json
 from vipolyqwen_core.contract import Task
@@ -37,7 +37,7 @@ def test_every_rule_that_is_raised_is_explained() -> None:
 
 
 def test_every_rule_of_rows_is_explained_by_one_sentence() -> None:
-    names = [rule.name for rule in (*row_rules(CurationSettings()), *validation_rules())]
+    names = [rule.name for rule in (*row_rules(CurationSettings()), *tagged_rules())]
     assert len(names) == len(set(names))
     assert set(names) <= set(RULES)
     for name, meaning in RULES.items():

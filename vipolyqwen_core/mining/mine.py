@@ -29,7 +29,7 @@ from vipolyqwen_core.config import MiningSettings, Recipe
 from vipolyqwen_core.contract import MINED, MINED_TABLE
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage, unchanged_stage
-from vipolyqwen_core.mining.nearest import Floats, Ints, Sides, Vectors, nearest_below, similarities
+from vipolyqwen_core.mining.nearest import Floats, HalfVectors, Ints, Sides, nearest_below, similarities
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import DistinctVectors, read_vectors
 from vipolyqwen_core.objectives.pairs import NO_KEY
@@ -209,7 +209,7 @@ def find_negatives(pairs: Pairs, vectors: DistinctVectors, settings: MiningSetti
     return mined
 
 
-def _sides(vectors: Vectors, rows: Ints, pairs: Pairs, chosen: Ints) -> Sides:
+def _sides(vectors: HalfVectors, rows: Ints, pairs: Pairs, chosen: Ints) -> Sides:
     """With the declared key of each pair, else its query: else its other right answers, where they are more
     than `SPARE`, would crowd out what is wrong."""
     positive = pairs.positive[chosen]

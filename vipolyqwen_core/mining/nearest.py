@@ -15,7 +15,7 @@ from torch import Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Vectors = NDArray[np.float16]
+HalfVectors = NDArray[np.float16]
 
 TARGETS_AT_ONCE: Final = 16_384
 TILE_QUERIES: Final = 2_048
@@ -32,7 +32,7 @@ class Sides:
         keys: [n]; a query and a target with the same key are no pair of strangers; 0: no key
     """
 
-    vectors: Vectors
+    vectors: HalfVectors
     rows: Ints
     keys: Ints
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import Side
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, open_parquet
-from vipolyqwen_core.mining.nearest import Ints, Vectors
+from vipolyqwen_core.mining.nearest import HalfVectors, Ints
 from vipolyqwen_core.mining.pairs import Pairs
 from vipolyqwen_core.serving.table_update import matrix
 from vipolyqwen_core.training.plan import sample_keys
@@ -26,9 +26,9 @@ class DistinctVectors:
         query_rows, target_rows: [R]
     """
 
-    query: Vectors
+    query: HalfVectors
     query_rows: Ints
-    target: Vectors
+    target: HalfVectors
     target_rows: Ints
     files: tuple[Path, ...]
 
@@ -47,7 +47,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> DistinctVectors:
     """
     order = np.argsort(pairs.keys)
     ordered = pairs.keys[order]
-    found: dict[str, tuple[Vectors, Ints, Path]] = {}
+    found: dict[str, tuple[HalfVectors, Ints, Path]] = {}
     seen: dict[str, NDArray[np.bool_]] = {}
     with open_parquet(parquet) as file:
         dim = file.schema_arrow.field("embedding").type.list_size
@@ -73,7 +73,7 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> DistinctVectors:
     return DistinctVectors(query[0], query[1], target[0], target[1], (query[2], target[2]))
 
 
-def _reserved(path: Path, rows: int, dim: int) -> Vectors:
+def _reserved(path: Path, rows: int, dim: int) -> HalfVectors:
     """An array in a new file, for which the disk has set the space aside.
 
     Without that, Linux ends a process by SIGBUS, and no word, where it writes to a map and the disk is full.

@@ -32,7 +32,7 @@ from vipolyqwen_core.serving.inputs import Picture, make_item, warn_of_cut_texts
 ROUNDING = 0.01
 """How far floats may leave [0, 1], as behind an interpolation."""
 
-TASKS: dict[str, Task] = {token: task for task, token in PREFIX_TOKENS.items()}
+TASK_OF_PROMPT: dict[str, Task] = {token: task for task, token in PREFIX_TOKENS.items()}
 
 
 class ViPolyQwenModule(InputModule):
@@ -122,7 +122,7 @@ class ViPolyQwenModule(InputModule):
 
 def _item(given: Any, prompt: str | None, shrink: Shrink) -> Item:
     """An item out of one input of sentence-transformers."""
-    prefix = TASKS.get(prompt or "")
+    prefix = TASK_OF_PROMPT.get(prompt or "")
     spelled = prompt if prompt and prefix is None else ""
     if is_message_dict(given) or (isinstance(given, list) and given and is_message_dict(given[0])):
         return _dialogue([given] if isinstance(given, dict) else given, prefix, spelled, shrink)

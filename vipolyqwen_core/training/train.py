@@ -26,7 +26,7 @@ from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress
 from vipolyqwen_core.training.distribution import meet
 from vipolyqwen_core.training.engine import PlannedStep, StepResult
-from vipolyqwen_core.training.export import export_model
+from vipolyqwen_core.training.export_model import export_model
 from vipolyqwen_core.training.flops import peak_flops
 from vipolyqwen_core.training.identity import refuse_other_trajectory, trajectory
 from vipolyqwen_core.training.loader_workers import told_of_workers_later

@@ -20,7 +20,7 @@ from vipolyqwen_core.pruning import leftovers, prune
 from vipolyqwen_core.serving.model_card import ModelFacts
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress, missing_parts
-from vipolyqwen_core.training.export import export_model
+from vipolyqwen_core.training.export_model import export_model
 from vipolyqwen_core.training.ranks import is_first
 from vipolyqwen_core.training.result import TrainingResult, read_result
 from vipolyqwen_core.training.setup import Training

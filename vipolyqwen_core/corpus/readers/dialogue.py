@@ -10,7 +10,7 @@ from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordErro
 from vipolyqwen_core.corpus.readers.row_fields import Key, optional, text_of
 from vipolyqwen_core.corpus.text import normalise_text
 
-ROLES = {
+ROLE_NAMES = {
     "system": "system",
     "user": "user",
     "human": "user",
@@ -51,10 +51,12 @@ def turns_of(
         if not isinstance(message, Mapping):
             raise RecordError("broken_dialogue", "a message is no object", message)
         name = optional(message, role)
-        if not isinstance(name, str) or name.strip().lower() not in ROLES:
-            raise RecordError("unknown_role", f"the role of a message is none of {', '.join(ROLES)}", name)
+        if not isinstance(name, str) or name.strip().lower() not in ROLE_NAMES:
+            raise RecordError(
+                "unknown_role", f"the role of a message is none of {', '.join(ROLE_NAMES)}", name
+            )
         text, inside = _content_of(optional(message, content))
-        turns.append(Turn(ROLES[name.strip().lower()], text))
+        turns.append(Turn(ROLE_NAMES[name.strip().lower()], text))
         images.extend(inside)
         if turns[-1].role == "assistant":
             in_last_answer = inside

@@ -19,7 +19,7 @@ from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, RecordErro
 from vipolyqwen_core.corpus.readers.row_fields import Key, Needs, optional, required, text_of
 from vipolyqwen_core.corpus.text import normalise_text
 
-TASKS = {
+TASK_OF_DATA_TYPE = {
     "contrastive_with_score": Task.TEXT_PAIR,
     "instruction": Task.INSTR,
     "ocr": Task.OCR,
@@ -85,9 +85,9 @@ def _task_of(fields: Mapping[Key, Any], source: Source) -> Task:
     kind = optional(fields, ("data_type",))
     if kind is None and source.task is not None:
         return source.task
-    if not isinstance(kind, str) or kind.strip().lower() not in TASKS:
-        raise RecordError("unknown_data_type", f"data_type is none of {', '.join(TASKS)}", kind)
-    task = TASKS[kind.strip().lower()]
+    if not isinstance(kind, str) or kind.strip().lower() not in TASK_OF_DATA_TYPE:
+        raise RecordError("unknown_data_type", f"data_type is none of {', '.join(TASK_OF_DATA_TYPE)}", kind)
+    task = TASK_OF_DATA_TYPE[kind.strip().lower()]
     if source.task is not None and task is not source.task:
         raise RecordError("other_task", f"the source holds {source.task} only", kind)
     return task

@@ -12,7 +12,7 @@ from tests.hung_up import run_hung_up
 PRINTING = """
 import sys
 from pathlib import Path
-from orchestration.terminal import undisturbed
+from orchestration.undisturbed import undisturbed
 
 with undisturbed(Path(sys.argv[1])) as console:
     console.print("first stage")
@@ -55,7 +55,7 @@ def test_a_run_whose_terminal_is_gone_goes_on_and_prints_to_the_log(tmp_path: Pa
 TWO = """
 import sys
 from pathlib import Path
-from orchestration.terminal import undisturbed
+from orchestration.undisturbed import undisturbed
 log = Path(sys.argv[1])
 with undisturbed(log):
     print("a training of days")
@@ -79,7 +79,7 @@ WITH_A_BAR = """
 import sys
 from pathlib import Path
 from orchestration.progress import FactoryProgress
-from orchestration.terminal import undisturbed
+from orchestration.undisturbed import undisturbed
 
 with undisturbed(Path(sys.argv[1])) as console, FactoryProgress(console, num_stages=2) as progress:
     progress.start("trained_model")
