@@ -19,6 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 from rensa import RMinHash
 
+from vipolyqwen_core.hashes import Hashes
+
 NUM_BANDS = 16
 BAND_ROWS = 8
 """A pair of similarity s meets in some band with probability 1 - (1 - s^8)^16: 0.994 at 0.85, 0.06 at 0.5."""
@@ -37,8 +39,6 @@ UNBUFFERED = pl.QueryOptFlags(comm_subplan_elim=False)
 parts, and what the later ones are to take waits in memory: 2.7 GB for 10M rows, and no faster."""
 
 PAIR_SCHEMA = {"a": pl.Int64, "b": pl.Int64, "similarity": pl.Float64}
-
-Hashes = NDArray[np.uint64]
 
 
 def comparable(text: pl.Expr) -> pl.Expr:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quality.duplicates import comparable, murmur_mix
 from quality.pair_columns import whole_query
+from vipolyqwen_core.hashes import Hashes, is_among
 
 GRAM_WORDS = 13
 WORDS = r"\p{Han}|[\p{L}\p{N}--\p{Han}]+"
@@ -37,7 +38,7 @@ def overlap_links(rows: pl.LazyFrame, off_limits: Sequence[str]) -> pl.DataFrame
     return pl.concat([own, _grams(rows.filter(~banned), held)]).unique().sort("row", "key")
 
 
-def _grams(rows: pl.LazyFrame, held: NDArray[np.uint64] | None = None) -> pl.DataFrame:
+def _grams(rows: pl.LazyFrame, held: Hashes | None = None) -> pl.DataFrame:
     """The 13-grams of rows, of the held ones where they are given, one at least."""
     texts = rows.select("row", texts=pl.concat_list(comparable(whole_query()), comparable(pl.col("target"))))
     found = [pl.DataFrame(schema=OVERLAP_SCHEMA)]
@@ -56,15 +57,12 @@ def _grams(rows: pl.LazyFrame, held: NDArray[np.uint64] | None = None) -> pl.Dat
         keys, starts = _rolling(words["word"].to_numpy(), words["text"].to_numpy())
         table = pl.DataFrame({"row": words["row"].to_numpy()[starts], "key": keys}, schema=OVERLAP_SCHEMA)
         if held is not None:
-            places = np.minimum(np.searchsorted(held, keys), len(held) - 1)
-            table = table.filter(pl.Series(held[places] == keys))
+            table = table.filter(pl.Series(is_among(keys, held)))
         found.append(table.unique())
     return pl.concat(found)
 
 
-def _rolling(
-    words: NDArray[np.uint64], texts: NDArray[np.uint32]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _rolling(words: Hashes, texts: NDArray[np.uint32]) -> tuple[Hashes, NDArray[np.int64]]:
     """Hash of every run of 13 words within a text, and where it starts."""
     size = len(words) - GRAM_WORDS + 1
     keys = np.zeros(size, dtype=np.uint64)

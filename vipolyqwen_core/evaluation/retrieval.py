@@ -28,6 +28,7 @@ from vipolyqwen_core.evaluation.metrics import (
     query_scores,
     rank_by,
 )
+from vipolyqwen_core.hashes import Hashes
 from vipolyqwen_core.objectives.positives import is_positive
 
 
@@ -37,11 +38,11 @@ class Rows:
 
     task: NDArray[np.object_]
     language: NDArray[np.object_]
-    query: NDArray[np.uint64]
+    query: Hashes
     """Identity of the query side."""
-    target: NDArray[np.uint64]
+    target: Hashes
     """Identity of the target side."""
-    positive: NDArray[np.uint64]
+    positive: Hashes
     """Identity of the declared equivalence, 0: none."""
     score: Floats
     """NaN where the pair has none."""
@@ -221,8 +222,8 @@ def _pool(
 
 def _answers(
     queries: Ints,
-    asked: NDArray[np.uint64],
-    answered: NDArray[np.uint64],
+    asked: Hashes,
+    answered: Hashes,
     columns: Ints,
     shape: tuple[int, int],
 ) -> csr_array:

@@ -29,6 +29,7 @@ from vipolyqwen_core.config import MiningSettings, Recipe
 from vipolyqwen_core.contract import MINED, MINED_TABLE
 from vipolyqwen_core.corpus.hashing import content_digest
 from vipolyqwen_core.corpus.tables import StageSummary, arrow_schema, read_stage, unchanged_stage
+from vipolyqwen_core.hashes import splitmix
 from vipolyqwen_core.mining.nearest import Floats, HalfVectors, Ints, Sides, nearest_below, similarities
 from vipolyqwen_core.mining.pairs import KnownAnswers, Pairs, read_pairs
 from vipolyqwen_core.mining.vectors import DistinctVectors, read_vectors
@@ -37,7 +38,6 @@ from vipolyqwen_core.serving.current_export import CURRENT_FILE, CurrentExport, 
 from vipolyqwen_core.serving.export import export
 from vipolyqwen_core.training.hard_negatives import SIZES
 from vipolyqwen_core.training.identity import MINING, mining_fingerprint, refuse_built_anew
-from vipolyqwen_core.training.plan import splitmix
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
 

@@ -9,14 +9,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import Split
+from vipolyqwen_core.hashes import Hashes, is_among, sample_keys, splitmix
 from vipolyqwen_core.mining.nearest import Ints
 from vipolyqwen_core.objectives.pairs import NO_KEY, TASKS
 from vipolyqwen_core.objectives.positives import is_positive
-from vipolyqwen_core.serving.row_hashes import is_among
 from vipolyqwen_core.serving.stored_sides import read_split
-from vipolyqwen_core.training.plan import sample_keys, splitmix
-
-Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, eq=False)

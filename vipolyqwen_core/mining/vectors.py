@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import Side
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, open_parquet
+from vipolyqwen_core.hashes import sample_keys
 from vipolyqwen_core.mining.nearest import HalfVectors, Ints
 from vipolyqwen_core.mining.pairs import Pairs
 from vipolyqwen_core.serving.table_update import matrix
-from vipolyqwen_core.training.plan import sample_keys
 
 
 @dataclass(frozen=True, eq=False)

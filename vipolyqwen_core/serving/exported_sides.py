@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vipolyqwen_core.contract import EXPORT, Side, Split
 from vipolyqwen_core.corpus.image_store import ImageStore, read_pins
 from vipolyqwen_core.corpus.tables import arrow_schema
-from vipolyqwen_core.serving.row_hashes import Hashes
+from vipolyqwen_core.hashes import Hashes
 from vipolyqwen_core.serving.stored_sides import SideRequest, StoredSides, read_split, side_texts
 from vipolyqwen_core.training.identity import data_version, refuse_built_anew
 

@@ -1,13 +1,12 @@
-"""64-bit hashes of rows, so that millions of rows can be compared in memory, and look-up among them."""
+"""64-bit hashes of rows, so that millions of rows can be compared in memory."""
 
 from hashlib import blake2b
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-Hashes = NDArray[np.uint64]
+from vipolyqwen_core.hashes import Hashes
 
 KEY: Final = ("sample_id", "side")
 """Columns that tell what a vector is of: equal key, equal vector."""
@@ -20,11 +19,3 @@ def row_hashes(rows: pa.Table, columns: tuple[str, ...]) -> Hashes:
     values = zip(*(rows[column].to_pylist() for column in columns), strict=True)
     digests = b"".join(blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in values)
     return np.frombuffer(digests, dtype=np.uint64)
-
-
-def is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
-    """Which of n hashes are among sorted ones, [n] bool. `np.isin` would sort millions for each block."""
-    if len(known) == 0:
-        return np.zeros(hashes.shape, dtype=bool)
-    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return np.asarray(known[places] == hashes)

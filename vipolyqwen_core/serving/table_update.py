@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 from lancedb.table import Table
 
+from vipolyqwen_core.hashes import Hashes, is_among
 from vipolyqwen_core.serving.encoder import Vectors
 from vipolyqwen_core.serving.encoding_pool import EncodingPool
 from vipolyqwen_core.serving.exported_sides import ExportedSides, SideBlock
-from vipolyqwen_core.serving.row_hashes import IDENTITY, KEY, Hashes, is_among, row_hashes
+from vipolyqwen_core.serving.row_hashes import IDENTITY, KEY, row_hashes
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from vipolyqwen_core.config import ProcessingSettings, TrainingRun
 from vipolyqwen_core.contract import PREFIXED_SIDES, Side, Split, Task, Turn
+from vipolyqwen_core.hashes import sample_keys
 from vipolyqwen_core.objectives.pairs import PairKeys, pair_keys
 from vipolyqwen_core.processing.packing import PackedBatch, pack
 from vipolyqwen_core.processing.processor import Item, ItemError, ViPolyQwenProcessor
 from vipolyqwen_core.training.hard_negatives import HardNegative, HardNegatives
 from vipolyqwen_core.training.identity import data_version
 from vipolyqwen_core.training.loader_workers import all_started, begin_worker, received
-from vipolyqwen_core.training.plan import IntArray, PlanIndex, drops_prefix, sample_keys
+from vipolyqwen_core.training.plan import IntArray, PlanIndex, drops_prefix
 from vipolyqwen_core.training.rows import PictureKey, TrainingPictures, TrainingRows
 
 MEASURED_PAIRS = 8

@@ -23,13 +23,11 @@ import pyarrow as pa
 
 from vipolyqwen_core.config import BatchSettings, TaskBatching
 from vipolyqwen_core.corpus.tables import open_parquet
+from vipolyqwen_core.hashes import Hashes, sample_keys, splitmix
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.training.hard_negatives import mined_sizes
 
 IntArray = npt.NDArray[np.int64]
-KeyArray = npt.NDArray[np.uint64]
-KEY_DIGITS = 16
-"""Hex digits of a sample id that make its 64-bit key."""
 MAX_USES = 200_000_000
 """Uses of pairs in an epoch: ordering takes up to 80 bytes each, in every process that trains."""
 TASK_CODES = {task.value: code for code, task in enumerate(TASKS)}
@@ -48,7 +46,7 @@ class PlanIndex:
         tokens, patches, images: [R] int32, over both sides and the hard negatives
     """
 
-    keys: KeyArray
+    keys: Hashes
     tasks: npt.NDArray[np.int8]
     sources: npt.NDArray[np.int32]
     source_names: tuple[str, ...]
@@ -113,23 +111,6 @@ def _columns(batch: pa.RecordBatch, source_codes: dict[str, int], path: Path) ->
     )
 
 
-def sample_keys(sample_ids: list[str]) -> KeyArray:
-    """The 64-bit key of each sample id: its first 16 hex digits."""
-    digits = "".join([sample_id[:KEY_DIGITS] for sample_id in sample_ids])
-    return np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64)
-
-
-def splitmix(values: KeyArray) -> KeyArray:
-    """SplitMix64's finaliser: equal inputs give equal outputs, close ones unrelated outputs (Steele 2014)."""
-    mixed = values.copy()
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
 def mixed_seed(*numbers: int) -> int:
     """One 64-bit number out of several: of seed, epoch and purpose; of seed and step."""
     state = 0
@@ -139,7 +120,7 @@ def mixed_seed(*numbers: int) -> int:
     return state
 
 
-def uniform(keys: KeyArray, *numbers: int) -> npt.NDArray[np.float64]:
+def uniform(keys: Hashes, *numbers: int) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each key, a function of key and numbers alone."""
     mixed = splitmix(keys + np.uint64(mixed_seed(*numbers)))
     return (mixed >> np.uint64(11)) * np.float64(2.0**-53)
@@ -149,7 +130,7 @@ ORDER, FRACTION, GROUP, PREFIX = range(4)
 """What a random number is drawn for: order of an epoch, one more use, order of groups, dropping a prefix."""
 
 
-def drops_prefix(keys: KeyArray, share: float, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
+def drops_prefix(keys: Hashes, share: float, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
     """Which samples go without their prefix in this epoch: [n] of bool."""
     return uniform(keys, seed, epoch, PREFIX) < share
 
@@ -231,7 +212,7 @@ def plan_epoch(
     return EpochPlan(rows, ends[_boundaries(len(sizes), groups_per_step)])
 
 
-def _order(positions: npt.NDArray[np.float64], keys: KeyArray) -> IntArray:
+def _order(positions: npt.NDArray[np.float64], keys: Hashes) -> IntArray:
     """Places in ascending order of position, then of key: the same on any machine."""
     order = np.argsort(positions)  # not stable, but several times as fast as a sort by two columns
     ordered = positions[order]

@@ -12,12 +12,13 @@ import torch
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.contract import Split
 from vipolyqwen_core.corpus.tables import read_arrow
+from vipolyqwen_core.hashes import sample_keys, splitmix
 from vipolyqwen_core.objectives.negatives import gather
 from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
 from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
-from vipolyqwen_core.training.plan import TASK_CODES, IntArray, PlanIndex, plan_chunks, sample_keys, splitmix
+from vipolyqwen_core.training.plan import TASK_CODES, IntArray, PlanIndex, plan_chunks
 from vipolyqwen_core.training.ranks import sums
 from vipolyqwen_core.training.tracking import loss_metrics
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vipolyqwen_core.config import BatchSettings, TaskBatching
 from vipolyqwen_core.contract import MINED, PLAN_INDEX
 from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.hashes import splitmix
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.training import plan
 from vipolyqwen_core.training.plan import (
@@ -25,7 +26,6 @@ from vipolyqwen_core.training.plan import (
     plan_epoch,
     plan_training,
     read_plan_index,
-    splitmix,
 )
 
 
