@@ -1,9 +1,7 @@
 """A tracking server that is away is named at once, and named in one sentence after MLflow has tried."""
 
 import pwd
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from rich.console import Console
 from assets.resources import MlflowResource
 from orchestration.factory import run_factory, run_rollback
 from tests.mlflow_store import mlflow_store
+from tests.web_server import QuietHandler, serving
 from vipolyqwen_core.workspace import Workspace, without_login
 
 SILENT = "http://127.0.0.1:9"
@@ -29,18 +28,12 @@ def commands(place: Workspace) -> list[Callable[[], object]]:
 def guarded_server() -> Iterator[str]:
     """A server that wants a login."""
 
-    class Refusing(BaseHTTPRequestHandler):
+    class Refusing(QuietHandler):
         def do_GET(self) -> None:
             self.send_error(401)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Refusing) as address:
+        yield address
 
 
 def test_a_server_that_answers_with_anything_is_there(

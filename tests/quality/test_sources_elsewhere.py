@@ -6,9 +6,8 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import ClassVar
 
 import aiohttp
@@ -26,6 +25,7 @@ from quality import intake
 from quality.curate import curate
 from tests.quality.conftest import scene
 from tests.stored_pictures import file_of
+from tests.web_server import QuietHandler, answered_by_s3, serving, without_waiting
 from vipolyqwen_core.config import CurationSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus import storage
@@ -35,15 +35,7 @@ from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
-from vipolyqwen_core.corpus.storage import (
-    ATTEMPTS,
-    RemoteFile,
-    find_file,
-    is_folder,
-    is_no_answer,
-    may_pass,
-    open_storage,
-)
+from vipolyqwen_core.corpus.storage import ATTEMPTS, is_no_answer, may_pass, open_storage
 from vipolyqwen_core.workspace import Workspace
 
 QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
@@ -128,32 +120,22 @@ def test_pictures_in_the_rows_are_stored_in_bounded_batches(
     assert used == 20
 
 
-class Tired(BaseHTTPRequestHandler):
+class Tired(QuietHandler):
     """Serves pictures at the second attempt; one of them never."""
 
     asked: ClassVar[Counter[str]] = Counter()
 
     def do_HEAD(self) -> None:
-        self._answer(200, b"")
+        self.answer(200, headers={"ETag": '"1"'})
 
     def do_GET(self) -> None:
         self.asked[self.path] += 1
         if self.path == "/images":
-            self._answer(200, b'<a href="0.png">0.png</a>')
+            self.answer(200, b'<a href="0.png">0.png</a>')
         elif self.path.endswith("/never.png") or self.asked[self.path] == 1:
-            self._answer(503, b"busy")
+            self.answer(503, b"busy")
         else:
-            self._answer(200, png(int(Path(self.path).stem)))
-
-    def _answer(self, status: int, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("ETag", '"1"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        """Be silent."""
+            self.answer(200, png(int(Path(self.path).stem)), {"ETag": '"1"'})
 
 
 def test_a_picture_whose_server_is_busy_is_asked_for_again(
@@ -164,21 +146,19 @@ def test_a_picture_whose_server_is_busy_is_asked_for_again(
     names = [f"{number}.png" for number in range(5)] + ["never.png"]
     rows = [{"image": name, "question": "Gì đây thế?", "answer": f"vật {n}"} for n, name in enumerate(names)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Tired) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}/images/"
+    with serving(Tired) as address:
+        root = f"{address}/images/"
         source = Source(name="tired", paths=(str(tmp_path / "a.jsonl"),), image_root=root, **QA)
         summary = curate(source, CurationSettings(), workspace)
         asked = Tired.asked["/images/never.png"]
         again = curate(source, CurationSettings(), workspace)
-        server.shutdown()
     assert summary.pairs_out == 5
     assert summary.rejected == {"unreadable_image": 1}
     assert asked == ATTEMPTS
     assert not again.reused, "its server told its version, but did not give it: else its row is lost for good"
 
 
-class Downloads(BaseHTTPRequestHandler):
+class Downloads(QuietHandler):
     """Serves a packed table, as long as its address asks for a download."""
 
     CONTENT = gzip.compress(b"query\ttarget\nm\xe1\xbb\x99t\tone\n")
@@ -187,24 +167,17 @@ class Downloads(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        found = self.path == "/a.TSV.gz?download=true"
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Length", str(len(self.CONTENT) if found else 0))
-        self.end_headers()
-        if found and self.command == "GET":
-            self.wfile.write(self.CONTENT)
-
-    def log_message(self, *arguments: object) -> None:
-        """Be silent."""
+        if self.path == "/a.TSV.gz?download=true":
+            self.answer(200, self.CONTENT)
+        else:
+            self.answer(404)
 
 
 def test_an_address_may_ask_its_server_for_something() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Downloads) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/a.TSV.gz?download=true"
-        keys = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+    keys = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR}
+    with serving(Downloads) as address:
+        url = f"{address}/a.TSV.gz?download=true"
         (record,) = read_source(Source(name="asked", paths=(url,), **keys), "last")
-        server.shutdown()
     assert [(pair.query, pair.target) for pair in record.pairs] == [("một", "one")]
 
 
@@ -221,14 +194,6 @@ def answered(status: int) -> Exception:
     return error
 
 
-def answered_by_s3(status: int) -> Exception:
-    """As s3fs raises it of botocore's errors."""
-    error = OSError("Please reduce your request rate.")
-    error.__cause__ = cause = Exception("An error occurred when calling the GetObject operation")
-    cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
-    return error
-
-
 @pytest.mark.parametrize(
     ("cause", "again"),
     [
@@ -236,9 +201,9 @@ def answered_by_s3(status: int) -> Exception:
         (answered(500), True),
         (answered(429), True),
         (answered(408), True),
-        (answered_by_s3(503), True),
-        (answered_by_s3(500), True),
-        (answered_by_s3(403), False),
+        (answered_by_s3(OSError(), 503), True),
+        (answered_by_s3(OSError(), 500), True),
+        (answered_by_s3(OSError(), 403), False),
         (answered(403), False),
         (ConnectionResetError(), True),
         (TimeoutError(), True),
@@ -268,7 +233,7 @@ def test_a_server_lacks_a_file_only_where_it_says_so(protocol: str, status: int,
     assert is_no_answer(fsspec.filesystem(protocol), error) is failed
 
 
-class Moody(BaseHTTPRequestHandler):
+class Moody(QuietHandler):
     """Serves one file without parts of it, in a way that the beginning of its path tells."""
 
     content: ClassVar[bytes] = b""
@@ -288,9 +253,7 @@ class Moody(BaseHTTPRequestHandler):
             self.over.wait()
             return
         if mood == "down" or (mood == "busy" and self.asked[f"{self.command} {self.path}"] == 1):
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(503)
             return
         self.send_response(200)
         self.send_header("ETag", '"1"')
@@ -300,22 +263,16 @@ class Moody(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(self.content[: len(self.content) // 2 if mood == "cut" else None])
 
-    def log_message(self, *arguments: object) -> None:
-        """Be silent."""
-
 
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server."""
-    for patient in (RemoteFile._num_bytes, RemoteFile._part, find_file, is_folder):
-        monkeypatch.setattr(patient.retry, "wait", wait_none())
+    without_waiting(monkeypatch)
     Moody.asked.clear()
     Moody.over.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Moody) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+    with serving(Moody) as address:
+        yield address
         Moody.over.set()
-        server.shutdown()
 
 
 def rows_of_texts(number: int) -> list[dict[str, str]]:

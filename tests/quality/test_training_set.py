@@ -34,6 +34,12 @@ def sides(workspace: Workspace) -> dict[tuple[str, int], str]:
     return found | {(s, line): rule for s, line, rule in ledger.select("source", "line", "rule").rows()}
 
 
+def by_text(workspace: Workspace) -> dict[str, str]:
+    """Split of each row, by its query without what was put behind it."""
+    rows = everything(workspace).select("query", "split").rows()
+    return {query.removesuffix(" Vâng."): split for query, split in rows}
+
+
 def test_tables_are_those_of_the_contract(workspace, write_source, build) -> None:
     records = [instruction(i) for i in range(20)] + [question(i) for i in range(20)]
     records[0]["negatives"] = ["sai", {"text": "<image>", "images": ["3.png"]}]
@@ -96,25 +102,21 @@ def test_a_row_that_replaces_its_copy_keeps_the_side(workspace, write_source, bu
         texts = {"input": sentence(number) + end, "output": sentence(number + 5000)}
         return {"data_type": "contrastive_with_score", "similarity_score": score, **texts}
 
-    def by_text() -> dict[str, str]:
-        rows = everything(workspace).select("query", "split").rows()
-        return {query.removesuffix(" Vâng."): split for query, split in rows}
-
     old = [scored(number, 0.5) for number in range(60)]
     build(write_source(old))
-    first = by_text()
+    first = by_text(workspace)
     assert set(first.values()) == {"train", "eval"}
     rescored = [scored(number, 0.6) for number in range(60)]
     summary = build(write_source(rescored + old))
-    assert (summary.pairs_in, by_text()) == (60, first)
+    assert (summary.pairs_in, by_text(workspace)) == (60, first)
     summary = build(write_source(rescored))  # the old rows are gone
-    assert (summary.pairs_in, by_text()) == (60, first)
+    assert (summary.pairs_in, by_text(workspace)) == (60, first)
     again = [scored(number, 0.7) for number in range(60)]
     summary = build(write_source(again))  # in place: no row of the last version is left
-    assert (summary.pairs_in, by_text()) == (60, first)
+    assert (summary.pairs_in, by_text(workspace)) == (60, first)
     longer = [scored(number, 0.6, " Vâng.") for number in range(60)]
     summary = build(write_source(old + rescored + longer))
-    assert (summary.pairs_in, by_text()) == (60, first)
+    assert (summary.pairs_in, by_text(workspace)) == (60, first)
     assert all(query.endswith("Vâng.") for query in everything(workspace)["query"])
 
 
@@ -177,18 +179,14 @@ def test_a_copy_that_is_left_alone_keeps_the_side_of_what_stood_for_it(
     longer = [{**instruction(i), "input": sentence(i, 30) + " Vâng."} for i in range(60)]
     shorter = [{**instruction(i), "input": sentence(i, 30)} for i in range(60)]
 
-    def by_text() -> dict[str, str]:
-        rows = everything(workspace).select("query", "split").rows()
-        return {query.removesuffix(" Vâng."): split for query, split in rows}
-
     build(write_source(longer[:30] + shorter[:30], name="one"), write_source(longer[30:], name="two"),
           three := write_source(shorter[30:], name="three"))  # fmt: skip
-    first = by_text()
+    first = by_text(workspace)
     assert set(first.values()) == {"train", "eval"}
     assert read_assignments(workspace.assignments).height == 120
     # Gone are the rows that stayed: of one source, and with another source.
     build(write_source(shorter[:30], name="one"), three)
-    assert by_text() == first
+    assert by_text(workspace) == first
 
 
 def test_a_copy_that_came_later_and_changed_no_row_keeps_the_side(workspace, write_source, build) -> None:

@@ -9,18 +9,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import ClassVar, Literal
 
 import fsspec
 import pytest
-from tenacity import wait_none
 
+from tests.web_server import QuietHandler, serving, without_waiting
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
-from vipolyqwen_core.corpus.storage import RemoteFile, is_folder
 
 Form = Literal["NFC", "NFD"]
 NO_MAC = pytest.mark.skipif(sys.platform == "darwin", reason="names are found in either form there")
@@ -240,7 +237,7 @@ def test_a_version_moves_with_the_file_of_either_unicode_form(root: ImageRoot) -
         root.version("a/y.png")
 
 
-class Shaky(BaseHTTPRequestHandler):
+class Shaky(QuietHandler):
     """Serves /images/good.png; fails at others: `head_only` when its content is asked for."""
 
     FILES: ClassVar[dict[str, bytes]] = {
@@ -256,24 +253,14 @@ class Shaky(BaseHTTPRequestHandler):
 
     def _answer(self, status: int | None) -> None:
         content = self.FILES.get(self.path, b"")
-        self.send_response(status or (200 if content else 404 if "absent" in self.path else 500))
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        """Be silent."""
+        self.answer(status or (200 if content else 404 if "absent" in self.path else 500), content)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for patient in (RemoteFile._num_bytes, RemoteFile._part, is_folder):
-        monkeypatch.setattr(patient.retry, "wait", wait_none())
-    with ThreadingHTTPServer(("127.0.0.1", 0), Shaky) as serving:
-        Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
+    without_waiting(monkeypatch)
+    with serving(Shaky) as address:
+        yield address
 
 
 def test_a_server_that_fails_costs_a_picture_and_is_not_taken_for_a_missing_file(server: str) -> None:

@@ -5,8 +5,6 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import ClassVar
 
 import fsspec
@@ -14,16 +12,15 @@ import pytest
 from fsspec import AbstractFileSystem
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from tenacity import wait_none
 
+from tests.web_server import QuietHandler, answered_by_s3, serving, without_waiting
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
-from vipolyqwen_core.corpus.readers.remote_folders import _listed, _listed_by
-from vipolyqwen_core.corpus.storage import ATTEMPTS, RemoteFile, find_file, is_folder, why
+from vipolyqwen_core.corpus.storage import ATTEMPTS, why
 
 ROW = b'{"instruction": "C\xc3\xa2u h\xe1\xbb\x8fi", "output": "Tr\xe1\xba\xa3 l\xe1\xbb\x9di"}\n'
 
@@ -36,7 +33,7 @@ def archive_of(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-class Scripted(BaseHTTPRequestHandler):
+class Scripted(QuietHandler):
     """Serves files without parts of them and without a mark or a time; some answers fail first, or all."""
 
     files: ClassVar[dict[str, bytes]] = {}
@@ -45,40 +42,26 @@ class Scripted(BaseHTTPRequestHandler):
     asked: ClassVar[Counter[str]] = Counter()
 
     def do_HEAD(self) -> None:
-        self._answer(405, b"")
+        self.answer(405)
 
     def do_GET(self) -> None:
         self.asked[self.path] += 1
         status, times = self.failures.get(self.path, (0, 0))
         if self.asked[self.path] <= times:
-            self._answer(status, b"")
+            self.answer(status, headers={"Location": self.path} if status == 302 else {})
         elif self.path in self.files:
-            self._answer(200, self.files[self.path])
+            self.answer(200, self.files[self.path])
         else:
-            self._answer(404, b"")
-
-    def _answer(self, status: int, content: bytes) -> None:
-        self.send_response(status)
-        if status == 302:
-            self.send_header("Location", self.path)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *arguments: object) -> None:
-        """Be silent."""
+            self.answer(404)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for patient in (RemoteFile._num_bytes, RemoteFile._part, _listed, _listed_by, find_file, is_folder):
-        monkeypatch.setattr(patient.retry, "wait", wait_none())
+    without_waiting(monkeypatch)
     Scripted.files, Scripted.failures = {}, {}
     Scripted.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as serving:
-        Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
+    with serving(Scripted) as address:
+        yield address
 
 
 def source_at(address: str) -> Source:
@@ -216,13 +199,6 @@ def test_what_a_folder_holds_is_not_listed_to_tell_that_it_is_one(monkeypatch: p
     assert ImageRoot("memory://many/pictures").read("x.png") == b"picture"
     with pytest.raises(ValueError, match="is no folder"):
         ImageRoot("memory://many/scans")
-
-
-def answered_by_s3(error: Exception, status: int) -> Exception:
-    """As s3fs raises it."""
-    error.__cause__ = cause = Exception("An error occurred when calling the HeadObject operation")
-    cause.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
-    return error
 
 
 def test_what_s3_refuses_is_told_with_what_to_do() -> None:

@@ -19,7 +19,7 @@ from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenPr
 DIM = 48
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from tests.core.model.plain import pixel_values
+from tests.core.model.plain import picture, pixel_values
 from vipolyqwen_core.processing.patches import (
     MAX_ASPECT_RATIO,
     PatchLayout,
@@ -22,11 +22,6 @@ from vipolyqwen_core.processing.patches import (
 LAYOUT = PatchLayout()
 QWEN3_VL = PatchLayout(patch_size=16, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
 SIDES = st.integers(1, 3000)
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 @example(200, 1, 1, 1500)  # the longest strip
