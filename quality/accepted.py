@@ -37,8 +37,8 @@ def accepted_pictures(folder: Path) -> str | int | None:
 def pictures_identity(images: Mapping[str, Any] | None) -> str | int | None:
     """What tells a version of an image store (its pin, None: no pictures) from others.
 
-    Its number alone does not, since a store that was deleted counts from 1 again. Stores of earlier code have
-    no more than that.
+    Its number alone does not, since a store that was deleted counts from 1 again. Stores that were written
+    before they had a uuid are known by their number alone.
     """
     return None if images is None else images.get("uuid") or int(images["version"])
 

@@ -11,7 +11,7 @@ from great_expectations.expectations import (
 )
 
 from quality.drift import total_variation
-from quality.expectations import CRITICAL, WARNING, Suite, between, narrow_pairs, true
+from quality.expectations import CRITICAL, MAX_OTHER_SHARE, WARNING, Suite, between, narrow_pairs, true
 from quality.judge import judge
 from quality.language import OTHER
 from quality.pair_columns import num_pictures
@@ -20,7 +20,6 @@ from vipolyqwen_core.contract import PLAN_INDEX, TRAINING, Split
 from vipolyqwen_core.workspace import Workspace
 
 MAX_SOURCE_SHARE = 0.95
-MAX_OTHER_SHARE = 0.3
 MAX_EVAL_SHARE = 0.5
 MAX_SPLIT_DISTANCE = 0.25
 """How far the tasks, languages or sources of the evaluation may differ from those that are trained on."""

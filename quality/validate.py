@@ -284,7 +284,7 @@ def _is_sorted(rows: pl.LazyFrame) -> bool:
 def built_in_suites(
     source: Source, tables: Mapping[str, pl.DataFrame], before: Profile | None
 ) -> list[Suite]:
-    """Those of BUILT_IN. Without an earlier version there is nothing to have drifted from."""
+    """The suites of BUILT_IN. Without an earlier version there is nothing to have drifted from."""
     scored = tables["pairs"]["score"].count() > 0
     suites = [pairs_suite(), *(task_suite(task, scored) for task in Task)]
     suites += [balance_suite(), facts_suite(bool(source.languages)), pictures_suite()]

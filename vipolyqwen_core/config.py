@@ -312,7 +312,7 @@ class EvaluationSettings:
     min_distinct_targets: Positive = 50
     """Distinct targets from which on a pool counts in the primary metric."""
     min_pairs: Positive = 150
-    """Pairs from which on it does; it needs ten components of linked rows, too, to draw an interval from."""
+    """Pairs from which on it counts; it needs ten components of linked rows, too, for an interval."""
     gallery_queries: NonNegative = 4
     """Queries of each task shown with their hits in the report."""
     seed: Seed = 0

@@ -19,7 +19,7 @@ IMAGE_PLACEHOLDER: Final = "<image>"
 
 EMBEDDING_DIM: Final = 1024
 EXPERIMENT: Final = "vipolyqwen"
-"""Of the factory's runs in MLflow."""
+"""Experiment of the factory's runs in MLflow."""
 REGISTERED_MODEL: Final = "vipolyqwen"
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"

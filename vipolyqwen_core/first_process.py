@@ -1,4 +1,4 @@
-"""SIGTERM ends the first process of a container, too, where Linux ignores a signal that has no handler.
+"""Lets SIGTERM end the first process of a container: there Linux ignores a signal that has no handler.
 
 `docker stop` would wait its ten seconds and then kill. Training and Dagster have handlers of their own while
 they are at work.
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""Of a process that left because it was told to."""
+"""Exit code of a process that left because it was told to."""
 
 
 def heed_sigterm() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from vipolyqwen_core.workspace import Workspace
 
 SIGNS = ("No space left on device", "Disk quota exceeded", "database or disk is full", "disk I/O error")
-"""What the system says of it, and what SQLite does."""
+"""Words by which an error of a full disk is known: the system's, then SQLite's."""
 GOES_ON = "the same command goes on"
 """What helps where there is room again; said once, by whoever knows what is kept."""
 FREE = "free now: "
-"""Said once, too."""
+"""How the free space begins in a message: where it stands already, nothing is added again."""
 SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what processes share: in a container 64 MB, unless somebody asked for more."""
 

@@ -14,8 +14,8 @@ from vipolyqwen_core.first_process import EXIT_CODE
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_TO_SAVE = 300.0
-"""For the step in progress and its checkpoint, before a process that was told to stop is ended: a step of the
-2B recipe takes half a minute on 4 GPUs, and its checkpoint has 26 GB."""
+"""Time for the step in progress and its checkpoint, before a process that was told to stop is ended: a step
+of the 2B recipe takes half a minute on 4 GPUs, and its checkpoint has 26 GB."""
 
 
 def guarded(*command: str) -> list[str]:

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 SECONDS_TO_NOTICE: Final = 5.0
-"""For Python's own pool, before what it waits for is taken for lost."""
+"""Time for Python's own pool to see a death, before what it waits for is taken for lost."""
 
 
 class WatchedPool(ProcessPoolExecutor):

@@ -5,4 +5,4 @@ from typing import Final
 EVALUATION_FILE: Final = "evaluation.json"
 """What an evaluation found, in its folder."""
 REPORT_FILE: Final = "report.html"
-"""The same for a person."""
+"""What it found, as a page for a person, in its folder."""

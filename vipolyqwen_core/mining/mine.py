@@ -210,8 +210,11 @@ def find_negatives(pairs: Pairs, vectors: DistinctVectors, settings: MiningSetti
 
 
 def _sides(vectors: HalfVectors, rows: Ints, pairs: Pairs, chosen: Ints) -> Sides:
-    """With the declared key of each pair, else its query: else its other right answers, where they are more
-    than `SPARE`, would crowd out what is wrong."""
+    """Sides of the chosen pairs, each with the declared key of its pair, or else its query.
+
+    Without keys, the other right answers of a pair, where they are more than `SPARE`, would crowd out what is
+    wrong.
+    """
     positive = pairs.positive[chosen]
     keys = np.where(positive != NO_KEY, positive, splitmix(pairs.query[chosen]))
     return Sides(vectors, rows[chosen], keys.view(np.int64))

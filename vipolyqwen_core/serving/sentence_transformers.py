@@ -109,7 +109,11 @@ class ViPolyQwenModule(InputModule):
         init_defaults: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "ViPolyQwenModule":
-        """The module of a model directory or of a hub id."""
+        """The module of a model directory or of a hub id.
+
+        Raises:
+            ValueError: it is neither
+        """
         path = cls.load_dir_path(
             model_name_or_path, subfolder, token, cache_folder, revision, local_files_only
         )

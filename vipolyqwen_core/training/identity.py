@@ -137,7 +137,7 @@ def identified_run(
 
 
 def refuse_other_data(run: TrainingRun) -> None:
-    """Let a run train on the data that it is named after.
+    """Refuse to train a run on another version of its training set than its tag `data_version` names.
 
     Raises:
         ValueError: the training set was built anew since
@@ -166,7 +166,7 @@ def refuse_other_trajectory(path: Path, found: Mapping[str, Any], expected: Mapp
 
 
 def refuse_built_anew(training_set: Path, version: str | None) -> None:
-    """Let nothing that was read of two training sets pass for one.
+    """Refuse to go on where the training set was built anew since reading of it began.
 
     Args:
         version: that it had before anything was read of it
