@@ -16,6 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     started = time.monotonic()
     files = check_source(source, settings.dialogue_turns)
     folder = workspace.curated(source.name)
-    read = {name: value for name, value in vars(source).items() if name not in UNREAD_FIELDS}
-    inputs = sorted(read.items()), adapter_digest(source), files_fingerprint(files)
+    names = sorted({field.name for field in fields(source)} - UNREAD_FIELDS)
+    read = [(name, getattr(source, name)) for name in names]
+    inputs = read, adapter_digest(source), files_fingerprint(files)
     base = fingerprint(STAGE, CODE_VERSION, *inputs, to_json(settings))
     root = ImageRoot(source.image_root)
     mark = fingerprint(base, paths_digest(root, folder / "pictures.parquet"))

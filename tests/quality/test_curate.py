@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import unicodedata
 from collections import Counter
@@ -228,6 +229,36 @@ def test_a_table_of_pictures_that_was_cut_is_made_anew(workspace, write_source) 
     table.write_bytes(whole[: len(whole) // 2])
     assert not curate(source, SETTINGS, workspace).reused
     assert table.read_bytes() == whole
+
+
+CURATE_TABLE = """
+import sys
+from pathlib import Path
+from quality.curate import curate
+from vipolyqwen_core.config import CurationSettings
+from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.workspace import Workspace
+
+if __name__ == "__main__":
+    columns = {"query": "sentence1", "target": "sentence2", "score": "similarity"}
+    kind = {"format": Format.STS_TABLE, "task": "text_pair", "columns": columns}
+    source = Source(name="a", paths=(sys.argv[2],), **kind)
+    print(curate(source, CurationSettings(), Workspace(Path(sys.argv[1]))).fingerprint)
+"""
+
+
+def test_a_source_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """Python orders a set of strings anew in each."""
+    script, table = tmp_path / "curate_table.py", tmp_path / "a.csv"
+    script.write_text(CURATE_TABLE)
+    table.write_text("sentence1,sentence2,similarity\n" + f"{sentence(1)},{sentence(2)},0.5\n")
+    command = [sys.executable, str(script), str(tmp_path / "workspace"), str(table)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    marks = {
+        subprocess.check_output(command, text=True, env={**environment, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2", "3")
+    }
+    assert len(marks) == 1
 
 
 def test_an_adapter_that_changes_reads_its_source_again(
