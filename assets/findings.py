@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quality.accepted import judged_folder
 from vipolyqwen_core.config import Recipe
@@ -16,9 +16,6 @@ from vipolyqwen_core.contract import MINED_TABLE, Side, Split
 from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
 from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.workspace import Workspace
-
-if TYPE_CHECKING:  # heavy
-    pass
 
 MAX_REFUSED_SHARE = 0.05
 """More steps without a finite gradient are no accident."""

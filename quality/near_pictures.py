@@ -7,15 +7,22 @@ pages of one form, or charts of one style, differ in few places.
 
 import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, combinations
 
 import numpy as np
 import polars as pl
 from PIL import Image
 
-from quality.duplicates import bucket_pairs
+from quality.duplicates import bucket_pairs, repeated
+from vipolyqwen_core.corpus.pictures import taking_turns
+from vipolyqwen_core.usable_cores import usable_cores
 
-HASH_PARTS = 4
-"""Hashes that differ in fewer bits than there are parts have a part in common."""
+PART_BITS = (9, 9, 9, 9, 9, 9, 10)
+"""Bits of the parts of a hash."""
+PARTS_IN_COMMON = 3
+"""Hashes that differ in no more than four bits have so many of the seven parts in common. These have 27 bits:
+few pictures share them by chance, and buckets stay small where there are millions of pictures."""
 MAX_HASH_BITS = 6
 THUMBNAIL_PIXELS = 512
 MAX_ASPECT_CHANGE = 0.02
@@ -40,46 +47,47 @@ def near_pictures(pictures: pl.DataFrame, read: ReadPictures) -> pl.DataFrame:
     """
     proposed = propose(pictures)
     confirmed = []
-    for start in range(0, proposed.height, PAIRS_AT_ONCE):
-        some = proposed[start : start + PAIRS_AT_ONCE]
-        needed = pl.concat([some["a"], some["b"]]).unique().sort().to_list()
-        thumbnails = dict(zip(needed, map(thumbnail, read(needed)), strict=True))
-        confirmed += [(a, b) for a, b in some.iter_rows() if look_alike(thumbnails[a], thumbnails[b])]
+    with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes without the interpreter's lock
+        for some in proposed.iter_slices(PAIRS_AT_ONCE):
+            needed = pl.concat([some["a"], some["b"]]).unique().sort().to_list()
+            thumbnails = dict(zip(needed, threads.map(thumbnail, read(needed)), strict=True))
+            alike = threads.map(
+                look_alike, *([thumbnails[picture] for picture in some[side]] for side in "ab")
+            )
+            confirmed += some.filter(pl.Series(alike, dtype=pl.Boolean)).rows()
     return pl.DataFrame(confirmed, schema={"a": pl.Int64, "b": pl.Int64}, orient="row")
 
 
 def propose(pictures: pl.DataFrame) -> pl.DataFrame:
     """Pairs of pictures with close perceptual hashes and the same shape: `a` < `b`."""
-    digits = 16 // HASH_PARTS
-    pairs = [pl.DataFrame(schema={"a": pl.Int64, "b": pl.Int64})]
-    for part in range(HASH_PARTS):
-        bands = pictures.select(
-            row="picture", band=pl.col("phash").str.slice(part * digits, digits).hash(seed=0)
-        )
-        pairs.append(bucket_pairs(bands.filter(pl.len().over("band") > 1).sort("band", "row")))
     bits = pl.col("phash").str.to_integer(base=16, dtype=pl.UInt64)
-    facts = pictures.select("picture", bits=bits, aspect=pl.col("width") / pl.col("height"))
-    found = (
-        pl.concat(pairs)
-        .unique()
-        .join(facts.rename({"picture": "a", "bits": "bits_a", "aspect": "aspect_a"}), on="a")
-        .join(facts.rename({"picture": "b", "bits": "bits_b", "aspect": "aspect_b"}), on="b")
+    facts = pictures.select(row="picture", bits=bits, aspect=pl.col("width") / pl.col("height"))
+    ends = accumulate(PART_BITS)
+    parts = [(2**num_bits - 1) << (end - num_bits) for num_bits, end in zip(PART_BITS, ends, strict=True)]
+    found = [pl.DataFrame(schema={"a": pl.Int64, "b": pl.Int64})]
+    for common in combinations(parts, PARTS_IN_COMMON):
+        bands = facts.select("row", band=pl.col("bits") & pl.lit(sum(common), dtype=pl.UInt64))
+        met = bands.join(repeated(bands["band"]).to_frame(), on="band", how="semi").sort("band", "row")
+        found.append(_close(bucket_pairs(met), facts))
+    return pl.concat(found).unique().sort("a", "b")
+
+
+def _close(pairs: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
+    """The pairs whose hashes and shapes are close."""
+    joined = pairs.join(facts.rename({"row": "a", "bits": "bits_a", "aspect": "aspect_a"}), on="a").join(
+        facts.rename({"row": "b", "bits": "bits_b", "aspect": "aspect_b"}), on="b"
     )
     distance = (pl.col("bits_a") ^ pl.col("bits_b")).bitwise_count_ones()
     stretched = (pl.col("aspect_a") / pl.col("aspect_b")).log().abs()
-    return (
-        found.filter(distance <= MAX_HASH_BITS, stretched <= MAX_ASPECT_CHANGE)
-        .select("a", "b")
-        .sort("a", "b")
-    )
+    return joined.filter(distance <= MAX_HASH_BITS, stretched <= MAX_ASPECT_CHANGE).select("a", "b")
 
 
 def thumbnail(data: bytes) -> Image.Image:
     """The picture in RGB, neither side longer than `THUMBNAIL_PIXELS`."""
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = image.convert("RGB")
-    size = (min(rgb.width, THUMBNAIL_PIXELS), min(rgb.height, THUMBNAIL_PIXELS))
-    return _resized(rgb, size)
+    with taking_turns() as wait_for_turn, Image.open(io.BytesIO(data)) as image:
+        wait_for_turn(image.width * image.height)
+        size = (min(image.width, THUMBNAIL_PIXELS), min(image.height, THUMBNAIL_PIXELS))
+        return _resized(image.convert("RGB"), size)
 
 
 def look_alike(a: Image.Image, b: Image.Image) -> bool:

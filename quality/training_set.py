@@ -71,7 +71,7 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 10
+CODE_VERSION = 11
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 CONTENT = (*(split.file for split in Split), "index.parquet")

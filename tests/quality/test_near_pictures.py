@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import polars as pl
 from PIL import Image, ImageDraw
 
@@ -81,6 +82,24 @@ def test_hashes_propose_up_to_six_bits_and_a_fiftieth_of_the_shape() -> None:
 
     assert [proposed(f"{bits:016x}", 1000) for bits in (0b111111, 0b1111111)] == [True, False]
     assert [proposed("0" * 16, width) for width in (1020, 1021)] == [True, False]
+
+
+def test_copies_are_proposed_among_many_hashes_that_share_much() -> None:
+    """As those of pictures of one layout do; a crowd of millions shares as much by chance."""
+    rng = np.random.default_rng(0)
+    common = rng.integers(0, 2**16, (4, 500), dtype=np.uint64)
+    hashes = np.zeros(40_000, dtype=np.uint64)
+    for part in common:
+        hashes = hashes << np.uint64(16) | rng.choice(part, len(hashes))
+    copies = hashes[:200].copy()
+    for bit in rng.permuted(np.tile(np.arange(64, dtype=np.uint64), (200, 1)), axis=1)[:, :4].T:
+        copies ^= np.uint64(1) << bit
+    phash = [f"{value:016x}" for value in np.concatenate([hashes, copies]).tolist()]
+    pictures = pl.DataFrame({"picture": range(len(phash)), "phash": phash}).with_columns(
+        width=640, height=480
+    )
+    planted = {(number, len(hashes) + number) for number in range(200)}
+    assert planted <= set(propose(pictures).rows())
 
 
 def test_thumbnails_differ_by_light_or_by_a_channel_alone() -> None:
