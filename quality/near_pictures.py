@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from quality.duplicates import bucket_pairs, repeated
+from quality.duplicates import SMALL_BUCKET, bucket_pairs, repeated
 from vipolyqwen_core.corpus.pictures import taking_turns
 from vipolyqwen_core.usable_cores import usable_cores
 
@@ -64,9 +64,12 @@ def propose(pictures: pl.DataFrame) -> pl.DataFrame:
     facts = pictures.select(row="picture", bits=bits, aspect=pl.col("width") / pl.col("height"))
     ends = accumulate(PART_BITS)
     parts = [(2**num_bits - 1) << (end - num_bits) for num_bits, end in zip(PART_BITS, ends, strict=True)]
-    found = [pl.DataFrame(schema={"a": pl.Int64, "b": pl.Int64})]
+    same = facts.select("row", band="bits").sort("band", "row")
+    found = [_close(bucket_pairs(same), facts)]
+    is_many = pl.len().over("band") > SMALL_BUCKET
+    apart = same.filter(~is_many | pl.col("band").is_first_distinct())  # the first of many stands for them
     for common in combinations(parts, PARTS_IN_COMMON):
-        bands = facts.select("row", band=pl.col("bits") & pl.lit(sum(common), dtype=pl.UInt64))
+        bands = apart.select("row", band=pl.col("band") & pl.lit(sum(common), dtype=pl.UInt64))
         met = bands.join(repeated(bands["band"]).to_frame(), on="band", how="semi").sort("band", "row")
         found.append(_close(bucket_pairs(met), facts))
     return pl.concat(found).unique().sort("a", "b")

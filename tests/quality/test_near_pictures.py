@@ -5,6 +5,8 @@ import io
 import numpy as np
 import polars as pl
 from PIL import Image, ImageDraw
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from quality.near_pictures import look_alike, near_pictures, propose
 from tests.stored_pictures import file_of
@@ -100,6 +102,20 @@ def test_copies_are_proposed_among_many_hashes_that_share_much() -> None:
     )
     planted = {(number, len(hashes) + number) for number in range(200)}
     assert planted <= set(propose(pictures).rows())
+
+
+def test_many_pictures_of_few_hashes_are_linked_by_few_pairs() -> None:
+    """As empty pages of one form are."""
+    phash = [f"{2**63 | 2 ** (number % 50):016x}" for number in range(20_000)]
+    pictures = pl.DataFrame({"picture": range(len(phash)), "phash": phash}).with_columns(
+        width=640, height=480
+    )
+    proposed = propose(pictures)
+    assert proposed.height < 3 * len(phash)
+    links = coo_array(
+        (np.ones(proposed.height), (proposed["a"], proposed["b"])), shape=(len(phash), len(phash))
+    )
+    assert connected_components(links)[0] == 1
 
 
 def test_thumbnails_differ_by_light_or_by_a_channel_alone() -> None:
