@@ -134,6 +134,7 @@ def register(
     facts = {
         "run": run.run_name,
         "data_version": run.tags["data_version"],
+        "model_digest": digest,
         evaluation.primary_metric: evaluation.primary["trained"],
     }
     info = log_registered_model(

@@ -117,6 +117,8 @@ def test_the_registered_version_says_where_it_came_from(place: Workspace, outcom
     with open_instance(place) as instance:
         first = instance.get_runs(dg.RunsFilter(job_name="model"))[-1]
     assert version.tags["vipolyqwen.dagster_run_id"] == first.run_id
+    told = mlflow.models.get_model_info(f"models:/{REGISTERED_MODEL}/{version.version}").metadata
+    assert told["model_digest"] == version.tags["vipolyqwen.model_digest"]
     assert version.tags["vipolyqwen.run"] == Path(outcome.stage("trained_model").metadata["folder"]).name
     assert version.tags["vipolyqwen.split"] == split_id(place.assignments)
     assert version.tags["vipolyqwen.model_digest"] == model_digest(place.models / "v1")

@@ -105,6 +105,8 @@ def test_the_search_snippet_finds_what_was_exported(
     monkeypatch.setenv("VIPOLYQWEN_HOME", str(workspace.home))
     names = run(blocks("python", "workspace"), {})
     assert names["hits"]
+    assert names["rows"]
+    assert all(row["side"] == "target" for row in names["rows"])
     assert all((hit.language, hit.side) == ("vi", "target") for hit in names["hits"])
     assert len(capsys.readouterr().out.splitlines()) == len(names["hits"])
 
