@@ -13,6 +13,8 @@ from itertools import accumulate, combinations
 import numpy as np
 import polars as pl
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from quality.duplicates import SMALL_BUCKET, bucket_pairs, repeated
 from vipolyqwen_core.corpus.pictures import taking_turns
@@ -42,7 +44,7 @@ def near_pictures(pictures: pl.DataFrame, read: ReadPictures) -> pl.DataFrame:
     """Pairs of pictures that look the same: `a` < `b`, numbers of pictures.
 
     Args:
-        pictures: `picture` (a number), `phash` (16 hex digits), `width`, `height`
+        pictures: `picture` (their numbers, from 0), `phash` (16 hex digits), `width`, `height`
         read: gives the bytes of pictures by number
     """
     proposed = propose(pictures)
@@ -72,7 +74,19 @@ def propose(pictures: pl.DataFrame) -> pl.DataFrame:
         bands = apart.select("row", band=pl.col("band") & pl.lit(sum(common), dtype=pl.UInt64))
         met = bands.join(repeated(bands["band"]).to_frame(), on="band", how="semi").sort("band", "row")
         found.append(_close(bucket_pairs(met), facts))
-    return pl.concat(found).unique().sort("a", "b")
+    pairs = pl.concat(found).unique()
+    return pl.concat([pairs, _close(_next_in_crowds(pairs, len(facts)), facts)]).unique().sort("a", "b")
+
+
+def _next_in_crowds(pairs: pl.DataFrame, num_pictures: int) -> pl.DataFrame:
+    """Each picture and the next one, among many that the pairs link: a copy often follows its original."""
+    ends = pairs["a"].to_numpy(), pairs["b"].to_numpy()
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), ends), shape=(num_pictures, num_pictures))
+    _, crowds = connected_components(graph, directed=False)
+    rows = pl.DataFrame({"row": np.arange(num_pictures), "crowd": crowds})
+    rows = rows.filter(pl.len().over("crowd") > SMALL_BUCKET).sort("crowd", "row")
+    is_next = pl.col("crowd") == pl.col("crowd").shift(1)
+    return rows.select(a=pl.col("row").shift(1), b="row", is_next=is_next).filter("is_next").drop("is_next")
 
 
 def _close(pairs: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:

@@ -111,11 +111,18 @@ def test_many_pictures_of_few_hashes_are_linked_by_few_pairs() -> None:
         width=640, height=480
     )
     proposed = propose(pictures)
-    assert proposed.height < 3 * len(phash)
+    assert proposed.height < 4 * len(phash)
     links = coo_array(
         (np.ones(proposed.height), (proposed["a"], proposed["b"])), shape=(len(phash), len(phash))
     )
     assert connected_components(links)[0] == 1
+
+
+def test_a_copy_behind_its_original_is_proposed_among_many_pictures_of_their_hashes() -> None:
+    """As pages of one form, each followed by a smaller copy of it: all pages share a hash, and all copies."""
+    phash = [f"{value:016x}" for value in (0xFF00FF00FF00FF00, 0xFF00FF00FF00FF03)] * 40
+    pictures = pl.DataFrame({"picture": range(80), "phash": phash}).with_columns(width=640, height=480)
+    assert {(page, page + 1) for page in range(0, 80, 2)} <= set(propose(pictures).rows())
 
 
 def test_thumbnails_differ_by_light_or_by_a_channel_alone() -> None:
