@@ -11,6 +11,7 @@ Severity critical blocks the source, warning is recorded. The row rules stand in
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 from great_expectations.expectations import (
@@ -77,15 +78,29 @@ class Suite:
 
     def digest(self) -> str:
         """Changes with anything that the suite says, and with the check that says it."""
-        said = [expectation.configuration.to_json_dict() for expectation in self.expectations]
+        said = [_in_order(expectation.configuration.to_json_dict()) for expectation in self.expectations]
         columns = {name: _spelled(value) for name, value in self.columns.items()}
         return fingerprint(self.name, self.table, self.task, self.check, said, columns)
+
+
+def _in_order(said: Any, is_set: bool = False) -> Any:
+    """The same with all sets as sorted lists: their own order is another one in each process.
+
+    Great Expectations makes lists of sets itself, such as `value_set`, in the order of the process.
+    """
+    if isinstance(said, Mapping):
+        return {key: _in_order(value, str(key).endswith("_set")) for key, value in said.items()}
+    if isinstance(said, list | tuple | set | frozenset):
+        values = [_in_order(value) for value in said]
+        return sorted(values, key=repr) if is_set or isinstance(said, set | frozenset) else values
+    return said
 
 
 def _spelled(column: pl.Expr) -> str | bytes:
     """All that an expression says: its own text leaves out lists and arguments, as in `round()`.
 
-    Python functions are known by their place alone: two processes may pickle one differently.
+    Python functions are known by their place alone: two processes may pickle one differently. So is a set
+    within an expression spelled differently in two processes; a list is not.
     """
     text = str(column)
     return text if "python_udf" in text else column.meta.serialize()
