@@ -51,9 +51,10 @@ def json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
             return _rows_of_elements(elements_in_object(window))
         return _rows_of_broken_object(window, file, source, needs)
     if window.peek():  # something follows
-        if isinstance(first, dict) and not _are_json(json_line_rows(file, source)):
-            return _rows_of_elements(chain([Element(first)], values_one_behind_the_other(window)))
-        return json_line_rows(file, source)
+        is_a_line = next(json_line_rows(file, source)).error is None
+        if is_a_line or not isinstance(first, dict):
+            return json_line_rows(file, source)
+        return _rows_of_elements(chain([Element(first)], values_one_behind_the_other(window)))
     records = _list_of_records(first, needs) if isinstance(first, dict) else None
     return (_row(number, value) for number, value in enumerate([first] if records is None else records, 1))
 
@@ -61,11 +62,13 @@ def json_rows(file: SourceFile, source: Source, needs: Needs) -> Iterator[Row]:
 def _rows_of_broken_object(
     window: JsonWindow, file: SourceFile, source: Source, needs: Needs
 ) -> Iterator[Row]:
-    """Rows of the lists of records in an object with a mistake, else JSON Lines whose first is broken."""
-    if needs and not _are_json(json_line_rows(file, source)):
-        elements = elements_in_object(window)
+    """Rows of an object with a mistake: its lists of records, or the objects behind it, or JSON Lines."""
+    if _are_json(json_line_rows(file, source)):
+        return json_line_rows(file, source)
+    whole = JsonWindow(read_pieces(file.location, source.languages))
+    for elements in (elements_in_object(window), values_one_behind_the_other(whole)):
         head = list(islice(elements, NUM_SEEN))
-        if _holds_records([element.value for element in head], needs):
+        if needs and _holds_records([element.value for element in head], needs):
             return _rows_of_elements(chain(head, elements))
     return json_line_rows(file, source)
 

@@ -236,6 +236,22 @@ def test_records_one_behind_the_other_are_read_however_many_lines_they_take(
     assert [record.rejection.rule for record in records if record.rejection] == ["broken_json"]
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_record_of_several_lines_costs_only_itself(tmp_path: Path, broken: int) -> None:
+    texts = [json.dumps({"instruction": str(n), "output": "o"}, indent=1) for n in range(4)]
+    texts[broken] = texts[broken].replace('"o"', '"o" "p"')
+    (tmp_path / "a.json").write_text("\n".join(texts))
+    assert [record.rejection is not None for record in read(tmp_path / "a.json")] == [
+        number == broken for number in range(4)
+    ]
+
+
+def test_lines_of_which_half_are_broken_are_lines(tmp_path: Path) -> None:
+    good, inner = '{"instruction": "a", "output": "b"}', '{"instruction": "a", "output": "b", "more": [\\n '
+    (tmp_path / "a.json").write_text(f"{good}\n{inner}{good}]\n")
+    assert [record.rejection is None for record in read(tmp_path / "a.json")] == [True, False]
+
+
 def test_a_line_of_a_record_of_several_lines_says_which_files_may_hold_them(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}, indent=1))
     first, *_ = read(tmp_path / "a.jsonl")
