@@ -66,10 +66,12 @@ def propose(pictures: pl.DataFrame) -> pl.DataFrame:
     facts = pictures.select(row="picture", bits=bits, aspect=pl.col("width") / pl.col("height"))
     ends = accumulate(PART_BITS)
     parts = [(2**num_bits - 1) << (end - num_bits) for num_bits, end in zip(PART_BITS, ends, strict=True)]
-    same = facts.select("row", band="bits").sort("band", "row")
-    found = [_close(bucket_pairs(same), facts)]
+    shape = (pl.col("aspect").log() / MAX_ASPECT_CHANGE).round()
+    same = facts.select("row", band="bits", shape=shape).sort("band", "row")
+    found = [_close(bucket_pairs(same.drop("shape")), facts)]
     is_many = pl.len().over("band") > SMALL_BUCKET
-    apart = same.filter(~is_many | pl.col("band").is_first_distinct())  # the first of many stands for them
+    is_first = pl.struct("band", "shape").is_first_distinct()
+    apart = same.filter(~is_many | is_first)  # the first of many of a shape stands for them
     for common in combinations(parts, PARTS_IN_COMMON):
         bands = apart.select("row", band=pl.col("band") & pl.lit(sum(common), dtype=pl.UInt64))
         met = bands.join(repeated(bands["band"]).to_frame(), on="band", how="semi").sort("band", "row")

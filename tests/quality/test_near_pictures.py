@@ -118,6 +118,12 @@ def test_many_pictures_of_few_hashes_are_linked_by_few_pairs() -> None:
     assert connected_components(links)[0] == 1
 
 
+def test_each_shape_of_a_hash_that_many_have_meets_other_hashes() -> None:
+    phash, widths = ["0" * 16] * 40 + ["0" * 15 + "1"], [640] * 20 + [480] * 20 + [480]
+    pictures = pl.DataFrame({"picture": range(41), "phash": phash, "width": widths}).with_columns(height=480)
+    assert 40 in propose(pictures)["b"]
+
+
 def test_a_copy_behind_its_original_is_proposed_among_many_pictures_of_their_hashes() -> None:
     """As pages of one form, each followed by a smaller copy of it: all pages share a hash, and all copies."""
     phash = [f"{value:016x}" for value in (0xFF00FF00FF00FF00, 0xFF00FF00FF00FF03)] * 40
