@@ -69,7 +69,7 @@ def rejects_table(ledger: Path) -> dg.MetadataValue[str]:
         pl.scan_parquet(ledger)
         .group_by("stage", "rule")
         .agg(pl.len(), pl.first("reason"), pl.first("value"), pl.first("file"), pl.first("line"))
-        .sort("len", "rule", descending=[True, False])
+        .sort("len", "stage", "rule", descending=[True, False, False])
         .collect()
     )
     if rows.is_empty():

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import polars as pl
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -266,7 +267,8 @@ def _edges(column: str, largest: float) -> np.ndarray[Any, Any]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "figure"}):  # ids by content: the same data give the same page
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
