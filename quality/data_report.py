@@ -15,7 +15,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import polars as pl
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -267,7 +266,7 @@ def _edges(column: str, largest: float) -> np.ndarray[Any, Any]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "figure"}):  # ids by content: the same data give the same page
+    with matplotlib.rc_context({"svg.hashsalt": "figure"}):  # ids by content: equal data, equal pages
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from quality.id_numbers import spell
+from quality.id_numbers import id_number, spell
 from vipolyqwen_core.contract import PLAN_INDEX, TAGGED, TRAINING, Split
 from vipolyqwen_core.corpus.image_store import ImageStore
 from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet
@@ -45,11 +45,11 @@ def write_tables(
     ):
         start = 0
         for place, images in sources:
-            ids = None if images is None else _image_ids(images)
+            stored = None if images is None else StoredPictures(_image_ids(images))
             for batch in _batches(place / "pairs.parquet"):
                 own = decisions[start : start + batch.num_rows]
                 own = own.select(pl.col("split").cast(pl.String), spell(names.gather(own["component"])))
-                rows = _pinned(batch, own, ids, schema)
+                rows = _pinned(batch, own, stored, schema)
                 start += batch.num_rows
                 for split, writer in ((Split.TRAIN, train), (Split.EVAL, evaluation)):
                     chosen = rows.filter(pc.equal(rows["split"], split.value))
@@ -61,8 +61,33 @@ def write_tables(
     assert start == decisions.height, f"{start} rows in the tables, {decisions.height} decisions"
 
 
+class StoredPictures:
+    """Rows of an image store by id. Sorted once for all batches: a store may hold millions."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        """Sort the ids of the rows."""
+        numbers = _numbers(ids)
+        self._rows = numbers.arg_sort()
+        self._sorted = numbers.gather(self._rows)
+        self._ended = self._sorted.extend_constant(None, 1)
+        """The same, and null where one looks behind the last one."""
+
+    def rows(self, ids: pa.Array) -> pa.Array:
+        """The row of each id, int64; each has to be in the store."""
+        wanted = _numbers(ids)
+        places = self._sorted.search_sorted(wanted)
+        missing = ids.filter(self._ended.gather(places).ne_missing(wanted).to_arrow())
+        assert len(missing) == 0, f"picture {missing[0]} is not in the image store"
+        return self._rows.gather(places).cast(pl.Int64).to_arrow()
+
+
 def _image_ids(images: dict[str, Any]) -> pa.Array:
     return ImageStore(**images).table(["image_id"])["image_id"].combine_chunks()
+
+
+def _numbers(ids: pa.Array) -> pl.Series:
+    spelled = pl.DataFrame({"id": pl.from_arrow(ids)}, schema={"id": pl.String})
+    return spelled.select(id_number(pl.col("id"))).to_series()
 
 
 def _batches(path: Path) -> Iterator[pa.Table]:
@@ -71,25 +96,26 @@ def _batches(path: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch]).cast(arrow_schema(TAGGED))
 
 
-def _pinned(rows: pa.Table, decisions: pl.DataFrame, ids: pa.Array | None, schema: pa.Schema) -> pa.Table:
+def _pinned(
+    rows: pa.Table, decisions: pl.DataFrame, stored: StoredPictures | None, schema: pa.Schema
+) -> pa.Table:
     """Rows of TRAINING out of rows of TAGGED."""
     for name in ("split", "component"):
         rows = rows.append_column(name, decisions[name].to_arrow().cast(pa.large_string()))
     for side in ("query", "target"):
         images = rows[f"{side}_images"].combine_chunks()
-        rows = rows.append_column(f"{side}_image_rows", _places(images, ids))
+        rows = rows.append_column(f"{side}_image_rows", _places(images, stored))
     negatives = rows["negatives"].combine_chunks()
-    places = _places(pc.struct_field(negatives.flatten(), "images"), ids)
+    places = _places(pc.struct_field(negatives.flatten(), "images"), stored)
     nested = pa.LargeListArray.from_arrays(_offsets(negatives), places, mask=negatives.is_null())
     return rows.append_column("negative_image_rows", nested).select(schema.names).cast(schema)
 
 
-def _places(images: pa.LargeListArray, ids: pa.Array | None) -> pa.LargeListArray:
+def _places(images: pa.LargeListArray, stored: StoredPictures | None) -> pa.LargeListArray:
     """Lists of rows in the image store, out of lists of ids; null lists are empty."""
     wanted = images.flatten()
-    known = pa.array([], type=pa.large_string()) if ids is None else ids
-    places = pc.index_in(wanted, value_set=known).cast(pa.int64())
-    assert places.null_count == 0, f"picture {wanted.filter(places.is_null())[0]} is not in the image store"
+    assert stored is not None or len(wanted) == 0, f"picture {wanted[0]} is in no image store"
+    places = pa.array([], type=pa.int64()) if stored is None else stored.rows(wanted)
     return pa.LargeListArray.from_arrays(_offsets(images), places)
 
 
