@@ -30,8 +30,10 @@ QUIET = {
     "DAGSTER_DISABLE_TELEMETRY": "yes",
     "GX_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
+    "LANCEDB_LOG": "error",
 }
-"""No library phones home or starts workers that nobody asked for, unless the user said otherwise."""
+"""No library phones home or starts workers that nobody asked for, unless the user said otherwise. Nor does
+LanceDB say of each partition of an index that an update has no rows for it."""
 
 STEADY = {"OMP_WAIT_POLICY": "PASSIVE", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """OMP_WAIT_POLICY: threads that wait sleep instead of spinning, which on a busy machine cost training on a
