@@ -15,8 +15,6 @@ from vipolyqwen_core.corpus.tables import StageSummary
 from vipolyqwen_core.written_aside import written_aside
 
 READ_STAGE = "read"
-
-
 LEDGER_SCHEMA = polars_schema(LEDGER)
 
 

@@ -44,7 +44,7 @@ def near_pictures(pictures: pl.DataFrame, read: ReadPictures) -> pl.DataFrame:
     """Pairs of pictures that look the same: `a` < `b`, numbers of pictures.
 
     Args:
-        pictures: `picture` (their numbers, from 0), `phash` (16 hex digits), `width`, `height`
+        pictures: `picture` (the number of the row, from 0), `phash` (16 hex digits), `width`, `height`
         read: gives the bytes of pictures by number
     """
     proposed = propose(pictures)
@@ -68,7 +68,7 @@ def propose(pictures: pl.DataFrame) -> pl.DataFrame:
     parts = [(2**num_bits - 1) << (end - num_bits) for num_bits, end in zip(PART_BITS, ends, strict=True)]
     shape = (pl.col("aspect").log() / MAX_ASPECT_CHANGE).round()
     same = facts.select("row", band="bits", shape=shape).sort("band", "row")
-    found = [_close(bucket_pairs(same.drop("shape")), facts)]
+    found = [_close(bucket_pairs(same.select("row", "band")), facts)]
     is_many = pl.len().over("band") > SMALL_BUCKET
     is_first = pl.struct("band", "shape").is_first_distinct()
     apart = same.filter(~is_many | is_first)  # the first of many of a shape stands for them
@@ -93,12 +93,10 @@ def _next_in_crowds(pairs: pl.DataFrame, num_pictures: int) -> pl.DataFrame:
 
 def _close(pairs: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     """The pairs whose hashes and shapes are close."""
-    joined = pairs.join(facts.rename({"row": "a", "bits": "bits_a", "aspect": "aspect_a"}), on="a").join(
-        facts.rename({"row": "b", "bits": "bits_b", "aspect": "aspect_b"}), on="b"
-    )
-    distance = (pl.col("bits_a") ^ pl.col("bits_b")).bitwise_count_ones()
-    stretched = (pl.col("aspect_a") / pl.col("aspect_b")).log().abs()
-    return joined.filter(distance <= MAX_HASH_BITS, stretched <= MAX_ASPECT_CHANGE).select("a", "b")
+    a, b = facts[pairs["a"]], facts[pairs["b"]]
+    distance = (a["bits"] ^ b["bits"]).bitwise_count_ones()
+    stretched = (a["aspect"] / b["aspect"]).log().abs()
+    return pairs.filter((distance <= MAX_HASH_BITS) & (stretched <= MAX_ASPECT_CHANGE))
 
 
 def thumbnail(data: bytes) -> Image.Image:

@@ -229,9 +229,7 @@ def test_records_one_behind_the_other_are_read_however_many_lines_they_take(
     texts[2] = texts[2].replace('"2"', '"2" "x"')
     (tmp_path / "a.json").write_text(between.join(texts))
     records = list(read(tmp_path / "a.json"))
-    whole = (
-        [0, 1, 3, 4] if between else [0, 1]
-    )  # a broken one may hold objects: the next is at a line's start
+    whole = [0, 1, 3, 4] if between else [0, 1]  # what follows a broken one begins a line
     assert [record.pairs[0].query for record in records if record.pairs] == [str(n) for n in whole]
     assert [record.rejection.rule for record in records if record.rejection] == ["broken_json"]
 
