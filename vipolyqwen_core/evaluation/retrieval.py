@@ -202,9 +202,9 @@ def _pool(
     by_key = _answers(query_of[keyed], rows.positive[asking][keyed], rows.positive[answering], columns, shape)
     places = np.minimum(np.searchsorted(target_ids, query_ids), shape[1] - 1)
     excluded = np.where(target_ids[places] == query_ids, places, -1)
-    right = (by_query + by_key).tocoo()
-    is_other = right.col != excluded[right.row]
-    relevant = _marked(right.row[is_other], right.col[is_other], shape)
+    own = np.flatnonzero(excluded >= 0)
+    relevant = (by_query + by_key) > _marked(own, excluded[own], shape)  # right, and not the query itself
+    relevant.sort_indices()
     answerable = np.diff(relevant.indptr) > 0
     if not answerable.any():
         return None
@@ -242,4 +242,5 @@ def _answers(
 
 def _marked(rows: Ints, columns: Ints, shape: tuple[int, int]) -> csr_array:
     """True at some places, which may be named more than once."""
-    return csr_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=shape)
+    places = rows.astype(np.int32), columns.astype(np.int32)  # places of 64 bits double the memory
+    return csr_array((np.ones(len(rows), dtype=bool), places), shape=shape)
