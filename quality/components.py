@@ -74,6 +74,15 @@ def linking_sides(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     )
 
 
+def links_alone(min_linking_chars: int) -> dict[str, pl.Expr]:
+    """Whether a side links by itself: it has a picture, or a text that is long enough. By side."""
+    texts = {"query": whole_query(), "target": pl.col("target")}
+    return {
+        side: (num_pictures(side) > 0) | (comparable(text).str.len_chars() >= min_linking_chars)
+        for side, text in texts.items()
+    }
+
+
 def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     """Hashes of what links rows by itself: pictures, groups, sides with a picture or a text long enough.
 
@@ -82,12 +91,9 @@ def linking_hashes(rows: pl.LazyFrame, min_linking_chars: int) -> pl.LazyFrame:
     Args:
         rows: `row` and the columns of a tagged pair
     """
-    texts = {"query": whole_query(), "target": pl.col("target")}
     sides = [
-        rows.filter(
-            (num_pictures(side) > 0) | (comparable(text).str.len_chars() >= min_linking_chars)
-        ).select("row", hash=f"{side}_hash")
-        for side, text in texts.items()
+        rows.filter(links).select("row", hash=f"{side}_hash")
+        for side, links in links_alone(min_linking_chars).items()
     ]
     return pl.concat([*sides, _pictures_and_groups(rows, "hash")])
 

@@ -5,6 +5,7 @@ are found over the shards on disk, and what is left is written in the order of t
 
     curated/<source>/pairs.parquet       PAIR, sorted by position
     curated/<source>/ledger.parquet      LEDGER: records under stage `read`, pairs under `curated`
+    curated/<source>/copied_links.parquet    groups and dialogues of dropped copies, see `copied_links.py`
     curated/<source>/pictures.parquet    every picture path that was read, with its file's version then
     curated/<source>/source.json         the source as the manifest describes it, for `trace`
     curated/<source>/stage.json          StageSummary; details: languages, tasks, images
@@ -23,6 +24,7 @@ from typing import Any
 
 import polars as pl
 
+from quality.copied_links import COPIED_LINKS, copied_links
 from quality.intake import PictureIntake, normalised_rows, references_of
 from quality.ledger import (
     LEDGER_SCHEMA,
@@ -58,7 +60,8 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 STAGE = "curated"
-CODE_VERSION = 23
+TABLES = ("pairs.parquet", "ledger.parquet", COPIED_LINKS)
+CODE_VERSION = 24
 """Raise it when the same input gives another result: earlier results are then made anew."""
 BATCH_PAIRS = 10_000
 BATCH_BYTES = 256 * 1024 * 1024
@@ -84,7 +87,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     base = fingerprint(STAGE, CODE_VERSION, *inputs, to_json(settings))
     root = ImageRoot(source.image_root)
     mark = fingerprint(base, paths_digest(root, folder / "pictures.parquet"))
-    summary = unchanged_stage(folder, mark, ("pairs.parquet", "ledger.parquet"))
+    summary = unchanged_stage(folder, mark, TABLES)
     if summary is not None and is_stored(summary.details["images"]):
         logger.info("%s: unchanged, %d pairs", source.name, summary.pairs_out)
         _remove_old_pictures(source.name, workspace)
@@ -101,11 +104,12 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         duplicates = find_duplicates(shards.kept(), settings, aside / "bands")
         _write_pairs(shards, duplicates, aside)
         rejected = _write_ledger(shards, duplicates, source.name, aside)
+        copied_links(shards.kept(), duplicates, settings).write_parquet(aside / COPIED_LINKS)
         shards.remove()
         summary = StageSummary(
             stage=STAGE,
             fingerprint=fingerprint(base, read_digest(root, aside / "pictures.parquet")),
-            data_version=content_digest([aside / "pairs.parquet", aside / "ledger.parquet"]),
+            data_version=content_digest([aside / name for name in TABLES]),
             pairs_in=shards.pairs,
             pairs_out=count_rows(pl.scan_parquet(aside / "pairs.parquet")),
             rejected=rejected,

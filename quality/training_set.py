@@ -46,6 +46,7 @@ from quality.components import (
     name_components,
     near_sides,
 )
+from quality.copied_links import keys_of_copies
 from quality.duplicates import UNBUFFERED
 from quality.id_numbers import id_number
 from quality.language import EN, OTHER, VI, ZH
@@ -71,7 +72,7 @@ from vipolyqwen_core.written_aside import written_aside
 logger = logging.getLogger(__name__)
 
 STAGE = "training_set"
-CODE_VERSION = 11
+CODE_VERSION = 12
 TASK = pl.Enum(sorted(task.value for task in Task))
 LANGUAGE = pl.Enum(sorted((VI, EN, ZH, OTHER)))
 CONTENT = (*(split.file for split in Split), "index.parquet")
@@ -221,11 +222,13 @@ def _decide(
     same, counts = _same_keys(rows, sources, recipe.curation, scratch)
     assignments = read_assignments(workspace.assignments)
     facts = _facts(rows, sources, copies, assignments)
-    dropped = dropped_copies(workspace, {source.name: source.folder for source in sources})
+    folders = {source.name: source.folder for source in sources}
+    dropped = dropped_copies(workspace, folders)
     sides = linking_hashes(rows, recipe.curation.min_linking_chars)
     predecessors = find_predecessors(facts, assignments, dropped, sides)
     earlier = earlier_links(facts, assignments, predecessors)
-    links = _links(rows, sources, copies, earlier, recipe.curation)
+    copied = keys_of_copies(workspace, folders, facts)
+    links = pl.concat([_links(rows, sources, copies, earlier, recipe.curation), copied])
     labels = connect(facts.height, links, same)
     del links, earlier, same
     names = name_components(facts["sample_id"], labels)

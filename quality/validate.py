@@ -7,7 +7,8 @@ stays, and training goes on with that.
     validated/<source>/stage.json       the last judgement, whatever it was
     validated/<source>/candidate/       the same of a version that was not accepted
     validated/<source>/<version>/       pairs.parquet, ledger.parquet, stage.json of an accepted version
-    validated/<source>/<version>/curated/, tagged/    ledger.parquet, stage.json of the stages before it
+    validated/<source>/<version>/curated/, tagged/    ledger.parquet, stage.json of the stages before it, and
+                                                      copied_links.parquet of curation
     validated/<source>/accepted.json    {"version": ...}
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from quality.accepted import CANDIDATE, accepted_folder, accepted_stage, judged_folder
+from quality.copied_links import COPIED_LINKS
 from quality.drift import Profile, profile, unexpected_share
 from quality.expectations import (
     CRITICAL,
@@ -104,14 +106,14 @@ def validate(
         logger.info("%s: unchanged, %s", source.name, _verdict(summary))
         return summary
     # no pair tells of copies that were dropped, and the split has to remember them
-    curated_ledger = workspace.curated(source.name) / "ledger.parquet"
+    dropped = _of_copies(workspace.curated(source.name))
     with written_aside(folder / CANDIDATE) as aside:
         aside.mkdir(parents=True)
         kept, rejected = _apply_rules(workspace.tagged(source.name) / "pairs.parquet", aside)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,
-            data_version=content_digest([*(aside / name for name in TABLES), curated_ledger]),
+            data_version=content_digest([*(aside / name for name in TABLES), *dropped]),
             pairs_in=tagged.pairs_out,
             pairs_out=kept,
             rejected=rejected,
@@ -134,8 +136,8 @@ def validate(
             },
         )
         summary.write(aside)
-        _keep_ledger(curated, workspace.curated(source.name), aside)
-        _keep_ledger(tagged, workspace.tagged(source.name), aside)
+        _keep(curated, dropped, aside)
+        _keep(tagged, [workspace.tagged(source.name) / "ledger.parquet"], aside)
     if summary.details["accepted"]:
         _accept(folder, summary.data_version)
     summary.write(folder)
@@ -202,10 +204,16 @@ def _apply_rules(tagged: Path, aside: Path) -> tuple[int, dict[str, int]]:
     return count_rows(pl.scan_parquet(aside / "pairs.parquet")), count_values(ledger.lazy(), "rule")
 
 
-def _keep_ledger(stage: StageSummary, folder: Path, aside: Path) -> None:
+def _of_copies(curated: Path) -> list[Path]:
+    """Tables of curation that tell of the copies it dropped; earlier code wrote the ledger alone."""
+    return [path for name in ("ledger.parquet", COPIED_LINKS) if (path := curated / name).is_file()]
+
+
+def _keep(stage: StageSummary, tables: Sequence[Path], aside: Path) -> None:
     """Keep what an earlier stage said of the version: its own folder is written anew for the next one."""
     stage.write(aside / stage.stage)
-    link_or_copy(folder / "ledger.parquet", aside / stage.stage / "ledger.parquet")
+    for table in tables:
+        link_or_copy(table, aside / stage.stage / table.name)
 
 
 def _tables(

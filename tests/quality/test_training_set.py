@@ -1,6 +1,7 @@
 """The training set: exactly the manifest's sources, no copy, no leak, the same split for good."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,44 @@ def test_copies_in_another_source_are_dropped_once(workspace, write_source, buil
     assert read_assignments(workspace.assignments)["sample_id"].is_unique().sum() == 5
     (workspace.training_set / "stage.json").unlink()
     assert build(one, two).data_version == summary.data_version
+
+
+def test_the_group_of_a_copy_that_was_dropped_is_linked_to_what_stays(workspace, write_source, build) -> None:
+    long, short = instruction(1), {**instruction(2), "input": "Xin chào!", "output": "Chào bạn!"}
+    records = [
+        {**long, "group_id": "a"},
+        {**long, "group_id": "b"},  # dropped, and with it what links line 3
+        {**instruction(3), "group_id": "b"},
+        {**short, "group_id": "c"},
+        {**short, "group_id": "d"},  # a greeting links no groups
+        {**instruction(4), "group_id": "d"},
+        {**instruction(5), "group_id": "a"},
+        {**instruction(6), "input": sentence(6, 40), "group_id": "e"},
+        {**instruction(6), "input": sentence(6, 40) + " Vâng.", "group_id": "f"},  # a near copy, which stays
+        {**instruction(7), "group_id": "e"},
+    ]
+    summary = build(write_source(records, name="one"), write_source([{**instruction(8), "group_id": "b"}]))
+    assert summary.pairs_in == 8
+    of_line = dict(everything(workspace).filter(pl.col("source") == "one").select("line", "component").rows())
+    assert of_line[1] == of_line[3] == of_line[7]
+    assert of_line[9] == of_line[10]
+    assert len(set(of_line.values())) == 4  # and 4, and 6
+    assert everything(workspace)["component"].n_unique() == 5  # another source's group is another
+
+
+def test_the_dialogue_of_a_copy_that_was_dropped_is_linked_to_what_stays(
+    workspace, write_source, build
+) -> None:
+    def dialogue(number: int) -> dict[str, Any]:
+        turns = [("user", sentence(1)), ("assistant", sentence(2)), ("user", sentence(number))]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return {"data_type": "instruction", "input": messages, "output": sentence(number + 50)}
+
+    recipe = replace(RECIPE, curation=CurationSettings(dialogue_turns="each"))
+    summary = build(write_source([dialogue(3), dialogue(4), instruction(9)]), recipe=recipe)
+    assert summary.pairs_in == 4  # the first turns are the same
+    assert linked(workspace, 1, 1, 2)
+    assert everything(workspace)["component"].n_unique() == 2
 
 
 def linked(workspace: Workspace, *lines: int) -> bool:
