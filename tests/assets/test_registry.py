@@ -11,6 +11,7 @@ import dagster as dg
 import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from safetensors.torch import load_file, save_file
 
 from assets.embedding_export import embedding_export
@@ -92,6 +93,17 @@ def test_an_empty_registry_has_no_champion(client: mlflow.MlflowClient) -> None:
     register(client, "demo-2", CHALLENGER)
     with pytest.raises(ValueError, match="has no version 7; it has 1, 2"):
         numbered_version(client, 7)
+
+
+def test_a_registry_that_does_not_answer_is_not_taken_for_an_empty_one(
+    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MlflowException("502 Bad Gateway")
+
+    monkeypatch.setattr(client, "get_model_version_by_alias", fails)
+    with pytest.raises(MlflowException, match="502"):
+        champion(client)
 
 
 def test_a_better_version_takes_over(client: mlflow.MlflowClient) -> None:

@@ -141,9 +141,16 @@ def test_a_storage_that_is_silent_keeps_no_other_source_waiting(
         answers.set()
     assert [request.partition_key for request in second.run_requests] == ["receipts"]
     assert "letters: no answer of the storage in 1 seconds" in capfd.readouterr().err
-    monkeypatch.undo()
     third = tick(place, "changed_sources", instance, second.cursor)
     assert [request.partition_key for request in third.run_requests] == ["letters"]
+    answers.clear()
+    try:
+        fourth = tick(place, "changed_sources", instance, third.cursor)
+    finally:
+        answers.set()
+    assert fourth.run_requests == []
+    fifth = tick(place, "changed_sources", instance, fourth.cursor)
+    assert fifth.run_requests == []  # what it was before its silence is remembered
 
 
 def test_a_mistake_of_ours_in_a_look_at_a_source_is_raised(

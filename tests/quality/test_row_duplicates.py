@@ -149,6 +149,14 @@ def test_rows_that_differ_in_more_than_wording_are_no_copies(change: dict) -> No
     assert copies({}, change) == {}
 
 
+def test_dialogues_that_differ_in_a_number_before_are_no_copies() -> None:
+    def told(number: int) -> dict:
+        return {"history": [{"role": "user", "text": f"{sentence(5, 30)} {number} năm."}]}
+
+    assert copies(told(3), told(4)) == {}
+    assert copies(told(3), {"history": [{"role": "user", "text": f"{sentence(5, 30)} 3 năm!"}]}) == {1: 0}
+
+
 def test_texts_with_more_placeholders_are_no_copies() -> None:
     one, two = ({"query": PLAIN["query"] + " <image>" * number} for number in (1, 2))
     assert copies(one, two) == {}

@@ -176,6 +176,10 @@ def test_a_fraction_of_a_use_is_as_frequent_as_it_is_large_and_anywhere_in_the_e
     uses = count_uses(index, {"source0": 1.25, "source1": 0.2}, 0, 0)
     assert uses[index.sources == 0].mean() == pytest.approx(1.25, abs=0.03)
     assert uses[index.sources == 1].mean() == pytest.approx(0.2, abs=0.03)
+    half = {"source0": 0.5, "source1": 0.5}
+    by_epoch = [count_uses(index, half, 0, epoch) for epoch in range(4)]
+    assert (sum(by_epoch) > 0).mean() == pytest.approx(15 / 16, abs=0.02)  # drawn anew in each
+    assert not np.array_equal(by_epoch[0], count_uses(index, half, 1, 0))
     rows = plan_epoch(index, BatchSettings(), {"source0": 0.5}, 0, 0).rows
     first, second = (index.sources[half] == 0 for half in np.array_split(rows, 2))
     assert first.mean() == pytest.approx(second.mean(), abs=0.04)
@@ -192,9 +196,15 @@ def test_chunks_of_text_alone_leave_the_vision_tower_out():
 def test_groups_of_one_task_come_in_any_order():
     index = make_index(2000)
     batches = BatchSettings(pairs_per_step=32, task_batching=TaskBatching.HOMOGENEOUS)
-    plan = plan_epoch(index, batches, {}, 0, 0)
-    tasks = [int(index.tasks[plan.step(k)][0]) for k in range(len(plan))]
-    assert sum(one != other for one, other in pairwise(tasks)) > len(plan) / 2
+
+    def tasks_of(seed: int, epoch: int) -> list[int]:
+        plan = plan_epoch(index, batches, {}, seed, epoch)
+        return [int(index.tasks[plan.step(k)][0]) for k in range(len(plan))]
+
+    tasks = tasks_of(0, 0)
+    assert sum(one != other for one, other in pairwise(tasks)) > len(tasks) / 2
+    assert tasks != tasks_of(0, 1)
+    assert tasks != tasks_of(1, 0)
 
 
 def test_sub_batches_keep_pairs_of_one_task_together():

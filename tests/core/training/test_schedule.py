@@ -45,6 +45,13 @@ def test_a_resumed_schedule_is_the_rest_of_the_whole():
     assert len({step_digest(plan, step.number) for step in whole}) == 3
 
 
+def test_the_rate_of_a_run_that_stops_earlier_comes_down_as_far():
+    recipe = recipe_of(Negatives.CHUNK)
+    plan = plan_training(make_index(60), recipe.batches, {}, seed=0, epochs=9, max_steps=5)
+    rates = [step.learning_rate for step in planned_steps(plan, recipe, 0, num_ranks=1)]
+    assert rates == [learning_rate(step, 5, recipe.optimizer) for step in range(5)]
+
+
 @pytest.mark.parametrize("negatives", Negatives)
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_no_rank_holds_more_than_it_may_and_each_loads_the_others_again(monkeypatch, negatives, num_ranks):
