@@ -50,6 +50,10 @@ class Bm25:
                 scores[row] = self.index.get_scores(known)
         return scores
 
+    def similarity_of_pairs(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Score of each target for the query at its place, [N]."""
+        return np.array([self.similarity([text])[0, place] for place, text in enumerate(queries)])
+
 
 def untrained_embedder(run: TrainingRun) -> ViPolyQwenEmbedder:
     """The model of a run as it was before its first step: the backbone and a fresh head of the same seed."""

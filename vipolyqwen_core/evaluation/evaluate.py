@@ -90,7 +90,7 @@ def evaluate(
         gain_over_champion=None if champion is None else _gain(counted, results.CHAMPION, settings),
         pools=pool_results,
         cross_lingual=tuple(_pool_result(each, settings, counts=False) for each in cross),
-        similarities=_similarities(pairs.rows, vectors, settings),
+        similarities=_similarities(pairs, vectors, settings),
         matryoshka=_matryoshka(counted, run.recipe.model.matryoshka_dims, vectors[results.TRAINED]),
         verdict=results.judge_pools(pool_results, enough),
         seconds=time.monotonic() - started,
@@ -212,10 +212,11 @@ def _rows_by_task(rows: Rows) -> dict[Task, int]:
 
 
 def _similarities(
-    rows: Rows, vectors: dict[str, RowVectors], settings: EvaluationSettings
+    pairs: EvaluationPairs, vectors: dict[str, RowVectors], settings: EvaluationSettings
 ) -> tuple[SimilarityResult, ...]:
-    """How cosines follow the scores of scored pairs, by language."""
-    found = []
+    """How cosines, and BM25 among the targets of these pairs, follow the scores of scored pairs, by
+    language."""
+    rows, found = pairs.rows, []
     scored = ~np.isnan(rows.score)
     for language in sorted(set(rows.language[scored])):
         places = np.flatnonzero(scored & (rows.language == language))
@@ -223,6 +224,8 @@ def _similarities(
             system: correlation(np.sum(both.query[places] * both.target[places], axis=1), rows.score[places])
             for system, both in vectors.items()
         }
+        bm25 = Bm25(pairs.texts(places, Side.TARGET)).similarity_of_pairs(pairs.texts(places, Side.QUERY))
+        scores[results.BM25] = correlation(bm25, rows.score[places])
         is_large = _are_enough(len(places), len(np.unique(rows.component[places])), settings)
         found.append(SimilarityResult(language, len(places), is_large, scores))
     return tuple(found)

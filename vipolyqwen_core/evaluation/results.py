@@ -15,7 +15,7 @@ from vipolyqwen_core.evaluation.metrics import PRIMARY, judging_metric
 from vipolyqwen_core.portable_paths import meant, spelled
 from vipolyqwen_core.written_aside import written_aside
 
-VERSION: Final = 8
+VERSION: Final = 9
 """Raised when the same model and pairs would be judged otherwise, or the report changed: what was stored
 before is made anew."""
 

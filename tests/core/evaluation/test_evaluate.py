@@ -244,6 +244,7 @@ def test_scored_pairs_and_slices_are_judged_by_the_vectors_with_prefix(
     cosines = (vectors.query[scored] * vectors.target[scored]).sum(axis=1)
     expected = correlation(cosines, pairs.rows.score[scored])
     assert similarity.scores[results.TRAINED] == pytest.approx(expected, abs=1e-4)
+    assert similarity.scores[results.BM25] == {}  # both sides of each pair share as many words
     names = [pool.name for pool in evaluation.counted()]
     counted = [pool for pool in build_pools(pairs.rows, 0.5) if pool.name in names]
     query, target = (

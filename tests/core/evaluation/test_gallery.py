@@ -61,6 +61,12 @@ def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
     assert mixed[0] == 0 < mixed[1]
 
 
+def test_bm25_of_pairs_is_that_of_each_query_with_the_target_beside_it() -> None:
+    targets, queries = ["the cat", "the rare fish", "the dog"], ["a dog", "a rare fish", "the dog"]
+    bm25 = Bm25(targets)
+    assert bm25.similarity_of_pairs(queries).tolist() == bm25.similarity(queries).diagonal().tolist()
+
+
 @pytest.mark.parametrize("targets", [["", ""], ["!", "?"]])
 def test_bm25_of_targets_without_words_is_zero(targets: list[str]) -> None:
     assert not Bm25(targets).similarity(["a"]).any()
