@@ -296,6 +296,38 @@ def test_data_that_were_replaced_before_a_worker_opens_them_are_refused(loader, 
         late[request(3)]
 
 
+def test_hard_negatives_that_were_mined_anew_before_a_worker_opens_them_are_refused(loader, tmp_path):
+    training_set, *others, _, _ = loader.arguments
+    num_rows = len(TrainingRows(training_set / "train.arrow"))
+    lists: list[list[int]] = [[]] * num_rows
+    columns = {
+        "negatives": lists,
+        "similarities": lists,
+        **dict.fromkeys(("tokens", "patches", "images"), [0] * num_rows),
+    }
+    table = pa.table(columns, schema=arrow_schema(MINED))
+    with pa.ipc.new_file(tmp_path / "mined.arrow", table.schema) as writer:
+        writer.write_table(table)
+    summary = read_stage(training_set)
+    replace(summary, data_version="mined1").write(tmp_path)
+    early, late = (pickle.loads(pickle.dumps(ChunkLoader(training_set, *others, tmp_path))) for _ in range(2))
+    early[request(3)]
+    replace(summary, data_version="mined2").write(tmp_path)
+    with pytest.raises(ValueError, match="was replaced while a run trained on it"):
+        late[request(3)]
+
+
+def test_a_store_of_pictures_that_is_gone_is_told_before_the_first_chunk_with_a_picture(
+    loader, training_set, tmp_path
+):
+    copy = shutil.copytree(training_set, tmp_path / "set")
+    pinned = {"shop": {"path": str(tmp_path / "gone.lance"), "version": 1}}
+    (copy / "images.json").write_text(json.dumps(pinned), encoding="utf-8")
+    _, *others, _ = loader.arguments
+    with pytest.raises(ValueError, match="does not exist"):
+        ChunkLoader(copy, *others)[request()]
+
+
 @pytest.mark.parametrize(
     ("row", "side"), [(3, "query"), (7, "target"), (1, "hard negative 2"), (7, "hard negative 3")]
 )
