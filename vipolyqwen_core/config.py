@@ -214,6 +214,8 @@ class BatchSettings:
     """Which tasks share a step."""
     sub_batch_pairs: Positive = 64
     """Size of a sub-batch of one task; divides `pairs_per_step`."""
+    text_first: bool = False
+    """Whether pairs without pictures come before those with pictures in the first epoch."""
     prefix_dropout: Share = 0.1
     """Share of a row's uses that go without prefix, chosen by hash(seed, epoch, sample_id)."""
 

@@ -31,6 +31,9 @@ retrain it."""
 CHUNK_BUDGETS = ("chunk_tokens", "chunk_patches", "chunk_pairs")
 """Keys of the section `batches` that shape them only where a chunk is compared with itself alone. Else they
 may change within a run, as the number of GPUs may: when memory is short."""
+ADDED_KEYS: dict[str, dict[str, Any]] = {"batches": {"text_first": False}}
+"""Keys that sections got since, each with the value that trains as the code without the key did. They count
+only where they say something else: a run of before stays the same run."""
 TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")
 """Keys of the section `training` that do. Processes, workers and checkpoints may change within a run."""
 LATER_SECTIONS = ("evaluation", "registry", "export")
@@ -45,6 +48,10 @@ SAMPLES, SAMPLED_BYTES = 1024, 1024
 def trajectory(run: TrainingRun) -> dict[str, Any]:
     """Everything that decides the weights of a run. Runs that share it are the same run."""
     settings = TypeAdapter(Recipe).dump_python(run.recipe, mode="json")
+    for section, added in ADDED_KEYS.items():
+        settings[section] = {
+            key: value for key, value in settings[section].items() if key not in added or value != added[key]
+        }
     mined = {} if run.hard_negatives is None else {"hard_negatives": data_version(run.hard_negatives)}
     batches = settings["batches"]
     if run.recipe.batches.negatives is Negatives.STEP:

@@ -9,6 +9,12 @@ w - floor(w), decided by a hash. Steps: all of an epoch are equally large to wit
 than `pairs_per_step`: no short last step weighs its few pairs more than others. Homogeneous steps are so
 within a task: a task of few pairs has one short step. Sub-batches: steps have equally many groups to within
 one, and the groups of a task equally many pairs.
+
+Text first (`text_first`): in the first epoch all uses of pairs without a picture, be it on a side or on a
+hard negative, come before those of pairs with one; later epochs are mixed. Steps are cut as ever, so where
+one meets the other a mixed step holds the last pairs without pictures and the first with them. Groups hold
+the one or the other, never both: a homogeneous step, too, is without pictures or has one in each pair, and a
+step of sub-batches may hold groups of both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,6 +39,8 @@ MAX_USES = 200_000_000
 TASK_CODES = {task.value: code for code, task in enumerate(TASKS)}
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 0xFFFFFFFFFFFFFFFF
+NUM_KINDS = 2 * len(TASKS)
+"""Kinds of pairs that share no group: the tasks, and those of pairs that come later in their epoch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +191,7 @@ def plan_epoch(
 
     Several uses of a row spread over the epoch: use u of n falls into its u-th n-th part. So do the groups of
     a task, so that each task comes up all along; a use at the edge of a part may then fall a group beyond it.
+    With `text_first` they spread over that part of the first epoch which is theirs.
 
     Raises:
         ValueError: the weights ask for more uses than can be ordered
@@ -192,17 +201,18 @@ def plan_epoch(
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(uses) - uses, uses)
     draws = uniform(splitmix(index.keys[rows]) + nth.astype(np.uint64), seed, epoch, ORDER)
     position = (nth + draws) / uses[rows]
+    later = _comes_later(index, settings, epoch)
     if settings.task_batching is TaskBatching.MIXED:
-        rows = rows[_order(position, index.keys[rows])]
+        rows = rows[_order(later[rows] + position, index.keys[rows])]
         return EpochPlan(rows, _boundaries(len(rows), settings.pairs_per_step))
 
-    tasks = index.tasks[rows]
-    rows = rows[_order(tasks + position, index.keys[rows])]
-    sizes, kinds = _group_sizes(np.bincount(tasks, minlength=len(TASKS)), _group_pairs(settings))
-    groups = np.bincount(kinds, minlength=len(TASKS))  # of each task
+    kinds_of_uses = _kinds(index, later)[rows]
+    rows = rows[_order(kinds_of_uses + position, index.keys[rows])]
+    sizes, kinds = _group_sizes(np.bincount(kinds_of_uses, minlength=NUM_KINDS), _group_pairs(settings))
+    groups = np.bincount(kinds, minlength=NUM_KINDS)  # of each kind
     nth = np.arange(len(sizes)) - np.repeat(np.cumsum(groups) - groups, groups)
     draws = uniform(splitmix(kinds.astype(np.uint64)) + nth.astype(np.uint64), seed, epoch, GROUP)
-    order = np.argsort((nth + draws) / np.repeat(groups, groups))
+    order = np.argsort((kinds >= len(TASKS)) + (nth + draws) / np.repeat(groups, groups))
     starts = np.cumsum(sizes) - sizes
     sizes = sizes[order]
     ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -210,6 +220,18 @@ def plan_epoch(
     rows = rows[np.repeat(starts[order], sizes) + within]
     groups_per_step = settings.pairs_per_step // _group_pairs(settings)
     return EpochPlan(rows, ends[_boundaries(len(sizes), groups_per_step)])
+
+
+def _comes_later(index: PlanIndex, settings: BatchSettings, epoch: int) -> npt.NDArray[np.bool_]:
+    """Rows whose uses come behind those of all others in this epoch: [R]."""
+    has_picture: npt.NDArray[np.bool_] = index.images > 0
+    return has_picture if settings.text_first and epoch == 0 else np.zeros_like(has_picture)
+
+
+def _kinds(index: PlanIndex, later: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8]:
+    """The kind of each row, below `NUM_KINDS`: its task, and whether it comes later. [R]"""
+    kinds: npt.NDArray[np.int8] = index.tasks + np.int8(len(TASKS)) * later
+    return kinds
 
 
 def _order(positions: npt.NDArray[np.float64], keys: Hashes) -> IntArray:
@@ -227,7 +249,7 @@ def _group_pairs(settings: BatchSettings) -> int:
 
 
 def _group_sizes(counts: IntArray, largest: int) -> tuple[IntArray, IntArray]:
-    """Sizes of the groups of each task, equal to within one, and the task of each group."""
+    """Sizes of the groups of each kind, equal to within one, and the kind of each group."""
     sizes = [np.diff(_boundaries(int(count), largest)) for count in counts]
     kinds = np.repeat(np.arange(len(counts)), [len(of_task) for of_task in sizes])
     return np.concatenate(sizes), kinds
@@ -246,7 +268,8 @@ def _count_steps(
     uses = count_uses(index, source_weights, seed, epoch)
     if settings.task_batching is TaskBatching.MIXED:
         return -(-int(uses.sum()) // settings.pairs_per_step)
-    counts = np.bincount(index.tasks, weights=uses, minlength=len(TASKS)).astype(np.int64)
+    kinds = _kinds(index, _comes_later(index, settings, epoch))
+    counts = np.bincount(kinds, weights=uses, minlength=NUM_KINDS).astype(np.int64)
     groups = int((-(-counts // _group_pairs(settings))).sum())
     return -(-groups // (settings.pairs_per_step // _group_pairs(settings)))
 

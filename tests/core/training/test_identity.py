@@ -1,5 +1,7 @@
 """The same data, settings and backbone are the same run; any other is another."""
 
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,20 @@ from vipolyqwen_core.config import (
     EvaluationSettings,
     Negatives,
     Precision,
+    Recipe,
     RegistrySettings,
+    TrainingRun,
     TrainingSettings,
 )
 from vipolyqwen_core.corpus.tables import read_stage
-from vipolyqwen_core.recipes import demo
+from vipolyqwen_core.recipes import RECIPES, demo
 from vipolyqwen_core.training import identity
-from vipolyqwen_core.training.identity import identified_run, refuse_other_data
+from vipolyqwen_core.training.identity import (
+    ADDED_KEYS,
+    identified_run,
+    refuse_other_data,
+    trajectory,
+)
 from vipolyqwen_core.workspace import Workspace
 
 
@@ -49,6 +58,7 @@ def test_how_a_run_is_computed_or_judged_does_not_make_it_another(
         ("processing", {"max_tokens": 100}),
         ("objective", {"margin": 0.3}),
         ("batches", {"pairs_per_step": 64}),
+        ("batches", {"text_first": True}),
         ("optimizer", {"beta2": 0.9}),
         ("training", {"epochs": 7}),
         ("training", {"max_steps": 3}),
@@ -92,6 +102,23 @@ def test_data_and_weights_of_sources_make_another_run_and_how_it_is_judged_does_
         demo(), registry=RegistrySettings(min_gain=0.5), evaluation=EvaluationSettings(confidence=0.9)
     )
     assert identified_run(workspace, judged, tiny_backbone, {}, training_set).run_name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("demo", "54efa35d"), ("qwen2vl_2b_h100x4", "9342c493"), ("qwen2vl_2b_h100x4_step", "38024a79")],
+)
+def test_settings_that_came_later_leave_the_runs_of_before_the_same(name: str, digest: str) -> None:
+    nowhere = Path("nowhere")
+    run = TrainingRun(recipe=RECIPES[name](), backbone=Path("hub/id"), training_set=nowhere, output=nowhere)
+    found = json.dumps(trajectory(run), sort_keys=True)
+    assert hashlib.blake2b(found.encode(), digest_size=4).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("section", "added"), ADDED_KEYS.items())
+def test_settings_that_came_later_are_off_by_default(section: str, added: dict[str, Any]) -> None:
+    defaults = vars(getattr(Recipe(name="x", backbone="tiny"), section))
+    assert {key: defaults[key] for key in added} == added
 
 
 def test_code_that_gives_other_weights_starts_another_run(

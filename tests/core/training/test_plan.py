@@ -53,6 +53,7 @@ batch_settings = st.builds(
     chunk_patches=st.integers(100, 8000),
     chunk_pairs=st.one_of(st.none(), st.integers(1, 12)),
     task_batching=st.sampled_from(TaskBatching),
+    text_first=st.booleans(),
 )
 indices = st.builds(make_index, st.integers(1, 120), st.integers(0, 99))
 weights = st.dictionaries(
@@ -84,8 +85,29 @@ def test_steps_are_full_and_equally_large(index, batches, seed):
         assert len(plan) == -(-len(index) // batches.pairs_per_step)
         assert sizes.max() - sizes.min() <= 1
     if batches.task_batching is TaskBatching.HOMOGENEOUS:
-        tasks = np.array([np.unique(index.tasks[plan.step(k)]).item() for k in range(len(plan))])
-        assert all(np.ptp(sizes[tasks == task]) <= 1 for task in np.unique(tasks))
+        kinds = 2 * index.tasks + (index.images > 0)  # of these rows a task has pictures on all or on none
+        kinds = np.array([np.unique(kinds[plan.step(k)]).item() for k in range(len(plan))])
+        assert all(np.ptp(sizes[kinds == kind]) <= 1 for kind in np.unique(kinds))
+
+
+@settings(max_examples=60, deadline=None)
+@given(indices, batch_settings, weights, st.integers(0, 3), st.floats(0.0, 1.0))
+def test_text_comes_first_in_the_first_epoch_alone(index, batches, source_weights, seed, share):
+    random = np.random.default_rng(seed)  # rows of a task with pictures and without
+    index = replace(index, images=(random.random(len(index)) < share).astype(np.int32))
+    batches = replace(batches, text_first=True)
+    if not count_uses(index, source_weights, seed, 0).any():
+        return
+    found = plan_epoch(index, batches, source_weights, seed, 0)
+    assert plan_training(index, batches, source_weights, seed, epochs=1).num_steps == len(found)
+    with_pictures = index.images[found.rows] > 0
+    assert np.all(np.diff(with_pictures.astype(int)) >= 0)
+    border = sum(len(np.unique(index.images[found.step(k)])) > 1 for k in range(len(found)))
+    assert border <= (batches.task_batching is not TaskBatching.HOMOGENEOUS)
+    mixed = replace(batches, text_first=False)
+    later, plain = (plan_epoch(index, each, source_weights, seed, 1) for each in (batches, mixed))
+    assert np.array_equal(later.rows, plain.rows)
+    assert np.array_equal(later.offsets, plain.offsets)
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,10 +161,14 @@ def test_the_plan_does_not_depend_on_the_order_of_the_index():
         index.images[shuffled],
     )
     for batching in TaskBatching:
-        batches = BatchSettings(pairs_per_step=16, sub_batch_pairs=4, task_batching=batching)
-        one = plan_epoch(index, batches, {"source0": 1.5}, 0, 1)
-        other = plan_epoch(moved, batches, {"source0": 1.5}, 0, 1)
-        assert np.array_equal(index.keys[one.rows], moved.keys[other.rows])
+        for text_first in (False, True):
+            batches = BatchSettings(
+                pairs_per_step=16, sub_batch_pairs=4, task_batching=batching, text_first=text_first
+            )
+            for epoch in (0, 1):
+                one = plan_epoch(index, batches, {"source0": 1.5}, 0, epoch)
+                other = plan_epoch(moved, batches, {"source0": 1.5}, 0, epoch)
+                assert np.array_equal(index.keys[one.rows], moved.keys[other.rows])
 
 
 def test_numbers_are_drawn_by_splitmix64():
