@@ -39,6 +39,10 @@ class Pooling(StrEnum):
     LAST = "last"
 
 
+LEARNED_POOLINGS: Final = (Pooling.ATTENTION, Pooling.MULTI_HEAD_ATTENTION)
+"""Those in which training decides how much a token weighs."""
+
+
 class Negatives(StrEnum):
     """Where the candidates of an anchor come from."""
 
@@ -192,6 +196,8 @@ class ObjectiveSettings:
     """Whether pairs of other tasks are candidates too."""
     uniformity_weight: NonNegativeFloat = 0.0
     """Weight of the uniformity term (Wang and Isola 2020)."""
+    pooling_entropy_weight: NonNegativeFloat = 0.0
+    """Weight of how far the weights of attention pooling are from even: 1 - entropy / log(tokens)."""
     dynamic_task_weights: bool = False
     """Weigh each task by the inverse of its running loss."""
 
@@ -365,6 +371,16 @@ class Recipe:
     evaluation: EvaluationSettings = EvaluationSettings()
     registry: RegistrySettings = RegistrySettings()
     export: ExportSettings = ExportSettings()
+
+    @model_validator(mode="after")
+    def _learned(self) -> "Recipe":
+        if self.objective.pooling_entropy_weight and self.model.pooling not in LEARNED_POOLINGS:
+            raise ValueError(
+                f"objective.pooling_entropy_weight is {self.objective.pooling_entropy_weight:g}, but the "
+                f"weights of model.pooling {self.model.pooling.value!r} are not learned: expected "
+                f"{' or '.join(repr(pooling.value) for pooling in LEARNED_POOLINGS)}"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

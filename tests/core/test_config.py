@@ -75,6 +75,15 @@ def test_step_negatives_on_4_gpus_differ_from_the_seed_in_the_candidates_alone()
             '{"name": "x", "backbone": "b", "training": {"distribution": "none", "processes": 2}}',
             "training: .*2 processes share the model",
         ),
+        *(
+            (
+                '{"name": "x", "backbone": "b", "objective": {"pooling_entropy_weight": 0.1}, '
+                f'"model": {{"pooling": "{pooling}"}}}}',
+                f"pooling_entropy_weight is 0.1, but the weights of model.pooling '{pooling}' are not "
+                "learned: expected 'attention' or 'multi_head_attention'",
+            )
+            for pooling in ("mean", "last")
+        ),
         ("not json", "Invalid JSON"),
         ('{"name": "../x", "backbone": "b"}', "name: String should match pattern"),
         ('{"name": ".x", "backbone": "b"}', "name: String should match pattern"),

@@ -19,7 +19,7 @@ from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
 from vipolyqwen_core.model.attention import SEGMENTS
 from vipolyqwen_core.model.configuration import ViPolyQwenConfig, dtype_of
 from vipolyqwen_core.model.patch_embedding import FramePatchEmbed
-from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool
+from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, concentration, pool
 from vipolyqwen_core.model.vision import (
     BACKBONE_TYPES,
     VisualTokens,
@@ -182,12 +182,12 @@ class ViPolyQwenModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """The embedding of each item.
+    def forward(self, batch: PackedBatch, with_concentration: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The embedding of each item; on request, how far its pooling is from even (`concentration`), too.
 
         Shapes:
             batch: S items in T tokens
-            returns: [S, D] unit rows, float32
+            returns: [S, D] unit rows, float32; with_concentration: these, and [S] float32
         """
         hidden = self.hidden_states(batch)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -195,7 +195,10 @@ class ViPolyQwenModel(PreTrainedModel):
             weights = self.pooling.weights(hidden, batch.segment_ids, batch.num_items)
             pooled = pool(hidden, weights, batch.segment_ids, batch.num_items)
             projected = self.projection(pooled.to(self.projection.weight.dtype))
-            return F.normalize(projected.float(), dim=1)
+            vectors = F.normalize(projected.float(), dim=1)
+            if not with_concentration:
+                return vectors
+            return vectors, concentration(weights, batch.segment_ids, batch.num_items)
 
     @torch.no_grad()
     def pooling_weights(self, batch: PackedBatch) -> Tensor:

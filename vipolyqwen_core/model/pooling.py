@@ -53,6 +53,23 @@ def segment_softmax(scores: Tensor, segment_ids: Tensor, num_segments: int) -> T
     return powers / sums.index_select(0, segment_ids)
 
 
+def concentration(weights: Tensor, segment_ids: Tensor, num_segments: int) -> Tensor:
+    """How far the weights of each segment are from even: 1 - entropy / log(tokens), the mean of the heads.
+
+    0 where all tokens weigh the same, as one token alone does; 1 where one of several has all the weight.
+
+    Shapes:
+        weights: [T, heads], those of a segment summing to one; segment_ids: [T]
+        returns: [S]
+    """
+    # no token has a logarithm of minus infinity, whose gradient would be none
+    parts = -weights * weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
+    entropies = weights.new_zeros(num_segments, weights.shape[1]).index_add(0, segment_ids, parts)
+    counts = weights.new_zeros(num_segments).index_add(0, segment_ids, weights.new_ones(len(segment_ids)))
+    uneven: Tensor = 1 - entropies.mean(1) / counts.clamp_min(2).log()
+    return torch.where(counts > 1, uneven, 0.0)
+
+
 class AttentionPooling(nn.Module):
     """Learned context vectors, one a head: a token weighs by the softmax of its dot product with them.
 

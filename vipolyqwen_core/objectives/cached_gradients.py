@@ -29,18 +29,18 @@ def cached_gradients(
     matryoshka_dims: Sequence[int] = (),
     task_weights: Mapping[Task, float] | None = None,
     block_entries: int | None = None,
-) -> tuple[Losses, Tensor]:
-    """The losses of this rank's pairs of a step against those of all ranks, and the gradient of its vectors.
+) -> tuple[Losses, PairVectors]:
+    """The losses of this rank's pairs of a step against those of all ranks, and the gradients of its pairs.
 
-    A chunk is then embedded again and `(vectors * its gradient).sum()` is its surrogate loss. Anchors go in
+    A chunk is then embedded again, and `pairs.dot(their gradients)` is its surrogate loss. Anchors go in
     blocks of at most `block_entries` similarities (by default what the device computes well at once), so that
     memory grows with the vectors of the step and not with the square of their number; all ranks meet once
     before the blocks and once after them.
 
     Shapes:
         pairs: this rank's B pairs of the step with their M hard negatives; gradients of theirs are ignored
-        returns: losses with a detached total; [2B + M, D] gradient of the sum of all ranks' totals, ordered
-            as `pairs.stacked()`
+        returns: losses with a detached total; gradients of the sum of all ranks' totals, each in the place of
+            what it is the gradient of
     """
     with torch.enable_grad():
         own = _leaves(pairs)
@@ -69,15 +69,12 @@ def cached_gradients(
             [_gradient(vectors) for vectors in (candidates.query, candidates.target, candidates.negatives)],
         )
     losses = sum(blocks[1:], blocks[0])
-    return losses, torch.cat([_gradient(vectors) for vectors in (own.query, own.target, own.negatives)])
+    return losses, own.map(_gradient)
 
 
 def _leaves(pairs: PairVectors) -> PairVectors:
-    """The same vectors, cut off from what made them, ready to collect gradients."""
-    query, target, negatives = (
-        vectors.detach().requires_grad_() for vectors in (pairs.query, pairs.target, pairs.negatives)
-    )
-    return PairVectors(query, target, negatives, pairs.keys)
+    """The same pairs, cut off from what made them, ready to collect gradients."""
+    return pairs.map(lambda given: given.detach().requires_grad_())
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ vectors come from the model. Neither knows the model, the rank or the chunk.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -134,12 +134,16 @@ class PairVectors:
     """[M, D] unit rows; M may be 0."""
     keys: PairKeys
     """Keys of the same pairs, in the same order, on the same device."""
+    concentration: Tensor | None = None
+    """[B] how far the pooling of a pair's sides is from even, their mean; None: the model was not asked.
+    Candidates need none."""
 
     def __post_init__(self) -> None:
         pairs, negatives = self.keys.num_pairs, self.keys.num_negatives
         assert self.query.shape == self.target.shape, (self.query.shape, self.target.shape)
         assert self.query.shape[0] == pairs, (self.query.shape, pairs)
         assert self.negatives.shape == (negatives, self.query.shape[1]), (self.negatives.shape, negatives)
+        assert self.concentration is None or self.concentration.shape == (pairs,), self.concentration.shape
 
     @property
     def num_pairs(self) -> int:
@@ -149,6 +153,19 @@ class PairVectors:
     def stacked(self) -> Tensor:
         """[2B + M, D]: queries, then targets, then hard negatives; `split_vectors` undoes it."""
         return torch.cat([self.query, self.target, self.negatives])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PairVectors":
+        """The same pairs, each tensor that the model gave replaced by a function of it."""
+        query, target, negatives = map(function, (self.query, self.target, self.negatives))
+        uneven = None if self.concentration is None else function(self.concentration)
+        return PairVectors(query, target, negatives, self.keys, uneven)
+
+    def dot(self, gradient: "PairVectors") -> Tensor:
+        """[] a loss whose gradients are these: the sum over all numbers of the model of both."""
+        loss = (self.stacked() * gradient.stacked()).sum()
+        if self.concentration is None or gradient.concentration is None:
+            return loss
+        return loss + (self.concentration * gradient.concentration).sum()
 
     def slice(self, start: int, stop: int) -> "PairVectors":
         """Pairs [start, stop) with the hard negatives that are theirs.
@@ -176,21 +193,23 @@ def _taken(vectors: PairVectors, pairs: slice | Tensor, theirs: Tensor, owners: 
         name: column[theirs if name.startswith("negative_") else pairs]
         for name, column in vars(replace(vectors.keys, negative_pair=owners)).items()
     }
+    uneven = None if vectors.concentration is None else vectors.concentration[pairs]
     return PairVectors(
-        vectors.query[pairs], vectors.target[pairs], vectors.negatives[theirs], PairKeys(**keys)
+        vectors.query[pairs], vectors.target[pairs], vectors.negatives[theirs], PairKeys(**keys), uneven
     )
 
 
-def split_vectors(vectors: Tensor, keys: PairKeys) -> PairVectors:
+def split_vectors(vectors: Tensor, keys: PairKeys, concentration: Tensor | None = None) -> PairVectors:
     """Pairs out of one tensor of vectors: queries, then targets, then hard negatives.
 
     Shapes:
-        vectors: [2B + M, D]
+        vectors: [2B + M, D]; concentration: [2B + M], of which those of hard negatives count for nothing
     """
     pairs, negatives = keys.num_pairs, keys.num_negatives
     assert vectors.shape[0] == 2 * pairs + negatives, (vectors.shape, pairs, negatives)
     query, target, hard = vectors.split([pairs, pairs, negatives])
-    return PairVectors(query, target, hard, keys)
+    uneven = None if concentration is None else (concentration[:pairs] + concentration[pairs : 2 * pairs]) / 2
+    return PairVectors(query, target, hard, keys, uneven)
 
 
 def join_keys(parts: Sequence[PairKeys]) -> PairKeys:
@@ -207,9 +226,21 @@ def join_keys(parts: Sequence[PairKeys]) -> PairKeys:
 
 def join_pairs(parts: Sequence[PairVectors]) -> PairVectors:
     """Several groups of pairs as one, in order; gradients flow back into the parts."""
+    uneven = [part.concentration for part in parts if part.concentration is not None]
     return PairVectors(
         torch.cat([part.query for part in parts]),
         torch.cat([part.target for part in parts]),
         torch.cat([part.negatives for part in parts]),
         join_keys([part.keys for part in parts]),
+        torch.cat(uneven) if len(uneven) == len(parts) else None,
     )
+
+
+def part_pairs(pairs: PairVectors, keys: Sequence[PairKeys]) -> Iterator[PairVectors]:
+    """The groups that `join_pairs` joined; `keys` are those of each."""
+    num_pairs, num_negatives = [each.num_pairs for each in keys], [each.num_negatives for each in keys]
+    queries, targets = pairs.query.split(num_pairs), pairs.target.split(num_pairs)
+    negatives = pairs.negatives.split(num_negatives)
+    uneven = pairs.concentration.split(num_pairs) if pairs.concentration is not None else [None] * len(keys)
+    for group in zip(queries, targets, negatives, keys, uneven, strict=True):
+        yield PairVectors(*group)

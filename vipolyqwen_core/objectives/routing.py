@@ -5,6 +5,7 @@ another's tasks, nothing is moved to the host, and shapes do not depend on the m
 backbone the extra arithmetic is nothing.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,16 @@ TERMS: Final[dict[Task, tuple[Term, ...]]] = {
 
 UNIFORMITY: Final = "uniformity"
 """An option of every task; its weight is `ObjectiveSettings.uniformity_weight`."""
+POOLING_ENTROPY: Final = "pooling_entropy"
+"""Another: how far the pooling of a pair is from even; its weight is `pooling_entropy_weight`. It is of no
+slice of the vector, and compares no pair with another."""
+OPTIONS: Final = (UNIFORMITY, POOLING_ENTROPY)
+
+
+def slices_of_terms(names: Sequence[str]) -> dict[str, int]:
+    """For each name of a term, on how many slices the term is computed, the whole vector included."""
+    slices = Counter(name.partition("@")[0] for name in names)
+    return {name: slices[name.partition("@")[0]] for name in names}
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ def compute_losses(
     with torch.autocast(anchors.query.device.type, enabled=False):
         values, names = _values(anchors, candidates, settings, matryoshka_dims)
         applies = _applies(anchors.keys, settings, names)
-        weights = _weights(settings, names, task_weights, 1 + len(set(matryoshka_dims)))
+        weights = _weights(settings, names, task_weights)
         # small tables cross without waiting for what the device has still to do
         weights = weights.to(values.device, values.dtype, non_blocking=True)
         weights_of_pair = weights[anchors.keys.task] * applies
@@ -161,6 +172,9 @@ def _values(
                 losses.uniformity(query, queries, excluded=query_excluded)
                 + losses.uniformity(target, targets, excluded=target_excluded[:, : len(targets)])
             ) / 2
+    if settings.pooling_entropy_weight:
+        assert anchors.concentration is not None, "the model was not asked how even its pooling is"
+        columns[POOLING_ENTROPY] = anchors.concentration
     return torch.stack(list(columns.values()), dim=1), tuple(columns)
 
 
@@ -174,10 +188,10 @@ def positives(keys: PairKeys, settings: ObjectiveSettings) -> Tensor:
 def _applies(keys: PairKeys, settings: ObjectiveSettings, names: Sequence[str]) -> Tensor:
     """[B, terms] bool: the task has the term, and the pair can take part in it."""
     bare = [name.partition("@")[0] for name in names]
-    of_task = torch.tensor([[name in (*TERMS[task], UNIFORMITY) for name in bare] for task in TASKS])
+    of_task = torch.tensor([[name in (*TERMS[task], *OPTIONS) for name in bare] for task in TASKS])
     positive, scored = positives(keys, settings), ~keys.score.isnan()
     everyone = torch.ones_like(positive)
-    able = {Term.SCORE_MSE: scored, UNIFORMITY: everyone}
+    able = {Term.SCORE_MSE: scored, **dict.fromkeys(OPTIONS, everyone)}
     return of_task.to(keys.task.device, non_blocking=True)[keys.task] & torch.stack(
         [able.get(name, positive) for name in bare], dim=1
     )
@@ -187,11 +201,12 @@ def _weights(
     settings: ObjectiveSettings,
     names: Sequence[str],
     task_weights: Mapping[Task, float] | None,
-    num_slices: int,
 ) -> Tensor:
-    """[tasks, terms]: weight of the term times weight of the task, over the number of slices."""
+    """[tasks, terms]: weight of the term times weight of the task, over the number of its slices."""
     of_term = {term.value: settings.term_weights.get(term, 1.0) for term in Term}
     of_term[UNIFORMITY] = settings.uniformity_weight
+    of_term[POOLING_ENTROPY] = settings.pooling_entropy_weight
+    slices = slices_of_terms(names)
     moment = task_weights or {}
     return torch.tensor(
         [
@@ -199,7 +214,7 @@ def _weights(
                 settings.task_weights.get(task, 1.0)
                 * moment.get(task, 1.0)
                 * of_term[name.partition("@")[0]]
-                / num_slices
+                / slices[name]
                 for name in names
             ]
             for task in TASKS

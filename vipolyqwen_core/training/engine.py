@@ -20,7 +20,7 @@ from vipolyqwen_core.config import Negatives, ObjectiveSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.cached_gradients import cached_gradients
 from vipolyqwen_core.objectives.negatives import gather
-from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
+from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, part_pairs, split_vectors
 from vipolyqwen_core.objectives.routing import Losses, TermSums, compute_losses
 from vipolyqwen_core.training.loading import LoadedChunk
 from vipolyqwen_core.training.optimizer import set_learning_rate
@@ -100,7 +100,7 @@ class Engine:
         that never stopped. `chunk`: any with a picture, the same whenever the run starts. Nothing is learned.
         """
         self.model.train()
-        self._backward(self._embed(chunk, 0, 0).sum())
+        self._backward(self._embed(chunk, 0, 0).stacked().sum())
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(
@@ -139,8 +139,7 @@ class Engine:
         for number in range(planned.num_chunks):
             chunk = next(chunks)
             with self._synchronised(number == planned.num_chunks - 1):
-                vectors = self._embed(chunk, planned.number, number)
-                pairs = split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True))
+                pairs = self._embed(chunk, planned.number, number)
                 losses = compute_losses(
                     pairs,
                     gather(pairs, sizes=chunk.sizes),
@@ -151,7 +150,7 @@ class Engine:
                 )
                 self._backward(losses.total)
             parts.append(Losses(losses.total.detach(), losses.terms))
-            seen.append(_detached(pairs))
+            seen.append(pairs.map(Tensor.detach))
         return reduce(operator.add, parts), join_pairs(seen)
 
     def _against_step(
@@ -165,49 +164,51 @@ class Engine:
         for number in range(planned.num_chunks):
             chunk = next(chunks)
             with torch.no_grad():
-                vectors = self._embed(chunk, planned.number, number)
-            embedded.append(split_vectors(vectors, chunk.keys.to(vectors.device, non_blocking=True)))
+                embedded.append(self._embed(chunk, planned.number, number))
             if number < planned.num_held:
                 held.append(chunk)
         pairs = join_pairs(embedded)
-        sizes = [(part.num_pairs, part.keys.num_negatives) for part in embedded]
+        keys = [part.keys for part in embedded]
         embedded.clear()  # joined by now: while the chunks go backward, one copy is enough
-        losses, gradient = cached_gradients(
+        losses, gradients = cached_gradients(
             pairs,
             self.objective,
             num_step_pairs=planned.num_pairs,
             matryoshka_dims=self.matryoshka_dims,
             task_weights=task_weights,
         )
-        parts = _parts(gradient, sizes)
-        for number in range(planned.num_chunks):
+        for number, gradient in enumerate(part_pairs(gradients, keys)):
             chunk = held[number] if number < planned.num_held else next(chunks)
             with self._synchronised(number == planned.num_chunks - 1):
-                vectors = self._embed(chunk, planned.number, number)
-                self._backward((vectors * next(parts)).sum())
+                self._backward(self._embed(chunk, planned.number, number).dot(gradient))
         return losses, pairs
 
     @torch.no_grad()
-    def embed(self, chunk: LoadedChunk) -> Tensor:
-        """Vectors of a chunk's pairs and hard negatives, as the model gives them in use: [2B + M, D]."""
+    def embed(self, chunk: LoadedChunk) -> PairVectors:
+        """A chunk's pairs and hard negatives, as the model gives them in use."""
         self.model.eval()
         return self._forward(chunk)
 
-    def _embed(self, chunk: LoadedChunk, step: int, number: int) -> Tensor:
-        """Vectors of the chunk's pairs and hard negatives, [2B + M, D].
+    def _embed(self, chunk: LoadedChunk, step: int, number: int) -> PairVectors:
+        """The chunk's pairs and hard negatives.
 
-        Where a rank has no pairs in a chunk B is 0, and its filler goes backward with gradients of zero: the
-        ranks exchange weights and gradients together.
+        Where a rank has no pairs in a chunk there are none, and its filler goes backward with gradients of
+        zero: the ranks exchange weights and gradients together.
         """
         torch.manual_seed(mixed_seed(self.seed, step, number, self.accelerator.process_index) >> 1)
         return self._forward(chunk)
 
-    def _forward(self, chunk: LoadedChunk) -> Tensor:
+    def _forward(self, chunk: LoadedChunk) -> PairVectors:
         packed = chunk.packed.to(self.accelerator.device)
         device = self.accelerator.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
-            vectors: Tensor = self.model(packed)
-        return vectors[: 2 * chunk.keys.num_pairs + chunk.keys.num_negatives]
+            if self.objective.pooling_entropy_weight:
+                vectors, concentration = self.model(packed, with_concentration=True)
+            else:
+                vectors, concentration = self.model(packed), None
+        keys = chunk.keys.to(self.accelerator.device, non_blocking=True)
+        num_items = 2 * keys.num_pairs + keys.num_negatives  # a filler is none of them
+        return split_vectors(vectors[:num_items], keys, concentration)
 
     def _backward(self, loss: Tensor) -> None:
         """Gradients are averaged over ranks; the losses of the ranks add up."""
@@ -216,18 +217,3 @@ class Engine:
     def _synchronised(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Ranks exchange gradients in the last chunk of a step only."""
         return contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model)
-
-
-def _detached(pairs: PairVectors) -> PairVectors:
-    return PairVectors(pairs.query.detach(), pairs.target.detach(), pairs.negatives.detach(), pairs.keys)
-
-
-def _parts(gradient: Tensor, sizes: list[tuple[int, int]]) -> Iterator[Tensor]:
-    """The gradient of joined pairs, cut into that of each part: [2B + M, D] each, as `stacked` orders it.
-
-    `sizes` are the pairs B and hard negatives M of each part.
-    """
-    pairs, negatives = (list(counts) for counts in zip(*sizes, strict=True))
-    query, target, hard = gradient.split([sum(pairs), sum(pairs), sum(negatives)])
-    for sides in zip(query.split(pairs), target.split(pairs), hard.split(negatives), strict=True):
-        yield torch.cat(sides)

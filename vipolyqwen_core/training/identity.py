@@ -31,7 +31,10 @@ retrain it."""
 CHUNK_BUDGETS = ("chunk_tokens", "chunk_patches", "chunk_pairs")
 """Keys of the section `batches` that shape them only where a chunk is compared with itself alone. Else they
 may change within a run, as the number of GPUs may: when memory is short."""
-ADDED_KEYS: dict[str, dict[str, Any]] = {"batches": {"text_first": False}}
+ADDED_KEYS: dict[str, dict[str, Any]] = {
+    "objective": {"pooling_entropy_weight": 0.0},
+    "batches": {"text_first": False},
+}
 """Keys that sections got since, each with the value that trains as the code without the key did. They count
 only where they say something else: a run of before stays the same run."""
 TRAINING_KEYS = ("epochs", "max_steps", "seed", "precision")

@@ -14,7 +14,7 @@ from vipolyqwen_core.contract import Split
 from vipolyqwen_core.corpus.tables import read_arrow
 from vipolyqwen_core.hashes import sample_keys, splitmix
 from vipolyqwen_core.objectives.negatives import gather
-from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vectors
+from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs
 from vipolyqwen_core.objectives.routing import compute_losses
 from vipolyqwen_core.training.engine import Engine
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
@@ -65,8 +65,7 @@ class QuickEvaluation:
         embedded: list[PairVectors] = []
         for chunk in plan_chunks(self.index, self.rows, self.batches, num_ranks):
             loaded = self.loader[ChunkRequest(0, 0, chunk.rows[rank], chunk.has_pictures)]
-            vectors = self.engine.embed(loaded)
-            embedded.append(split_vectors(vectors, loaded.keys.to(vectors.device)))
+            embedded.append(self.engine.embed(loaded))
         pairs = join_pairs(embedded)
         losses = compute_losses(
             pairs,

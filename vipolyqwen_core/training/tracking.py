@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.mlflow_database import make_mlflow_database
-from vipolyqwen_core.objectives.routing import TermSums
+from vipolyqwen_core.objectives.routing import TermSums, slices_of_terms
 from vipolyqwen_core.training.mlflow_run import MlflowMetrics, mlflow_run
 from vipolyqwen_core.training.ranks import is_first
 from vipolyqwen_core.training.result import METRICS_FILE
@@ -39,9 +39,9 @@ def loss_metrics(loss: float, terms: TermSums) -> dict[str, float]:
     Of Matryoshka slices that is the mean, as in `loss`.
     """
     metrics = {"loss": loss}
-    num_slices = len({name.partition("@")[2] for name in terms.names})
+    slices = slices_of_terms(terms.names)
     for (task, term), mean in terms.means().items():
-        metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + mean / num_slices
+        metrics[f"loss/{task.value}"] = metrics.get(f"loss/{task.value}", 0.0) + mean / slices[term]
         metrics[f"loss/{task.value}/{term}"] = mean
     return metrics
 

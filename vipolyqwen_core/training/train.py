@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from vipolyqwen_core.config import ObjectiveSettings, Term, TrainingRun
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch
-from vipolyqwen_core.objectives.routing import UNIFORMITY, TermSums
+from vipolyqwen_core.objectives.routing import OPTIONS, TermSums
 from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training.checkpoints import CheckpointError, Progress
 from vipolyqwen_core.training.distribution import meet
@@ -230,13 +230,14 @@ def chunk_stream(training: Training, first_step: int) -> Generator[LoadedChunk]:
 def _task_losses(terms: TermSums, objective: ObjectiveSettings) -> dict[Task, float]:
     """The sum of a task's terms with their weights, of the tasks that the step had.
 
-    Without uniformity: it falls below zero, and a task is weighed by the inverse of this. Without terms of
-    weight 0: nothing learns from them, and a task that has no others needs no weight.
+    Without the options: uniformity falls below zero, and a task is weighed by the inverse of this; the
+    entropy of the pooling says nothing of how hard a task is. Without terms of weight 0: nothing learns from
+    them, and a task that has no others needs no weight.
     """
     losses: dict[Task, float] = {}
     for (task, name), mean in terms.means().items():
         term = name.partition("@")[0]
-        weight = 0.0 if term == UNIFORMITY else objective.term_weights.get(Term(term), 1.0)
+        weight = 0.0 if term in OPTIONS else objective.term_weights.get(Term(term), 1.0)
         if weight:
             losses[task] = losses.get(task, 0.0) + weight * mean
     return losses

@@ -15,6 +15,7 @@ from vipolyqwen_core.config import ModelSettings, Pooling, ProcessingSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.model.attention import SEGMENTS
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
+from vipolyqwen_core.model.pooling import concentration
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
 
@@ -89,6 +90,19 @@ def test_pooling_weights_are_the_mean_of_the_heads_and_sum_to_one_by_item(
     torch.testing.assert_close(weights, sum(heads.unbind(1)) / heads.shape[1])
     sums = torch.zeros(batch.num_items).index_add(0, batch.segment_ids, weights)
     torch.testing.assert_close(sums, torch.ones(batch.num_items))
+
+
+@pytest.mark.parametrize("pooling", Pooling)
+def test_a_model_says_on_request_how_even_its_pooling_is_and_its_vectors_stay_the_same(
+    pooling: Pooling, tiny_backbone: Path, tiny_processing: ProcessingSettings, encoded: list[EncodedItem]
+) -> None:
+    batch = pack(encoded)
+    model = build(tiny_backbone, tiny_processing, pooling)
+    with torch.no_grad():
+        vectors, found = model(batch, with_concentration=True)
+        assert torch.equal(vectors, model(batch))
+        heads = model.pooling.weights(model.hidden_states(batch), batch.segment_ids, batch.num_items)
+    assert torch.equal(found, concentration(heads, batch.segment_ids, batch.num_items))
 
 
 def test_gradients_reach_every_part(model: ViPolyQwenModel, encoded: list[EncodedItem]) -> None:

@@ -1,11 +1,13 @@
 """Each pooling is a weighted mean of its own segment's tokens."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from vipolyqwen_core.config import Pooling
-from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, pool, segment_softmax
+from vipolyqwen_core.config import LEARNED_POOLINGS, Pooling
+from vipolyqwen_core.model.pooling import POOLINGS, AttentionPooling, concentration, pool, segment_softmax
 
 LENGTHS = [3, 1, 5]
 IDS = torch.repeat_interleave(torch.tensor(LENGTHS))
@@ -95,6 +97,38 @@ def test_gradients_hold_by_finite_differences() -> None:
         return pool(rows, segment_softmax(scores, IDS, 3), IDS, 3)
 
     assert torch.autograd.gradcheck(pooled, (hidden, context))
+
+
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_concentration_is_what_entropy_lacks_of_that_of_even_weights(num_heads: int) -> None:
+    scores = torch.randn(sum(LENGTHS), num_heads, dtype=torch.float64, requires_grad=True)
+    weights = segment_softmax(scores, IDS, 3)
+    expected = []
+    for part in weights.split(LENGTHS):
+        entropies = [-sum(weight * math.log(weight) for weight in head) for head in part.T.tolist()]
+        most = math.log(len(part)) or 1.0
+        expected.append(sum(1 - entropy / most for entropy in entropies) / num_heads)
+    expected[1] = 0.0  # a token alone
+    found = concentration(weights, IDS, 3)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda given: concentration(segment_softmax(given, IDS, 3), IDS, 3), scores
+    )
+
+
+def test_concentration_of_even_weights_is_0_and_that_of_a_single_weight_1_with_finite_gradients() -> None:
+    scores = torch.tensor(
+        [[0.0], [0.0], [0.0], [5.0], [1e4], [0.0], [0.0], [-1e4], [0.0]], requires_grad=True
+    )
+    found = concentration(segment_softmax(scores, IDS, 3), IDS, 3)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1.0]))
+    found.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+
+
+def test_poolings_with_weights_to_learn_are_those_of_the_settings() -> None:
+    assert {kind for kind in Pooling if list(made(kind).parameters())} == set(LEARNED_POOLINGS)
 
 
 def test_heads_must_divide_the_hidden_size() -> None:

@@ -1,5 +1,7 @@
 """Pairs for the tests of the objectives: random unit vectors with keys of every kind."""
 
+from dataclasses import replace
+
 import torch
 
 from vipolyqwen_core.contract import Task
@@ -52,15 +54,15 @@ def mixed_pairs(num_pairs: int = 24, dim: int = 8, seed: int = 0, tasks=TASKS_IN
     )
 
 
+def with_concentration(pairs: PairVectors, seed: int = 0) -> PairVectors:
+    """The same pairs, of a model that was asked how even its pooling is."""
+    generator = torch.Generator().manual_seed(seed)
+    return replace(pairs, concentration=torch.rand(pairs.num_pairs, generator=generator, dtype=torch.float64))
+
+
 def leaves(pairs: PairVectors) -> PairVectors:
     """The same pairs with vectors that collect gradients."""
-    return PairVectors(
-        *(
-            vectors.detach().clone().requires_grad_()
-            for vectors in (pairs.query, pairs.target, pairs.negatives)
-        ),
-        pairs.keys,
-    )
+    return pairs.map(lambda given: given.detach().clone().requires_grad_())
 
 
 def gradients(pairs: PairVectors) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Cached gradients: those of the plain loss, in blocks, over ranks, and through a model chunk by chunk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.core.distributed import run_on_ranks
-from tests.core.objectives.examples import gradients, leaves, mixed_pairs
+from tests.core.objectives.examples import gradients, leaves, mixed_pairs, with_concentration
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.cached_gradients import cached_gradients
@@ -13,25 +15,27 @@ from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, split_vect
 from vipolyqwen_core.objectives.routing import compute_losses
 
 SETTINGS = ObjectiveSettings(temperature=0.2)
+WITH_ENTROPY = replace(SETTINGS, pooling_entropy_weight=0.3)
 
 
-def plain(pairs: PairVectors, **options):
+def plain(pairs: PairVectors, settings: ObjectiveSettings = SETTINGS, **options):
     pairs = leaves(pairs)
-    losses = compute_losses(pairs, pairs, SETTINGS, num_step_pairs=pairs.num_pairs, **options)
+    losses = compute_losses(pairs, pairs, settings, num_step_pairs=pairs.num_pairs, **options)
     losses.total.backward()
     return losses, pairs
 
 
 @pytest.mark.parametrize("block_entries", [1, 200, 600, 2**18])
 def test_any_block_size_gives_the_plain_loss_and_gradients(block_entries):
-    pairs = mixed_pairs(20, seed=1)
+    pairs = with_concentration(mixed_pairs(20, seed=1))
     options = {"matryoshka_dims": (4,), "task_weights": {Task.OCR: 3.0}}
-    expected, with_gradients = plain(pairs, **options)
+    expected, with_gradients = plain(pairs, WITH_ENTROPY, **options)
     losses, gradient = cached_gradients(
-        pairs, SETTINGS, num_step_pairs=20, block_entries=block_entries, **options
+        pairs, WITH_ENTROPY, num_step_pairs=20, block_entries=block_entries, **options
     )
     assert losses.total.item() == pytest.approx(expected.total.item(), rel=1e-12)
-    assert torch.allclose(gradient, gradients(with_gradients), rtol=0, atol=1e-12)
+    assert torch.allclose(gradient.stacked(), gradients(with_gradients), rtol=0, atol=1e-12)
+    assert torch.allclose(gradient.concentration, with_gradients.concentration.grad, rtol=0, atol=1e-12)
     assert torch.allclose(losses.terms.sums, expected.terms.sums)
     assert torch.equal(losses.terms.counts, expected.terms.counts)
 
@@ -40,7 +44,7 @@ def test_a_rank_without_pairs_has_no_loss_and_an_empty_gradient():
     losses, gradient = cached_gradients(mixed_pairs(4).slice(0, 0), SETTINGS, num_step_pairs=4)
     assert losses.total.item() == 0.0
     assert losses.terms.means() == {}
-    assert gradient.shape == (0, 8)
+    assert gradient.stacked().shape == (0, 8)
 
 
 def test_chunks_through_a_model_give_the_gradients_of_the_whole_step():
@@ -60,7 +64,7 @@ def test_chunks_through_a_model_give_the_gradients_of_the_whole_step():
     with torch.no_grad():
         vectors = embed(inputs)
     _, gradient = cached_gradients(split_vectors(vectors, pairs.keys), SETTINGS, num_step_pairs=12)
-    for rows, of_rows in zip(inputs.split(5), gradient.split(5), strict=True):
+    for rows, of_rows in zip(inputs.split(5), gradient.stacked().split(5), strict=True):
         (embed(rows) * of_rows).sum().backward()
     assert torch.allclose(model.weight.grad, expected, rtol=0, atol=1e-12)
 
@@ -73,7 +77,7 @@ def cached_on_a_rank(parts: list[PairVectors]):
             num_step_pairs=sum(part.num_pairs for part in parts),
             block_entries=80,
         )
-    return losses.total, gradient
+    return losses.total, gradient.stacked()
 
 
 def test_two_ranks_with_different_numbers_of_blocks_equal_one_process():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.core.objectives import reference
-from tests.core.objectives.examples import gradients, leaves, mixed_pairs, unit_rows
+from tests.core.objectives.examples import gradients, leaves, mixed_pairs, unit_rows, with_concentration
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives.pairs import TASKS, PairVectors, join_pairs, pair_keys, split_vectors
@@ -255,6 +255,30 @@ def test_uniformity_is_off_by_default_and_added_with_its_weight():
     assert "uniformity" not in plain.terms.names
     value = with_it.terms.means()[Task.INSTR, "uniformity"]
     assert with_it.total.item() == pytest.approx(plain.total.item() + 0.5 * value)
+
+
+@pytest.mark.parametrize("dims", [(), (4, 2)])
+def test_the_entropy_of_the_pooling_is_off_by_default_and_counts_once_for_each_pair(dims):
+    pairs = with_concentration(mixed_pairs(20, seed=5))
+    options = {"task_weights": {Task.OCR: 2.0}, "matryoshka_dims": dims}
+    plain = whole(pairs, ObjectiveSettings(task_weights={Task.OCR: 3.0}), **options)
+    settings = ObjectiveSettings(task_weights={Task.OCR: 3.0}, pooling_entropy_weight=0.5)
+    with_it = whole(pairs, settings, **options)
+    assert "pooling_entropy" not in plain.terms.names
+    of_task = {task: pairs.concentration[pairs.keys.task == code] for code, task in enumerate(TASKS)}
+    means = {task: values.mean().item() for task, values in of_task.items()}
+    assert means == pytest.approx({task: with_it.terms.means()[task, "pooling_entropy"] for task in means})
+    added = sum((6.0 if task is Task.OCR else 1.0) * float(each.sum()) for task, each in of_task.items())
+    assert with_it.total.item() == pytest.approx(plain.total.item() + 0.5 * added / 20, rel=1e-12)
+
+
+def test_pooling_of_hard_negatives_counts_for_nothing():
+    pairs = mixed_pairs(6, seed=2)
+    rows = len(pairs.stacked())
+    assert pairs.keys.num_negatives
+    of_sides = torch.arange(rows, dtype=torch.float64)
+    found = split_vectors(pairs.stacked(), pairs.keys, of_sides)
+    assert found.concentration.tolist() == [(query + query + 6) / 2 for query in range(6)]
 
 
 def test_weights_of_the_moment_multiply_those_of_the_settings():

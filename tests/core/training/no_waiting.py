@@ -65,14 +65,14 @@ def train_on_a_chunk(backbone: str, pooling: Pooling) -> None:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, imagined(buffer))
         packed = _moved(batch, imagined)
-        vectors = model(packed)
-        pairs = split_vectors(vectors, PairKeys(**{name: imagined(key) for name, key in vars(keys).items()}))
-        losses = compute_losses(
-            pairs, gather(pairs), ObjectiveSettings(), num_step_pairs=2, matryoshka_dims=(32,)
-        )
+        vectors, concentration = model(packed, with_concentration=True)
+        on_device = PairKeys(**{name: imagined(key) for name, key in vars(keys).items()})
+        pairs = split_vectors(vectors, on_device, concentration)
+        settings = ObjectiveSettings(pooling_entropy_weight=0.1)
+        losses = compute_losses(pairs, gather(pairs), settings, num_step_pairs=2, matryoshka_dims=(32,))
         losses.total.backward()
-        cached, gradient = cached_gradients(pairs, ObjectiveSettings(), num_step_pairs=2)
-    assert cached.total.device.type == gradient.device.type == DEVICE
+        cached, gradient = cached_gradients(pairs, settings, num_step_pairs=2)
+    assert cached.total.device.type == gradient.query.device.type == DEVICE
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not without, without
     assert losses.terms.sums.device.type == DEVICE

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vipolyqwen_core.config import BatchSettings, Negatives, ObjectiveSettings, ProcessingSettings
+from vipolyqwen_core.model.pooling import concentration, segment_softmax
 from vipolyqwen_core.processing.packing import PackedBatch
 from vipolyqwen_core.training.engine import Engine, PlannedStep
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
@@ -20,7 +21,10 @@ OBJECTIVE = ObjectiveSettings(temperature=0.3)
 
 
 class StandIn(nn.Module):
-    """Mean of token embeddings and of projected pictures by item, through a linear map, as unit vectors."""
+    """Mean of token embeddings and of projected pictures by item, through a linear map, as unit vectors.
+
+    How even a pooling by the rows of the map would be is said on request: it has gradients of its own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +34,7 @@ class StandIn(nn.Module):
         self.head = nn.Linear(WIDTH, WIDTH)
         self.double()
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, with_concentration: bool = False) -> Any:
         states = self.tokens(batch.input_ids % VOCABULARY)
         if batch.pictures is not None:
             patches = self.visual(batch.pictures.patches.double() / 255)
@@ -40,7 +44,11 @@ class StandIn(nn.Module):
             states = states + 0.0 * merged[num_tokens:].sum()
         sums = states.new_zeros(batch.num_items, WIDTH).index_add(0, batch.segment_ids, states)
         counts = torch.bincount(batch.segment_ids, minlength=batch.num_items)[:, None]
-        return nn.functional.normalize(self.head(torch.tanh(sums / counts)), dim=1)
+        vectors = nn.functional.normalize(self.head(torch.tanh(sums / counts)), dim=1)
+        if not with_concentration:
+            return vectors
+        weights = segment_softmax(states @ self.head.weight.T, batch.segment_ids, batch.num_items)
+        return vectors, concentration(weights, batch.segment_ids, batch.num_items)
 
 
 def step_of(

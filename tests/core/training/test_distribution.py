@@ -115,9 +115,11 @@ def test_three_ranks_that_are_killed_continue_to_the_bit(make_run):
 
 
 def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
-    alone = make_run("alone", batches=STEP)
+    """With a term of the pooling's weights, which is a second output of the sharded model."""
+    of_both: dict[str, Any] = {"batches": STEP, "objective": {"pooling_entropy_weight": 0.5}}
+    alone = make_run("alone", **of_both)
     train(alone, StopSignal())
-    shared = make_run("shared", batches=STEP, training={"distribution": "fsdp2", "processes": 2})
+    shared = make_run("shared", **of_both, training={"distribution": "fsdp2", "processes": 2})
     for outcomes in run_on_ranks(train_in_parts, 2, shared, 3, None):
         assert outcomes == ["killed", "done"]
     assert batches(shared) == batches(alone)
@@ -130,7 +132,7 @@ def test_fsdp2_on_two_ranks_trains_saves_resumes_and_exports(make_run):
     # a sharded checkpoint goes on in one process
     (shared.output / "result.json").unlink()
     shutil.rmtree(shared.output / "checkpoints" / "step_6")
-    train(make_run("shared", batches=STEP), StopSignal())
+    train(make_run("shared", **of_both), StopSignal())
     assert losses(shared) == pytest.approx(losses(alone), rel=DRIFT)
 
 

@@ -1,6 +1,8 @@
 """The step is the same on any number of ranks and in any chunks, in loss and in gradient (float64, 1e-9)."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -10,8 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.core.distributed import run_on_ranks
-from tests.core.training.stand_in import step_of
-from vipolyqwen_core.config import Negatives, ObjectiveSettings
+from tests.core.training.stand_in import OBJECTIVE, StandIn, step_of
+from vipolyqwen_core.config import Negatives, ObjectiveSettings, Term
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.objectives import negatives
 from vipolyqwen_core.objectives.pairs import TASKS, pair_keys
@@ -26,6 +28,7 @@ ONE_WITH_PICTURE = [0, 1, 5, 6, 10, 11, 2]
 FEW = [0, 3, 1]
 """Fewer pairs than four ranks."""
 TEXT = [0, 5, 10, 1, 6]
+ENTROPY = replace(OBJECTIVE, pooling_entropy_weight=0.7, task_weights={Task.OCR: 2.0})
 SCENARIOS: dict[str, dict[str, Any]] = {
     "step": {"rows": MIXED, "negatives": Negatives.STEP, "chunk_pairs": 2},
     "step, one picture": {"rows": ONE_WITH_PICTURE, "negatives": Negatives.STEP, "chunk_pairs": 2},
@@ -35,6 +38,19 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "chunk, one picture": {"rows": ONE_WITH_PICTURE, "negatives": Negatives.CHUNK, "chunk_pairs": 1},
     "chunk, few pairs": {"rows": FEW, "negatives": Negatives.CHUNK, "chunk_pairs": 1},
     "chunk, text alone": {"rows": TEXT, "negatives": Negatives.CHUNK, "chunk_pairs": 1},
+    "step, entropy": {"rows": MIXED, "negatives": Negatives.STEP, "chunk_pairs": 2, "objective": ENTROPY},
+    "step, entropy, few pairs": {
+        "rows": FEW,
+        "negatives": Negatives.STEP,
+        "chunk_pairs": 1,
+        "objective": ENTROPY,
+    },
+    "chunk, entropy, one picture": {
+        "rows": ONE_WITH_PICTURE,
+        "negatives": Negatives.CHUNK,
+        "chunk_pairs": 1,
+        "objective": ENTROPY,
+    },
 }
 
 
@@ -65,6 +81,18 @@ def test_cached_gradients_equal_plain_ones_whatever_the_chunks(data):
         assert_equal_steps(step_of(data, MIXED, Negatives.STEP, chunk_pairs), plain)
     for num_held in (0, 2):
         assert_equal_steps(step_of(data, MIXED, Negatives.STEP, 4, num_held=num_held), plain)
+
+
+def test_the_entropy_of_the_pooling_has_one_gradient_whatever_the_chunks_and_the_negatives(data):
+    alone = replace(ENTROPY, term_weights=dict.fromkeys(Term, 0.0))
+    loss, weights = plain = step_of(data, MIXED, Negatives.CHUNK, chunk_pairs=99, objective=alone)
+    for kind, chunk_pairs in product(Negatives, (1, 4)):
+        assert_equal_steps(step_of(data, MIXED, kind, chunk_pairs, objective=alone), plain)
+    assert loss > 0
+    assert not torch.equal(weights["tokens.weight"], StandIn().tokens.weight)
+    both = step_of(data, MIXED, Negatives.STEP, 4, objective=ENTROPY)
+    without = step_of(data, MIXED, Negatives.STEP, 4, objective=replace(ENTROPY, pooling_entropy_weight=0.0))
+    assert both[0] == pytest.approx(without[0] + loss, abs=1e-12)
 
 
 def test_negatives_of_a_chunk_are_fewer_than_those_of_the_step(data):

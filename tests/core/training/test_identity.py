@@ -57,6 +57,7 @@ def test_how_a_run_is_computed_or_judged_does_not_make_it_another(
         ("model", {"embedding_dim": 64}),
         ("processing", {"max_tokens": 100}),
         ("objective", {"margin": 0.3}),
+        ("objective", {"pooling_entropy_weight": 0.3}),
         ("batches", {"pairs_per_step": 64}),
         ("batches", {"text_first": True}),
         ("optimizer", {"beta2": 0.9}),

@@ -20,7 +20,6 @@ from vipolyqwen_core.config import TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
-from vipolyqwen_core.objectives.pairs import split_vectors
 from vipolyqwen_core.objectives.routing import TERMS, compute_losses
 from vipolyqwen_core.objectives.task_balance import TaskBalance
 from vipolyqwen_core.training import schedule
@@ -158,7 +157,7 @@ def test_a_quick_evaluation_is_the_loss_of_evaluation_pairs_whatever_is_built_me
     rows = np.arange(len(loader.rows))
     everything = loader[ChunkRequest(0, 0, rows, needs_picture=False)]
     with torch.no_grad():
-        pairs = split_vectors(engine.embed(everything), everything.keys)
+        pairs = engine.embed(everything)
     expected = compute_losses(
         pairs, pairs, run.recipe.objective, num_step_pairs=len(rows), matryoshka_dims=(16,)
     )
@@ -206,15 +205,30 @@ def running_losses(run: TrainingRun) -> dict[str, float]:
     return state["progress"]["running_losses"]
 
 
-def test_uniformity_does_not_weigh_tasks_against_each_other(make_run):
-    """It falls below zero: the inverse of a loss that it is part of would give one task all the weight."""
+def test_options_do_not_weigh_tasks_against_each_other(make_run):
+    """Uniformity falls below zero: the inverse of a loss with it would give one task all the weight."""
     running = []
     for name, weight in (("without", 0.0), ("with", 1e-9)):
         objective = {"dynamic_task_weights": True, "uniformity_weight": weight}
+        objective["pooling_entropy_weight"] = weight
         run = make_run(name, objective=objective, model={"matryoshka_dims": (16,)}, training={"max_steps": 1})
         train(run, StopSignal())
         running.append(running_losses(run))
     assert running[1] == pytest.approx(running[0])
+
+
+def test_the_entropy_of_the_pooling_is_reported_and_trained(make_run):
+    """A new model pools evenly; the weights part less from that where the term counts."""
+    found = []
+    for weight in (1e-9, 10.0):
+        objective = {"pooling_entropy_weight": weight}
+        run = make_run(str(weight), objective=objective, training={"eval_steps": 6})
+        train(run, StopSignal())
+        found.append(read_metrics(run.output / "metrics.jsonl"))
+    first, last = ([lines[step]["loss/ocr/pooling_entropy"] for lines in found] for step in (0, 5))
+    assert first == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert 1e-6 < last[1] < last[0]
+    assert found[0][-1]["eval/loss/ocr/pooling_entropy"] > 1e-6
 
 
 def test_terms_weigh_in_a_tasks_running_loss_as_they_do_in_its_loss(make_run):
