@@ -19,7 +19,7 @@ SHOWN_CHARS = 1000
 _SPACE = re.compile(r"[\s,\ufeff]*")
 _COLON = re.compile(r"\s*:\s*")
 _LIST_OF_OBJECTS = re.compile(r"\[\s*\{")
-_NEXT_OBJECT = re.compile(r"[,\[]?\s*\n\s*(?=\{)|\}\s*,\s*(?=\{)")
+_NEXT_OBJECT = re.compile(r"\n[^\S\n]*(?=\{)|\}\s*,\s*(?=\{)")
 """What stands before the next object after a broken one: the beginning of a line, or the end of an object."""
 _NEXT_OBJECT_OR_LIST = re.compile(rf"\[\s*(?=\{{)|{_NEXT_OBJECT.pattern}")
 _LOOK_BACK = 100

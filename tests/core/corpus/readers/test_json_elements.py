@@ -57,6 +57,16 @@ def test_a_broken_element_costs_only_itself_wherever_it_is_cut(
     assert [number for number, element in enumerate(found) if element.broken] == [2, 4]
 
 
+@pytest.mark.parametrize("space", ["\n", " ", "} ", "[\n", " ,\n"])
+def test_the_search_for_the_next_object_passes_over_each_character_once(space: str) -> None:
+    """Else blank lines behind a broken element would take hours."""
+    text = f"x{space * 100_000}x\n {{}}"
+    for or_list in (False, True):
+        window = JsonWindow(iter([text]))
+        assert window.seek_object(or_list)
+        assert window.peek() == "{"
+
+
 @pytest.mark.parametrize("size", [1, 64, 10_000])
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("broken", ['"sa"id"', "said", '"said",,'])
