@@ -133,11 +133,15 @@ def trace(
     sample: Annotated[
         str, typer.Argument(metavar="SAMPLE_ID", help="32 hex digits, the first 6 of them, or FILE:LINE.")
     ],
+    sources: SourcesOption = None,
+    root: RootOption = None,
 ) -> None:
-    """Tell what happened to a row at each stage."""
+    """Tell what happened to a row at each stage; a source behind a login is read with the manifest's."""
     from orchestration.summary import print_trace
 
-    print_trace(sample, current_workspace(), output)
+    workspace = current_workspace()
+    configure(workspace, sources=sources, data_root=root or None)
+    print_trace(sample, workspace, output)
 
 
 def rollback(version: Annotated[int, typer.Argument(help="The registered version to go back to.")]) -> None:

@@ -7,7 +7,7 @@ are found over the shards on disk, and what is left is written in the order of t
     curated/<source>/ledger.parquet      LEDGER: records under stage `read`, pairs under `curated`
     curated/<source>/copied_links.parquet    groups and dialogues of dropped copies, see `copied_links.py`
     curated/<source>/pictures.parquet    every picture path that was read, with its file's version then
-    curated/<source>/source.json         the source as the manifest describes it, for `trace`
+    curated/<source>/source.json         the source as the manifest describes it, without logins, for `trace`
     curated/<source>/stage.json          StageSummary; details: languages, tasks, images
     images/<source>.lance                IMAGE_STORE, a new version; old ones go when nothing points into them
 """
@@ -53,6 +53,7 @@ from vipolyqwen_core.corpus.readers import (
     read_source,
 )
 from vipolyqwen_core.corpus.tables import StageSummary, unchanged_stage
+from vipolyqwen_core.corpus.without_secrets import unsigned, without_secrets
 from vipolyqwen_core.grouped import grouped
 from vipolyqwen_core.workspace import Workspace
 from vipolyqwen_core.written_aside import written_aside
@@ -82,7 +83,8 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
     files = check_source(source, settings.dialogue_turns)
     folder = workspace.curated(source.name)
     names = sorted({field.name for field in fields(source)} - UNREAD_FIELDS)
-    read = [(name, getattr(source, name)) for name in names]
+    placed = source.placed(unsigned)  # a link that is signed anew is the same one
+    read = [(name, getattr(placed, name)) for name in names]
     inputs = read, adapter_digest(source), files_fingerprint(files)
     base = fingerprint(STAGE, CODE_VERSION, *inputs, to_json(settings))
     root = ImageRoot(source.image_root)
@@ -125,7 +127,7 @@ def curate(source: Source, settings: CurationSettings, workspace: Workspace) -> 
         )
         assert missing_records(summary) == 0, summary
         assert missing_pairs(summary) == 0, summary
-        (aside / SOURCE_FILE).write_text(to_json(source), encoding="utf-8")
+        (aside / SOURCE_FILE).write_text(to_json(source.placed(without_secrets)), encoding="utf-8")
         summary.write(aside)
     _remove_old_pictures(source.name, workspace)
     logger.info(

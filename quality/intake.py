@@ -27,6 +27,7 @@ from vipolyqwen_core.corpus.normalised_pair import normalise_pair
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.records import RawImage, RawPair, Record, shorten
 from vipolyqwen_core.corpus.storage import ChangedMeanwhile, StorageError, may_pass, patiently
+from vipolyqwen_core.corpus.without_secrets import without_secrets
 
 INTAKE_SCHEMA = pl.Schema(
     [
@@ -83,7 +84,9 @@ class PictureIntake:
             try:
                 picture = next(loaded)
             except MemoryShortageError as error:
-                named = f"{self.root.root}: {reference}" if isinstance(reference, str) else f"in {place}"
+                named = f"in {place}"
+                if isinstance(reference, str):
+                    named = f"{without_secrets(str(self.root.root))}: {reference}"
                 raise MemoryShortageError(f"picture {named}: {error}") from error
             origin: str | None = place
             if isinstance(reference, str):

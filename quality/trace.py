@@ -6,7 +6,7 @@ A pair is named by its id, or by its place; a record that could not be read has 
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from quality.polars_tables import scan_table, scan_training_set
 from quality.text_changes import changes
 from vipolyqwen_core.config import from_json
 from vipolyqwen_core.contract import Split
-from vipolyqwen_core.corpus.manifest import Source
+from vipolyqwen_core.corpus.manifest import Source, load_manifest
 from vipolyqwen_core.corpus.normalised_pair import normalise_pair
 from vipolyqwen_core.corpus.readers import RawPair, list_files, read_source
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.corpus.text import compose
-from vipolyqwen_core.workspace import Workspace
+from vipolyqwen_core.corpus.without_secrets import without_secrets
+from vipolyqwen_core.workspace import Workspace, manifest_setting
 
 KEPT, REJECTED = "kept", "rejected"
+NO_LOGIN = "Or it lies behind a login or token, which the manifest alone has: name that by --sources."
 EARLIER = "What follows is of an earlier version of the source."
 MIN_DIGITS = 6
 MAX_HINTS = 5
@@ -225,7 +227,10 @@ def _source_step(
     file, line, item = place
     where = f"{source}: {file}, line {line}" + (f", pair {item + 1} of its record" if item else "") + "."
     if raw is None:
-        return Step("source", "missing", f"{where} The source no longer has it there."), {}
+        described = curated_source(workspace.curated(source))
+        needs_login = described is not None and _is_elsewhere(described) and manifest_setting() is None
+        hint = f" {NO_LOGIN}" if needs_login else ""
+        return Step("source", "missing", f"{where} The source no longer has it there.{hint}"), {}
     if not may_be(raw, sample_id, known):
         sentence = f"{where} The source has changed: it has another pair there now."
         return Step("source", "missing", sentence), {}
@@ -315,9 +320,27 @@ def _last_step(rows: pl.DataFrame, place: tuple[str, int, int], workspace: Works
 
 
 def curated_source(curated: Path) -> Source | None:
-    """The source as it was when it was curated; None: it was not."""
+    """The source as it was when it was curated, with the logins of the manifest at hand; None: it was not."""
     described = curated / SOURCE_FILE
-    return from_json(Source, described.read_bytes(), origin=str(described)) if described.is_file() else None
+    if not described.is_file():
+        return None
+    source = from_json(Source, described.read_bytes(), origin=str(described))
+    manifest = manifest_setting()
+    if manifest is None or not _is_elsewhere(source):
+        return source
+    try:
+        own = load_manifest(manifest).source(source.name)
+    except ValueError:
+        return source
+    told = own.placed(without_secrets)
+    if (told.paths, told.image_root) != (source.paths, source.image_root):
+        return source
+    return replace(source, paths=own.paths, image_root=own.image_root)
+
+
+def _is_elsewhere(source: Source) -> bool:
+    """Whether a source has a URL: what opens it, a login or a token, is not kept with what was curated."""
+    return any("://" in place for place in (*source.paths, source.image_root or ""))
 
 
 def raw_pair(curated: Path, file: str, line: int, item: int) -> RawPair | None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tenacity import wait_none
 from quality import curate as curate_module
 from quality import intake
 from quality.curate import curate
+from quality.trace import NO_LOGIN, trace
 from tests.quality.conftest import scene
 from tests.stored_pictures import file_of
 from tests.web_server import QuietHandler, answered_by_s3, serving, without_waiting
@@ -35,7 +37,14 @@ from vipolyqwen_core.corpus.manifest import Format, Source
 from vipolyqwen_core.corpus.pictures import PictureError
 from vipolyqwen_core.corpus.readers.files import list_files
 from vipolyqwen_core.corpus.readers.read import read_source
-from vipolyqwen_core.corpus.storage import ATTEMPTS, is_no_answer, may_pass, open_storage
+from vipolyqwen_core.corpus.storage import (
+    ATTEMPTS,
+    RemoteFile,
+    StorageError,
+    is_no_answer,
+    may_pass,
+    open_storage,
+)
 from vipolyqwen_core.workspace import Workspace
 
 QA = {"format": Format.IMAGE_QA, "task": Task.VQA_SINGLE}
@@ -371,3 +380,84 @@ def test_a_large_file_of_a_web_server_may_take_its_time(
 def test_a_server_that_fails_is_not_said_to_lack_a_file(moody: str) -> None:
     with pytest.raises(ValueError, match=r"down/a\.jsonl cannot be opened: the server answered 503"):
         list_files(texts_at(f"{moody}/down/a.jsonl"))
+
+
+class Guarded(QuietHandler):
+    """Gives its file to who brings a login or a token, in whatever folder."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        opened = "token=SECRET" in self.path or self.headers["Authorization"] == "Basic YW5uOlNFQ1JFVA=="
+        text = "".join(f'{{"text1": "câu {n}", "text2": "sentence {n}"}}\n' for n in range(3))
+        text += "{}\n"
+        self.answer(200 if opened else 401, text.encode(), {"ETag": '"1"'})
+
+
+GUARDED = {"format": Format.STS_TABLE, "task": Task.TEXT_PAIR, "name": "guarded"}
+COLUMNS = {"query": "text1", "target": "text2"}
+
+
+@pytest.mark.parametrize("way", ["{login}/a.jsonl", "{address}/a.jsonl?token=SECRET"])
+def test_logins_and_tokens_are_in_no_table_and_the_row_is_found_with_the_manifest_s(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    with serving(Guarded) as address:
+        login = address.replace("://", "://ann:SECRET@")
+        source = Source(paths=(way.format(address=address, login=login),), columns=COLUMNS, **GUARDED)
+        curate(source, CurationSettings(), workspace)
+        folder = workspace.curated("guarded")
+        pairs = pl.read_parquet(folder / "pairs.parquet")
+        rejected = pl.read_parquet(folder / "ledger.parquet")
+        assert set(pairs["file"]) == set(rejected["file"]) == {"a.jsonl"}
+        written = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        assert written
+        assert not [name for name, data in written.items() if b"SECRET" in data or b"ann:" in data]
+        monkeypatch.delenv("VIPOLYQWEN_SOURCES", raising=False)
+        (step, *_) = trace(pairs["sample_id"][0], workspace)
+        assert (step.outcome, step.sentence.endswith(NO_LOGIN)) == ("missing", True)
+        manifest = tmp_path / "m.yaml"
+        keys = f"name: guarded, task: text_pair, format: sts_table, paths: ['{source.paths[0]}']"
+        manifest.write_text(f"sources: [{{{keys}}}]")
+        monkeypatch.setenv("VIPOLYQWEN_SOURCES", str(manifest))
+        (step, *_) = trace(pairs["sample_id"][0], workspace)
+        assert step.outcome == "read"
+        assert "SECRET" not in str(step)
+
+
+def test_a_link_that_is_signed_anew_curates_nothing_anew(workspace: Workspace) -> None:
+    with serving(Guarded) as address:
+        reused = []
+        for query in ("token=SECRET", "token=SECRET2&Expires=7", "token=SECRET&page=2"):
+            source = Source(paths=(f"{address}/a.jsonl?{query}",), columns=COLUMNS, **GUARDED)
+            reused.append(curate(source, CurationSettings(), workspace).reused)
+    assert reused == [False, True, False]
+
+
+def test_files_that_only_their_queries_tell_apart_have_names_of_their_own() -> None:
+    with serving(Guarded) as address:
+        links = tuple(f"{address}/d/a.jsonl?token=SECRET&page={page}" for page in (1, 2))
+        source = Source(paths=(*links, f"{address}/d/z.jsonl?token=SECRET"), **GUARDED)
+        first, second, alone = list_files(source)
+        twins = [first, second]
+        assert twins != list_files(source.placed(lambda link: link.replace("page=1", "page=3")))[:2]
+    assert alone.name == "z.jsonl"
+    assert len({file.name for file in twins}) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{8}/a\.jsonl", file.name) for file in twins)
+    assert {file.suffix for file in twins} == {".jsonl"}
+
+
+@pytest.mark.parametrize("place", ["{login}/none/", "{address}/none.zip?key=SECRET"])
+def test_no_message_has_a_login_or_a_token(place: str) -> None:
+    with serving(Downloads) as address:
+        place = place.format(login=address.replace("://", "://ann:SECRET@"), address=address)
+        with pytest.raises(ValueError, match="source 'guarded'") as refused:
+            list_files(Source(paths=(place,), **GUARDED))
+        with pytest.raises(ValueError, match="image root") as no_root:
+            ImageRoot(f"zip://::{place}")
+        with pytest.raises(StorageError, match="cannot be fetched") as unread:
+            RemoteFile(fsspec.filesystem("http"), place)
+    for error in (refused, no_root, unread):
+        assert address in str(error.value)
+        assert "SECRET" not in str(error.value)

@@ -29,6 +29,7 @@ from vipolyqwen_core.corpus.storage import (
     why,
 )
 from vipolyqwen_core.corpus.text import compose, writable
+from vipolyqwen_core.corpus.without_secrets import without_secrets
 
 T = TypeVar("T")
 MAX_PICTURE_BYTES = 512 * 1024 * 1024
@@ -56,6 +57,7 @@ class ImageRoot:
         """Whether it is a folder of this machine."""
         if root is None:
             return
+        told = without_secrets(root)
         try:
             self._fs, path = open_storage(root)
             if isinstance(self._fs, LocalFileSystem):
@@ -70,9 +72,9 @@ class ImageRoot:
             self._folder = str(Path(path).resolve()) if self.is_local else path.rstrip("/")
             found = is_folder(self._fs, self._folder)
         except REMOTE_ERRORS as error:
-            raise ValueError(f"image root {self.root} cannot be opened: {why(error)}") from error
+            raise ValueError(f"image root {told} cannot be opened: {why(error)}") from error
         if not found:
-            raise ValueError(f"image root {self.root} is no folder and no ZIP archive{unfilled(root)}")
+            raise ValueError(f"image root {told} is no folder and no ZIP archive{unfilled(root)}")
         self._named = path.rstrip("/")
         self._errors = LOCAL_ERRORS if self.is_local else REMOTE_ERRORS
 

@@ -21,8 +21,8 @@ A manifest that is wrong is refused with the file, the source, the key and what 
 import os
 import posixpath
 import re
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -191,6 +191,11 @@ class Source:
     def taken(self) -> frozenset[str | int]:
         """Fields that are part of a pair by `columns`, and stand for no other part by their usual names."""
         return frozenset(key for name, key in self.mapped.items() if name not in ("group_id", "positive_key"))
+
+    def placed(self, change: Callable[[str], str]) -> "Source":
+        """The source with its paths and image root changed."""
+        root = None if self.image_root is None else change(self.image_root)
+        return replace(self, paths=tuple(map(change, self.paths)), image_root=root)
 
     def _distinct_places(self) -> None:
         """Refuse a column that would be read twice: `columns` may name the one and not the other.

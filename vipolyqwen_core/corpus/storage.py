@@ -17,6 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from vipolyqwen_core.corpus.without_secrets import without_secrets
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -81,7 +83,7 @@ def _say(state: RetryCallState) -> None:
     """Tell which file is asked for again, and why: with a server that is silent, minutes pass."""
     asked = next(place for place in reversed(state.args) if isinstance(place, str | RemoteFile))
     error = None if state.outcome is None else state.outcome.exception()
-    path = asked if isinstance(asked, str) else asked.path
+    path = without_secrets(asked if isinstance(asked, str) else asked.path)
     logger.warning(
         "attempt %d of %d to read %s failed (%s)", state.attempt_number, ATTEMPTS, path, error and why(error)
     )
@@ -183,7 +185,7 @@ def why(error: BaseException) -> str:
         return " ".join(f"the server answered {status} {getattr(told, 'message', '')}".split()) + login
     if isinstance(told, FileNotFoundError) and told.errno is None:  # with the path alone for a message
         return "there is no such file"
-    said = " ".join(str(told).split())[:200] or type(told).__name__
+    said = without_secrets(" ".join(str(told).split()))[:200] or type(told).__name__
     return said + CREDENTIALS * (_object_storage_status(error.__cause__ or error) in OBJECT_STORAGE_LOGIN)
 
 
@@ -211,6 +213,7 @@ class RemoteFile(AbstractBufferedFile):
 
     def __init__(self, fs: AbstractFileSystem, path: str) -> None:
         self.fs, self.path = fs, path
+        self._shown = without_secrets(path)
         self._whole: IO[bytes] | None = None
         self._version: str | None = None
         """As it was opened, where the storage tells it."""
@@ -226,17 +229,17 @@ class RemoteFile(AbstractBufferedFile):
         is_one_answer = self._whole is not None  # then its parts are of one file, whatever lies there now
         part = self._ask(self._part, start, end)
         if len(part) != end - start:  # or a file that was cut meanwhile would seem to end there
-            raise ChangedMeanwhile(f"{self.path} is shorter than it was: {self.size} bytes")
+            raise ChangedMeanwhile(f"{self._shown} is shorter than it was: {self.size} bytes")
         # or parts of two files would mix
         if not is_one_answer and self._version is not None and self._ask(self._told) != self._version:
-            raise ChangedMeanwhile(f"{self.path} was replaced while it was read; start again")
+            raise ChangedMeanwhile(f"{self._shown} was replaced while it was read; start again")
         return part
 
     def _ask(self, question: Callable[..., T], *arguments: int) -> T:
         try:
             return question(*arguments)
         except REMOTE_ERRORS as error:
-            raise StorageError(f"{self.path} cannot be fetched: {why(error)}") from error
+            raise StorageError(f"{self._shown} cannot be fetched: {why(error)}") from error
 
     @patiently
     def _num_bytes(self) -> int:

@@ -7,6 +7,7 @@ import lzma
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from vipolyqwen_core.corpus.storage import (
     told_version,
     why,
 )
+from vipolyqwen_core.corpus.without_secrets import without_secrets
 
 ZSTD_SUFFIX = ".zst"
 BYTE_ORDER_MARK = "\ufeff"
@@ -50,7 +52,6 @@ SHOWN_BYTES = 1000
 """So much of a longer line is kept."""
 OF_A_MAC = "__MACOSX/"
 """Where a Mac puts what it remembers of the files of an archive."""
-HTTP = ("http://", "https://")
 Unpacker = bz2.BZ2Decompressor | lzma.LZMADecompressor
 UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
     "bz2": bz2.BZ2Decompressor,
@@ -67,7 +68,7 @@ class SourceFile:
     """One file of a source."""
 
     name: str
-    """Relative to the source's root, fit for UTF-8: what the ledger calls it."""
+    """Relative to the source's root, fit for UTF-8, without logins and queries: what the ledger calls it."""
     location: str
     """Path or URL."""
     size_bytes: int
@@ -77,13 +78,9 @@ class SourceFile:
 
     @property
     def suffix(self) -> str:
-        """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`.
-
-        What a web address asks of its server, as `?download=true`, is no part of it.
-        """
-        name = _without_query(self.name, self.location)
-        path = PurePosixPath(name)
-        is_packed = infer_compression(name) or path.suffix.lower() == ZSTD_SUFFIX
+        """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`."""
+        path = PurePosixPath(self.name)
+        is_packed = infer_compression(self.name) or path.suffix.lower() == ZSTD_SUFFIX
         return (path.with_suffix("") if is_packed else path).suffix.lower()
 
 
@@ -111,6 +108,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
     roots = []
     true_folder = cache(os.path.realpath)
     for pattern in source.paths:
+        told = without_secrets(pattern)
         try:
             fs, path = open_storage(pattern)
             is_local = isinstance(fs, LocalFileSystem)
@@ -126,30 +124,33 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             version_of = file_version if read_unversioned else _told
             versions = {place: version_of(fs, place, info) for place, info in of_files.items()}
         except REMOTE_ERRORS as error:
-            raise ValueError(f"source {source.name!r}: {pattern} cannot be opened: {why(error)}") from error
+            raise ValueError(f"source {source.name!r}: {told} cannot be opened: {why(error)}") from error
         if infos.get(path, {}).get("type") == "directory":
-            raise ValueError(f"source {source.name!r}: {pattern} is a folder; name files: {pattern}/*.jsonl")
+            raise ValueError(f"source {source.name!r}: {told} is a folder; name files: {told}/*.jsonl")
         if not of_files:
             what = "no file matches" if _is_glob(fs, path) else "there is no file"
-            raise ValueError(f"source {source.name!r}: {what} {pattern}{unfilled(pattern)}")
+            raise ValueError(f"source {source.name!r}: {what} {told}{unfilled(pattern)}")
         before, after = ("", "") if is_local else _around(path, pattern, fs)
-        above = f"{after.removeprefix('::')}/" if after else before  # an archive is a folder
-        roots.append(_fixed_folder(above + path))
+        # an archive is a folder
+        above = f"{without_secrets(after.removeprefix('::'))}/" if after else before
+        roots.append(_fixed_folder(without_secrets(above + path)))
         for place, info in of_files.items():
             location = before + place + after
             # folders have several names by links and `..`; a file that is a link has a name of its own
             folder, _, name = location.rpartition("/")
             key = (true_folder(folder) if is_local else folder, name)
-            files.setdefault(key, (location, above + place, versions[place], info))
+            files.setdefault(key, (location, without_secrets(above + place), versions[place], info))
     root = _common_folder(roots)
+    times = Counter(name for _, name, _, _ in files.values())
     listed = [
         SourceFile(
-            name=_spelled(full_name.removeprefix(root).lstrip("/")),
+            name=_spelled(name.removeprefix(root).lstrip("/")),
             location=location,
             size_bytes=int(info.get("size") or 0),
             version=version,
         )
-        for location, full_name, version, info in files.values()
+        for location, shown, version, info in files.values()
+        for name in (shown if times[shown] == 1 else _apart(shown, location),)
     ]
     return sorted(listed, key=lambda file: file.name)
 
@@ -185,13 +186,14 @@ def _spelled(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _apart(name: str, location: str) -> str:
+    """A name that other files would have as well: `folder/1f2e3d4c/a.csv`, by a hash of the whole address."""
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{fingerprint(location)[:8]}/{last}"
+
+
 def _told(fs: Any, place: str, info: dict[str, Any]) -> str:
     return told_version(info) or ""
-
-
-def _without_query(name: str, location: str) -> str:
-    """A name without what its web address asks of the server."""
-    return name.partition("?")[0] if location.startswith(HTTP) else name
 
 
 def files_fingerprint(files: Collection[SourceFile]) -> str:
@@ -208,7 +210,7 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
         StorageError: it lies elsewhere and cannot be fetched
     """
     fs, path = open_storage(location)
-    name = _without_query(path, path)
+    name = without_secrets(path)
     packing = infer_compression(name)
     with open_file(fs, path) as file:
         if PurePosixPath(name).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it

@@ -9,6 +9,7 @@ from vipolyqwen_core.corpus.manifest import Source
 from vipolyqwen_core.corpus.readers.files import SourceFile, list_files, read_cut_lines, too_long
 from vipolyqwen_core.corpus.readers.records import RawPair, Record, RecordError, parse_score
 from vipolyqwen_core.corpus.text import compose
+from vipolyqwen_core.corpus.without_secrets import without_secrets
 
 SIDES = ("query", "target", "score")
 
@@ -24,9 +25,8 @@ def parallel_files(source: Source) -> dict[str, SourceFile]:
     for path in source.paths:
         found = list_files(replace(source, paths=(path,), columns={}), read_unversioned=False)
         if len(found) != 1:
-            raise ValueError(
-                f"source {source.name!r}: {path} names {len(found)} files; parallel lines need one"
-            )
+            told = f"{without_secrets(path)} names {len(found)} files"
+            raise ValueError(f"source {source.name!r}: {told}; parallel lines need one")
         ordered.append(names.get(found[0].location, found[0]))  # one file may stand for two sides
     if not source.mapped:
         if len(ordered) not in (2, 3):

@@ -26,6 +26,7 @@ from vipolyqwen_core.corpus.readers.row_fields import MISSING, Key, Needs, look_
 from vipolyqwen_core.corpus.readers.rows import DELIMITED, read_rows
 from vipolyqwen_core.corpus.readers.sts_table import sts_needs, sts_pairs
 from vipolyqwen_core.corpus.storage import StorageError
+from vipolyqwen_core.corpus.without_secrets import without_secrets
 
 HEAD_RECORDS = 100
 """Records of each file that `check_source` looks at."""
@@ -191,11 +192,12 @@ def _is_unreadable(record: Record | None) -> bool:
 
 def _trouble(head: Head) -> str:
     """Why a file gives no record."""
+    place = without_secrets(head.file.location)
     if head.file.size_bytes == 0:
-        return f"{head.file.location} is empty"
+        return f"{place} is empty"
     if head.rejected is None or head.rejected.rejection is None:
-        return f"{head.file.location} holds no records"
-    return f"{head.file.location} cannot be read: {head.rejected.rejection.value}"
+        return f"{place} holds no records"
+    return f"{place} cannot be read: {head.rejected.rejection.value}"
 
 
 def _check_columns(source: Source, files: list[SourceFile]) -> None:
