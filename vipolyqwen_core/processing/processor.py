@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from numpy.typing import NDArray
 from PIL import Image
 
-from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.processing.patches import PatchLayout, cut_patches, patch_grid, shrink
 from vipolyqwen_core.processing.prompt import ROLES, TEMPLATE, Piece, Prompt
@@ -30,6 +30,10 @@ SMALL_FILES: Final = ("*.json", "merges.txt")
 HUB_ARGUMENTS: Final = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 """Arguments of `from_pretrained` that say where the files of a hub id come from."""
 
+CHARS_OF_TOKEN: Final = 64
+"""Texts have 2 to 5 characters a token."""
+FEWEST_CHARS: Final = CurationSettings.max_chars
+"""A text that may be trained on is read whole."""
 Grid = tuple[int, int, int]
 
 
@@ -195,6 +199,14 @@ class ViPolyQwenProcessor:
             "prompt": TEMPLATE,
             "prefix_ids": {task.value: number for task, number in self.prompt.prefixes.items()},
         }
+
+    @property
+    def max_chars(self) -> int:
+        """So much of a user's text is read: what takes more is not within the limit of tokens.
+
+        Only of what folds, as blanks, or of one sign for pages, may less be kept than the limit allows.
+        """
+        return max(FEWEST_CHARS, CHARS_OF_TOKEN * self.settings.max_tokens)
 
     def grid(self, width: int, height: int) -> Grid:
         """Frames, rows and columns of patches of a picture of this size.

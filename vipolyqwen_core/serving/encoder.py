@@ -153,7 +153,7 @@ class ViPolyQwenEmbedder:
         if dim is not None and not (is_number and 1 <= dim <= self.embedding_dim):
             raise ValueError(f"dim must lie between 1 and {self.embedding_dim}, not {dim!r}")
         items: Iterable[Callable[[], Item]] = (
-            partial(make_item, *each, shrink=self.processor.shrink)
+            partial(make_item, *each, shrink=self.processor.shrink, max_chars=self.processor.max_chars)
             for each in zip(texts, pictures, prefixes, strict=True)
         )
         if show_progress:

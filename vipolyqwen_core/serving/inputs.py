@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from PIL import Image
 
 from vipolyqwen_core.config import MAX_IMAGE_PIXELS
-from vipolyqwen_core.contract import Task, Turn
+from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, Task, Turn
 from vipolyqwen_core.corpus.pictures import (
     DECODING_ERRORS,
     PictureError,
@@ -45,10 +45,12 @@ def make_item(
     prefix: Task | None = None,
     history: Sequence[Turn] = (),
     shrink: Shrink = as_it_is,
+    max_chars: int | None = None,
 ) -> Item:
     """An item out of what a user gave, normalised as in training; missing placeholders stand in front.
 
-    Each picture is shrunk before the next one is read.
+    Each picture is shrunk before the next one is read. Of a text that is longer than `max_chars` the
+    beginning is read, and the placeholders of the rest.
 
     Raises:
         ValueError: neither text nor picture, a picture that is unreadable or cannot be shrunk, more
@@ -59,9 +61,23 @@ def make_item(
     images = _read_pictures(listed(pictures), shrink)
     if text is None and not images:
         raise ValueError("neither text nor picture")
-    turns = [Turn(turn.role, normalise_text(turn.text)) for turn in history]
-    repaired, earlier = repair_dialogue(normalise_text(text or ""), len(images), turns)
+
+    def normalised(given: str) -> str:
+        return normalise_text(_beginning(given, max_chars, bool(images)))
+
+    turns = [Turn(turn.role, normalised(turn.text)) for turn in history]
+    repaired, earlier = repair_dialogue(normalised(text or ""), len(images), turns)
     return Item(text=repaired, images=images, history=earlier or (), prefix=prefix)
+
+
+def _beginning(text: str, max_chars: int | None, has_pictures: bool) -> str:
+    """The text without what would only cost time, since it lies far behind the limit of tokens."""
+    if max_chars is None or len(text) <= max_chars:
+        return text
+    logger.warning("of a text of %d characters only the first %d were read", len(text), max_chars)
+    beginning = text[:max_chars]
+    left = text.count(IMAGE_PLACEHOLDER) - beginning.count(IMAGE_PLACEHOLDER) if has_pictures else 0
+    return beginning + IMAGE_PLACEHOLDER * left
 
 
 def _read_pictures(pictures: Sequence[Picture], shrink: Shrink) -> tuple[Image.Image, ...]:

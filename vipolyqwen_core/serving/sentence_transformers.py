@@ -23,7 +23,6 @@ from sentence_transformers.base.modality import is_image_url_or_path, is_message
 from sentence_transformers.base.modules import InputModule
 
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER, PREFIX_TOKENS, Task, Turn
-from vipolyqwen_core.corpus.pictures import Shrink
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
 from vipolyqwen_core.processing.packing import pack
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
@@ -79,7 +78,7 @@ class ViPolyQwenModule(InputModule):
         items = []
         for number, given in enumerate(inputs):
             try:
-                items.append(_item(given, prompt, self.processor.shrink))
+                items.append(_item(given, prompt, self.processor))
             except ValueError as error:
                 raise ValueError(f"input {number}: {error}") from error
         encoded = self.processor.encode_batch(items)
@@ -124,16 +123,17 @@ class ViPolyQwenModule(InputModule):
         return cls(model, ViPolyQwenProcessor.from_pretrained(path, **(kwargs.get("processor_kwargs") or {})))
 
 
-def _item(given: Any, prompt: str | None, shrink: Shrink) -> Item:
+def _item(given: Any, prompt: str | None, processor: ViPolyQwenProcessor) -> Item:
     """An item out of one input of sentence-transformers."""
     prefix = TASK_OF_PROMPT.get(prompt or "")
     spelled = prompt if prompt and prefix is None else ""
     if is_message_dict(given) or (isinstance(given, list) and given and is_message_dict(given[0])):
-        return _dialogue([given] if isinstance(given, dict) else given, prefix, spelled, shrink)
+        return _dialogue([given] if isinstance(given, dict) else given, prefix, spelled, processor)
     text, pictures = _text_and_pictures(given)
     if isinstance(text, str) or (text is None and pictures and spelled):
         text = spelled + (text or "")
-    return make_item(text, [_picture(picture) for picture in pictures], prefix, shrink=shrink)
+    shown = [_picture(picture) for picture in pictures]
+    return make_item(text, shown, prefix, shrink=processor.shrink, max_chars=processor.max_chars)
 
 
 def _text_and_pictures(given: Any) -> tuple[str | None, list[Any]]:
@@ -152,7 +152,9 @@ def _text_and_pictures(given: Any) -> tuple[str | None, list[Any]]:
     return None, [given]
 
 
-def _dialogue(messages: Sequence[Any], prefix: Task | None, prompt: str, shrink: Shrink) -> Item:
+def _dialogue(
+    messages: Sequence[Any], prefix: Task | None, prompt: str, processor: ViPolyQwenProcessor
+) -> Item:
     """Messages of roles and contents; the last one is the query, those before it its history."""
     turns, pictures = [], []
     for message in messages:
@@ -179,7 +181,8 @@ def _dialogue(messages: Sequence[Any], prefix: Task | None, prompt: str, shrink:
             else:
                 raise ValueError(f"text must be a string, not {type(part['text']).__name__}")
         turns.append(Turn(message["role"], text))
-    return make_item(prompt + turns[-1].text, pictures, prefix, turns[:-1], shrink)
+    text, earlier = prompt + turns[-1].text, turns[:-1]
+    return make_item(text, pictures, prefix, earlier, processor.shrink, processor.max_chars)
 
 
 def _picture(given: Any) -> Picture:

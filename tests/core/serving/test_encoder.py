@@ -24,7 +24,7 @@ from PIL import Image
 from tests.core.small_training_set import picture
 from tests.stored_pictures import file_of
 from vipolyqwen_core import ViPolyQwenEmbedder
-from vipolyqwen_core.config import ProcessingSettings
+from vipolyqwen_core.config import CurationSettings, ProcessingSettings
 from vipolyqwen_core.contract import Task, Turn
 from vipolyqwen_core.processing.processor import Item, ViPolyQwenProcessor
 from vipolyqwen_core.serving import encoder, inputs
@@ -343,6 +343,32 @@ def test_what_is_cut_is_counted_and_logged(
         caplog.clear()
         embedder.encode("short")
         assert not caplog.records
+
+
+@pytest.mark.parametrize("words", ["một hai ", "x", "1 2", "&amp;", " \n", "a\u0323\u0301"])
+def test_a_text_far_beyond_the_limit_has_the_vector_of_the_whole(
+    embedder: ViPolyQwenEmbedder, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """So does one within the bound, which is read whole as a row of training is."""
+    bound = embedder.processor.max_chars
+    assert bound == CurationSettings().max_chars
+    text, placed = f"một {words * bound} hai", f"{words * bound}<image>ba"
+    vectors = embedder.encode([text[:bound], text, placed], images=[None, None, picture(1)])
+    monkeypatch.setattr(ViPolyQwenProcessor, "max_chars", None)
+    whole = embedder.encode([text[:bound], text, placed], images=[None, None, picture(1)])
+    kept = slice(None) if words.strip() else 0  # blanks fold into one
+    assert np.array_equal(vectors[kept], whole[kept])
+
+
+def test_of_a_text_far_beyond_the_limit_the_beginning_is_read(
+    embedder: ViPolyQwenEmbedder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of ten million characters would take minutes and gigabytes."""
+    bound, read = embedder.processor.max_chars, []
+    monkeypatch.setattr(inputs, "normalise_text", lambda text: read.append(text) or text)
+    embedder.encode(["x" * bound, "x" * 10**7])
+    assert [len(text) for text in read] == [bound, bound]
+    assert f"of a text of 10000000 characters only the first {bound} were read" in caplog.text
 
 
 def test_stored_pictures_beyond_the_limit_of_an_older_model_have_a_vector(
