@@ -1,9 +1,11 @@
 """Rows of Parquet files; a value that Python cannot hold costs its row."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,9 +28,16 @@ FEWEST_ROWS = 8
 group may have such a value, since the file says of nearly all columns that they have a dictionary."""
 GROUP_BYTES = 256 * 1024 * 1024
 """Larger row groups are read page by page: of another storage many small parts take longer than one."""
+MOST_BYTES = 1024 * 1024 * 1024
+"""Bytes of rows that are read at once, if each of their values is the dictionary of its column. A row that
+may take more is read alone, as it seldom does: of long values a dictionary holds a thousand."""
 UNCONVERTIBLE = (ValueError, OverflowError, LookupError)
 """What Python raises for a value of Arrow that it cannot hold: a time out of its range or of an unknown zone,
 a text that is no UTF-8, a struct with a name twice."""
+
+_VARINT = rb"[\x80-\xff]{0,4}[\x00-\x7f]"
+_PAGE_BEGINS = re.compile(rb"\x15(%b)\x15(%b)" % (_VARINT, _VARINT), re.DOTALL)
+_DICTIONARY_PAGE = b"\x04"  # 2 in zigzag
 
 
 def parquet_rows(file: SourceFile) -> Iterator[Row]:
@@ -46,12 +55,13 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
         metadata = pq.read_metadata(stream)
         groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
         is_large = any(group.total_byte_size > GROUP_BYTES for group in groups)
+        at_once = [_num_rows(group, stream) for group in groups]
         table = pq.ParquetFile(
             stream, metadata=metadata, pre_buffer=not is_large, buffer_size=PIECE_BYTES if is_large else 0
         )
         names = [compose(name) for name in table.schema_arrow.names]
         ambiguous = [name for name, count in Counter(names).items() if count > 1]
-        batches = (table.iter_batches(_num_rows(group), [place]) for place, group in enumerate(groups))
+        batches = (table.iter_batches(num_rows, [place]) for place, num_rows in enumerate(at_once))
         for batch in chain.from_iterable(batches):
             batch = batch.rename_columns(names)
             try:
@@ -64,14 +74,31 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
                 yield Row(number, fields, error)
 
 
-def _num_rows(group: pq.RowGroupMetaData) -> int:
+def _num_rows(group: pq.RowGroupMetaData, stream: IO[bytes]) -> int:
     """Rows of a group in memory at once."""
     chunks = [group.column(place) for place in range(group.num_columns)]
     longest = max((chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page), default=0)
     by_mean = BATCH_BYTES * group.num_rows // max(group.total_byte_size, 1)
     if longest > 0:
         by_mean = min(by_mean, max(REPEATED_BYTES // longest, FEWEST_ROWS))
-    return int(min(max(by_mean, 1), MOST_ROWS))
+    num_rows = min(max(by_mean, 1), MOST_ROWS)
+    columns = [(chunk, math.ceil(chunk.num_values / max(group.num_rows, 1))) for chunk in chunks]
+    if num_rows * sum(chunk.total_uncompressed_size * values for chunk, values in columns) <= MOST_BYTES:
+        return int(num_rows)
+    num_bytes = sum(_dictionary_bytes(chunk, stream) * values for chunk, values in columns)
+    return int(min(num_rows, max(MOST_BYTES // max(num_bytes, 1), 1)))
+
+
+def _dictionary_bytes(chunk: pq.ColumnChunkMetaData, stream: IO[bytes]) -> int:
+    """Bytes of the dictionary of a column, as its page begins in Thrift: its kind, and its size unpacked."""
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    stream.seek(max(start, 0))  # a broken file may say anything
+    found = _PAGE_BEGINS.match(stream.read(16))
+    if found is None:
+        return int(chunk.total_uncompressed_size)
+    if found[1] != _DICTIONARY_PAGE:
+        return 0
+    return int(sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[2])) >> 1)  # zigzag
 
 
 def _ambiguous(name: str) -> RecordError:

@@ -67,6 +67,42 @@ def test_heavy_rows_are_few_in_memory(
     assert peak < 5_000_000
 
 
+REPEATED = pa.DictionaryArray.from_arrays(pa.array([0] * 200), ["x" * 200_000])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {f"c{number}": REPEATED for number in range(4)},
+        {"c": pa.ListArray.from_arrays(pa.array(range(0, 201, 4), pa.int32()), REPEATED)},
+    ],
+)
+def test_dictionaries_of_several_columns_or_lists_are_few_times_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, pa.Array]
+) -> None:
+    """A file of kilobytes took 7 GB."""
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (file,) = list_files(Source(name="s", paths=(str(tmp_path / "a.parquet"),), **KEYS))
+    monkeypatch.setattr(parquet_rows, "MOST_BYTES", 1_000_000)
+    tracemalloc.start()
+    try:
+        num_rows = sum(1 for _ in parquet_rows.parquet_rows(file))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_rows == len(next(iter(columns.values())))
+    assert peak < 2_500_000
+
+
+def test_long_texts_in_lists_are_read_at_once_as_their_dictionary_is_short(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "text": f"{row} {turn} " * 100} for turn in range(8)] for row in range(4_000)]
+    pq.write_table(pa.table({"turns": turns}), tmp_path / "a.parquet")
+    with (tmp_path / "a.parquet").open("rb") as stream:
+        group = pq.read_metadata(stream).row_group(0)
+        assert group.total_byte_size * 8 * 8 > parquet_rows.MOST_BYTES
+        assert parquet_rows._num_rows(group, stream) >= parquet_rows.FEWEST_ROWS
+
+
 def test_a_number_is_the_name_of_a_column_where_pandas_gave_it_that(tmp_path: Path) -> None:
     pq.write_table(pa.table({"1": ["t"], "0": ["q"]}), tmp_path / "x.parquet")
     source = Source(name="s", paths=(str(tmp_path / "x.parquet"),), columns={"query": 0, "target": 1}, **KEYS)
