@@ -10,6 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
@@ -225,8 +226,14 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
                 ]
                 if len(members) != 1:
                     raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
-                with archive.open(members[0]) as stream:
-                    yield stream
+                member, is_bz2 = members[0], members[0].compress_type == zipfile.ZIP_BZIP2
+                if is_bz2:  # zipfile would unpack all that a piece holds: of a kilobyte a gigabyte
+                    member = copy(member)
+                    member.compress_type, member.file_size = zipfile.ZIP_STORED, member.compress_size
+                    member.CRC = None  # type: ignore[assignment]  # which bzip2 has of its own
+                with archive.open(member) as stream:
+                    unpacked = UnpackedStreams(stream, bz2.BZ2Decompressor)
+                    yield io.BufferedReader(unpacked) if is_bz2 else stream
         elif packing in UNPACKERS:
             yield io.BufferedReader(UnpackedStreams(file, UNPACKERS[packing]))
         elif packing is not None:

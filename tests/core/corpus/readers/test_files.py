@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import sys
+import tracemalloc
 import unicodedata
 import zipfile
 from collections.abc import Callable
@@ -18,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from vipolyqwen_core.corpus.manifest import Format, Source
+from vipolyqwen_core.corpus.readers import files
 from vipolyqwen_core.corpus.readers.decoded_lines import decode_line
 from vipolyqwen_core.corpus.readers.files import (
     PIECE_BYTES,
     files_fingerprint,
     list_files,
+    read_cut_lines,
     read_lines,
 )
 from vipolyqwen_core.corpus.readers.records import UNREADABLE
@@ -47,6 +50,27 @@ def test_files_are_named_from_the_fixed_part_of_their_paths_and_sorted(tmp_path:
     assert all(Path(file.location).is_file() for file in listed)
     two = list_files(source(tmp_path / "in/b/2.jsonl", tmp_path / "in/a/*.csv", tmp_path / "in/a/1.*"))
     assert [file.name for file in two] == ["a/1.csv", "a/1.jsonl", "b/2.jsonl"]
+
+
+def test_a_member_of_an_archive_packed_by_bzip2_takes_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zipfile unpacks all that a piece holds: half a kilobyte took a gigabyte."""
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "a.txt.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.txt", b"first\n" + b"x" * 50_000_000 + b"\nlast\n")
+    tracemalloc.start()
+    try:
+        lines = list(read_cut_lines(str(tmp_path / "a.txt.zip")))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(line.is_cut, line.text[:4]) for line in lines] == [
+        (False, "firs"),
+        (True, "xxxx"),
+        (False, "last"),
+    ]
+    assert peak < 20_000_000
 
 
 def test_a_name_with_brackets_is_a_name_where_such_a_file_stands(tmp_path: Path) -> None:
