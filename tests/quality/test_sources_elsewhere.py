@@ -442,6 +442,10 @@ def test_files_that_only_their_queries_tell_apart_have_names_of_their_own() -> N
         first, second, alone = list_files(source)
         twins = [first, second]
         assert twins != list_files(source.placed(lambda link: link.replace("page=1", "page=3")))[:2]
+        signed = source.placed(lambda link: link.replace("SECRET", "SECRET&Expires=7"))
+        assert [file.name for file in list_files(signed)] == [file.name for file in (*twins, alone)]
+        both = Source(paths=(*links, *(f"{link}&Expires=7" for link in links)), **GUARDED)
+        assert len(list_files(both)) == 2
     assert alone.name == "z.jsonl"
     assert len({file.name for file in twins}) == 2
     assert all(re.fullmatch(r"[0-9a-f]{8}/a\.jsonl", file.name) for file in twins)

@@ -42,7 +42,7 @@ from vipolyqwen_core.corpus.storage import (
     told_version,
     why,
 )
-from vipolyqwen_core.corpus.without_secrets import without_secrets
+from vipolyqwen_core.corpus.without_secrets import unsigned, without_secrets
 
 ZSTD_SUFFIX = ".zst"
 BYTE_ORDER_MARK = "\ufeff"
@@ -138,7 +138,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
         for place, info in of_files.items():
             location = before + place + after
             # folders have several names by links and `..`; a file that is a link has a name of its own
-            folder, _, name = location.rpartition("/")
+            folder, _, name = unsigned(location).rpartition("/")
             key = (true_folder(folder) if is_local else folder, name)
             files.setdefault(key, (location, without_secrets(above + place), versions[place], info))
     root = _common_folder(roots)
@@ -188,9 +188,9 @@ def _spelled(name: str) -> str:
 
 
 def _apart(name: str, location: str) -> str:
-    """A name that other files would have as well: `folder/1f2e3d4c/a.csv`, by a hash of the whole address."""
+    """A name that other files would have as well: `folder/1f2e3d4c/a.csv`, by a hash of the address."""
     folder, slash, last = name.rpartition("/")
-    return f"{folder}{slash}{fingerprint(location)[:8]}/{last}"
+    return f"{folder}{slash}{fingerprint(unsigned(location))[:8]}/{last}"
 
 
 def _told(fs: Any, place: str, info: dict[str, Any]) -> str:
