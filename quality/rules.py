@@ -86,6 +86,7 @@ RULES: dict[str, str] = {
     "linked_to_off_limits": "The row shares a picture, text or group with a benchmark that is off limits.",
     "evaluation_retired": "The row evaluated before, but its component now trains, too.",
     "evaluation_full": "The row's component evaluates, and evaluation has its split.max_eval_pairs rows.",
+    "picture_of_other_task": "A picture of the row trains for another task (split.one_task_per_picture).",
 }
 """Rule -> one sentence. Names are keys to count by: they never change their meaning."""
 

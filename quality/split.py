@@ -23,6 +23,7 @@ import polars as pl
 
 from quality.assignments import LINKS, SIDE
 from quality.id_numbers import spell
+from quality.picture_tasks import PICTURE_OF_OTHER_TASK
 from vipolyqwen_core.config import SplitSettings
 from vipolyqwen_core.contract import Split
 
@@ -34,7 +35,7 @@ STRATUM = ("source", "task", "language")
 SMALL_COMPONENT = 100
 """Components up to this size are never too large, however small the corpus."""
 NEW = "new"
-LEFT_OUT_BY = (OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL)
+LEFT_OUT_BY = (OFF_LIMITS, LINKED_TO_OFF_LIMITS, EVALUATION_RETIRED, EVALUATION_FULL, PICTURE_OF_OTHER_TASK)
 DECISION = pl.Enum([*SIDE.categories, *LEFT_OUT_BY, NEW])
 ORDERED_AT_ONCE = 100_000
 """Components whose names are spelled at once."""

@@ -53,6 +53,7 @@ from quality.language import EN, OTHER, VI, ZH
 from quality.ledger import rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
+from quality.picture_tasks import keep_pictures_apart
 from quality.polars_tables import count_values
 from quality.predecessors import copies_of_rows, dropped_copies, find_predecessors
 from quality.row_duplicates import explain_copies, find_copies
@@ -246,6 +247,8 @@ def _decide(
     decided = facts.select(
         "row", "component", "source", "task", "language", *result.rows.select("split", "rule")
     )
+    if recipe.split.one_task_per_picture:
+        decided = keep_pictures_apart(rows, decided, recipe.split.seed)
     return Decided(decided, names, result.assignments, {**counts, "largest_component": largest})
 
 

@@ -174,8 +174,10 @@ class SplitSettings:
     max_component_share: Share = 0.05
     """A component of more than 100 rows with a larger share of them is a blocking error: its links must be
     wrong."""
+    one_task_per_picture: bool = False
+    """Whether a picture trains for one task only: rows of other tasks with it do not train."""
     seed: Seed = 0
-    """Seed of the hash that assigns new components."""
+    """Seed of the hashes that assign new components, and pictures to tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
