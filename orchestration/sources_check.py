@@ -183,7 +183,7 @@ def print_sources(manifest: Manifest, recipe: Recipe, workspace: Workspace, cons
             except ValueError as error:
                 unreadable.append(source.name)
                 console.print(
-                    f"[bold red]cannot be read:[/] {escape(printable(str(error)))}",
+                    f"[bold red]cannot be read:[/] {shown(str(error))}",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -218,9 +218,9 @@ def _print_refused(lines: Sequence[Mapping[str, Any]], console: Console) -> None
 
     first = {line["rule"]: line for line in reversed(lines) if line["rule"] != TOO_MANY_PLACEHOLDERS}
     for rule, line in first.items():
-        place = f"[yellow]{escape(line['file'])}:{line['line']}[/]"
+        place = f"[yellow]{shown(line['file'])}:{line['line']}[/]"
         console.print(
-            f"  {place} would be rejected as {rule}: {escape(line['reason'])}",
+            f"  {place} would be rejected as {rule}: {shown(line['reason'])}",
             highlight=False,
             soft_wrap=True,
         )
@@ -230,13 +230,18 @@ def _print_pair(row: Mapping[str, Any], console: Console) -> None:
     """A pair as it would be tagged: prefix, sides, what they cost."""
     place = f"{row['file']}:{row['line']}"
     score = "" if row["score"] is None else f", score {row['score']:.2f}"
-    console.print(f"[bold cyan]<{row['prefix']}>[/] [dim]{escape(place)}{score}[/]", highlight=False)
+    console.print(f"[bold cyan]<{row['prefix']}>[/] [dim]{shown(place)}{score}[/]", highlight=False)
     for turn in row["history"] or ():
         console.print(f"  {turn['role']:>8}: {escape(short(turn['text']))}", highlight=False)
     for side in ("query", "target"):
         pictures = len(row[f"{side}_images"] or ())
         cost = f"{row[f'{side}_tokens']} tokens" + (f", {pictures} picture(s)" if pictures else "")
         console.print(f"  {side:>8}: {escape(short(row[side]))} [dim]({cost})[/]", highlight=False)
+
+
+def shown(text: str) -> str:
+    """A text, as a file's name is one, that neither rich nor the terminal obeys."""
+    return escape(printable(text))
 
 
 def short(text: str) -> str:
@@ -256,11 +261,11 @@ def _print_reading(reading: Reading, console: Console) -> None:
     for rule, count in reading.rejects.most_common():
         console.print(f"  {count:,} x {escape(rule)}", highlight=False)
     for place, rule, reason, value in reading.first_rejects:
-        told = escape(f"{rule}: {reason} ({short(value)})")
-        console.print(f"  [yellow]{escape(place)}[/] {told}", highlight=False)
+        told = shown(f"{rule}: {reason} ({short(value)})")
+        console.print(f"  [yellow]{shown(place)}[/] {told}", highlight=False)
     for rule, count in reading.refused.most_common():
         first = f"{count:,} of the first {len(reading.judged):,} pairs would be rejected as {rule}"
-        console.print(f"  {first}: [yellow]{escape(reading.first_refused[rule])}[/]", highlight=False)
+        console.print(f"  {first}: [yellow]{shown(reading.first_refused[rule])}[/]", highlight=False)
     if reading.paths:
         known = f"the first {MAX_PATHS:,}" if len(reading.paths) >= MAX_PATHS else f"{len(reading.paths):,}"
         lost = f"{reading.lost.total():,} cannot be read" if reading.lost else "each is there"
@@ -268,4 +273,4 @@ def _print_reading(reading: Reading, console: Console) -> None:
     for rule, count in reading.lost.most_common():
         place, path, reason = reading.first_lost[rule]
         told = escape(f"{short(path)!r}: {short(reason)}")
-        console.print(f"  {count:,} x {rule}: [yellow]{escape(place)}[/] {told}", highlight=False)
+        console.print(f"  {count:,} x {rule}: [yellow]{shown(place)}[/] {told}", highlight=False)

@@ -85,6 +85,33 @@ def test_what_a_corpus_holds_is_printed_as_text(tmp_path: Path) -> None:
     assert "(\ufffd[2J [red])" in file.getvalue()
 
 
+def test_a_file_s_name_gives_the_terminal_no_orders(tmp_path: Path, tiny_backbone: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [{"image": name, "question": "Gì?", "answer": "a"} for name in ("a.png", "b.png")]
+    rows += [
+        {"image": "a.png", "question": "Gì?", "answer": ""},
+        {"image": "a.png", "question": "<image>" * 2},
+    ]
+    rows[3] |= {"answer": "b"}
+    (tmp_path / "data\x1b]0;x\x07[b].jsonl").write_text("\n".join([*map(json.dumps, rows), "{"]))
+    processing = ProcessingSettings(min_pixels=28 * 28, max_pixels=28 * 28, max_tokens=3)
+    file = io.StringIO()
+    for settings in (ProcessingSettings(), processing):
+        recipe = Recipe(name="t", backbone=str(tiny_backbone), processing=settings)
+        console = Console(file=file, width=200)
+        print_sources(Manifest(sources=(shop(tmp_path),)), recipe, Workspace(tmp_path), console)
+    assert not {"\x1b", "\x07"} & set(file.getvalue())
+    place = "data\ufffd]0;x\ufffd[b].jsonl:"
+    for line in (
+        ": {}1",
+        "missing_image: {}2",
+        "empty_target: {}3",
+        "too_many_placeholders: {}4",
+        "{}5 broken",
+    ):
+        assert line.removeprefix(": ").format(place) in file.getvalue()
+
+
 def test_pictures_of_hard_negatives_are_looked_up(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     row = {
