@@ -18,6 +18,7 @@
 A manifest that is wrong is refused with the file, the source, the key and what was expected.
 """
 
+import math
 import os
 import posixpath
 import re
@@ -82,6 +83,9 @@ NAMES_TAKEN = {
     "all": "row in reports, that of all sources together",
 }
 """Names of the factory's own results beside those of sources, and where they stand."""
+
+MAX_VALUES = 1_000_000
+"""Of a manifest. By aliases a kilobyte of YAML may be a list of billions, which a message would write out."""
 
 STS_PLACES = {"query": 0, "target": 1, "score": 2}
 """Columns of an STS table without header, where `columns` does not name them."""
@@ -284,6 +288,10 @@ def load_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"manifest {path} is not YAML: {' '.join(str(error).split())}") from error
+    if _num_values(content, {}) > MAX_VALUES:
+        raise ValueError(
+            f"manifest {path}: with what its aliases repeat it has more than {MAX_VALUES} values"
+        )
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
         raise ValueError(f"manifest {path}: expected a mapping with a list `sources`")
     folder = str(root or data_root_setting() or path.resolve().parent)
@@ -327,6 +335,17 @@ class UniqueKeys(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+def _num_values(value: Any, known: dict[int, float]) -> float:
+    """Values in a value, each as often as it stands there; infinite where one holds itself."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(each, known) for each in inner)
+    return known[id(value)]
 
 
 def _anchor(source: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -74,6 +74,19 @@ def test_a_path_may_start_at_a_home_and_a_user_who_is_not_here_is_left_to_the_re
 SOURCE = "sources:\n  - {name: a, task: text_pair, format: sts_table, paths: [x.csv]"
 
 
+@pytest.mark.parametrize("key", ["name", "task", "paths"])
+def test_a_manifest_that_aliases_make_endless_is_refused(tmp_path: Path, key: str) -> None:
+    """A kilobyte would be billions of values, which a message about one would write out."""
+    values = [f"a0: &a0 [{', '.join('x' * 9)}]"]
+    values += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    entry = {"name": "a", "task": "ocr", "format": "image_qa", "paths": "a.csv"} | {key: "*a9"}
+    fields = ", ".join(f"{name}: {value}" for name, value in entry.items())
+    text = "\n".join([*values, f"sources: [{{{fields}}}]"])
+    for endless in (text, "sources: &a [*a]"):
+        with pytest.raises(ValueError, match=r"aliases repeat it has more than 1000000 values"):
+            load_manifest(write(tmp_path, endless))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
