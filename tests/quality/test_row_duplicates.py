@@ -142,6 +142,8 @@ def test_the_reason_names_the_row_that_stays_and_how_near_it_is() -> None:
         {"target_images": ["a"]},
         {"query": PLAIN["query"] + " 7"},
         {"query": PLAIN["query"] + " <image>"},
+        {"target": PLAIN["target"] + " 7"},
+        {"target": PLAIN["target"] + " <image>"},
         {"history": [{"role": "user", "text": "Chào bạn."}]},
     ],
 )

@@ -16,6 +16,7 @@ def test_with_one_query_a_component_it_equals_scipys_percentile_bootstrap() -> N
     assert ours.mean == pytest.approx(values.mean())
     assert ours.low == pytest.approx(theirs.low, abs=0.01)
     assert ours.high == pytest.approx(theirs.high, abs=0.01)
+    assert ours != bootstrap_mean([Sample(values, np.arange(400))], resamples=5000, confidence=0.9, seed=2)
 
 
 def test_queries_of_one_component_are_not_taken_for_independent() -> None:

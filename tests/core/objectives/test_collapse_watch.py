@@ -1,6 +1,7 @@
 """The collapse watch: known figures for a point, a sphere and orthogonal pairs."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.core.distributed import run_on_ranks
 from tests.core.objectives.examples import mixed_pairs, unit_rows
 from vipolyqwen_core.config import ObjectiveSettings
 from vipolyqwen_core.contract import Task
+from vipolyqwen_core.objectives import collapse_watch as watch
 from vipolyqwen_core.objectives.collapse_watch import collapse_watch, effective_rank
 from vipolyqwen_core.objectives.pairs import PairVectors, join_pairs, pair_keys, split_vectors
 
@@ -116,6 +118,18 @@ def test_figures_are_of_all_ranks():
     pairs.query[:8] = pairs.target[:8] = torch.eye(1, 8, dtype=torch.float64)
     parts = [pairs.slice(0, 8), pairs.slice(8, 20)]
     assert run_on_ranks(collapsed_in_part, 2, parts) == [collapse_watch(pairs, DEFAULT)] * 2
+
+
+def num_looked_at(parts: list[PairVectors]) -> int:
+    with mock.patch.multiple(watch, MAX_PAIRS=10, gather=mock.Mock(wraps=watch.gather)):
+        watch.collapse_watch(parts[dist.get_rank()], DEFAULT)
+        ((thinned,), _) = watch.gather.call_args
+    return thinned.num_pairs
+
+
+def test_ranks_together_look_at_no_more_pairs_than_one():
+    pairs = mixed_pairs(40)
+    assert run_on_ranks(num_looked_at, 2, [pairs.slice(0, 20), pairs.slice(20, 40)]) == [5, 5]
 
 
 def test_of_a_large_step_pairs_at_even_distances_are_looked_at():

@@ -212,6 +212,23 @@ def test_what_is_said_again_and_again_does_not_hide_what_is_said_once(
     assert max(fetched) < 800
 
 
+def test_what_was_said_already_is_a_filter_like_others(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [SmallPair(f"{i}?", "yes") for i in range(300)]
+    run_export(Workspace(tmp_path), tiny_model_dir, pairs=pairs)
+    nearest, filtered = search_module.nearest, []
+
+    def spied(*arguments: Any, is_filtered: bool) -> Any:
+        filtered.append(is_filtered)
+        return nearest(*arguments, is_filtered=is_filtered)
+
+    monkeypatch.setattr(search_module, "nearest", spied)
+    search(Workspace(tmp_path), "yes", top=3)
+    assert filtered == sorted(filtered)
+    assert (filtered[0], filtered[-1]) == (False, True)
+
+
 DIM = 64
 LIKE = 500
 """Rows that are nearly the same."""

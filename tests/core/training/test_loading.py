@@ -328,6 +328,15 @@ def test_a_store_of_pictures_that_is_gone_is_told_before_the_first_chunk_with_a_
         ChunkLoader(copy, *others)[request()]
 
 
+def test_pictures_are_those_of_the_files_that_are_open(loader, training_set, tmp_path):
+    copy = shutil.copytree(training_set, tmp_path / "set")
+    _, *others, _ = loader.arguments
+    early = ChunkLoader(copy, *others)
+    early[request()]  # no pair, and so no picture: yet all is open by now
+    (copy / "images.json").write_text("{}", encoding="utf-8")
+    early[request(3)]
+
+
 @pytest.mark.parametrize(
     ("row", "side"), [(3, "query"), (7, "target"), (1, "hard negative 2"), (7, "hard negative 3")]
 )
