@@ -232,8 +232,8 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
                     member.compress_type, member.file_size = zipfile.ZIP_STORED, member.compress_size
                     member.CRC = None  # type: ignore[assignment]  # which bzip2 has of its own
                 with archive.open(member) as stream:
-                    unpacked = UnpackedStreams(stream, bz2.BZ2Decompressor)
-                    yield io.BufferedReader(unpacked) if is_bz2 else stream
+                    pieces = UnpackedStreams(stream, UNPACKERS["bz2"]) if is_bz2 else None
+                    yield stream if pieces is None else io.BufferedReader(pieces)
         elif packing in UNPACKERS:
             yield io.BufferedReader(UnpackedStreams(file, UNPACKERS[packing]))
         elif packing is not None:

@@ -90,7 +90,12 @@ def _num_rows(group: pq.RowGroupMetaData, stream: IO[bytes]) -> int:
 
 
 def _dictionary_bytes(chunk: pq.ColumnChunkMetaData, stream: IO[bytes]) -> int:
-    """Bytes of the dictionary of a column, as its page begins in Thrift: its kind, and its size unpacked."""
+    """Bytes of the dictionary of a column, which pyarrow does not tell; all of the column where unknown.
+
+    Reference:
+        parquet-format, PageHeader: fields 1 and 2 are the kind of page and its size unpacked, in Thrift's
+        compact protocol
+    """
     start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     stream.seek(max(start, 0))  # a broken file may say anything
     found = _PAGE_BEGINS.match(stream.read(16))
