@@ -429,7 +429,7 @@ def test_logins_and_tokens_are_in_no_table_and_the_row_is_found_with_the_manifes
 def test_a_link_that_is_signed_anew_curates_nothing_anew(workspace: Workspace) -> None:
     with serving(Guarded) as address:
         reused = []
-        for query in ("token=SECRET", "token=SECRET2&Expires=7", "token=SECRET&page=2"):
+        for query in ("token=SECRET", "token=SECRET&Expires=7", "token=SECRET&page=2"):
             source = Source(paths=(f"{address}/a.jsonl?{query}",), columns=COLUMNS, **GUARDED)
             reused.append(curate(source, CurationSettings(), workspace).reused)
     assert reused == [False, True, False]
@@ -445,7 +445,7 @@ def test_files_that_only_their_queries_tell_apart_have_names_of_their_own() -> N
         signed = source.placed(lambda link: link.replace("SECRET", "SECRET&Expires=7"))
         assert [file.name for file in list_files(signed)] == [file.name for file in (*twins, alone)]
         both = Source(paths=(*links, *(f"{link}&Expires=7" for link in links)), **GUARDED)
-        assert len(list_files(both)) == 2
+        assert len({file.name for file in list_files(both)}) == 4
     assert alone.name == "z.jsonl"
     assert len({file.name for file in twins}) == 2
     assert all(re.fullmatch(r"[0-9a-f]{8}/a\.jsonl", file.name) for file in twins)

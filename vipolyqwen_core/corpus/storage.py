@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from vipolyqwen_core.corpus.without_secrets import without_secrets
+from vipolyqwen_core.corpus.without_secrets import text_without_secrets, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def why(error: BaseException) -> str:
         return " ".join(f"the server answered {status} {getattr(told, 'message', '')}".split()) + login
     if isinstance(told, FileNotFoundError) and told.errno is None:  # with the path alone for a message
         return "there is no such file"
-    said = without_secrets(" ".join(str(told).split()))[:200] or type(told).__name__
+    said = text_without_secrets(" ".join(str(told).split()))[:200] or type(told).__name__
     return said + CREDENTIALS * (_object_storage_status(error.__cause__ or error) in OBJECT_STORAGE_LOGIN)
 
 

@@ -3,23 +3,32 @@
 import re
 
 _LOGINS = (
-    re.compile(r"((?:https?|ftps?|sftp|ssh|smb)://)[^/\s?#]*@"),
-    re.compile(r"((?<!github)://)[^:/\s?#@]*:[^/\s?#]*@"),  # `github://owner:repository@branch/` has none
+    re.compile(r"((?:https?|ftps?|sftp|ssh|smb)://)[^/\s?#]*@", re.IGNORECASE),
+    # `github://owner:repository@branch/` has none, nor have members of archives
+    re.compile(r"((?<!github)(?<!zip)(?<!tar)(?<!memory)://)[^:/\s?#@]*:[^/\s?#@]*@"),
 )
-_QUERY = re.compile(r"(https?://[^\s?]*)\?((?:(?!::)\S)*)")
+_QUERY = re.compile(r"(https?://[^?]*)\?(.*?)(?=::|$)", re.IGNORECASE | re.DOTALL)
+_QUERY_IN_TEXT = re.compile(r"(https?://[^?\n]*)\?(?:(?!::)\S)*", re.IGNORECASE)
+"""Where a blank ends the address."""
 _SIGNING = re.compile(
-    r"X-(?:Amz|Goog)-.*|(?:AWS|Google)Access(?:Key)?Id|Key-Pair-Id|Policy|Signature|Expires"  # S3, Google
-    r"|(?:access_?)?token|s(?:ig|e|p|v|r|t|s|rt|pr|ip|ko\w*|kt\w*|k[esv])",  # of one's own; Azure
-    re.IGNORECASE,
+    r"X-(?:Amz|Goog)-.*|(?:AWS|Google)Access(?:Key)?Id|Key-Pair-Id|Policy|Signature|Expires", re.IGNORECASE
 )
+"""What signs a link of S3, CloudFront or Google. A `token` may as well be that of a page."""
+_SIGNING_OF_AZURE = re.compile(r"s(?:ig|e|p|v|r|t|s|rt|pr|ip|ko\w*|kt\w*|k[esv])", re.IGNORECASE)
+"""What signs one of Azure, where it has a `sig`: these names are short enough for others to have them."""
 
 
-def without_secrets(text: str) -> str:
-    """A path or URL, or a text with some, without logins and without what web addresses ask of their servers.
+def without_secrets(place: str) -> str:
+    """A path or URL without logins and without what web addresses ask of their servers.
 
     That may be a token, or the signature of a link that opens the file for everyone.
     """
-    return _QUERY.sub(r"\1", _without_login(text))
+    return _QUERY.sub(r"\1", _without_login(place))
+
+
+def text_without_secrets(text: str) -> str:
+    """A message with paths and URLs, each as `without_secrets` shows it."""
+    return _QUERY_IN_TEXT.sub(r"\1", _without_login(text))
 
 
 def unsigned(place: str) -> str:
@@ -28,8 +37,12 @@ def unsigned(place: str) -> str:
 
 
 def _unsigned_query(address: re.Match[str]) -> str:
-    parts = [part for part in address[2].split("&") if not _SIGNING.fullmatch(part.partition("=")[0])]
-    return "?".join([address[1], "&".join(parts)] if parts else [address[1]])
+    asked = {part: part.partition("=")[0] for part in address[2].split("&")}
+    signing = [_SIGNING]
+    if "sig" in asked.values():
+        signing.append(_SIGNING_OF_AZURE)
+    kept = [part for part, name in asked.items() if not any(names.fullmatch(name) for names in signing)]
+    return "?".join([address[1], "&".join(kept)] if kept else [address[1]])
 
 
 def _without_login(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vipolyqwen_core.corpus.without_secrets import unsigned, without_secrets
+from vipolyqwen_core.corpus.without_secrets import text_without_secrets, unsigned, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -14,11 +14,17 @@ from vipolyqwen_core.corpus.without_secrets import unsigned, without_secrets
         ("zip://a.jsonl::sftp://ann:pass@host/a.zip", "zip://a.jsonl::sftp://host/a.zip"),
         ("blockcache::https://host/a?se=10:00::x", "blockcache::https://host/a::x"),
         ("own://ann:pass@host/a", "own://host/a"),
+        ("http://host/my data.jsonl?token=T", "http://host/my data.jsonl"),
     ],
 )
 def test_logins_and_queries_are_left_out(place: str, shown: str) -> None:
     assert without_secrets(place) == shown
-    assert without_secrets(f"in {place} is none, nor 'in {place}") == f"in {shown} is none, nor 'in {shown}"
+    told = text_without_secrets(f"in {place} is none, nor 'in {place}")
+    assert told == f"in {shown} is none, nor 'in {shown}"
+
+
+def test_a_place_may_have_blanks_and_capitals() -> None:
+    assert without_secrets("HTTPS://ann:pass@host/a.jsonl?name=my data&token=T") == "HTTPS://host/a.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +38,8 @@ def test_logins_and_queries_are_left_out(place: str, shown: str) -> None:
         "hf://datasets/owner/name@main/a.jsonl",
         "zip://a.jsonl::hf://datasets/owner/name@main/a.zip",
         "zip://a@b.jsonl::/data/a.zip",
+        "zip://12:30@home.jsonl::/data/a.zip",
+        "memory://x:y@z.jsonl",
     ],
 )
 def test_places_without_secrets_are_themselves(place: str) -> None:
@@ -44,7 +52,8 @@ def test_places_without_secrets_are_themselves(place: str) -> None:
         ("X-Amz-Date=1&versionId=7&X-Amz-Signature=abc", "?versionId=7"),
         ("AWSAccessKeyId=A&Signature=b%3D&Expires=17", ""),
         ("sp=r&st=2026-01-01T00:00:00Z&se=2026-01-02&spr=https&sv=2024&sr=b&sig=x%3D", ""),
-        ("download=true&token=T", "?download=true"),
+        ("download=true&token=T", "?download=true&token=T"),
+        ("st=train&se=2&Signature=b", "?st=train&se=2"),
     ],
 )
 def test_what_signs_a_link_does_not_name_its_file(signed: str, rest: str) -> None:

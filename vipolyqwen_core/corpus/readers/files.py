@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -132,17 +132,21 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             what = "no file matches" if _is_glob(fs, path) else "there is no file"
             raise ValueError(f"source {source.name!r}: {what} {told}{unfilled(pattern)}")
         before, after = ("", "") if is_local else _around(path, pattern, fs)
-        # an archive is a folder
-        above = f"{without_secrets(after.removeprefix('::'))}/" if after else before
-        roots.append(_fixed_folder(without_secrets(above + path)))
+
+        def full_name(place: str, before: str = before, after: str = after) -> str:
+            if after:  # an archive is a folder, and a question mark in the name of its member is one
+                return f"{without_secrets(after.removeprefix('::'))}/{place}"
+            return without_secrets(before + place)
+
+        roots.append(_fixed_folder(full_name(path)))
         for place, info in of_files.items():
             location = before + place + after
             # folders have several names by links and `..`; a file that is a link has a name of its own
-            folder, _, name = unsigned(location).rpartition("/")
+            folder, _, name = location.rpartition("/")
             key = (true_folder(folder) if is_local else folder, name)
-            files.setdefault(key, (location, without_secrets(above + place), versions[place], info))
+            files.setdefault(key, (location, full_name(place), versions[place], info))
     root = _common_folder(roots)
-    times = Counter(name for _, name, _, _ in files.values())
+    names = _distinct_names([(name, location) for location, name, _, _ in files.values()])
     listed = [
         SourceFile(
             name=_spelled(name.removeprefix(root).lstrip("/")),
@@ -150,8 +154,7 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             size_bytes=int(info.get("size") or 0),
             version=version,
         )
-        for location, shown, version, info in files.values()
-        for name in (shown if times[shown] == 1 else _apart(shown, location),)
+        for name, (location, _, version, info) in zip(names, files.values(), strict=True)
     ]
     return sorted(listed, key=lambda file: file.name)
 
@@ -187,10 +190,19 @@ def _spelled(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _apart(name: str, location: str) -> str:
-    """A name that other files would have as well: `folder/1f2e3d4c/a.csv`, by a hash of the address."""
-    folder, slash, last = name.rpartition("/")
-    return f"{folder}{slash}{fingerprint(unsigned(location))[:8]}/{last}"
+def _distinct_names(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Names for files of these names and locations: their own, or where several have it one by its address.
+
+    That is `folder/1f2e3d4c/a.csv`, by a hash of what does not sign the address, if that tells it apart.
+    """
+
+    def apart(name: str, address: str) -> str:
+        folder, slash, last = name.rpartition("/")
+        return f"{folder}{slash}{fingerprint(address)[:8]}/{last}"
+
+    possible = [(name, apart(name, unsigned(place)), apart(name, place)) for name, place in named]
+    times = Counter(name for names in possible for name in set(names))
+    return [next((name for name in names if times[name] == 1), names[-1]) for names in possible]
 
 
 def _told(fs: Any, place: str, info: dict[str, Any]) -> str:
@@ -226,7 +238,9 @@ def open_bytes(location: str) -> Iterator[IO[bytes]]:
                 ]
                 if len(members) != 1:
                     raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
-                member, is_bz2 = members[0], members[0].compress_type == zipfile.ZIP_BZIP2
+                member = members[0]
+                is_text = not member.filename.lower().endswith(".parquet")  # which is read here and there
+                is_bz2 = member.compress_type == zipfile.ZIP_BZIP2 and is_text
                 if is_bz2:  # zipfile would unpack all that a piece holds: of a kilobyte a gigabyte
                     member = copy(member)
                     member.compress_type, member.file_size = zipfile.ZIP_STORED, member.compress_size

@@ -55,13 +55,14 @@ def parquet_rows(file: SourceFile) -> Iterator[Row]:
         metadata = pq.read_metadata(stream)
         groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
         is_large = any(group.total_byte_size > GROUP_BYTES for group in groups)
-        at_once = [_num_rows(group, stream) for group in groups]
         table = pq.ParquetFile(
             stream, metadata=metadata, pre_buffer=not is_large, buffer_size=PIECE_BYTES if is_large else 0
         )
         names = [compose(name) for name in table.schema_arrow.names]
         ambiguous = [name for name, count in Counter(names).items() if count > 1]
-        batches = (table.iter_batches(num_rows, [place]) for place, num_rows in enumerate(at_once))
+        batches = (
+            table.iter_batches(_num_rows(group, stream), [place]) for place, group in enumerate(groups)
+        )
         for batch in chain.from_iterable(batches):
             batch = batch.rename_columns(names)
             try:

@@ -73,6 +73,15 @@ def test_a_member_of_an_archive_packed_by_bzip2_takes_little_memory(
     assert peak < 20_000_000
 
 
+def test_a_question_mark_in_the_name_of_a_member_of_an_archive_elsewhere_is_one() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("what?.jsonl", "{}\n")
+    fsspec.filesystem("memory").pipe("/asked/a.zip", packed.getvalue())
+    (file,) = list_files(source("zip://*.jsonl::memory://asked/a.zip"))
+    assert (file.name, file.suffix) == ("what?.jsonl", ".jsonl")
+
+
 def test_a_name_with_brackets_is_a_name_where_such_a_file_stands(tmp_path: Path) -> None:
     write(tmp_path, "a[1].jsonl", "a1.jsonl")
     assert [file.name for file in list_files(source(tmp_path / "a[1].jsonl"))] == ["a[1].jsonl"]

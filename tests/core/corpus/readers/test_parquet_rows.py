@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,30 @@ def test_parquet_streams_by_row(tmp_path: Path) -> None:
     assert [record.line for record in records] == list(range(1, 601))
     assert records[598].pairs == (RawPair(Task.TEXT_PAIR, "q598", "t", score=0.5),)
     assert rules(records[599:]) == ["missing_field"]
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_parquet_in_a_zip_archive_is_read_however_it_is_packed(tmp_path: Path, packing: int) -> None:
+    pq.write_table(pa.table({"query": ["a", "b"], "target": ["c", "d"]}), tmp_path / "x.parquet")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", packing) as archive:
+        archive.write(tmp_path / "x.parquet", "x.parquet")
+    records = read(tmp_path, "x.parquet.zip", (tmp_path / "x.zip").read_bytes(), **KEYS)
+    assert [pair.query for record in records for pair in record.pairs] == ["a", "b"]
+
+
+def test_a_row_group_is_not_looked_at_before_the_one_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file elsewhere that would fetch it twice."""
+    pq.write_table(pa.table({"query": ["a", "b"], "target": ["c", "d"]}), tmp_path / "a.parquet", 1)
+    looked, num_rows = [], parquet_rows._num_rows
+    monkeypatch.setattr(parquet_rows, "_num_rows", lambda *given: looked.append(given) or num_rows(*given))
+    (file,) = list_files(Source(name="s", paths=(str(tmp_path / "a.parquet"),), **KEYS))
+    rows = parquet_rows.parquet_rows(file)
+    next(rows)
+    assert len(looked) == 1
+    assert len(list(rows)) == 1
+    assert len(looked) == 2
 
 
 @pytest.mark.parametrize("is_large", [False, True])
