@@ -17,7 +17,7 @@ from assets.resources import ManifestResource, MlflowResource, RecipeResource, W
 from assets.trained_model import refuse_unfit_data, training_run
 from orchestration.executor import signed_executor
 from orchestration.jobs import ALONE
-from vipolyqwen_core.config import Pooling, Recipe
+from vipolyqwen_core.config import LEARNED_POOLINGS, Pooling, Recipe
 from vipolyqwen_core.written_aside import written_aside
 
 if TYPE_CHECKING:  # brings SciPy along
@@ -34,11 +34,14 @@ alone, and takes no list of it as a default.)"""
 
 
 def pooling_variants(recipe: Recipe, poolings: list[str]) -> Iterator[tuple[Pooling, Recipe]]:
-    """The recipe with each kind of pooling, its own first."""
+    """The recipe with each kind of pooling, its own first; without the term that one cannot have."""
     own = recipe.model.pooling
     for pooling in dict.fromkeys([own, *map(Pooling, poolings)]):
         name = recipe.name if pooling is own else f"{recipe.name}-{pooling.value}"
-        yield pooling, replace(recipe, name=name, model=replace(recipe.model, pooling=pooling))
+        weight = recipe.objective.pooling_entropy_weight if pooling in LEARNED_POOLINGS else 0.0
+        objective = replace(recipe.objective, pooling_entropy_weight=weight)
+        model = replace(recipe.model, pooling=pooling)
+        yield pooling, replace(recipe, name=name, model=model, objective=objective)
 
 
 @dg.op(pool="gpu", config_schema={"poolings": POOLINGS})

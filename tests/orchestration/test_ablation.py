@@ -1,5 +1,7 @@
 """Which variants the ablation trains. The job itself runs in the end-to-end test."""
 
+from dataclasses import replace
+
 import dagster as dg
 import pytest
 
@@ -20,6 +22,15 @@ def test_nothing_but_pooling_and_name_differs() -> None:
     assert own == demo()
     assert other.batches == own.batches
     assert other.training == own.training
+
+
+def test_a_pooling_that_is_not_learned_has_no_term_for_its_weights() -> None:
+    recipe = replace(demo(), objective=replace(demo().objective, pooling_entropy_weight=0.1))
+    weights = {
+        pooling: variant.objective.pooling_entropy_weight
+        for pooling, variant in pooling_variants(recipe, list(Pooling))
+    }
+    assert weights == {pooling: 0.1 * ("attention" in pooling) for pooling in Pooling}
 
 
 def test_an_unknown_pooling_is_refused_before_the_run_is_launched() -> None:
