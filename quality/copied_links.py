@@ -22,6 +22,7 @@ from vipolyqwen_core.workspace import Workspace
 
 COPIED_LINKS = "copied_links.parquet"
 RECORD = ("source", "file", "line")
+MOST_COPIES = 10
 SCHEMA = pl.Schema(
     {
         "sample_id": pl.String(),
@@ -37,7 +38,8 @@ def copied_links(rows: pl.LazyFrame, duplicates: pl.DataFrame, settings: Curatio
     """Groups and dialogues of dropped copies, each with the `sample_id` that stays.
 
     A copy counts only where one of its sides links by itself: many groups have the same greeting, and are not
-    linked by it where both copies stay, either.
+    linked by it where both copies stay, either. A row of which more than MOST_COPIES are of other groups is a
+    form that belongs to none; to link them all would be too many linked rows.
 
     Args:
         rows: `row` and the columns of a pair
@@ -59,7 +61,8 @@ def copied_links(rows: pl.LazyFrame, duplicates: pl.DataFrame, settings: Curatio
         of_dialogues = copies.join(others, on=RECORD, how="semi")
         found.append(of_dialogues.select("stays", *RECORD, group_id=None))
     table = pl.concat(found, how="vertical_relaxed").rename({"stays": "sample_id"}).unique().cast(SCHEMA)
-    return table.collect(engine="streaming").sort(*SCHEMA)
+    copies_of = pl.len().over("sample_id", pl.col("group_id").is_null())
+    return table.collect(engine="streaming").filter(copies_of <= MOST_COPIES).sort(*SCHEMA)
 
 
 def keys_of_copies(workspace: Workspace, sources: Mapping[str, Path], rows: pl.DataFrame) -> pl.DataFrame:

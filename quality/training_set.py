@@ -239,7 +239,9 @@ def _decide(
         facts.filter(~pl.col("dropped") & ~pl.col("off_limits")),
         names,
         recipe.split,
-        lambda members: _what_links(rows, members, predecessors["row"], sources, recipe.curation),
+        lambda members: _what_links(
+            rows, members, predecessors["row"], copied["row"], sources, recipe.curation
+        ),
     )
     replaced = copies_of_rows(facts, copies, dropped)
     result = split_rows(facts, names, assignments, predecessors, replaced, recipe.split)
@@ -256,6 +258,7 @@ def _what_links(
     rows: pl.LazyFrame,
     members: pl.Series,
     replacing: pl.Series,
+    standing: pl.Series,
     sources: list[AcceptedSource],
     settings: CurationSettings,
 ) -> str:
@@ -263,22 +266,27 @@ def _what_links(
 
     Args:
         replacing: rows that take after others which are gone, and have the links of these
+        standing: rows that stay for copies of other groups or dialogues, once for each of these
     """
     linked = rows.filter(pl.col("row").is_in(members.cast(pl.Int64).implode()))
     most = most_shared(linked, settings.min_linking_chars)
     if most is None:  # texts that are too short, and no group
         return "an earlier training set linked them"
     kind, value, count = most
-    earlier = members.is_in(replacing.implode()).sum()
-    replaced = f"{earlier} stand in the place of earlier rows that are gone, and have their links"
+    further = []
+    if earlier := members.is_in(replacing.implode()).sum():
+        further.append(f"{earlier} stand in the place of earlier rows that are gone, and have their links")
+    if links := standing.is_in(members.implode()).sum():
+        further.append(f"{links} groups or dialogues are linked by a copy in them that was dropped")
+    others = "; ".join(further)
     if count == 1:
         nothing = "no two of them share a picture, a group_id, a dialogue or a text"
-        return f"{nothing}, but {replaced}" if earlier else f"{nothing}, they are near copies in a chain"
+        return f"{nothing}, but {others}" if others else f"{nothing}, they are near copies in a chain"
     common = f"{count} of them share the {kind} {_shown(kind, value, sources)}"
     if count == len(members):
         return common
     chained = "the others are linked to these in chains, by near copies or other things in common"
-    return f"{common}, {chained}; {replaced}" if earlier else f"{common}, {chained}"
+    return f"{common}, {chained}; {others}" if others else f"{common}, {chained}"
 
 
 def _shown(kind: str, value: str, sources: list[AcceptedSource]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from quality import training_set
 from quality.assignments import read_assignments, split_id
+from quality.copied_links import MOST_COPIES
 from quality.polars_tables import polars_schema
 from quality.training_set import build_training_set
 from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene, sentence
@@ -271,6 +272,13 @@ def test_the_group_of_a_copy_that_was_dropped_is_linked_to_what_stays(workspace,
     assert everything(workspace)["component"].n_unique() == 5  # another source's group is another
 
 
+def test_a_pair_that_many_groups_have_links_none_of_them(workspace, write_source, build) -> None:
+    form = [{**instruction(1), "group_id": str(number)} for number in range(MOST_COPIES + 2)]
+    own = [{**instruction(2 + number), "group_id": str(number)} for number in range(MOST_COPIES + 2)]
+    assert build(write_source(form + own)).pairs_in == MOST_COPIES + 3
+    assert everything(workspace)["component"].n_unique() == MOST_COPIES + 2
+
+
 def test_the_dialogue_of_a_copy_that_was_dropped_is_linked_to_what_stays(
     workspace, write_source, build
 ) -> None:
@@ -444,6 +452,16 @@ def test_what_links_too_many_rows_is_named(workspace, write_source, build, monke
     ]
     with pytest.raises(ValueError, match=r"7 of 37 rows.*: no two of them share .* near copies in a chain"):
         build(write_source(chain + [instruction(i) for i in range(10, 40)], "chain"))
+
+
+def test_groups_that_a_dropped_copy_links_are_named(workspace, write_source, build, monkeypatch) -> None:
+    monkeypatch.setattr("quality.split.SMALL_COMPONENT", 5)
+    same = [instruction(0, group_id=f"doc{number}") for number in range(7)]
+    own = [instruction(1 + number, group_id=f"doc{number}") for number in range(7)]
+    with pytest.raises(
+        ValueError, match=r"8 of 38 rows.*; 6 groups or dialogues are linked by a copy in them that was dr"
+    ):
+        build(write_source(same + own + [instruction(i) for i in range(10, 40)]))
 
 
 def test_a_chain_through_rows_that_are_gone_is_named(workspace, write_source, build, monkeypatch) -> None:
