@@ -1,26 +1,19 @@
 """Files of a source, local or behind any fsspec URL, packed or not, and their lines whatever the encoding."""
 
-import bz2
 import codecs
 import io
-import lzma
 import os
 import re
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
 from typing import IO, Any, AnyStr, NamedTuple
 
-import pyarrow as pa
 from fsspec import AbstractFileSystem
-from fsspec.compression import compr
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import infer_compression
 
 from vipolyqwen_core.corpus.file_version import file_version
 from vipolyqwen_core.corpus.hashing import fingerprint
@@ -29,6 +22,7 @@ from vipolyqwen_core.corpus.names_on_disk import forms_on_disk
 from vipolyqwen_core.corpus.readers.decoded_lines import decode_line
 from vipolyqwen_core.corpus.readers.local_folders import LocalFolders
 from vipolyqwen_core.corpus.readers.not_text import refuse_other_than_text
+from vipolyqwen_core.corpus.readers.packed_files import is_packed, open_bytes
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.remote_folders import remote_folders
 from vipolyqwen_core.corpus.storage import (
@@ -37,28 +31,18 @@ from vipolyqwen_core.corpus.storage import (
     find_file,
     find_places,
     is_web,
-    open_file,
     open_storage,
     told_version,
     why,
 )
 from vipolyqwen_core.corpus.without_secrets import unsigned, without_secrets
 
-ZSTD_SUFFIX = ".zst"
 BYTE_ORDER_MARK = "\ufeff"
 MAX_LINE_BYTES = 32 * 1024 * 1024
 """A longer line is none of a corpus, but a file without line breaks, or zeros after a power cut. Of UTF-16
 these are characters."""
 SHOWN_BYTES = 1000
 """So much of a longer line is kept."""
-OF_A_MAC = "__MACOSX/"
-"""Where a Mac puts what it remembers of the files of an archive."""
-Unpacker = bz2.BZ2Decompressor | lzma.LZMADecompressor
-UNPACKERS: dict[str | None, Callable[[], Unpacker]] = {
-    "bz2": bz2.BZ2Decompressor,
-    "xz": lzma.LZMADecompressor,
-    "lzma": lzma.LZMADecompressor,
-}
 _MAGIC = re.compile(r"[*?\[]")
 _WEB_MAGIC = re.compile(r"[*\[]")
 """In a web address a question mark begins what is asked of the server."""
@@ -81,8 +65,7 @@ class SourceFile:
     def suffix(self) -> str:
         """The suffix of the content, lower case, without that of a packer: `.csv` of `a.CSV.gz`."""
         path = PurePosixPath(self.name)
-        is_packed = infer_compression(self.name) or path.suffix.lower() == ZSTD_SUFFIX
-        return (path.with_suffix("") if is_packed else path).suffix.lower()
+        return (path.with_suffix("") if is_packed(self.name) else path).suffix.lower()
 
 
 class Line(NamedTuple):
@@ -132,19 +115,13 @@ def list_files(source: Source, read_unversioned: bool = True) -> list[SourceFile
             what = "no file matches" if _is_glob(fs, path) else "there is no file"
             raise ValueError(f"source {source.name!r}: {what} {told}{unfilled(pattern)}")
         before, after = ("", "") if is_local else _around(path, pattern, fs)
-
-        def full_name(place: str, before: str = before, after: str = after) -> str:
-            if after:  # an archive is a folder, and a question mark in the name of its member is one
-                return f"{without_secrets(after.removeprefix('::'))}/{place}"
-            return without_secrets(before + place)
-
-        roots.append(_fixed_folder(full_name(path)))
+        roots.append(_fixed_folder(_full_name(before, path, after)))
         for place, info in of_files.items():
             location = before + place + after
             # folders have several names by links and `..`; a file that is a link has a name of its own
             folder, _, name = location.rpartition("/")
             key = (true_folder(folder) if is_local else folder, name)
-            files.setdefault(key, (location, full_name(place), versions[place], info))
+            files.setdefault(key, (location, _full_name(before, place, after), versions[place], info))
     root = _common_folder(roots)
     names = _distinct_names([(name, location) for location, name, _, _ in files.values()])
     listed = [
@@ -190,6 +167,13 @@ def _spelled(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _full_name(before: str, place: str, after: str) -> str:
+    """What a location is called, without logins and queries; parts as `_around` gives them."""
+    if after:  # an archive is a folder, and a question mark in the name of its member is one
+        return f"{without_secrets(after.removeprefix('::'))}/{place}"
+    return without_secrets(before + place)
+
+
 def _distinct_names(named: Sequence[tuple[str, str]]) -> list[str]:
     """Names for files of these names and locations: their own, or where several have it one by its address.
 
@@ -212,94 +196,6 @@ def _told(fs: Any, place: str, info: dict[str, Any]) -> str:
 def files_fingerprint(files: Collection[SourceFile]) -> str:
     """Hash of names, sizes and versions: equal while no file was added, removed or changed."""
     return fingerprint(*((file.name, file.size_bytes, file.version) for file in files))
-
-
-@contextmanager
-def open_bytes(location: str) -> Iterator[IO[bytes]]:
-    """The content of a file, unpacked where its suffix says that it is packed: `.gz .bz2 .xz .zst .zip`.
-
-    Raises:
-        OSError: it cannot be opened, or it is a ZIP archive of several files
-        StorageError: it lies elsewhere and cannot be fetched
-    """
-    fs, path = open_storage(location)
-    name = without_secrets(path)
-    packing = infer_compression(name)
-    with open_file(fs, path) as file:
-        if PurePosixPath(name).suffix.lower() == ZSTD_SUFFIX:  # fsspec needs one more package for it
-            with pa.CompressedInputStream(file, "zstd") as stream:
-                yield io.BufferedReader(stream)
-        elif packing == "zip":
-            with zipfile.ZipFile(file) as archive:
-                members = [
-                    member
-                    for member in archive.infolist()
-                    if not (member.is_dir() or member.filename.startswith(OF_A_MAC))
-                ]
-                if len(members) != 1:
-                    raise OSError(f"the archive holds {len(members)} files; one can be read, so unpack it")
-                member = members[0]
-                is_text = not member.filename.lower().endswith(".parquet")  # which is read here and there
-                is_bz2 = member.compress_type == zipfile.ZIP_BZIP2 and is_text
-                if is_bz2:  # zipfile would unpack all that a piece holds: of a kilobyte a gigabyte
-                    member = copy(member)
-                    member.compress_type, member.file_size = zipfile.ZIP_STORED, member.compress_size
-                    member.CRC = None  # type: ignore[assignment]  # which bzip2 has of its own
-                with archive.open(member) as stream:
-                    pieces = UnpackedStreams(stream, UNPACKERS["bz2"]) if is_bz2 else None
-                    yield stream if pieces is None else io.BufferedReader(pieces)
-        elif packing in UNPACKERS:
-            yield io.BufferedReader(UnpackedStreams(file, UNPACKERS[packing]))
-        elif packing is not None:
-            with compr[packing](file, mode="rb") as stream:
-                yield stream
-        else:
-            yield file
-
-
-class UnpackedStreams(io.RawIOBase):
-    """The content of a packed file of one stream, or of several as parallel packers write them.
-
-    The readers of `bz2` and `lzma` take a later stream that is broken for the end of the file.
-
-    Raises:
-        OSError, EOFError, lzma.LZMAError: when read: a stream is broken, or breaks off
-    """
-
-    def __init__(self, file: IO[bytes], new: Callable[[], Unpacker]) -> None:
-        self._file, self._new = file, new
-        self._unpacker: Unpacker | None = None
-
-    def readable(self) -> bool:
-        """Whether it can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, or a part of it; 0 at the end."""
-        data = b""
-        while not data:
-            packed = b""
-            if self._unpacker is None or self._unpacker.eof:
-                packed = self._start_of_stream()
-                if not packed:
-                    return 0
-                self._unpacker = self._new()
-            elif self._unpacker.needs_input:
-                packed = self._file.read(PIECE_BYTES)
-                if not packed:
-                    raise EOFError("the packed file ends within a stream")
-            data = self._unpacker.decompress(packed, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _start_of_stream(self) -> bytes:
-        """The first bytes of the next stream; none at the end. Zeros may fill up the one before."""
-        if self._unpacker is None:
-            return self._file.read(PIECE_BYTES)
-        packed = self._unpacker.unused_data.lstrip(b"\0")
-        while not packed and (piece := self._file.read(PIECE_BYTES)):
-            packed = piece.lstrip(b"\0")
-        return packed
 
 
 @contextmanager

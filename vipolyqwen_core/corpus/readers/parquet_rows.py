@@ -10,7 +10,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vipolyqwen_core.corpus.readers.files import SourceFile, open_bytes
+from vipolyqwen_core.corpus.readers.files import SourceFile
+from vipolyqwen_core.corpus.readers.packed_files import open_bytes
 from vipolyqwen_core.corpus.readers.records import RecordError
 from vipolyqwen_core.corpus.readers.row_fields import Key, Row
 from vipolyqwen_core.corpus.storage import PIECE_BYTES
