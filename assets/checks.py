@@ -100,6 +100,11 @@ def _source_check(
         asset=asset, name=name, description=getdoc(question), blocking=True, partitions_def=sources
     )
     def check(context: dg.AssetCheckExecutionContext, workspace: WorkspaceResource) -> dg.AssetCheckResult:
+        if not context.has_partition_key:
+            raise dg.Failure(
+                f"{asset}.{name} is a check of one source: launch it with a partition, which is the source's "
+                "name, or let a run of the asset make it"
+            )
         return report(question(workspace.open(), context.partition_key), dg.AssetCheckSeverity.ERROR)
 
     return check

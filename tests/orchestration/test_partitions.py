@@ -85,6 +85,18 @@ def test_a_changed_source_alone_is_redone_and_a_new_one_is_a_partition(factory: 
     assert all(factory.partitions(stage) == {"letters", "notes", "chats"} for stage in STAGES)
 
 
+def test_a_check_alone_without_its_source_says_what_it_needs(factory: Factory) -> None:
+    factory.write("letters", 6)
+    assert factory.run("letters").success
+    checks = build_definitions(factory.place, str(factory.folder / "manifest.yaml"), "demo")
+    check = dg.AssetCheckKey(dg.AssetKey("curated_corpus"), "has_pairs")
+    job = dg.define_asset_job("judge", dg.AssetSelection.checks(check))
+    alone = dg.Definitions.merge(checks, dg.Definitions(jobs=[job])).resolve_job_def("judge")
+    failed = alone.execute_in_process(instance=factory.instance, raise_on_error=False)
+    (event,) = failed.get_step_failure_events()
+    assert "curated_corpus.has_pairs is a check of one source: launch it with a partition" in str(event)
+
+
 def spoil(file: str) -> Callable[[Path], None]:
     def drop_a_row(folder: Path) -> None:
         rows = pl.read_parquet(folder / file)
