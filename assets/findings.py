@@ -13,7 +13,7 @@ from typing import Any
 from quality.accepted import judged_folder
 from vipolyqwen_core.config import Recipe
 from vipolyqwen_core.contract import MINED_TABLE, Side, Split
-from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, open_parquet, read_arrow, read_stage
+from vipolyqwen_core.corpus.tables import VECTOR_ROWS, StageSummary, read_arrow, read_batches, read_stage
 from vipolyqwen_core.training.result import TrainingResult
 from vipolyqwen_core.workspace import Workspace
 
@@ -421,11 +421,10 @@ def export_is_complete(place: Workspace, _: Recipe) -> Finding:
         found = rows.filter(pl.col("side") == side.value)
         counts["missing"] += count_rows(pairs.join(found, on="sample_id", how="anti"))
         counts["not expected"] += count_rows(found.join(pairs, on="sample_id", how="anti"))
-    with open_parquet(Path(exported.parquet)) as file:
-        for batch in file.iter_batches(VECTOR_ROWS, columns=["embedding"]):
-            vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
-            norms = np.linalg.norm(vectors, axis=1)
-            counts["vectors off"] += int(np.sum(~(np.abs(norms - 1) < UNIT_TOLERANCE)))
+    for batch in read_batches(Path(exported.parquet), VECTOR_ROWS, ["embedding"]):
+        vectors = batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
+        norms = np.linalg.norm(vectors, axis=1)
+        counts["vectors off"] += int(np.sum(~(np.abs(norms - 1) < UNIT_TOLERANCE)))
     whole = counts["expected"] == counts["rows in Parquet"] == counts["rows in the table"]
     return Finding(
         passed=whole and not (counts["missing"] or counts["not expected"] or counts["vectors off"]),

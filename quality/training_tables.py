@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from quality.id_numbers import id_number, spell
 from vipolyqwen_core.contract import PLAN_INDEX, TAGGED, TRAINING, Split
 from vipolyqwen_core.corpus.image_store import ImageStore
-from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet
+from vipolyqwen_core.corpus.tables import arrow_schema, read_batches
 
 BATCH_ROWS = 20_000
 
@@ -91,9 +91,8 @@ def _numbers(ids: pa.Array) -> pl.Series:
 
 
 def _batches(path: Path) -> Iterator[pa.Table]:
-    with open_parquet(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=[column.name for column in TAGGED]):
-            yield pa.Table.from_batches([batch]).cast(arrow_schema(TAGGED))
+    for batch in read_batches(path, BATCH_ROWS, [column.name for column in TAGGED]):
+        yield pa.Table.from_batches([batch]).cast(arrow_schema(TAGGED))
 
 
 def _pinned(

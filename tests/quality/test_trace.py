@@ -172,7 +172,7 @@ def test_a_table_that_was_cut_is_said_to_be(table, workspace, write_source) -> N
     cut = workspace.curated("corpus") / table
     cut.write_bytes(cut.read_bytes()[:-20])
     for wanted in ("data.jsonl:1", "0" * 32):
-        with pytest.raises(ValueError, match=r"is damaged \(.*\): the next run of the factory"):
+        with pytest.raises(ValueError, match=r"is damaged \(.*\): the next run of .* if it does not, delete"):
             trace(wanted, workspace)
 
 

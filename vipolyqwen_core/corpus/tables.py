@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ VECTOR_ROWS = 4096
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file to be read batch by batch: by itself pyarrow keeps all that it has read to the end.
+    """A Parquet file to be read piece by piece: by itself pyarrow keeps all that it has read to the end.
 
     Raises:
         ValueError: it was cut; pyarrow does not name it
@@ -41,6 +41,21 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise _damage(path, error) from error
+
+
+def read_batches(path: Path, num_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A Parquet file, so many rows at once.
+
+    Raises:
+        ValueError: it was cut, or bytes in the middle are wrong; pyarrow does not name it
+    """
+    with open_parquet(path) as file:
+        try:
+            yield from file.iter_batches(num_rows, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None):  # of the disk
+                raise
+            raise _damage(path, error) from error
 
 
 def read_arrow(path: Path) -> pa.Table:
@@ -98,7 +113,7 @@ def read_json(path: Path) -> Any:
         raise _damage(path, error) from error
 
 
-def _damage(path: Path, error: ValueError) -> ValueError:
+def _damage(path: Path, error: Exception) -> ValueError:
     """What to say of a file that the factory wrote and cannot read."""
     return ValueError(f"{path} is damaged ({error}): delete it, and what wrote it runs again")
 

@@ -31,7 +31,7 @@ from vipolyqwen_core.corpus.readers import RawPair, Rejection, read_source, shor
 from vipolyqwen_core.corpus.tables import (
     StageSummary,
     arrow_schema,
-    open_parquet,
+    read_batches,
     read_stage,
     unchanged_stage,
 )
@@ -212,9 +212,8 @@ def _picture_sizes(curated: StageSummary) -> dict[str, Size]:
 
 def _batches(path: Path) -> Iterator[list[Row]]:
     names = [column.name for column in PAIR]
-    with open_parquet(path) as file:
-        for batch in file.iter_batches(BATCH_PAIRS, columns=names):
-            yield batch.to_pylist()
+    for batch in read_batches(path, BATCH_PAIRS, names):
+        yield batch.to_pylist()
 
 
 def repaired_sides(row: Mapping[str, Any]) -> list[RepairedSide]:

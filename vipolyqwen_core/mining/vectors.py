@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vipolyqwen_core.contract import Side
-from vipolyqwen_core.corpus.tables import VECTOR_ROWS, open_parquet
+from vipolyqwen_core.corpus.tables import VECTOR_ROWS, open_parquet, read_batches
 from vipolyqwen_core.hashes import sample_keys
 from vipolyqwen_core.mining.nearest import HalfVectors, Ints
 from vipolyqwen_core.mining.pairs import Pairs
@@ -51,21 +51,21 @@ def read_vectors(parquet: Path, pairs: Pairs, folder: Path) -> DistinctVectors:
     seen: dict[str, NDArray[np.bool_]] = {}
     with open_parquet(parquet) as file:
         dim = file.schema_arrow.field("embedding").type.list_size
-        for side, content in ((Side.QUERY, pairs.query), (Side.TARGET, pairs.target)):
-            distinct, number = np.unique(content, return_inverse=True)
-            path = folder / f"{side.value}.f16"
-            found[side.value] = _reserved(path, len(distinct), dim), number.astype(np.int64), path
-            seen[side.value] = np.zeros(len(distinct), dtype=bool)
-        for batch in file.iter_batches(VECTOR_ROWS, columns=["sample_id", "side", "split", "embedding"]):
-            rows = pa.Table.from_batches([batch])
-            for name, (vectors, number, _) in found.items():
-                chosen = rows.filter((pc.field("split") == "train") & (pc.field("side") == name))
-                keys = sample_keys(chosen["sample_id"].to_pylist())
-                places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-                known = ordered[places] == keys
-                contents = number[order[places[known]]]
-                vectors[contents] = matrix(chosen["embedding"])[known]
-                seen[name][contents] = True
+    for side, content in ((Side.QUERY, pairs.query), (Side.TARGET, pairs.target)):
+        distinct, number = np.unique(content, return_inverse=True)
+        path = folder / f"{side.value}.f16"
+        found[side.value] = _reserved(path, len(distinct), dim), number.astype(np.int64), path
+        seen[side.value] = np.zeros(len(distinct), dtype=bool)
+    for batch in read_batches(parquet, VECTOR_ROWS, ["sample_id", "side", "split", "embedding"]):
+        rows = pa.Table.from_batches([batch])
+        for name, (vectors, number, _) in found.items():
+            chosen = rows.filter((pc.field("split") == "train") & (pc.field("side") == name))
+            keys = sample_keys(chosen["sample_id"].to_pylist())
+            places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+            known = ordered[places] == keys
+            contents = number[order[places[known]]]
+            vectors[contents] = matrix(chosen["embedding"])[known]
+            seen[name][contents] = True
     missing = sum(int((~side).sum()) for side in seen.values())
     if missing:
         raise ValueError(f"{parquet} lacks {missing:,} sides of the training set: export anew")

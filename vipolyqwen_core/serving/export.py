@@ -27,7 +27,7 @@ from lancedb.table import Table
 
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
-from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet
+from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, read_batches
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.full_disk import GOES_ON, sign_of_full_disk
 from vipolyqwen_core.serving.current_export import (
@@ -225,9 +225,8 @@ def _staged_table(staging: Path, parquet: Path, schema: pa.Schema) -> Table:
             lancedb.connect(aside).create_table(TABLE, schema=schema)
         table = lancedb.connect(staging).open_table(TABLE)
     if schema.metadata.items() <= _metadata(parquet).items() and table.count_rows() == 0:
-        with open_parquet(parquet) as file:
-            batches = (batch.cast(schema) for batch in file.iter_batches(PARQUET_ROWS))
-            table.add(pa.RecordBatchReader.from_batches(schema, batches))
+        batches = (batch.cast(schema) for batch in read_batches(parquet, PARQUET_ROWS))
+        table.add(pa.RecordBatchReader.from_batches(schema, batches))
     return table
 
 

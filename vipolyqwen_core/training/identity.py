@@ -214,7 +214,7 @@ def mined_for(workspace: Workspace, recipe: Recipe, version: str) -> Path | None
         state = "are not there" if found is None else "are those of other data or settings"
         raise ValueError(
             f"the hard negatives of recipe {recipe.name!r} {state} ({workspace.hard_negatives}): materialise "
-            "hard_negatives, or run `vipolyqwen mine`"
+            "hard_negatives, or run `vipolyqwen mine` with this recipe"
         )
     return workspace.hard_negatives.resolve() if found.details["teacher"] else None
 

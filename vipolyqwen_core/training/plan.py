@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vipolyqwen_core.config import BatchSettings, TaskBatching
-from vipolyqwen_core.corpus.tables import open_parquet
+from vipolyqwen_core.corpus.tables import read_batches
 from vipolyqwen_core.hashes import Hashes, sample_keys, splitmix
 from vipolyqwen_core.objectives.pairs import TASKS
 from vipolyqwen_core.training.hard_negatives import mined_sizes
@@ -78,8 +78,7 @@ def read_plan_index(path: Path, mined: Path | None = None) -> PlanIndex:
     if not path.is_file():
         raise ValueError(f"no plan index {path}: build the training set first")
     source_codes: dict[str, int] = {}
-    with open_parquet(path) as file:
-        parts = [_columns(batch, source_codes, path) for batch in file.iter_batches(batch_size=1 << 20)]
+    parts = [_columns(batch, source_codes, path) for batch in read_batches(path, 1 << 20)]
     if not parts or not sum(len(part[0]) for part in parts):
         raise ValueError(f"{path} holds no rows: nothing to train on")
     keys, tasks, sources, tokens, patches, images = (

@@ -16,6 +16,7 @@ from vipolyqwen_core.corpus.tables import (
     link_or_copy,
     open_parquet,
     read_arrow,
+    read_batches,
     read_stage,
     unchanged_stage,
 )
@@ -125,7 +126,16 @@ def test_a_parquet_file_that_is_read_in_batches_is_not_kept(tmp_path: Path) -> N
         for _ in range(20):
             writer.write_table(pa.table({"value": rng.random(100_000, dtype=np.float32)}))
     before, most = pa.total_allocated_bytes(), 0
-    with open_parquet(file) as opened:
-        for _ in opened.iter_batches(10_000):
-            most = max(most, pa.total_allocated_bytes() - before)
+    for _ in read_batches(file, 10_000):
+        most = max(most, pa.total_allocated_bytes() - before)
     assert most < file.stat().st_size / 5
+
+
+def test_a_table_with_wrong_bytes_in_the_middle_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"text": [f"câu {number}" for number in range(20_000)]}), file)
+    content = bytearray(file.read_bytes())
+    content[1_000:3_000] = b"\x55" * 2_000
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"pairs\.parquet is damaged .* delete it"):
+        list(read_batches(file, 1_000))
