@@ -23,6 +23,10 @@ MIN_DEVIATION = 0.1
 MIN_EFFECTIVE_RANK = 2.0
 """Vectors below these are nearly one point, or lie on one line."""
 UNIT_TOLERANCE = 1e-3
+EVAL_SHARE = (
+    "split.eval_share, which is that of new rows: others keep their side, unless you delete split/ while "
+    "no model has been trained"
+)
 
 
 @dataclass(frozen=True)
@@ -270,13 +274,13 @@ def both_splits(place: Workspace, recipe: Recipe) -> Finding:
     if not all(rows.values()):
         rejected = Counter(stage_summary(training_set).rejected).most_common()
         rules = ", ".join(f"{count:,} {rule}" for rule, count in rejected)
-        sentence += f"; in the ledger: {rules or 'nothing'}. Add data, or change split.eval_share"
+        sentence += f"; in the ledger: {rules or 'nothing'}. Add data, or change {EVAL_SHARE}"
         return Finding(passed=False, sentence=sentence, facts=rows)
     evaluation = read_rows(read_arrow(training_set / Split.EVAL.file))
     if not build_pools(evaluation, recipe.objective.positive_score):
         sentence += (
-            "; these make no pool of positives with two targets, so there is nothing to rank:"
-            " raise split.eval_share or add data"
+            "; these make no pool of positives with two targets, so there is nothing to rank: "
+            f"add data, or raise {EVAL_SHARE}"
         )
         return Finding(passed=False, sentence=sentence, facts=rows)
     return Finding(passed=True, sentence=sentence, facts=rows)

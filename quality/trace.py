@@ -83,8 +83,8 @@ def trace(wanted: str, workspace: Workspace) -> list[Step]:
     except pl.exceptions.ComputeError as error:
         raise ValueError(
             f"a table of {workspace.home} is damaged ({str(error).splitlines()[0]}): "
-            "the next run of the factory makes one anew that was cut; if it does not, delete the folders "
-            "of the source in curated, tagged and validated"
+            "the next run of the factory makes one anew that was cut; if it does not, delete the folder "
+            "of the source in curated, then in tagged, in validated last"
         ) from error
 
 

@@ -309,7 +309,7 @@ def test_a_split_that_cannot_be_ranked_is_noticed_before_training(place: Workspa
     for evaluation in ([None], [0.1, 0.2, 0.6]):
         nothing_to_rank = sides(place, 3, evaluation)
         assert nothing_to_rank.forbids
-        assert "raise split.eval_share" in nothing_to_rank.sentence
+        assert "add data, or raise split.eval_share, which is that of new rows" in nothing_to_rank.sentence
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_variables_that_are_set_take_over_and_dagster_gets_an_absolute_path(
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
 
 
+def test_what_the_user_says_of_a_library_stands(environment: dict[str, str], tmp_path: Path) -> None:
+    own = {"OMP_WAIT_POLICY": "ACTIVE", "PYTORCH_ALLOC_CONF": "max_split_size_mb:512", "LANCEDB_LOG": "debug"}
+    environment.update(own)
+    configure(Workspace(tmp_path))
+    assert own.items() <= environment.items()
+    assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
 def test_a_run_json_tells_the_workspace_where_nothing_else_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

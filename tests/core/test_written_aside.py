@@ -143,6 +143,18 @@ def test_what_another_process_writes_is_left_alone_while_it_lives(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+def test_left_overs_go_whose_process_id_is_that_of_another_by_now(tmp_path: Path) -> None:
+    of_others = [f".a[1].txt.{os.getpid()}-1.abcd0123.partial", ".a[1].txt.partial.partial"]
+    for name in [*of_others, f".a1.txt.{os.getpid()}-1.abcd0123.partial"]:
+        (tmp_path / name).touch()
+    with written_aside(tmp_path / "a[1].txt") as aside:
+        aside.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".a1.txt.{os.getpid()}-1.abcd0123.partial",  # which is of another path
+        "a[1].txt",
+    ]
+
+
 def test_what_finds_no_room_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught, written_aside(tmp_path / "report.html"):
         raise OSError(errno.ENOSPC, "No space left on device")

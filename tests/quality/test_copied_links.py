@@ -34,6 +34,14 @@ def test_the_group_of_a_copy_that_was_dropped_is_linked_to_what_stays(workspace,
     assert everything(workspace)["component"].n_unique() == 5  # another source's group is another
 
 
+def test_a_row_of_no_group_is_linked_to_the_group_of_its_dropped_copy(workspace, write_source, build) -> None:
+    stays = instruction(1, positive_key="k")  # it says as much as its copy, and earlier
+    records = [stays, instruction(1, group_id="b"), instruction(2, group_id="b"), instruction(3)]
+    assert build(write_source(records)).pairs_in == 3
+    of_line = dict(everything(workspace).select("line", "component").rows())
+    assert of_line[1] == of_line[3] != of_line[4]
+
+
 def test_a_pair_that_many_groups_have_links_none_of_them(workspace, write_source, build) -> None:
     form = [{**instruction(1), "group_id": str(number)} for number in range(MOST_COPIES + 2)]
     own = [{**instruction(2 + number), "group_id": str(number)} for number in range(MOST_COPIES + 2)]

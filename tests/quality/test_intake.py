@@ -8,8 +8,10 @@ import pytest
 
 from quality import intake
 from quality.intake import PictureIntake
+from quality.picture_files import UNREADABLE
 from vipolyqwen_core.corpus.image_root import ImageRoot
 from vipolyqwen_core.corpus.pictures import PictureError
+from vipolyqwen_core.corpus.storage import ChangedMeanwhile
 
 SIZES = [900, 1100, 10, 5000, 800, 800, 800, 800, 0, 7000, 7000, 1]
 ROOM = 2500
@@ -49,3 +51,17 @@ def test_pictures_that_are_fetched_wait_for_room(
     assert (absent.rule, given) == ("missing_image", b"given")
     assert read_in_turn == [bytes([number]) * size for number, size in enumerate(SIZES)]
     assert most <= ROOM + max(SIZES), "one that is handed on, and those ahead, or a large one alone"
+
+
+def test_a_picture_that_was_replaced_while_it_was_read_has_no_version(
+    pictures: PictureIntake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its row would stay rejected where the new one has the old one's checksum."""
+
+    def replaced(path: str) -> bytes:
+        raise PictureError("unreadable_image", path) from ChangedMeanwhile(f"{path} was replaced")
+
+    monkeypatch.setattr(pictures.root, "read", replaced)
+    (failed,) = pictures._read(["1.png"])
+    assert isinstance(failed, PictureError)
+    assert pictures._versions == {"1.png": UNREADABLE}

@@ -31,6 +31,7 @@ def language_of(text: str) -> str:
         ("图中最大的柱子是什么颜色？", "zh"),
         ("请介绍一下 Python 语言", "zh"),
         ("没有", "zh"),
+        ("请打开 Microsoft Word 文档并保存", "zh"),
         ("これは日本語の文章です", "other"),
         ("안녕하세요 세계", "other"),
         ("Привет, как дела?", "other"),

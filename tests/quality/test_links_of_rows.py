@@ -1,12 +1,14 @@
-"""What links rows besides their texts: a dialogue, groups of equal rows, a benchmark with equal rows."""
+"""What links rows besides their texts: dialogues, groups of equal rows, benchmarks, similar pictures."""
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from assets.findings import no_leak
-from tests.quality.conftest import RECIPE, everything, instruction, read
+from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.workspace import Workspace
@@ -120,3 +122,19 @@ def test_a_ledger_that_is_lost_is_written_again(workspace: Workspace, write_sour
     again = build(corpus)
     assert (again.reused, again.data_version) == (False, first.data_version)
     assert (workspace.training_set / "ledger.parquet").is_file()
+
+
+def test_pictures_that_look_the_same_in_two_sources_link_their_rows(workspace, write_source, build) -> None:
+    ours = write_source([question(number) for number in range(4)], "ours", pictures=range(4))
+    shown = (3, 2, 1)
+    records = [{**question(10 + number), "images": [f"{number}.jpg"]} for number in shown]
+    theirs = write_source(records, "theirs")
+    for number in shown:
+        picture = scene(number)
+        smaller = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
+        smaller.save(Path(str(theirs.image_root)) / f"{number}.jpg", quality=90)
+    summary = build(ours, theirs)
+    rows = everything(workspace).select("source", "line", "component").rows()
+    of_row = {(source, line): component for source, line, component in rows}
+    assert [of_row["theirs", line] for line in (1, 2, 3)] == [of_row["ours", line] for line in (4, 3, 2)]
+    assert summary.details["near_picture_links"] == 3

@@ -66,7 +66,7 @@ def evaluate(
     if not pools:
         raise ValueError(
             f"{table.num_rows} evaluation pairs in {run.training_set} make no pool with two targets: "
-            "there is nothing to rank; raise split.eval_share or add data"
+            "there is nothing to rank; add data, or raise split.eval_share, which is that of new rows"
         )
     embedder = ViPolyQwenEmbedder.from_pretrained(model)
     vectors = _vectors(run, embedder, champion, pairs)

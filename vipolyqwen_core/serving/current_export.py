@@ -55,7 +55,10 @@ class CurrentExport:
         """
         model = Path(self.model)
         if not (model / "config.json").is_file():
-            raise ValueError(f"the model of the exported table is gone: {model}")
+            raise ValueError(
+                f"the model of the exported table is gone: {model}; bring it back, or let "
+                "`vipolyqwen rollback VERSION` fetch that version from the registry"
+            )
         return model
 
 

@@ -119,6 +119,17 @@ def test_dagster_is_told_the_progress_and_the_time_left():
     ]
 
 
+def test_the_time_left_is_told_from_the_steps_since_the_start(monkeypatch: pytest.MonkeyPatch):
+    """A resumed run has not done those before."""
+    now = 1000.0
+    monkeypatch.setattr(tracking_module.time, "monotonic", lambda: now)
+    pipes = Pipes()
+    tracking = Tracking(num_steps=100, first_step=80, pipes=pipes)  # type: ignore[arg-type]
+    now += 60.0
+    tracking.metrics(90, {"loss": 0.5, "pairs_per_second": 20.0}, batch="ab")
+    assert pipes.messages[0]["seconds_left"] == pytest.approx(60.0)
+
+
 def test_rates_are_of_the_counts_and_mfu_needs_a_known_peak():
     throughput = Throughput(pairs=10, tokens=100, filler_tokens=5, truncated_tokens=25, flops=1e12)
     throughput.waiting_seconds, throughput.loading_seconds = 2.0, 6.0
