@@ -156,7 +156,13 @@ class ViPolyQwenModel(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write configuration and weights, safetensors; the configuration names the backbone's precision."""
+        """Write configuration and weights, safetensors; the configuration names the backbone's precision.
+
+        Of a model with adapters (PEFT) transformers writes those alone: what they adapt stays where it is.
+        """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            return
         weights = self.state_dict() if state_dict is None else state_dict
         types = {
             tensor.dtype

@@ -72,6 +72,9 @@ class ViPolyQwenModule(InputModule):
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """The inputs as one packed batch, under the key `packed`.
 
+        Its token ids, `input_ids`, tell the trainer of sentence-transformers that there are features. They
+        are no tensor: cached losses would cut that, and not the batch, and be wrong without a word.
+
         Raises:
             ValueError: names the input and what is wrong with it
         """
@@ -84,7 +87,8 @@ class ViPolyQwenModule(InputModule):
         encoded = self.processor.encode_batch(items)
         cut = [item.truncated_tokens for item in encoded if item.truncated_tokens]
         warn_of_cut_texts(len(cut), sum(cut), self.max_seq_length)
-        return {"packed": pack(encoded, self.processor.layout)}
+        packed = pack(encoded, self.processor.layout)
+        return {"packed": packed, "input_ids": packed.input_ids.tolist()}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """The features with `sentence_embedding` [S, D] added."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from vipolyqwen_core.config import ModelSettings, ProcessingSettings
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
@@ -93,6 +93,23 @@ def test_shards_take_the_place_of_one_file(tiny_model_dir, tmp_path):
             model.projection.bias += 1
         model.save_pretrained(place, max_shard_size=max_shard_size)
         assert torch.equal(AutoModel.from_pretrained(place).projection.bias, model.projection.bias)
+
+
+def test_an_adapter_lies_beside_the_weights_that_it_adapts(tiny_model_dir, tmp_path, monkeypatch):
+    """Without peft: transformers then writes the adapter's files alone."""
+
+    def write_adapter(model, directory, *_, **__):
+        (Path(directory) / "adapter_model.safetensors").touch()
+
+    place = copy_of(tiny_model_dir, tmp_path)
+    model = AutoModel.from_pretrained(place)
+    before = {path.name for path in place.iterdir()}
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write_adapter)
+    model._hf_peft_config_loaded = True
+    for directory in (place, tmp_path):
+        model.save_pretrained(directory)
+        assert (directory / "adapter_model.safetensors").is_file()
+    assert before < {path.name for path in place.iterdir()}
 
 
 def test_a_variant_lies_beside_the_weights_that_are_there(tiny_model_dir, tmp_path):

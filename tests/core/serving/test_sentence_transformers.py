@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel, AutoProcessor
 
 from tests.core.small_training_set import picture
@@ -217,6 +219,23 @@ def test_saved_by_sentence_transformers_it_is_the_same_model(
     assert np.allclose(
         ViPolyQwenEmbedder.from_pretrained(tmp_path).encode("one"), embedder.encode("one"), atol=1e-6
     )
+
+
+def test_the_trainer_of_sentence_transformers_finds_the_features_of_each_column(
+    directory: Path,
+) -> None:
+    """Without its loop, which needs `datasets`."""
+    model = SentenceTransformer(str(directory), trust_remote_code=True, device="cpu")
+    collate = SentenceTransformerDataCollator(model.preprocess, prompts={"anchor": "<instr>"})
+    rows = [{"anchor": f"Câu {n}?", "positive": {"text": "trả lời", "image": picture(n)}} for n in range(4)]
+    features, labels = SentenceTransformerTrainer.collect_features(None, collate(rows))  # type: ignore[arg-type]
+    loss = MultipleNegativesRankingLoss(model)(features, labels)
+    loss.backward()
+    anchors = model.encode([row["anchor"] for row in rows], prompt="<instr>", convert_to_tensor=True)
+    positives = model.encode([row["positive"] for row in rows], convert_to_tensor=True)
+    expected = torch.nn.functional.cross_entropy(20 * anchors @ positives.T, torch.arange(4))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert all(weight.grad is not None for weight in model[0].model.projection.parameters())
 
 
 def test_without_the_flag_it_is_refused(directory: Path) -> None:
