@@ -14,7 +14,7 @@ from quality.accepted import accepted_folder, accepted_stage
 from quality.built_in_suites import BUILT_IN
 from quality.curate import curate
 from quality.data_report import funnel, whole_ledger
-from quality.drift import Profile, total_variation
+from quality.drift import Profile, total_variation, unexpected_share
 from quality.expectations import Suite
 from quality.judge import judge
 from quality.polars_tables import polars_schema
@@ -290,6 +290,10 @@ def test_a_source_that_changed_its_language_warns(workspace, write_source, throu
 def test_a_source_that_was_not_tagged_is_refused(workspace, write_source) -> None:
     with pytest.raises(ValueError, match="'corpus' has not been curated and tagged"):
         validate(write_source([instruction(1)]), workspace)
+
+
+def test_texts_without_words_are_in_no_unexpected_language() -> None:
+    assert unexpected_share({"vi": 0.5, "other": 0.3, "zh": 0.2}, ("vi", "en")) == 0.2
 
 
 def test_total_variation_is_the_share_that_moved() -> None:

@@ -2,9 +2,12 @@
 
 import errno
 import io
+import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import ClassVar
 
 import fsspec
@@ -170,6 +173,31 @@ def test_a_folder_that_an_object_storage_does_not_list_is_not_left_out(
     monkeypatch.setattr(MemoryFileSystem, "ls", ls)
     with pytest.raises(ValueError, match=r"cannot be opened: .*/vi cannot be listed: .*reduce your"):
         list_files(source_at(f"memory://busy/{pattern}"))
+
+
+class ManyServers(QuietHandler):
+    """Serves parts of one file, each answer with another mark of it."""
+
+    CONTENT = archive_of({"a.jsonl": ROW * 3, "filling": os.urandom(12_000_000)})
+    marks = count()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        mark = {"ETag": f'"{next(self.marks)}"', "Accept-Ranges": "bytes"}
+        if not (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")):
+            self.answer(200, self.CONTENT, mark)
+            return
+        start, end = int(asked[1]), min(int(asked[2]) + 1, len(self.CONTENT))
+        part = f"bytes {start}-{end - 1}/{len(self.CONTENT)}"
+        self.answer(206, self.CONTENT[start:end], {**mark, "Content-Range": part})
+
+
+def test_servers_that_mark_one_file_each_in_their_own_way_are_read() -> None:
+    with serving(ManyServers) as address:
+        records = list(read_source(source_at(f"zip://*.jsonl::{address}/all.zip")))
+    assert len(records) == 3
 
 
 @pytest.mark.parametrize("number", [2_000, 2_600, 4_000])

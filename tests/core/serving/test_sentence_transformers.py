@@ -140,6 +140,9 @@ def test_an_array_is_the_picture_that_it_shows() -> None:
         assert np.array_equal(np.asarray(_from_array(array)), shown)
     floats = np.array([-0.005, 0.6 / 255, 1.005]).reshape(1, 1, 3)
     assert np.asarray(_from_array(floats)).tolist() == [[[0, 1, 255]]]
+    around_zero = np.linspace(-1, 1, 192, dtype=np.float32).reshape(8, 8, 3)
+    with pytest.raises(ValueError, match=r"from -1\.0 to 1\.0 is no picture"):
+        _from_array(around_zero)
 
 
 def test_a_message_is_its_text_and_pictures(model: SentenceTransformer, embedder: ViPolyQwenEmbedder) -> None:

@@ -21,6 +21,7 @@ from vipolyqwen_core.first_process import EXIT_CODE
 from vipolyqwen_core.model import backbone
 from vipolyqwen_core.process_ties import SECONDS_TO_SAVE, guarded
 from vipolyqwen_core.training import identity
+from vipolyqwen_core.training import launch as launch_module
 from vipolyqwen_core.training.__main__ import recorded_failure
 from vipolyqwen_core.training.launch import (
     SHUTDOWN_TIMEOUT,
@@ -170,6 +171,13 @@ def test_a_failed_launch_gives_the_reason_of_the_rank(make_run, tmp_path):
     )
     with pytest.raises(TrainingFailed, match="failed on rank0: ValueError: no plan index"):
         launch(lost)
+
+
+def test_a_launcher_that_was_killed_is_no_finished_training(make_run, monkeypatch):
+    """As by the system, where memory is short."""
+    monkeypatch.setattr(launch_module, "launch_command", lambda _: ["sh", "-c", "kill -9 $$"])
+    with pytest.raises(TrainingFailed, match="ended without a traceback"):
+        launch(make_run())
 
 
 def test_the_settings_that_a_finished_run_was_told_stay(make_run, monkeypatch):
