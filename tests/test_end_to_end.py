@@ -20,6 +20,7 @@ from quality.assignments import split_id
 from vipolyqwen_core.config import Recipe, to_json
 from vipolyqwen_core.contract import CHALLENGER, CHAMPION, MODEL_FILES, REGISTERED_MODEL
 from vipolyqwen_core.corpus.demo import write_demo_corpus
+from vipolyqwen_core.evaluation.results import read_evaluation
 from vipolyqwen_core.recipes import demo
 from vipolyqwen_core.serving.encoder import ViPolyQwenEmbedder
 from vipolyqwen_core.serving.model_directory import model_digest
@@ -166,19 +167,23 @@ def test_kinds_of_pooling_are_compared(place: Workspace, outcome: FactoryOutcome
     definitions = build_definitions(
         place, str(folder / "corpus" / "manifest.yaml"), str(folder / "recipe.json")
     )
+    asked = {"compare_poolings": {"config": {"poolings": ["mean", "last"]}}}
     with open_instance(place) as instance:
         result = definitions.resolve_job_def("pooling_ablation").execute_in_process(
-            instance=instance, run_config={"ops": {"compare_poolings": {"config": {"poolings": ["mean"]}}}}
+            instance=instance, run_config={"ops": asked}
         )
     assert result.success
     found = json.loads((place.evaluations / "pooling_ablation-small" / "ablation.json").read_text())
-    assert list(found) == ["attention", "mean"]
+    assert list(found) == ["attention", "mean", "last"]
     assert found["attention"]["run"] == Path(outcome.stage("trained_model").metadata["folder"]).name
     assert found["attention"]["gain over the baseline"] is None
     mean, low, high = found["mean"]["gain over the baseline"]
     assert low <= mean <= high
     for pooling in found:
-        report = place.evaluations / "pooling_ablation-small" / pooling / "report.html"
-        assert "champion" not in report.read_text("utf-8")
+        compared = place.evaluations / "pooling_ablation-small" / pooling
+        assert "champion" not in (compared / "report.html").read_text("utf-8")
+        baseline = read_evaluation(compared).champion
+        expected = None if pooling == "attention" else found["attention"]["run"]
+        assert (baseline and Path(baseline).parent.name) == expected
     registered = mlflow.MlflowClient(place.mlflow_uri).search_model_versions(f"name = '{REGISTERED_MODEL}'")
     assert [int(version.version) for version in registered] == [1]
