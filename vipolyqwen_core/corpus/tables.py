@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,27 +36,20 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file to be read piece by piece: by itself pyarrow keeps all that it has read to the end.
 
     Raises:
-        ValueError: it was cut; pyarrow does not name it
+        ValueError: it is damaged; pyarrow does not name it
     """
-    try:
+    with _damage_named(path):
         return pq.ParquetFile(path, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        raise _damage(path, error) from error
 
 
 def read_batches(path: Path, num_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A Parquet file, so many rows at once.
 
     Raises:
-        ValueError: it was cut, or bytes in the middle are wrong; pyarrow does not name it
+        ValueError: as `open_parquet`, of bytes in the middle too
     """
-    with open_parquet(path) as file:
-        try:
-            yield from file.iter_batches(num_rows, columns=columns)
-        except (pa.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None):  # of the disk
-                raise
-            raise _damage(path, error) from error
+    with open_parquet(path) as file, _damage_named(path):
+        yield from file.iter_batches(num_rows, columns=columns)
 
 
 def read_arrow(path: Path) -> pa.Table:
@@ -64,10 +58,8 @@ def read_arrow(path: Path) -> pa.Table:
     Raises:
         ValueError: as `open_parquet`
     """
-    try:
+    with _damage_named(path):
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except pa.ArrowInvalid as error:
-        raise _damage(path, error) from error
 
 
 def arrow_type(dtype: str) -> pa.DataType:
@@ -113,9 +105,20 @@ def read_json(path: Path) -> Any:
         raise _damage(path, error) from error
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What Arrow says of wrong bytes, with the name of the file; what the disk says stays as it is."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _damage(path, error) from error
+
+
 def _damage(path: Path, error: Exception) -> ValueError:
     """What to say of a file that the factory wrote and cannot read."""
-    return ValueError(f"{path} is damaged ({error}): delete it, and what wrote it runs again")
+    return ValueError(f"{path} is damaged ({str(error).strip()}): delete it, and what wrote it runs again")
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,11 @@ def test_a_parquet_file_that_is_read_in_batches_is_not_kept(tmp_path: Path) -> N
 def test_a_table_with_wrong_bytes_in_the_middle_is_named(tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"text": [f"câu {number}" for number in range(20_000)]}), file)
-    content = bytearray(file.read_bytes())
-    content[1_000:3_000] = b"\x55" * 2_000
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"pairs\.parquet is damaged .* delete it"):
-        list(read_batches(file, 1_000))
+    whole = file.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for start in (1_000, footer):
+        content = bytearray(whole)
+        content[start : start + 200] = b"\x55" * 200
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"pairs\.parquet is damaged .* delete it"):
+            list(read_batches(file, 1_000))
