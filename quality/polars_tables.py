@@ -1,12 +1,15 @@
 """Tables that stages hand on, as Polars reads them: their schemas, whole ones, the two sides of the split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from vipolyqwen_core.contract import Column, Split
-from vipolyqwen_core.corpus.tables import arrow_schema
+from vipolyqwen_core.corpus.tables import arrow_schema, read_batches
+
+BATCH_ROWS = 65_536
 
 
 def polars_schema(columns: Sequence[Column]) -> pl.Schema:
@@ -29,6 +32,22 @@ def scan_split(training_set: Path, split: Split) -> pl.LazyFrame:
 def scan_training_set(training_set: Path) -> pl.LazyFrame:
     """The rows of both sides of the split."""
     return pl.scan_ipc([training_set / split.file for split in Split])
+
+
+@contextmanager
+def damage_named(tables: Sequence[Path]) -> Iterator[None]:
+    """What Polars says of wrong bytes in one of the Parquet tables, with its name: they are read once more.
+
+    Raises:
+        ValueError: as `read_batches`
+    """
+    try:
+        yield
+    except pl.exceptions.ComputeError:
+        for table in tables:
+            for _ in read_batches(table, BATCH_ROWS):
+                pass
+        raise
 
 
 def count_rows(rows: pl.LazyFrame) -> int:

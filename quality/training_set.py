@@ -54,7 +54,7 @@ from quality.ledger import rejected_pairs, write_ledger
 from quality.near_pictures import near_pictures
 from quality.overlap import overlap_links
 from quality.picture_tasks import keep_pictures_apart
-from quality.polars_tables import count_values
+from quality.polars_tables import count_values, damage_named
 from quality.predecessors import copies_of_rows, dropped_copies, find_predecessors
 from quality.row_duplicates import explain_copies, find_copies
 from quality.rules import RULES
@@ -163,9 +163,10 @@ def build_training_set(manifest: Manifest, recipe: Recipe, workspace: Workspace)
     if earlier is not None and earlier.details["assignments"] == _digest(persisted):
         logger.info("training set: unchanged, %d pairs", earlier.pairs_out)
         return earlier
-    with written_aside(folder) as aside:
+    tables = [source.folder / "pairs.parquet" for source in sources]
+    with written_aside(folder) as aside, damage_named(tables):
         aside.mkdir(parents=True)
-        rows = pl.scan_parquet([source.folder / "pairs.parquet" for source in sources], row_index_name="row")
+        rows = pl.scan_parquet(tables, row_index_name="row")
         rows = rows.with_columns(pl.col("row").cast(pl.Int64))
         benchmarks = [source.name for source in sources if source.off_limits]
         copies = find_copies(rows, recipe.curation, aside / "bands", last=benchmarks)

@@ -1,12 +1,14 @@
 """The training set: exactly the manifest's sources, no copy, no leak, the same split for good."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -360,6 +362,21 @@ def test_a_benchmark_never_trains_and_takes_what_it_touches_along(workspace, wri
         ("corpus", 3): "train",
         ("corpus", 4): "linked_to_off_limits",  # a run of 13 words of the benchmark stands inside
     }
+
+
+def test_a_table_with_wrong_bytes_is_named(workspace, write_source, build) -> None:
+    sources = [write_source([instruction(start + n) for n in range(20)], f"s{start}") for start in (0, 100)]
+    build(*sources)
+    (table,) = workspace.validated("s100").glob("*/pairs.parquet")
+    group = pq.read_metadata(table).row_group(0)
+    chunks = [group.column(place) for place in range(group.num_columns)]
+    (start,) = (chunk.data_page_offset for chunk in chunks if chunk.path_in_schema == "query")
+    content = bytearray(table.read_bytes())
+    content[start : start + 50] = b"\x55" * 50
+    table.write_bytes(content)
+    shutil.rmtree(workspace.training_set)
+    with pytest.raises(ValueError, match=rf"{table} is damaged .* delete it"):
+        build_training_set(Manifest(sources=sources), RECIPE, workspace)
 
 
 def test_too_many_linked_rows_stop_the_stage_and_persist_nothing(workspace, write_source, build) -> None:

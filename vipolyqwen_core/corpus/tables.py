@@ -118,7 +118,8 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def _damage(path: Path, error: Exception) -> ValueError:
     """What to say of a file that the factory wrote and cannot read."""
-    return ValueError(f"{path} is damaged ({str(error).strip()}): delete it, and what wrote it runs again")
+    what = " ".join(str(error).split())  # Arrow has several lines for some
+    return ValueError(f"{path} is damaged ({what}): delete it, and what wrote it runs again")
 
 
 @dataclass(frozen=True)
