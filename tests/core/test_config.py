@@ -22,7 +22,7 @@ def test_the_seed_recipe_holds_the_numbers_of_the_seed() -> None:
     assert recipe.backbone == "Qwen/Qwen2-VL-2B-Instruct"
     assert recipe.model.embedding_dim == 1024
     assert (recipe.objective.temperature, recipe.objective.margin) == (0.07, 0.2)
-    assert recipe.batches.pairs_per_step == 24 * 4 * 8
+    assert (recipe.batches.chunk_pairs, recipe.batches.pairs_per_step) == (24, 24 * 4 * 8)
     assert recipe.batches.prefix_dropout == 0.0
     assert recipe.batches.negatives is Negatives.CHUNK
     assert recipe.processing.max_tokens == 8192

@@ -410,3 +410,13 @@ def test_a_workspace_that_was_moved_finds_its_pictures(workspace, write_source, 
     assert again.reused
     assert again.details["images"]["path"] == str(moved.images("corpus"))
     assert len(ImageStore(**again.details["images"])) == 2
+
+
+def test_a_source_is_read_again_where_what_is_read_of_it_changes(workspace, write_source) -> None:
+    source = write_source([instruction(number) for number in range(3)])
+    curate(source, SETTINGS, workspace)
+    unread = replace(source, license="mit", weight=2.0, off_limits=True)
+    assert curate(unread, SETTINGS, workspace).reused
+    fewer = curate(replace(source, max_rows=2), SETTINGS, workspace)
+    assert (fewer.reused, fewer.pairs_out) == (False, 2)
+    assert not curate(replace(source, score_range=(0.0, 5.0)), SETTINGS, workspace).reused

@@ -193,3 +193,15 @@ def test_a_row_is_dropped_only_for_a_copy_that_stays(rows: list[dict]) -> None:
     stay = [row for number, row in enumerate(rows) if number not in gone]
     keys = [(row["task"], row["query"], row["target"], tuple(row["query_images"])) for row in stay]
     assert len(set(keys)) == len(keys)
+
+
+def test_dialogues_with_other_earlier_turns_are_no_copies() -> None:
+    def told(text: str) -> dict:
+        return {"history": [{"role": "user", "text": text}]}
+
+    for one, other in (
+        ("Chào bạn.", "Trời mưa."),  # too short for a signature
+        ("<image>" + sentence(5, 30), "<image>" * 2 + sentence(5, 30)),
+    ):
+        assert copies(told(one), told(other)) == {}
+        assert copies(told(one), told(one)) == {1: 0}

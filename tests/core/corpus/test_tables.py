@@ -1,5 +1,6 @@
 """Every column of the contract has an Arrow type; a stage whose tables are whole is used again."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -142,3 +143,12 @@ def test_a_table_with_wrong_bytes_in_the_middle_is_named(tmp_path: Path) -> None
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"pairs\.parquet is damaged .* delete it"):
             list(read_batches(file, 1_000))
+
+
+def test_an_error_of_the_disk_is_no_damage_that_one_may_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq, "ParquetFile", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(read_batches(Path("pairs.parquet"), 10))

@@ -149,3 +149,11 @@ def test_tables_are_whole_where_the_report_is_printed(tmp_path: Path) -> None:
     told(evaluation(pool()), tmp_path)
     (printed,) = re.findall(r"@media print \{(.*)\}", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert ".scroll { overflow: visible; }" in printed
+
+
+def test_what_a_query_may_not_find_is_no_other_pair_in_the_histogram() -> None:
+    judged = pool_of(np.eye(3, dtype=bool))
+    judged = replace(judged, pool=replace(judged.pool, excluded=np.array([1, -1, -1])))
+    vectors = RowVectors(np.arange(9, dtype=np.float32).reshape(3, 3), np.eye(3, dtype=np.float32))
+    _, other = similarities(judged, vectors, seed=0)
+    assert set(other) == {2, 3, 5, 6, 7}

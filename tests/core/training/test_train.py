@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.core.training.interrupted import Killed, KilledAfter
-from vipolyqwen_core.config import TrainingRun, to_json
+from vipolyqwen_core.config import Precision, TrainingRun, to_json
 from vipolyqwen_core.contract import MODEL_FILES
 from vipolyqwen_core.corpus.tables import read_stage
 from vipolyqwen_core.model.modeling import ViPolyQwenModel
@@ -26,6 +26,7 @@ from vipolyqwen_core.training import schedule
 from vipolyqwen_core.training import train as train_module
 from vipolyqwen_core.training.__main__ import main
 from vipolyqwen_core.training.engine import Engine
+from vipolyqwen_core.training.export_model import _as_used
 from vipolyqwen_core.training.identity import data_version
 from vipolyqwen_core.training.loading import ChunkLoader, ChunkRequest
 from vipolyqwen_core.training.quick_evaluation import QuickEvaluation
@@ -51,6 +52,15 @@ def quick_evaluation(run: TrainingRun, engine: Engine) -> QuickEvaluation:
 
 def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
     return load_file(run.output / "model" / "model.safetensors")
+
+
+def test_the_backbone_is_exported_in_the_type_of_its_arithmetic_and_the_head_in_float32():
+    fine = torch.full((2,), 1.001)
+    trained = {"backbone.a": fine, "backbone.steps": torch.tensor([3]), "projection.weight": fine}
+    half = _as_used(trained, Precision.BFLOAT16)
+    assert [tensor.dtype for tensor in half.values()] == [torch.bfloat16, torch.int64, torch.float32]
+    assert half["projection.weight"] is fine
+    assert _as_used(trained, Precision.FLOAT32) == trained
 
 
 def test_a_run_learns_and_exports_a_model(make_run):
