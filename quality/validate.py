@@ -47,7 +47,7 @@ from quality.ledger import (
     rejected_pairs,
     write_ledger,
 )
-from quality.polars_tables import count_rows, count_values, polars_schema
+from quality.polars_tables import count_rows, count_values, damage_named, polars_schema
 from quality.row_duplicates import EXACT, NEAR
 from quality.rules import RowRule, first_failure
 from vipolyqwen_core.config import ObjectiveSettings
@@ -107,9 +107,10 @@ def validate(
         return summary
     # no pair tells of copies that were dropped, and the split has to remember them
     dropped = _of_copies(workspace.curated(source.name))
-    with written_aside(folder / CANDIDATE) as aside:
+    pairs = workspace.tagged(source.name) / "pairs.parquet"
+    with written_aside(folder / CANDIDATE) as aside, damage_named([pairs]):
         aside.mkdir(parents=True)
-        kept, rejected = _apply_rules(workspace.tagged(source.name) / "pairs.parquet", aside)
+        kept, rejected = _apply_rules(pairs, aside)
         summary = StageSummary(
             stage=STAGE,
             fingerprint=mark,

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,7 +15,16 @@ from quality import training_set
 from quality.assignments import read_assignments, split_id
 from quality.polars_tables import polars_schema
 from quality.training_set import build_training_set
-from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene, sentence
+from tests.quality.conftest import (
+    RECIPE,
+    everything,
+    instruction,
+    question,
+    read,
+    scene,
+    sentence,
+    write_wrong_bytes,
+)
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
 from vipolyqwen_core.corpus.image_identity import image_id
@@ -368,12 +376,7 @@ def test_a_table_with_wrong_bytes_is_named(workspace, write_source, build) -> No
     sources = [write_source([instruction(start + n) for n in range(20)], f"s{start}") for start in (0, 100)]
     build(*sources)
     (table,) = workspace.validated("s100").glob("*/pairs.parquet")
-    group = pq.read_metadata(table).row_group(0)
-    chunks = [group.column(place) for place in range(group.num_columns)]
-    (start,) = (chunk.data_page_offset for chunk in chunks if chunk.path_in_schema == "query")
-    content = bytearray(table.read_bytes())
-    content[start : start + 50] = b"\x55" * 50
-    table.write_bytes(content)
+    write_wrong_bytes(table, "query")
     shutil.rmtree(workspace.training_set)
     with pytest.raises(ValueError, match=rf"{table} is damaged .* delete it"):
         build_training_set(Manifest(sources=sources), RECIPE, workspace)

@@ -21,7 +21,7 @@ from quality.polars_tables import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
 from quality.validate import built_in_suites, pictures_of, validate
-from tests.quality.conftest import instruction, question, sentence
+from tests.quality.conftest import instruction, question, sentence, write_wrong_bytes
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import TAGGED
 from vipolyqwen_core.corpus.image_store import ImageStore
@@ -290,6 +290,16 @@ def test_a_source_that_changed_its_language_warns(workspace, write_source, throu
 def test_a_source_that_was_not_tagged_is_refused(workspace, write_source) -> None:
     with pytest.raises(ValueError, match="'corpus' has not been curated and tagged"):
         validate(write_source([instruction(1)]), workspace)
+
+
+def test_a_table_with_wrong_bytes_is_named(workspace, write_source, tiny_backbone, tiny_processing) -> None:
+    source = write_source([instruction(number) for number in range(20)])
+    curate(source, CurationSettings(), workspace)
+    tag(source, tiny_processing, tiny_backbone, workspace)
+    table = workspace.tagged("corpus") / "pairs.parquet"
+    write_wrong_bytes(table, "target")
+    with pytest.raises(ValueError, match=rf"{table} is damaged .* delete it"):
+        validate(source, workspace)
 
 
 def test_texts_without_words_are_in_no_unexpected_language() -> None:
