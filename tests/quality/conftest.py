@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -139,16 +138,6 @@ def build(workspace: Workspace, tiny_backbone: Path, tiny_processing: Processing
         return build_training_set(Manifest(sources=sources), recipe, workspace)
 
     return run
-
-
-def write_wrong_bytes(table: Path, column: str) -> None:
-    """Wrong bytes in a column of a Parquet file, as of a disk that lost some."""
-    group = pq.read_metadata(table).row_group(0)
-    chunks = [group.column(place) for place in range(group.num_columns)]
-    (start,) = (chunk.data_page_offset for chunk in chunks if chunk.path_in_schema == column)
-    content = bytearray(table.read_bytes())
-    content[start : start + 50] = b"\x55" * 50
-    table.write_bytes(content)
 
 
 def read(workspace: Workspace, split: str) -> pl.DataFrame:

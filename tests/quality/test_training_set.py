@@ -15,16 +15,8 @@ from quality import training_set
 from quality.assignments import read_assignments, split_id
 from quality.polars_tables import polars_schema
 from quality.training_set import build_training_set
-from tests.quality.conftest import (
-    RECIPE,
-    everything,
-    instruction,
-    question,
-    read,
-    scene,
-    sentence,
-    write_wrong_bytes,
-)
+from tests.quality.conftest import RECIPE, everything, instruction, question, read, scene, sentence
+from tests.wrong_bytes import write_wrong_bytes
 from vipolyqwen_core.config import CurationSettings, Recipe, SplitSettings
 from vipolyqwen_core.contract import PLAN_INDEX, TRAINING
 from vipolyqwen_core.corpus.image_identity import image_id

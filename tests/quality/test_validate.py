@@ -21,7 +21,8 @@ from quality.polars_tables import polars_schema
 from quality.report_samples import rejected_samples
 from quality.training_set import build_training_set
 from quality.validate import built_in_suites, pictures_of, validate
-from tests.quality.conftest import instruction, question, sentence, write_wrong_bytes
+from tests.quality.conftest import instruction, question, sentence
+from tests.wrong_bytes import write_wrong_bytes
 from vipolyqwen_core.config import CurationSettings, ProcessingSettings, Recipe
 from vipolyqwen_core.contract import TAGGED
 from vipolyqwen_core.corpus.image_store import ImageStore

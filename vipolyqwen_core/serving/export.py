@@ -226,7 +226,12 @@ def _staged_table(staging: Path, parquet: Path, schema: pa.Schema) -> Table:
         table = lancedb.connect(staging).open_table(TABLE)
     if schema.metadata.items() <= _metadata(parquet).items() and table.count_rows() == 0:
         batches = (batch.cast(schema) for batch in read_batches(parquet, PARQUET_ROWS))
-        table.add(pa.RecordBatchReader.from_batches(schema, batches))
+        try:
+            table.add(pa.RecordBatchReader.from_batches(schema, batches))
+        except RuntimeError:  # what a generator raises comes through Arrow's stream with its traceback
+            for _ in read_batches(parquet, PARQUET_ROWS):
+                pass
+            raise
     return table
 
 

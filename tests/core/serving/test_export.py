@@ -18,6 +18,7 @@ from lancedb.table import LanceTable
 
 from tests.core.serving.conftest import DAMAGES, SETTINGS, rows_of, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs, write_training_set
+from tests.wrong_bytes import write_wrong_bytes
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT, Split, Turn
@@ -331,6 +332,19 @@ def test_a_damaged_table_is_named_and_made_anew_from_the_parquet_file(
         run_export(workspace, tiny_model_dir)
     shutil.rmtree(workspace.lancedb)
     assert (run_export(workspace, tiny_model_dir).encoded, len(rows_of(workspace))) == (0, rows)
+
+
+def test_a_parquet_file_with_wrong_bytes_is_named_where_the_table_is_made_anew(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    first = run_export(workspace, tiny_model_dir)
+    shutil.rmtree(workspace.lancedb)
+    write_wrong_bytes(first.parquet, "text")
+    with pytest.raises(ValueError, match=rf"^{first.parquet} is damaged .*: delete it"):
+        run_export(workspace, tiny_model_dir)
+    first.parquet.unlink()
+    assert run_export(workspace, tiny_model_dir).encoded == first.rows
 
 
 def test_a_cut_parquet_file_is_named_and_made_anew_from_the_table(
