@@ -7,9 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from vipolyqwen_core.contract import Column, Split
-from vipolyqwen_core.corpus.tables import arrow_schema, read_batches
-
-BATCH_ROWS = 65_536
+from vipolyqwen_core.corpus.tables import arrow_schema, refuse_damage
 
 
 def polars_schema(columns: Sequence[Column]) -> pl.Schema:
@@ -39,14 +37,13 @@ def damage_named(tables: Sequence[Path]) -> Iterator[None]:
     """What Polars says of wrong bytes in one of the Parquet tables, with its name: they are read once more.
 
     Raises:
-        ValueError: as `read_batches`
+        ValueError: as `refuse_damage`
     """
     try:
         yield
     except pl.exceptions.ComputeError:
         for table in tables:
-            for _ in read_batches(table, BATCH_ROWS):
-                pass
+            refuse_damage(table)
         raise
 
 

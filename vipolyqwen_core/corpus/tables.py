@@ -52,6 +52,16 @@ def read_batches(path: Path, num_rows: int, columns: Sequence[str] | None = None
         yield from file.iter_batches(num_rows, columns=columns)
 
 
+def refuse_damage(path: Path) -> None:
+    """Read a Parquet file to its end, where another reader failed and did not name it.
+
+    Raises:
+        ValueError: as `read_batches`
+    """
+    for _ in read_batches(path, VECTOR_ROWS):
+        pass
+
+
 def read_arrow(path: Path) -> pa.Table:
     """An Arrow file, memory-mapped.
 

@@ -27,7 +27,7 @@ from lancedb.table import Table
 
 from vipolyqwen_core.config import ExportSettings
 from vipolyqwen_core.contract import EXPORT
-from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, read_batches
+from vipolyqwen_core.corpus.tables import arrow_schema, open_parquet, read_batches, refuse_damage
 from vipolyqwen_core.file_lock import file_lock
 from vipolyqwen_core.full_disk import GOES_ON, sign_of_full_disk
 from vipolyqwen_core.serving.current_export import (
@@ -229,8 +229,7 @@ def _staged_table(staging: Path, parquet: Path, schema: pa.Schema) -> Table:
         try:
             table.add(pa.RecordBatchReader.from_batches(schema, batches))
         except RuntimeError:  # what a generator raises comes through Arrow's stream with its traceback
-            for _ in read_batches(parquet, PARQUET_ROWS):
-                pass
+            refuse_damage(parquet)
             raise
     return table
 

@@ -32,7 +32,7 @@ def write_mined(folder: Path, training_set: Path) -> tuple[int, int]:
     """Row 1 as a wrong answer of every tenth row; how many rows have it, and the tokens it adds."""
     rows = TrainingRows(training_set / "train.arrow", ("target_tokens",))
     chosen = [[1] if row % 10 == 6 else [] for row in range(len(rows))]
-    ((answer,),) = ([row["target_tokens"] for row in rows.take([1])],)
+    (answer,) = (row["target_tokens"] for row in rows.take([1]))
     columns = {
         "negatives": chosen,
         "similarities": [[0.5] * len(of_row) for of_row in chosen],
