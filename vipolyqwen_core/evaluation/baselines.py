@@ -8,6 +8,7 @@ import bm25s
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from vipolyqwen_core.config import Precision, TrainingRun
 from vipolyqwen_core.contract import IMAGE_PLACEHOLDER
@@ -51,8 +52,22 @@ class Bm25:
         return scores
 
     def similarity_of_pairs(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Score of each target for the query at its place, [N]."""
-        return np.array([self.similarity([text])[0, place] for place, text in enumerate(queries)])
+        """Score of each target for the query at its place, [N], without those of the other targets."""
+        vocabulary = self.index.vocab_dict if self.index is not None else {}
+        asked = [
+            (place, vocabulary[word])
+            for place, text in enumerate(queries)
+            for word in words(text)
+            if word in vocabulary
+        ]
+        if self.index is None or not asked:
+            return np.zeros(len(queries), dtype=np.float32)
+        places, columns = np.array(asked).T
+        of_words = self.index.scores
+        layout = (of_words["data"], of_words["indices"], of_words["indptr"])
+        scores = csc_array(layout, shape=(self.num_targets, len(of_words["indptr"]) - 1))
+        of_pairs = np.bincount(places, weights=scores[places, columns], minlength=len(queries))
+        return of_pairs.astype(np.float32)
 
 
 def untrained_embedder(run: TrainingRun) -> ViPolyQwenEmbedder:

@@ -62,11 +62,17 @@ def test_bm25_prefers_rare_shared_words_and_gives_nothing_for_none() -> None:
 
 
 def test_bm25_of_pairs_is_that_of_each_query_with_the_target_beside_it() -> None:
-    targets, queries = ["the cat", "the rare fish", "the dog"], ["a dog", "a rare fish", "the dog"]
+    targets = ["the cat", "the rare fish", "the dog", "", "the old dog"]
+    queries = ["a dog", "a rare, rare fish", "the dog", "the cat", "zebra"]
     bm25 = Bm25(targets)
-    assert bm25.similarity_of_pairs(queries).tolist() == bm25.similarity(queries).diagonal().tolist()
+    of_pairs = bm25.similarity_of_pairs(queries)
+    assert of_pairs == pytest.approx(bm25.similarity(queries).diagonal())
+    assert (of_pairs > 0).tolist() == [False, True, True, False, False]
+    assert of_pairs.dtype == np.float32
+    assert bm25.similarity_of_pairs(["zebra"] * 5).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("targets", [["", ""], ["!", "?"]])
 def test_bm25_of_targets_without_words_is_zero(targets: list[str]) -> None:
     assert not Bm25(targets).similarity(["a"]).any()
+    assert Bm25(targets).similarity_of_pairs(["a", "b"]).tolist() == [0, 0]
