@@ -1,6 +1,7 @@
 """Where a backbone lies: a directory, a hub id, or the tiny one, which is made when it is first asked for."""
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,13 @@ def resolve_backbone(name: str, workspace: Workspace) -> Path | str:
 
 def tiny_directory(workspace: Workspace) -> Path:
     """Where the tiny backbone lies, or will."""
-    return workspace.backbones / f"tiny-{fingerprint(VERSION, *demo_texts())[:16]}"
+    return workspace.backbones / _tiny_name()
+
+
+@cache
+def _tiny_name() -> str:
+    """The texts are drawn anew to be hashed, which takes a good part of a second."""
+    return f"tiny-{fingerprint(VERSION, *demo_texts())[:16]}"
 
 
 def check_backbone(recipe: Recipe, workspace: Workspace) -> None:
