@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_window_index
 
-from vipolyqwen_core.processing.packing import Pictures, Segments
+from vipolyqwen_core.processing.packing import Pictures, Segments, to_device
 
 BACKBONE_TYPES: Final = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """`model_type` of the backbones that are supported."""
@@ -53,7 +53,7 @@ def look(visual: Any, pictures: Pictures) -> VisualTokens:
             pictures.grid, visual.spatial_merge_size, visual.window_size, visual.patch_size
         )
         arguments |= {
-            "window_index": order.to(pictures.patches.device, non_blocking=True),
+            "window_index": to_device(order, pictures.patches.device),
             "cu_window_seqlens": everything,
             "windows": Segments.of(bounds.diff().tolist(), pictures.patches.device),
         }

@@ -60,7 +60,7 @@ class Segments:
         """Segments of the given lengths, one after the other."""
         lengths = tuple(int(length) for length in lengths)
         boundaries = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return cls(lengths, torch.from_numpy(boundaries).to(device, non_blocking=True))
+        return cls(lengths, to_device(torch.from_numpy(boundaries), device))
 
     @property
     def num_rows(self) -> int:
@@ -160,7 +160,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The batch on a device, copied without waiting where its memory is pinned."""
-        return _moved(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return _moved(self, lambda tensor: to_device(tensor, device))
 
     def pin_memory(self) -> "PackedBatch":
         """The batch in pinned memory; torch's DataLoader calls this."""
@@ -252,6 +252,17 @@ def _position_ids(
         inside = np.indices((1, rows // merge_size, columns // merge_size))  # a picture has one frame
         positions[1:, spot : spot + count] = flat[spot] + inside.reshape(3, -1)
     return positions[:, None]
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device, copied without waiting where its memory is pinned.
+
+    Apple's GPUs would copy later, when the memory may be another's: wrong values, without a word.
+
+    Reference:
+        https://github.com/pytorch/pytorch/issues/189690
+    """
+    return tensor.to(device, non_blocking=torch.device(device).type != "mps")
 
 
 def _moved(batch: PackedBatch, move: Callable[[Tensor], Tensor]) -> PackedBatch:

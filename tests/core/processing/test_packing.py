@@ -14,7 +14,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from vipolyqwen_core.config import ProcessingSettings
 from vipolyqwen_core.contract import Turn
-from vipolyqwen_core.processing.packing import Segments, pack
+from vipolyqwen_core.processing.packing import Segments, pack, to_device
 from vipolyqwen_core.processing.processor import EncodedItem, Item, ViPolyQwenProcessor
 
 SIZES = ((84, 56), (28, 28), (28, 140), (140, 28))
@@ -92,6 +92,16 @@ def test_moving_keeps_everything_but_the_grid_moves(encoded: list[EncodedItem]) 
     parts = (moved, moved.segments, moved.pictures, moved.pictures.segments)
     tensors = [value for part in parts for value in vars(part).values() if isinstance(value, torch.Tensor)]
     assert [tensor is moved.pictures.grid for tensor in tensors if not tensor.is_meta] == [True]
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cuda:1", False), (torch.device("mps"), True)])
+def test_a_copy_to_apples_gpus_waits_and_one_to_others_need_not(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device | str, waits: bool
+) -> None:
+    asked = {}
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: asked.update(how, where=where))
+    to_device(torch.zeros(1), device)
+    assert asked == {"where": (device,), "non_blocking": not waits}
 
 
 def test_short_segments_share_a_bucket_within_a_quarter_and_long_ones_at_one_length() -> None:
