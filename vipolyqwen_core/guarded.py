@@ -1,8 +1,9 @@
 """`python -m vipolyqwen_core.guarded STARTER COMMAND`: a command that does not outlive its starter.
 
 A launcher whose parent is killed with SIGKILL is never told. Linux tells it, when it is asked to beforehand;
-the wish survives the exec, so nothing is left of this process. `STARTER` is the number of the process that
-starts it: where that was killed before the wish was made, nothing is run.
+the wish survives the exec, so nothing is left of this process. On other systems a small process of its own
+watches. `STARTER` is the number of the process that starts it: where that was killed before the wish was
+made, nothing is run.
 
 The command leads a process group of its own. At Ctrl-C a terminal signals the whole group of the starter,
 which passes the signal on: here it would come twice, and at the second one torch's launcher no longer waits

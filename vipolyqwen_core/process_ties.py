@@ -27,9 +27,10 @@ def guarded(*command: str) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """Ask Linux to end this process, by SIGTERM, when its parent dies. The wish survives an exec.
+    """Have this process ended, by SIGTERM, when its parent dies. The wish survives an exec.
 
-    A SIGTERM that is ignored is so from whoever started all of this, and would void the wish.
+    Linux does it; elsewhere a process of its own watches the parent. A SIGTERM that is ignored is so from
+    whoever started all of this, and would void the wish.
 
     Raises:
         OSError: Linux refuses
@@ -37,10 +38,28 @@ def end_with_parent() -> None:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform != "linux":
-        return  # it has no prctl
+        _watch_aside(os.getppid(), os.getpid())
+        return
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl: {os.strerror(number)}")
+
+
+def _watch_aside(parent: int, watched: int) -> None:
+    """In a process of its own, which ends with the one that is watched: end that when its parent is gone."""
+    if os.fork():
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # who reads what the command prints shall see its end
+        os.dup2(nowhere, stream)
+    while os.getppid() == watched:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os.kill(watched, signal.SIGTERM)
+            break
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(0)
 
 
 def leave_with_parent() -> None:

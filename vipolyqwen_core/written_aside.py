@@ -97,12 +97,27 @@ def _is_being_written(aside: Path) -> bool:
 
 
 def _started(pid: int) -> int:
-    """When a living process started, in ticks from the boot; 0: there is none, or no Linux to tell it."""
+    """When a living process started, in ticks from the boot, 1 where no Linux tells it; 0: there is none."""
+    if sys.platform != "linux":
+        return int(_lives(pid))
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return 0 if state in "ZX" else int(numbers[18])
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process lives, or another one that has its number by now. Windows would end it, if asked."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

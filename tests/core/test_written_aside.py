@@ -131,7 +131,10 @@ def test_what_another_process_writes_is_left_alone_while_it_lives(tmp_path: Path
         assert writer.stdout.readline() == "ready\n"
         if is_killed:
             writer.kill()
-            os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried yet
+            if sys.platform == "linux":
+                os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried yet
+            else:
+                writer.wait()
         with written_aside(target) as aside:
             aside.mkdir()
             (aside / "inside").write_text("of this process")
@@ -153,6 +156,23 @@ def test_left_overs_go_whose_process_id_is_that_of_another_by_now(tmp_path: Path
         f".a1.txt.{os.getpid()}-1.abcd0123.partial",  # which is of another path
         "a[1].txt",
     ]
+
+
+def test_without_linux_a_living_process_is_known_by_its_number_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (os.getppid(), ended.pid):
+        (tmp_path / f".target.{pid}-1.abcd0123.partial").touch()
+    with written_aside(tmp_path / "target") as aside:
+        assert aside.name.startswith(f".target.{os.getpid()}-1.")
+        aside.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f".target.{os.getppid()}-1.abcd0123.partial",
+        "target",
+    }
 
 
 def test_what_finds_no_room_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed.launcher.api import LaunchConfig
 from typer.testing import CliRunner
@@ -286,15 +287,9 @@ def test_a_stop_on_one_of_two_machines_saves_and_the_same_lines_go_on(make_run):
 
 def processes_of(run: TrainingRun) -> list[int]:
     """Processes whose command line names the run."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (place / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if str(run.output / "run.json").encode() in line and alive(int(place.name)):
-            found.append(int(place.name))
-    return found
+    named = str(run.output / "run.json")
+    found = psutil.process_iter(["cmdline"])
+    return [process.pid for process in found if named in " ".join(process.info["cmdline"] or ())]
 
 
 STARTER = """
@@ -302,21 +297,31 @@ import signal, subprocess, sys, time
 from vipolyqwen_core.process_ties import guarded
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as who starts it may have it
 sleeper = "import time; print('up', flush=True); time.sleep(600)"
-child = subprocess.Popen(guarded(sys.executable, "-c", sleeper))
+line = guarded(sys.executable, "-c", sleeper)
+as_elsewhere = "import runpy, sys; sys.platform = {platform!r}; sys.argv[0] = '-'; "
+as_elsewhere += "runpy.run_module('vipolyqwen_core.guarded', run_name='__main__')"
+child = subprocess.Popen([line[0], "-c", as_elsewhere, *line[line.index("vipolyqwen_core.guarded") + 1:]])
 print(child.pid, flush=True)
 time.sleep(600)
 """
 
 
-def test_a_guarded_command_ends_with_a_starter_that_is_killed():
-    with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True) as starter:
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_guarded_command_ends_with_a_starter_that_is_killed(platform):
+    line = [sys.executable, "-c", STARTER.format(platform=platform)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         lines = {starter.stdout.readline().strip(), starter.stdout.readline().strip()}
         pid = int((lines - {"up"}).pop())
         assert alive(pid)
+        watchers = psutil.Process(pid).children()
+        assert len(watchers) == (platform == "darwin")
         starter.kill()
         starter.wait()
-    assert ends(pid), Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        assert starter.stdout.read() == ""  # nobody holds it any longer
+    assert ends(pid)
+    _, left = psutil.wait_procs(watchers, timeout=30)
+    assert not left
 
 
 def test_a_guarded_command_whose_starter_is_gone_already_is_not_run():
@@ -331,9 +336,8 @@ def test_a_guarded_command_whose_starter_is_gone_already_is_not_run():
 def alive(pid: int) -> bool:
     """Whether a process runs; one that waits to be reaped does not."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -368,4 +372,4 @@ def test_a_rank_that_hangs_leaves_when_its_launcher_is_gone():
         pid = int(starter.stdout.readline())
         assert alive(pid)
         starter.send_signal(signal.SIGKILL)
-    assert ends(pid), Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    assert ends(pid)
