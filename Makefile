@@ -23,6 +23,8 @@ help: ## show this list
 install: $(STAMP) ## create .venv and install everything that constraints.txt pins
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("$(PYTHON) is Python " + sys.version.split()[0] \
+	+ ", and 3.11 or newer is needed: add PYTHON=python3.13 to the command")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -49,8 +51,8 @@ format: $(STAMP) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ui: $(STAMP) ## open Dagster and MLflow over the workspace
-	$(BIN)/vipolyqwen ui
+ui: $(STAMP) ## open Dagster and MLflow over the workspace; UI_FLAGS="--mlflow-port 5001": not on port 5000
+	$(BIN)/vipolyqwen ui $(UI_FLAGS)
 
 bench: $(STAMP) ## run the benchmarks; figures of the last run are in tests/benchmarks/RESULTS.md
 	$(BIN)/python -m tests.benchmarks
