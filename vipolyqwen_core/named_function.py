@@ -1,12 +1,20 @@
 """Functions of one's own, as a manifest or a command names them: `package.module:function`."""
 
 import importlib
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
+
+_imported: dict[str, tuple[int, ...]] = {}
+"""What was told of the file of a module when it was imported."""
 
 
 def load_function(name: str, where: str) -> Callable[..., Any]:
-    """The function of that name; its module is imported.
+    """The function of that name, as the file of its module is now: a process may live for weeks.
 
     Args:
         where: what names it, for the sentence where there is none
@@ -15,7 +23,7 @@ def load_function(name: str, where: str) -> Callable[..., Any]:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
+        function = getattr(_import(module_name), function_name, None)
     except ImportError as error:
         raise ValueError(f"{where} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     except Exception as error:
@@ -23,6 +31,27 @@ def load_function(name: str, where: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{where}: module {module_name} has no function {function_name}")
     return function  # type: ignore[no-any-return]
+
+
+def _import(name: str) -> ModuleType:
+    """The module, imported again where its file has changed since."""
+    module = sys.modules.get(name)
+    if module is None:
+        stamp = _stamp(importlib.util.find_spec(name))
+        module = importlib.import_module(name)
+    elif (stamp := _stamp(module.__spec__)) != _imported.get(name, stamp):
+        module = importlib.reload(module)
+    _imported[name] = stamp  # not before: an import that failed is tried again
+    return module
+
+
+def _stamp(spec: ModuleSpec | None) -> tuple[int, ...]:
+    """Of the file; empty: there is none."""
+    try:
+        found = os.stat(spec.origin) if spec is not None and spec.origin is not None else None
+    except OSError:
+        return ()
+    return () if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def call_function(name: str, where: str) -> Any:

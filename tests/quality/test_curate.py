@@ -276,8 +276,10 @@ def lines(source, file):
     source = replace(write_source([]), format=Format.ADAPTER, adapter="adapter_of_test_curate:lines")
     curate(source, SETTINGS, workspace)
     assert curate(source, SETTINGS, workspace).reused
-    (tmp_path / "adapter_of_test_curate.py").write_text(code.replace("ANSWER", "Water."))
+    (tmp_path / "adapter_of_test_curate.py").write_text(code.replace("ANSWER", "Mostly water."))
     assert not curate(source, SETTINGS, workspace).reused
+    (target,) = pl.read_parquet(workspace.curated("corpus") / "pairs.parquet")["target"]
+    assert target == "Mostly water."  # in the process that had imported the other
 
 
 def test_the_same_files_give_the_same_tables(workspace, write_source, tmp_path) -> None:
