@@ -3,14 +3,16 @@
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import dagster as dg
+from pydantic import PrivateAttr
 
 from assets.moved_store import follow_move
 from vipolyqwen_core.config import EvaluationSettings, Recipe
@@ -37,11 +39,25 @@ class WorkspaceResource(dg.ConfigurableResource[Workspace]):
         return Workspace(Path(self.home))
 
 
+def _load_manifest(path: str | None, home: str) -> Manifest:
+    if path is not None:
+        return load_manifest(path)
+    from vipolyqwen_core.corpus.demo import write_demo_corpus
+
+    folder = Workspace(Path(home)).demo_corpus
+    return load_manifest(write_demo_corpus(folder), root=folder)
+
+
 class ManifestResource(dg.ConfigurableResource[Manifest]):
-    """The sources: a manifest file, or the built-in demo corpus."""
+    """The sources: a manifest file, or the built-in demo corpus. A run keeps those that it began with."""
 
     path: str | None
     home: str
+    _load: Callable[[str | None, str], Manifest] = PrivateAttr(default_factory=lambda: _load_manifest)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Dagster calls this on a copy, at the start of a run."""
+        self._load = cache(_load_manifest)
 
     def load(self) -> Manifest:
         """The manifest; the demo corpus is written first where it is asked for and absent.
@@ -49,12 +65,7 @@ class ManifestResource(dg.ConfigurableResource[Manifest]):
         Raises:
             ValueError: names the file, the source, the key and what was expected
         """
-        if self.path is not None:
-            return load_manifest(self.path)
-        from vipolyqwen_core.corpus.demo import write_demo_corpus
-
-        folder = Workspace(Path(self.home)).demo_corpus
-        return load_manifest(write_demo_corpus(folder), root=folder)
+        return self._load(self.path, self.home)
 
     def own_checks(self) -> tuple[str, ...]:
         """Names under which suites of the manifest's `expectations` report.
@@ -80,9 +91,15 @@ class ManifestResource(dg.ConfigurableResource[Manifest]):
 
 
 class RecipeResource(dg.ConfigurableResource[Recipe]):
-    """All settings of a run, by the name of a recipe."""
+    """All settings of a run, by the name of a recipe. It keeps those that it began with: one that is changed
+    while a model trains would leave that model without evaluation."""
 
     name: str
+    _load: Callable[[str], Recipe] = PrivateAttr(default_factory=lambda: load_recipe)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Dagster calls this on a copy, at the start of a run."""
+        self._load = cache(load_recipe)
 
     def load(self) -> Recipe:
         """The recipe.
@@ -90,7 +107,7 @@ class RecipeResource(dg.ConfigurableResource[Recipe]):
         Raises:
             ValueError: no such recipe
         """
-        return load_recipe(self.name)
+        return self._load(self.name)
 
 
 class MlflowResource(dg.ConfigurableResource["MlflowResource"]):
