@@ -46,6 +46,7 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
     """
     manifest = ManifestResource(path=sources, home=str(workspace.home))
     partitions = dg.StaticPartitionsDefinition(list(manifest.names()))
+    own_checks = manifest.own_checks()
     time_zone = time_zone_setting()
     return dg.Definitions(
         assets=[
@@ -53,14 +54,18 @@ def build_definitions(workspace: Workspace, sources: str | None, recipe: str) ->
             for asset in dg.load_assets_from_package_module(assets)
             if isinstance(asset, dg.AssetsDefinition)
         ],
-        asset_checks=[*source_checks(partitions, manifest.own_checks()), *model_checks()],
+        asset_checks=[*source_checks(partitions, own_checks), *model_checks()],
         jobs=[corpus_job(partitions), model_job(), rollback, pooling_ablation, prune],
         schedules=[
-            weekly_corpus(partitions, time_zone),
+            weekly_corpus(partitions, own_checks, time_zone),
             weekly_model(time_zone),
             weekly_prune(time_zone),
         ],
-        sensors=[changed_sources(partitions), accepted_data(partitions), failed_runs(failure_command())],
+        sensors=[
+            changed_sources(partitions, own_checks),
+            accepted_data(partitions),
+            failed_runs(failure_command()),
+        ],
         executor=signed_executor,
         resources={
             **model_resources(workspace, recipe),

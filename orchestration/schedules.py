@@ -1,18 +1,20 @@
 """Schedules, off until somebody turns them on in the UI. Their time zone is a setting of the environment."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import dagster as dg
 
 from assets.resources import ManifestResource
-from orchestration.sensors import RELOAD, unknown_sources
+from orchestration.sensors import OTHER_SUITES, RELOAD, unknown_sources
 
 PRUNE_CRON = "0 21 * * 6"
 CURATE_CRON = "0 22 * * 6"
 TRAIN_CRON = "0 2 * * 0"
 
 
-def weekly_corpus(sources: dg.PartitionsDefinition[str], time_zone: str) -> dg.ScheduleDefinition:
+def weekly_corpus(
+    sources: dg.PartitionsDefinition[str], own_checks: Collection[str], time_zone: str
+) -> dg.ScheduleDefinition:
     """Every Saturday night, each source of the manifest anew; one that has not changed is reused."""
 
     @dg.schedule(
@@ -24,7 +26,10 @@ def weekly_corpus(sources: dg.PartitionsDefinition[str], time_zone: str) -> dg.S
     )
     def schedule(
         context: dg.ScheduleEvaluationContext, manifest: ManifestResource
-    ) -> Iterator[dg.RunRequest]:
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        if set(manifest.own_checks()) != set(own_checks):
+            yield dg.SkipReason(OTHER_SUITES)
+            return
         day, described = f"{context.scheduled_execution_time:%Y-%m-%d}", manifest.load()
         unknown = unknown_sources(described, sources)
         if unknown:

@@ -76,7 +76,9 @@ class Cursor:
             del self.states[name], self.times[name]
 
 
-def changed_sources(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
+def changed_sources(
+    sources: dg.PartitionsDefinition[str], own_checks: Collection[str]
+) -> dg.SensorDefinition:
     """A source whose files, entry in the manifest or own suites have changed is curated to validated anew.
 
     Pictures under an `image_root` are not looked at: listing them at every tick would cost too much.
@@ -88,8 +90,12 @@ def changed_sources(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinitio
         minimum_interval_seconds=INTERVAL_SECONDS,
         description=changed_sources.__doc__,
     )
-    def sensor(context: dg.SensorEvaluationContext, manifest: ManifestResource) -> dg.SensorResult:
+    def sensor(
+        context: dg.SensorEvaluationContext, manifest: ManifestResource
+    ) -> dg.SensorResult | dg.SkipReason:
         described, cursor = manifest.load(), Cursor.of(context.cursor)
+        if set(manifest.own_checks()) != set(own_checks):
+            return dg.SkipReason(OTHER_SUITES)
         unknown = unknown_sources(described, sources)
         if unknown:
             context.log.warning(f"{', '.join(unknown)}: {RELOAD}")
@@ -161,6 +167,10 @@ def accepted_data(sources: dg.PartitionsDefinition[str]) -> dg.SensorDefinition:
 
 
 RELOAD = "new in the manifest; reload the code location, or start `vipolyqwen ui` again"
+OTHER_SUITES = (
+    "the manifest's `expectations` name other suites than before: reload the code location, or start "
+    "`vipolyqwen ui` again; until then runs of `corpus` lack the check of one, or fail for want of it"
+)
 
 
 def unknown_sources(manifest: Manifest, sources: dg.PartitionsDefinition[str]) -> list[str]:
