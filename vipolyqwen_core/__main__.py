@@ -35,7 +35,7 @@ from vipolyqwen_core.workspace import (
 USER_ERRORS = (ValueError, OSError)
 """What a user can mend: a wrong value, or a file, folder or disk that is not as it should be."""
 EXTRAS = {
-    **dict.fromkeys(("encode", "search", "export", "mine"), "search"),
+    **dict.fromkeys(("encode", "search", "export", "mine", "prune"), "search"),
     **dict.fromkeys(("train", "evaluate"), "train"),
 }
 """By command, the extra that brings what it needs above the base dependencies; the factory's: `pipeline`."""
@@ -61,7 +61,7 @@ class Commands(TyperGroup):
                 raise
             extra = EXTRAS.get(ctx.invoked_subcommand, "pipeline")
             brings = rf"which the extra `{extra}` brings: pip install '.\[{extra}]' in the checkout"
-            _complain(f"{one_sentence(error)}, {brings}")
+            _complain(rf"{one_sentence(error)}, {brings}, or 'WHEEL\[{extra}]'")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             complaints.print("Interrupted.")

@@ -210,6 +210,31 @@ def test_a_full_disk_apart_from_the_workspace_is_told_of(tmp_path: Path) -> None
     assert f" GB in {tmp_path / 'out'}" not in told_of_full_disk(error, Workspace(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "place", "extra"),
+    [
+        (["encode", "a"], "vipolyqwen_core.serving.current_export.read_current", "search"),
+        (["prune"], "vipolyqwen_core.pruning.leftovers", "search"),
+        (["evaluate", "run"], "vipolyqwen_core.training.run_file.read_run", "train"),
+    ],
+)
+def test_a_command_that_lacks_a_package_names_what_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], place: str, extra: str
+) -> None:
+    def lacks(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'absent_package'", name="absent_package.part")
+
+    monkeypatch.setattr(place, lacks)
+    monkeypatch.setattr(cli, "configure", lambda workspace: None)
+    monkeypatch.setenv("VIPOLYQWEN_HOME", str(tmp_path))
+    ended = CliRunner().invoke(cli.app, arguments)
+    assert ended.exit_code == 1
+    assert ended.stderr == (
+        f"error: No module named 'absent_package', which the extra `{extra}` brings: "
+        f"pip install '.[{extra}]' in the checkout, or 'WHEEL[{extra}]'\n"
+    )
+
+
 def test_a_command_in_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     program = (
