@@ -104,6 +104,11 @@ def test_nothing_runs_by_itself_until_it_is_turned_on(definitions: dg.Definition
     assert {sensor.default_status for sensor in sensors} == {dg.DefaultSensorStatus.STOPPED}
 
 
+def test_a_job_whose_process_was_lost_is_repeated_from_its_start(definitions: dg.Definitions) -> None:
+    for job in ("corpus", "model"):
+        assert definitions.resolve_job_def(job).run_tags["dagster/retry_strategy"] == "ALL_STEPS"
+
+
 def test_schedules_have_the_time_zone_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,13 +3,16 @@
 import errno
 import os
 import re
+import sqlite3
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.instance.config import PoolGranularity
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from sqlalchemy.exc import OperationalError
 
 from orchestration.definitions import build_definitions
 from orchestration.instance import PARTITION_TAG, SETTINGS, lacking, open_instance, write_settings
@@ -122,3 +125,24 @@ def test_a_lost_process_is_repeated_and_a_failed_step_is_not(workspace: Workspac
         assert instance.run_retries_enabled
         assert instance.run_retries_max_retries == 2
         assert not instance.run_retries_retry_on_asset_or_op_failure
+
+
+def test_a_lost_process_is_noticed_and_what_it_held_is_free_again(workspace: Workspace) -> None:
+    with open_instance(workspace) as instance:
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 60
+
+
+def test_one_step_at_a_time_holds_a_pool_and_not_the_whole_of_its_run(workspace: Workspace) -> None:
+    with open_instance(workspace) as instance:
+        pools = instance.get_concurrency_config().pool_config
+        assert (pools.pool_granularity, pools.default_pool_limit) == (PoolGranularity.OP, 1)
+
+
+def test_a_full_disk_is_no_reason_to_give_up_the_history_of_runs(workspace: Workspace) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    with (
+        pytest.raises(ValueError, match=r"cannot be used \(database or disk is full\)$"),
+        open_instance(workspace),
+    ):
+        raise OperationalError("INSERT", {}, full)

@@ -3,11 +3,24 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 
 from quality import data_report
-from quality.data_report import SCORE_BINS, TEMPLATE, FunnelRow, histograms
+from quality.curate import curate
+from quality.data_report import (
+    SCORE_BINS,
+    TEMPLATE,
+    FunnelRow,
+    failed_expectations,
+    funnel,
+    histograms,
+    whole_ledger,
+)
+from tests.quality.conftest import everything, instruction
+from vipolyqwen_core.config import CurationSettings
 
 
 def rows_of(
@@ -73,3 +86,56 @@ def test_tables_scroll_by_themselves_on_a_narrow_screen_and_are_whole_in_print()
     )
     assert ".scroll { overflow-x: auto" in page
     assert ".scroll { overflow: visible }" in page.partition("@media print {")[2]
+
+
+def test_the_funnel_counts_what_each_stage_made_of_the_version_that_the_training_set_holds(
+    workspace, write_source, build
+) -> None:
+    records = [*[instruction(number) for number in range(9)], "{", "[", {**instruction(9), "output": ""}]
+    summary = build(write_source(records))
+    curate(write_source([instruction(20)]), CurationSettings(), workspace)  # not validated yet
+    rows = everything(workspace)
+    train, evaluates = (rows.filter(split=split).height for split in ("train", "eval"))
+    assert train > evaluates > 0
+    (row,) = funnel(workspace, summary)
+    assert row == FunnelRow(
+        "corpus", records=12, unread=2, read=10, curated=9, tagged=9, validated=9, train=train, eval=evaluates
+    )
+    rules = set(whole_ledger(workspace, summary).collect()["rule"])
+    assert rules == {"broken_json", "empty_target"}
+
+
+def test_pairs_are_counted_over_all_that_a_row_of_a_table_stands_for() -> None:
+    rows = pl.LazyFrame(
+        {
+            "source": ["a", "a", "b", "b"],
+            "task": ["ocr"] * 4,
+            "language": ["vi", "en", "vi", "vi"],
+            "split": ["train", "train", "train", "eval"],
+        }
+    )
+    (by_task,) = data_report._pivot(data_report._counts(rows), ["task"], ["ocr"])
+    assert by_task["names"] == ("ocr",)
+    assert by_task["cells"] == {
+        ("vi", "train"): 2, ("vi", "eval"): 1, ("en", "train"): 1, ("all", "train"): 3, ("all", "eval"): 1,
+    }  # fmt: skip
+
+
+def test_a_rule_is_counted_over_all_sources_and_in_each() -> None:
+    ledger = pl.LazyFrame(
+        {"stage": ["read"] * 3, "rule": ["empty_file"] * 3, "source": ["a", "b", "b"], "reason": ["why"] * 3}
+    )
+    (found,) = data_report._rejects(ledger)
+    assert (found["rows"], found["sentence"]) == (3, "The file holds no records.")
+    assert found["sources"] == [{"source": "b", "rows": 2}, {"source": "a", "rows": 1}]
+
+
+def test_expectations_that_were_not_met_are_named_with_their_source(workspace, monkeypatch) -> None:
+    lines = [{"expectation": name, "success": name == "met"} for name in ("met", "not met")]
+    stage = SimpleNamespace(details={"expectations": lines})
+    monkeypatch.setattr(data_report, "held_stages", lambda *_: {"corpus": [workspace.home] * 3})
+    monkeypatch.setattr(data_report, "read_stage", lambda _: stage)
+    unused: Any = None
+    assert failed_expectations(workspace, unused) == [
+        {"source": "corpus", "expectation": "not met", "success": False}
+    ]

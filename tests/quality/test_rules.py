@@ -100,6 +100,66 @@ def test_limits_are_those_of_the_task() -> None:
     }
 
 
+EVERYDAY = CurationSettings()
+
+
+def rule_of(settings: CurationSettings = EVERYDAY, **columns: object) -> str | None:
+    """The rule that one row fails first."""
+    row = {"task": "instr", "query": "Câu này nói gì?", "target": "Một câu.", "score": None, **columns}
+    schema = {"score": pl.Float32, "query_images": pl.List(pl.String), "target_images": pl.List(pl.String)}
+    rows = pl.DataFrame([{"query_images": None, "target_images": None, **row}], schema_overrides=schema)
+    rule: str | None = first_failure(rows, row_rules(settings))["rule"].item()
+    return rule
+
+
+def test_texts_are_kept_up_to_their_limits() -> None:
+    settings = CurationSettings(min_chars=5, max_chars=8)
+    sides = {"query": "12345", "target": "12345678"}
+    assert rule_of(settings, **sides) is None
+    assert rule_of(settings, **{**sides, "query": "1234"}) == "query_too_short"
+    assert rule_of(settings, **{**sides, "target": "123456789"}) == "target_too_long"
+    assert rule_of(target="是") is None
+
+
+def test_a_side_with_a_picture_may_say_less_than_one_without() -> None:
+    settings = CurationSettings(min_chars=5)
+    assert rule_of(settings, task="ocr", query="Gì?", query_images=["id"]) is None
+    assert rule_of(settings, query="Gì?") == "query_too_short"
+
+
+@pytest.mark.parametrize(
+    ("score", "rule"),
+    [
+        (0.0, None),
+        (1.0, None),
+        (-0.01, "score_out_of_range"),
+        (1.01, "score_out_of_range"),
+        (float("nan"), "score_out_of_range"),
+    ],
+)
+def test_a_score_lies_between_zero_and_one(score: float, rule: str | None) -> None:
+    assert rule_of(task="text_pair", score=score) == rule
+
+
+def test_of_several_rules_that_a_row_fails_the_first_is_named() -> None:
+    settings = CurationSettings(max_chars=100)
+    assert rule_of(settings, task="ocr", query="ha " * 50, target="") == "no_picture"
+    assert rule_of(settings, target="ha " * 50) == "target_too_long"
+
+
+def test_a_target_that_shows_a_picture_besides_is_no_repetition_of_its_query() -> None:
+    same = {"query": "Một con mèo.", "target": "Một con mèo."}
+    assert rule_of(**same) == "answer_in_query"
+    assert rule_of(**same, target_images=["id"]) is None
+
+
+def test_what_is_said_twice_is_not_repeated_and_two_lost_letters_are_a_slip() -> None:
+    twice = "Câu này dài và được nói hai lần, như ở cuối một bức thư hay một bài hát nào đó.\n" * 2
+    assert repetition_share(twice) < 0.5
+    assert rule_of(target="Ti?ng Vi?t") is None
+    assert rule_of(target="Ti?ng Vi?t r?t") == "undecoded_target"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

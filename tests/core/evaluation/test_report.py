@@ -46,6 +46,29 @@ def test_one_line_of_metrics_is_drawn_as_a_dot(monkeypatch: pytest.MonkeyPatch) 
     assert dots == [("o", [2.0]), ("o", [1.5])]
 
 
+def test_bars_are_of_the_recall_that_stands_above_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_data_uri", lambda figure: drawn.append(figure) or "data:")
+    found = evaluation(pool(recall=0.5))
+    plots.recall_bars(found.pools, found.labels)
+    widths = {axes.get_title("left"): [bar.get_width() for bar in axes.patches] for axes in drawn[0].axes}
+    assert widths == {"recall@1": [0.5, 0.5, 0.02, 0.3], "recall@10": [0.8] * 4}
+
+
+def test_histograms_tell_right_pairs_from_others_also_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_data_uri", lambda figure: drawn.append(figure) or "data:")
+    cosines = {"right pairs": [0.25, 0.9], "other pairs": [-0.5, 0.1]}
+    plots.similarity_histograms({"ocr/vi": (np.array([0.25, 0.9]), np.array([-0.5, 0.1]))})
+    for bars in drawn[0].axes[0].patches:
+        heights, edges, _ = bars.get_data()
+        assert heights[heights > 0].tolist() == [0.5, 0.5]
+        assert edges[:-1][heights > 0] == pytest.approx(
+            cosines.pop(bars.get_label()), abs=edges[1] - edges[0]
+        )
+    assert not cosines
+
+
 def test_few_right_pairs_are_all_in_the_histogram() -> None:
     vectors = RowVectors(np.arange(9, dtype=np.float32).reshape(3, 3), np.eye(3, dtype=np.float32))
     right, other = similarities(pool_of(np.eye(3, dtype=bool)), vectors, seed=0)

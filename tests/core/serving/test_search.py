@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.core.serving.conftest import DAMAGES, SETTINGS, run_export
+from tests.core.serving.conftest import DAMAGES, SETTINGS, rows_of, run_export
 from tests.core.small_training_set import SmallPair, picture, some_pairs
 from vipolyqwen_core import ViPolyQwenEmbedder
 from vipolyqwen_core.serving import search as search_module
@@ -60,6 +60,29 @@ def test_the_same_question_on_another_picture_is_another_hit(workspace: Workspac
 def test_a_filter_narrows_the_search(workspace: Workspace) -> None:
     hits = search(workspace, "yes", top=5, where="language = 'vi' AND side = 'target'")
     assert {(hit.language, hit.side) for hit in hits} == {("vi", "target")}
+
+
+def test_scores_are_cosines_with_the_query(workspace: Workspace, tiny_model_dir: Path) -> None:
+    asked = ViPolyQwenEmbedder.from_pretrained(tiny_model_dir).encode("yes").reshape(-1)
+    cosines = {(row["sample_id"], row["side"]): row["embedding"] @ asked for row in rows_of(workspace)}
+    hits = search(workspace, "yes", top=20)
+    expected = [cosines[hit.sample_id, hit.side] for hit in hits]
+    assert [hit.score for hit in hits] == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < 0.99
+
+
+def test_what_a_filter_leaves_is_looked_for_in_all_of_the_index(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearest, filtered = search_module.nearest, []
+
+    def spied(*arguments: Any, is_filtered: bool) -> Any:
+        filtered.append(is_filtered)
+        return nearest(*arguments, is_filtered=is_filtered)
+
+    monkeypatch.setattr(search_module, "nearest", spied)
+    search(workspace, "yes", top=3, where="side = 'query'")
+    assert filtered == [True]
 
 
 def test_brackets_in_a_string_are_none(workspace: Workspace) -> None:
