@@ -105,6 +105,15 @@ def test_the_funnel_counts_what_each_stage_made_of_the_version_that_the_training
     assert rules == {"broken_json", "empty_target"}
 
 
+def test_what_the_training_set_left_out_is_in_the_ledger_of_the_report(
+    workspace, write_source, build
+) -> None:
+    records = [instruction(number) for number in range(4)]
+    summary = build(write_source(records), write_source([*records[:1], instruction(9)], name="other"))
+    left_out = whole_ledger(workspace, summary).collect().select("stage", "rule").rows()
+    assert left_out == [("training_set", "exact_duplicate")]
+
+
 def test_pairs_are_counted_over_all_that_a_row_of_a_table_stands_for() -> None:
     rows = pl.LazyFrame(
         {
