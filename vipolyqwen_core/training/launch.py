@@ -19,7 +19,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from vipolyqwen_core.config import TrainingRun
 from vipolyqwen_core.process_ties import SECONDS_TO_SAVE, guarded
@@ -31,6 +33,8 @@ from vipolyqwen_core.usable_cores import usable_cores
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Variable of torch's launcher: seconds between the signal that it passes on to its ranks and SIGKILL."""
 
+NEEDED: Final = ("accelerate", "dagster_pipes", "mlflow", "psutil", "scipy")
+"""What each rank imports of the extra `train`."""
 TRACEBACK_BYTES = 65_536
 """A long traceback."""
 
@@ -76,10 +80,14 @@ def launch(run: TrainingRun) -> None:
         KeyboardInterrupt: it was told to stop
         TrainingFailed: with the traceback of the rank that failed first
         ValueError: what is finished there is the run of other data or settings
+        ModuleNotFoundError: the extra `train` is not installed
     """
     if (finished := read_result(run.output)) is not None:
         refuse_other_trajectory(run.output, finished.trajectory, trajectory(run))
         return
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     with _sigterm_interrupts(), subprocess.Popen(launch_command(run)) as launcher:
         try:
             launcher.wait()

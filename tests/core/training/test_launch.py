@@ -324,6 +324,15 @@ def test_a_guarded_command_ends_with_a_starter_that_is_killed(platform):
     assert not left
 
 
+def test_a_package_that_ranks_need_is_missed_before_they_start(make_run, monkeypatch):
+    find = launch_module.find_spec
+    monkeypatch.setattr(launch_module, "find_spec", lambda name: None if name == "psutil" else find(name))
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ModuleNotFoundError) as missed:  # the command says which extra brings it
+        launch(make_run())
+    assert missed.value.name == "psutil"
+
+
 def test_a_guarded_command_whose_starter_is_gone_already_is_not_run():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
