@@ -177,6 +177,13 @@ def test_a_step_runs_as_soon_as_the_pool_is_free(workspace: Workspace, start: St
         assert waiter.says("RAN")
 
 
+def test_a_pool_has_slots_again_after_a_wipe_of_the_runs(workspace: Workspace, start: Start) -> None:
+    with open_instance(workspace) as instance:
+        hold(instance)
+        instance.wipe()
+        assert start(IN_A_TERMINAL).says("RAN")
+
+
 def test_a_holder_that_died_is_closed_while_others_wait(workspace: Workspace, start: Start) -> None:
     with open_instance(workspace) as instance:
         holder = hold(instance)
