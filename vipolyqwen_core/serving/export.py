@@ -117,8 +117,10 @@ def export(
         is_stale = update.changed or _metadata(parquet) != metadata
         wanted = _wanted_indices(table, settings)
         complete = all(_is_indexed(table, column) for column in wanted)
-        if wanted and (is_stale or not complete):
-            _index(table, wanted, KEPT_VERSIONS if staging is None else AT_ONCE)
+        if is_stale or not complete:
+            _index(table, wanted)
+        # many small files become few large ones; and time has passed, also where nothing has changed
+        table.optimize(cleanup_older_than=KEPT_VERSIONS if staging is None else AT_ONCE)
         if is_stale:
             _write_parquet(table, parquet, metadata)
         rows, indexed = table.count_rows(), _is_indexed(table, "embedding")
@@ -249,10 +251,8 @@ def _wanted_indices(table: Table, settings: ExportSettings) -> dict[str, FTS | I
     return {"text": words, "embedding": _vector_index(table.schema.field("embedding").type.list_size)}
 
 
-def _index(table: Table, wanted: dict[str, FTS | IvfRq | IvfSq], kept: timedelta) -> None:
-    """Make the indices that lack; what was added joins those that stand.
-
-    Many small files become few large ones; those that were replaced longer than `kept` ago are removed.
+def _index(table: Table, wanted: dict[str, FTS | IvfRq | IvfSq]) -> None:
+    """Make the indices that lack; `optimize` adds to those that stand what was added to the table.
 
     One that lacks more rows than it has is made anew: that takes less time, and its partitions fit the rows.
     """
@@ -261,7 +261,6 @@ def _index(table: Table, wanted: dict[str, FTS | IvfRq | IvfSq], kept: timedelta
         found = table.index_stats(names[column]) if column in names else None
         if found is None or found.num_unindexed_rows > found.num_indexed_rows:
             table.create_index(column, config=config, replace=True)
-    table.optimize(cleanup_older_than=kept)
 
 
 def _vector_index(dim: int) -> IvfRq | IvfSq:
