@@ -5,9 +5,7 @@ one sentence and exit code 1; `--debug` shows the traceback instead.
 """
 
 import os
-import sys
 from importlib import import_module
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +19,13 @@ from vipolyqwen_core import __version__
 from vipolyqwen_core.contract import Task
 from vipolyqwen_core.first_process import heed_sigterm
 from vipolyqwen_core.full_disk import sign_of_full_disk, told_of_full_disk
+from vipolyqwen_core.own_packages import has_factory, put_own_packages_first
 from vipolyqwen_core.standard_streams import open_closed_streams, outlive_terminal
 from vipolyqwen_core.workspace import (
     Workspace,
     configure,
     current_workspace,
     hide_loading_bars,
-    lead_children,
     manifest_setting,
     recipe_setting,
 )
@@ -39,11 +37,9 @@ EXTRAS = {
     **dict.fromkeys(("train", "evaluate"), "train"),
 }
 """By command, the extra that brings what it needs above the base dependencies; the factory's: `pipeline`."""
+OF_THE_FACTORY = ("demo", "run", "sources", "trace", "rollback", "ui")
+"""Commands that only a checkout has."""
 DEBUG = "debug"
-ROOT = Path(__file__).parents[1]
-"""Folder of the checkout, or of what is installed."""
-FACTORY = ("orchestration", "assets", "quality")
-"""Packages of the factory, which a checkout has beside the core."""
 
 output = Console()
 complaints = Console(stderr=True)
@@ -51,6 +47,13 @@ complaints = Console(stderr=True)
 
 class Commands(TyperGroup):
     """Commands whose failures end in one sentence."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is named."""
+        if args[0] in OF_THE_FACTORY and not has_factory():
+            _complain(f"{args[0]!r} is a command of the factory, which runs from its checkout alone")
+            raise typer.Exit(1)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -419,30 +422,10 @@ def main() -> None:
     app()
 
 
-def put_own_packages_first() -> None:
-    """Let no package of somebody's own project take the place of the factory's, whose names are common words.
-
-    In this process they would come from PYTHONPATH, in its children from the current folder too.
-    """
-    hidden = _has_factory() and not all(_is_own(find_spec(name)) for name in FACTORY)
-    if hidden:
-        sys.path.insert(0, str(ROOT))
-    lead_children(ROOT if hidden else None)
-
-
 def mount_factory() -> None:
     """Add the factory's commands where its packages lie beside this one: the sole look upward."""
-    if _has_factory():
+    if has_factory():
         import_module("orchestration.commands").mount(app)
-
-
-def _has_factory() -> bool:
-    return (ROOT / "orchestration" / "commands.py").is_file()
-
-
-def _is_own(package: ModuleSpec | None) -> bool:
-    file = package and package.origin
-    return bool(file) and Path(str(file)).resolve().is_relative_to(ROOT.resolve())
 
 
 if __name__ == "__main__":

@@ -6,14 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from orchestration.commands import mount
 from vipolyqwen_core import __main__ as command
+from vipolyqwen_core import own_packages
 
 ROOT = Path(__file__).parents[2]
 PRINT = "import queue, assets, quality; print(queue.__file__, assets.__file__, quality.__file__, sep='\\n')"
 SCRIPT = f"""
 import subprocess, sys
-from vipolyqwen_core.__main__ import put_own_packages_first
+from vipolyqwen_core.own_packages import put_own_packages_first
 
 put_own_packages_first()
 {PRINT}
@@ -60,8 +65,19 @@ def test_with_the_model_alone_a_package_of_the_name_is_not_taken_for_the_factory
 ) -> None:
     monkeypatch.syspath_prepend(own_project(tmp_path))
     (tmp_path / "queue.py").unlink()
-    monkeypatch.setattr(command, "ROOT", tmp_path / "site-packages")
+    monkeypatch.setattr(own_packages, "ROOT", tmp_path / "site-packages")
     mounted: list[str] = []
     monkeypatch.setattr(command, "import_module", mounted.append)
     command.mount_factory()
     assert mounted == []
+    for name in command.OF_THE_FACTORY:
+        ended = CliRunner().invoke(command.app, [name, "--help"])
+        assert ended.exit_code == 1
+        assert ended.stderr.startswith(f"error: '{name}' is a command of the factory, which runs from its")
+    assert CliRunner().invoke(command.app, ["rum"]).exit_code == 2
+
+
+def test_the_commands_that_a_wheel_lacks_are_those_of_the_factory() -> None:
+    mounted = typer.Typer()
+    mount(mounted)
+    assert sorted(get_command(mounted).commands) == sorted(command.OF_THE_FACTORY)
