@@ -49,6 +49,7 @@ def _watch_aside(parent: int, watched: int) -> None:
     """In a process of its own, which ends with the one that is watched: end that when its parent is gone."""
     if os.fork():
         return
+    os.setpgid(0, 0)  # a terminal's Ctrl-C is not for it
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):  # who reads what the command prints shall see its end
         os.dup2(nowhere, stream)

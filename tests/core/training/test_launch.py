@@ -316,6 +316,9 @@ def test_a_guarded_command_ends_with_a_starter_that_is_killed(platform):
         assert alive(pid)
         watchers = psutil.Process(pid).children()
         assert len(watchers) == (platform == "darwin")
+        for watcher in watchers:  # a terminal's Ctrl-C would end it before what it watches
+            while os.getpgid(watcher.pid) != watcher.pid:
+                time.sleep(0.05)
         starter.kill()
         starter.wait()
         assert starter.stdout.read() == ""  # nobody holds it any longer
