@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any
 
 _imported: dict[str, tuple[int, ...]] = {}
 """What was told of the file of a module when it was imported."""
+_one_at_a_time = threading.RLock()
 
 
 def load_function(name: str, where: str) -> Callable[..., Any]:
@@ -23,7 +25,7 @@ def load_function(name: str, where: str) -> Callable[..., Any]:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(_import(module_name), function_name, None)
+        function = getattr(_current_module(module_name), function_name, None)
     except ImportError as error:
         raise ValueError(f"{where} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     except Exception as error:
@@ -33,16 +35,20 @@ def load_function(name: str, where: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _import(name: str) -> ModuleType:
-    """The module, imported again where its file has changed since."""
-    module = sys.modules.get(name)
-    if module is None:
-        stamp = _stamp(importlib.util.find_spec(name))
+def _current_module(name: str) -> ModuleType:
+    """The module, imported anew where its file has changed since: a reload would keep the names of before."""
+    with _one_at_a_time:
+        if (module := sys.modules.get(name)) is not None:
+            stamp = _stamp(module.__spec__)
+            if _imported.setdefault(name, stamp) == stamp:
+                return importlib.import_module(name)  # waits where another thread is at it
+            for old in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+                del sys.modules[old]
+        importlib.invalidate_caches()
+        stamp = _stamp(importlib.util.find_spec(name))  # before: what is written meanwhile is another
         module = importlib.import_module(name)
-    elif (stamp := _stamp(module.__spec__)) != _imported.get(name, stamp):
-        module = importlib.reload(module)
-    _imported[name] = stamp  # not before: an import that failed is tried again
-    return module
+        _imported[name] = stamp
+        return module
 
 
 def _stamp(spec: ModuleSpec | None) -> tuple[int, ...]:
