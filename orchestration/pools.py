@@ -22,7 +22,7 @@ def wait_for_pool(instance: dg.DagsterInstance, event: dg.DagsterEvent, run_id: 
     """Where an event says that a step is blocked by a pool: sleep until it is the step's turn.
 
     Dagster itself waits in a loop that takes a whole core, and that neither Ctrl-C nor a cancellation ends.
-    Whoever holds the pool and is dead is closed meanwhile, and slots that are gone are made again.
+    Whoever holds the pool and is dead is closed meanwhile.
 
     Raises:
         DagsterExecutionInterruptedError: somebody stopped the run
@@ -33,19 +33,10 @@ def wait_for_pool(instance: dg.DagsterInstance, event: dg.DagsterEvent, run_id: 
     with raise_execution_interrupts():
         while is_waiting(instance, pool, run_id):
             close_interrupted_runs(instance)
-            _restore_slots(instance, pool)
             if (holders := ", ".join(pool_holders(instance, pool))) and holders != said:
                 say(f"{event.step_key} waits for the pool {pool}: {holders}")
                 said = holders
             time.sleep(POLL_SECONDS)
-
-
-def _restore_slots(instance: dg.DagsterInstance, pool: str) -> None:
-    """`dagster run wipe` deletes the slots of a pool and not its limit: nobody would ever have its turn."""
-    storage = instance.event_log_storage
-    found = storage.get_concurrency_info(pool)
-    if found.limit is not None and found.slot_count < found.limit:
-        storage.set_concurrency_slots(pool, found.limit)
 
 
 def blocking_pool(event: dg.DagsterEvent) -> str | None:

@@ -40,6 +40,8 @@ def process_tags(run_id: str) -> dict[str, str]:
 def close_interrupted_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs as failed whose process on this machine is gone; free the pools they held. Returns their ids.
 
+    Pools that have lost their slots get them back: nobody would ever have its turn.
+
     A killed process cannot say so itself, and neither can a killed code server say it of its runs; the slot
     in a pool would keep every later run waiting. So would the slot of a run that failed while Dagster could
     not write, as on a full disk, that it was free. Runs of other machines, and runs that carry no tags of
@@ -56,6 +58,9 @@ def close_interrupted_runs(instance: dg.DagsterInstance) -> list[str]:
             instance.report_run_failed(run, message="The process of this run ended without a word.")
         closed.append(run.run_id)
     storage = instance.event_log_storage
+    for pool in storage.get_pool_limits():  # `dagster run wipe` deletes the slots and not the limit
+        if storage.get_concurrency_info(pool.name).slot_count < pool.limit:
+            storage.set_concurrency_slots(pool.name, pool.limit)
     for run_id in storage.get_concurrency_run_ids():
         holder = instance.get_run_by_id(run_id)
         if holder is not None and holder.is_finished and process_is_gone(holder):
