@@ -23,7 +23,7 @@ help: ## show this list
 install: $(STAMP) ## create .venv and install everything that constraints.txt pins
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("$(PYTHON) is Python " + sys.version.split()[0] \
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit(sys.executable + " is Python " + sys.version.split()[0] \
 	+ ", and 3.11 or newer is needed: add PYTHON=python3.13 to the command")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools

@@ -49,7 +49,7 @@ def _load_manifest(path: str | None, home: str) -> Manifest:
 
 
 class ManifestResource(dg.ConfigurableResource[Manifest]):
-    """The sources: a manifest file, or the built-in demo corpus. A run keeps those that it began with."""
+    """The sources: a manifest file, or the built-in demo corpus. A run keeps what its first step read."""
 
     path: str | None
     home: str
@@ -91,8 +91,8 @@ class ManifestResource(dg.ConfigurableResource[Manifest]):
 
 
 class RecipeResource(dg.ConfigurableResource[Recipe]):
-    """All settings of a run, by the name of a recipe. It keeps those that it began with: one that is changed
-    while a model trains would leave that model without evaluation."""
+    """All settings of a run, by the name of a recipe. It keeps what its first step read: a recipe that is
+    changed while a model trains would leave that model without evaluation."""
 
     name: str
     _load: Callable[[str], Recipe] = PrivateAttr(default_factory=lambda: load_recipe)
