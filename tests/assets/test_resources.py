@@ -11,7 +11,7 @@ from vipolyqwen_core.config import to_json
 from vipolyqwen_core.recipes import demo
 
 
-def test_a_run_keeps_the_recipe_and_the_sources_that_it_began_with(tmp_path: Path) -> None:
+def test_a_run_keeps_the_recipe_and_the_sources_that_its_first_step_read(tmp_path: Path) -> None:
     path, sources = tmp_path / "recipe.json", tmp_path / "manifest.yaml"
 
     def write(name: str) -> None:

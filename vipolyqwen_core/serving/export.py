@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 
 KEPT_VERSIONS: Final = timedelta(days=7)
 """How long the table as it was before an update in place can still be read: an open handle stays with its
-version. Files of an older one are removed by the next export. Not so where another
-model version, a new champion or a rollback, is swapped in: a second copy of the vectors doubles the disk."""
+version. Files of an older one are removed by the next export. Not so where another model version, a new
+champion or a rollback, is swapped in: a second copy of the vectors doubles the disk."""
 AT_ONCE: Final = timedelta(milliseconds=1)
 """In place of it where a table was made aside, which nobody reads yet. LanceDB warns of 0."""
 PARQUET_ROWS: Final = 16_384
